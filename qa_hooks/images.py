@@ -1,0 +1,260 @@
+"""Images: layouts, value ranges, grey conversions, files. The only module that knows about ranges.
+
+A range is declared once and never guessed from data: `value_range=(lo, hi)` says what the numbers of an `(N, C, H, W)`
+tensor mean. Everything inside the package works on `[0, 1]`; `to_unit` is the one conversion, and it is linear, so that
+gradients flow through it and overshoots survive it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Range = tuple[float, float]
+
+# MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
+GREY_WEIGHTS = (0.298936021293775, 0.587043074451121, 0.114020904255103)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def check_range(value_range: Sequence[float]) -> Range:
+    """A declared range as two finite floats, low before high; `ValueError` otherwise."""
+    try:
+        low, high = (float(v) for v in value_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"value_range must be two numbers such as (0, 1) or (-1, 1), got {value_range!r}") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range must be finite with low < high, got ({low:g}, {high:g})")
+    return low, high
+
+
+def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
+    """Check that `images` is a non-empty `(N, C, H, W)` tensor; return it.
+
+    Args:
+        name: the argument's name, for the message.
+        images: what arrived.
+        floating: refuse integer tensors (they carry no gradient) with the conversion in the message.
+
+    Raises:
+        TypeError: not a tensor, or not a floating one where a gradient is needed.
+        ValueError: not four-dimensional, or empty.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (N, C, H, W), got {type(images).__name__}")
+    if images.ndim != 4:
+        raise ValueError(f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(images.shape)}")
+    if floating and not images.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
+            f"convert with `{name}.float() / 255` and declare value_range=(0, 1)"
+        )
+    return images
+
+
+def check_pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise `ValueError` unless two image tensors agree in shape and device."""
+    if a.shape != b.shape:
+        raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.device != b.device:
+        raise ValueError(f"{name_a} and {name_b} must be on one device, got {a.device} and {b.device}")
+
+
+def to_unit(images: Tensor, value_range: Range) -> Tensor:
+    """Map the declared range linearly to [0, 1]; nothing is clamped. uint8 tensors are divided by 255."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    low, high = value_range
+    return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """`(N, 3, H, W)` RGB or `(N, 1, H, W)` grey -> `(N, 1, H, W)`, with MATLAB's rgb2gray weights (sum 1).
+
+    Raises:
+        ValueError: neither 1 nor 3 channels.
+
+    Example:
+        >>> to_grey(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    channels = images.shape[1]
+    if channels == 1:
+        return images
+    if channels != 3:
+        raise ValueError(f"a grey conversion needs 1 or 3 channels, got {channels} (shape {tuple(images.shape)})")
+    red, green, blue = GREY_WEIGHTS
+    return red * images[:, 0:1] + green * images[:, 1:2] + blue * images[:, 2:3]
+
+
+class RangeGuard:
+    """Checks the numbers of the first three batches against the declared range; after that it costs nothing.
+
+    `data` (real images, targets) outside the range by more than 1 % or non-finite raise. `prediction`s that are
+    non-finite raise; predictions that look like another convention warn once, because an overshoot is normal while
+    training. The check reads values, so it synchronises a GPU; after three calls it returns at once.
+    """
+
+    CALLS = 3
+
+    def __init__(self, value_range: Range) -> None:
+        self.value_range = value_range
+        self.calls = 0
+        self.warned = False
+
+    def __call__(self, *, data: dict[str, Tensor] | None = None, predictions: dict[str, Tensor] | None = None) -> None:
+        if self.calls >= self.CALLS:
+            return
+        self.calls += 1
+        for name, images in (data or {}).items():
+            self._check_data(name, images)
+        for name, images in (predictions or {}).items():
+            self._check_prediction(name, images)
+
+    def _extrema(self, name: str, images: Tensor) -> Range:
+        with torch.no_grad():
+            low, high = (float(v) for v in torch.aminmax(images.detach().float()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name} holds non-finite values (minimum {low}, maximum {high})")
+        return low, high
+
+    def _check_data(self, name: str, images: Tensor) -> None:
+        if images.dtype == torch.uint8:
+            return
+        (low, high), (declared_low, declared_high) = self._extrema(name, images), self.value_range
+        slack = 0.01 * (declared_high - declared_low)
+        if low < declared_low - slack or high > declared_high + slack:
+            raise ValueError(
+                f"{name} lies in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) was "
+                "declared; declare the range that the images have, or convert them"
+            )
+
+    def _check_prediction(self, name: str, images: Tensor) -> None:
+        if images.dtype == torch.uint8:
+            return
+        (low, high), (declared_low, declared_high) = self._extrema(name, images), self.value_range
+        half = (declared_high - declared_low) / 2
+        outside = low <= declared_low - half or high >= declared_high + half
+        unit_under_symmetric = (declared_low, declared_high) == (-1.0, 1.0) and low >= 0.0 and 0.9 <= high <= 1.01
+        if (outside or unit_under_symmetric) and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{name} lies in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g}): "
+                "if that is another convention and not an overshoot, declare the range that the images have",
+                stacklevel=4,
+            )
+
+
+def as_tensor(images: Any) -> Tensor:
+    """Images in any common form -> `(N, C, H, W)`: a tensor stays as it is, PIL images and uint8 arrays become uint8.
+
+    Accepts a tensor `(N, C, H, W)` or `(C, H, W)`, a PIL image, a NumPy array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`
+    of uint8 in [0, 255] or float in the declared range, or a list of any of these with one size. For places where
+    nothing is differentiated: monitors, fitting, files.
+
+    Raises:
+        TypeError: an unknown type.
+        ValueError: sizes that differ, a layout that cannot be read, or an empty list.
+
+    Example:
+        >>> as_tensor(np.zeros((5, 7, 3), dtype=np.uint8)).shape
+        torch.Size([1, 3, 5, 7])
+    """
+    if isinstance(images, Tensor):
+        return check_images("images", images[None] if images.ndim == 3 else images, floating=False)
+    if isinstance(images, np.ndarray):
+        return _from_array(images)
+    if type(images).__module__.startswith("PIL."):
+        return _from_pil(images)
+    if isinstance(images, Iterable):
+        parts = [as_tensor(image) for image in images]
+        if not parts:
+            raise ValueError("images is empty")
+        if len({part.shape[1:] for part in parts}) > 1:
+            shapes = sorted({tuple(part.shape[1:]) for part in parts})
+            raise ValueError(f"images of one batch must have one size, got {shapes}")
+        return torch.cat(parts)
+    raise TypeError(f"images must be a tensor, a NumPy array, PIL images or a list of them, got {type(images).__name__}")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.ndim == 2:
+        array = array[None, :, :, None]
+    elif array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise ValueError(f"a NumPy image must be (H, W), (H, W, C) or (N, H, W, C) with C = 1 or 3, got {array.shape}")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"a NumPy image must be uint8 or floating point, got {array.dtype}")
+    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    return check_images("images", tensor, floating=False)
+
+
+def _from_pil(image: Any) -> Tensor:
+    mode = "L" if image.mode in ("L", "1") else "RGB"
+    return _from_array(np.asarray(image.convert(mode)))
+
+
+def load_image(path: str | Path) -> Tensor:
+    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return _from_pil(image)[0]
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below `folder`, sorted by path; `ValueError` when there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
+    """Clamp to the declared range and quantise to uint8, rounding to nearest."""
+    if images.dtype == torch.uint8:
+        return images
+    return (to_unit(images.detach().float(), value_range).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
+    """`(N, C, H, W)` uint8 -> one uint8 picture `(C, h, w)`, on a light ground, each image enlarged `scale` times."""
+    count = images.shape[0]
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    channels, height, width = images.shape[1:]
+    shape = (channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
+    grid = torch.full(shape, 230, dtype=torch.uint8)
+    for index, image in enumerate(images.cpu()):
+        top = padding + (index // columns) * (height + padding)
+        left = padding + (index % columns) * (width + padding)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def save_image(image: Tensor, path: str | Path) -> None:
+    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says)."""
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).numpy()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
