@@ -184,7 +184,9 @@ def as_tensor(images: Any) -> Tensor:
             shapes = sorted({tuple(part.shape[1:]) for part in parts})
             raise ValueError(f"images of one batch must have one size, got {shapes}")
         return torch.cat(parts)
-    raise TypeError(f"images must be a tensor, a NumPy array, PIL images or a list of them, got {type(images).__name__}")
+    raise TypeError(
+        f"images must be a tensor, a NumPy array, PIL images or a list of them, got {type(images).__name__}"
+    )
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
@@ -196,7 +198,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
         raise ValueError(f"a NumPy image must be (H, W), (H, W, C) or (N, H, W, C) with C = 1 or 3, got {array.shape}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"a NumPy image must be uint8 or floating point, got {array.dtype}")
-    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    tensor = torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
     return check_images("images", tensor, floating=False)
 
 

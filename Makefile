@@ -1,0 +1,49 @@
+# Each target works alone on a machine with python3, pip and make: it makes .venv, installs what it needs (not again when
+# pyproject.toml has not changed), and runs. To use an environment of your own: make test VENV=/path/to/it
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m qa_hooks demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip "setuptools>=77" wheel
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) torch torchvision
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) -e ".[test]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) -e ".[bench,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

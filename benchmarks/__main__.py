@@ -1,0 +1,28 @@
+"""`python -m benchmarks NAME [options]` runs `benchmarks/NAME.py`; without a name it lists them.
+
+A benchmark is a module of this folder with a `main(arguments: list[str])`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def names() -> list[str]:
+    """The benchmarks: the modules of this folder that define `main`."""
+    modules = sorted(Path(__file__).parent.glob("[a-z]*.py"))
+    return [path.stem for path in modules if "\ndef main(" in path.read_text(encoding="utf-8")]
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in names():
+        print("usage: python -m benchmarks NAME [options]\n\nNAME is one of: " + ", ".join(names()))
+        return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
+    importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""What a callback is: it reads the run and never changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.isolation import isolated
+from qa_hooks.stats import first_error, world_size
+from qa_hooks.writers import Writer
+
+
+class TrainingStopped(Exception):
+    """Raised to end training out of `optimizer.step()` where Hooks is attached; else it sets `hooks.should_stop`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a callback sees.
+
+    Attributes:
+        step: optimizer steps made so far.
+        images: the tensors given to `hooks.step(...)` or captured, `(N, C, H, W)`, detached.
+        terms: the last terms of what Hooks tracks, `{track: {term: value}}`, and under "train" what was recorded.
+        writer: takes scalars, images and histograms; on other ranks than 0 it does nothing.
+        rank, world_size: of this process.
+    """
+
+    step: int
+    images: Mapping[str, Tensor]
+    terms: Mapping[str, Mapping[str, Tensor | float]]
+    writer: Writer
+    rank: int
+    world_size: int
+
+
+class Callback:
+    """Called by `Hooks` at the start, after each `every`-th optimizer step, and at the end.
+
+    An exception in it never stops training: it is reported once and the callback is switched off. With several
+    processes a plain callback must not communicate; a `Monitor` may.
+
+    Attributes:
+        every: how many steps apart it runs.
+        state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
+        budgeted: whether its time counts against `Hooks(budget=...)`.
+    """
+
+    every: int = 1
+    budgeted: bool = False
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__name__
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called by `Hooks.attach`, for callbacks that look at gradients."""
+
+    def on_train_start(self, ctx: Context) -> None:
+        """Before the first step."""
+
+    def on_step_end(self, ctx: Context) -> None:
+        """After an optimizer step."""
+
+    def on_train_end(self, ctx: Context) -> None:
+        """When Hooks is closed after a run without error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class Monitor(Callback):
+    """A callback that measures, correct on one process and on many.
+
+    `local` may fail; `reduce` holds the collectives. Between the two all ranks exchange one flag, so that a failure
+    on one rank switches the monitor off on all of them and none waits for a message that never comes.
+    """
+
+    budgeted = True
+
+    def __init__(self, *, every: int, modules: list[nn.Module] | None = None) -> None:
+        if int(every) != every or every < 1:
+            raise ValueError(f"every must be a whole number of at least 1, got {every}")
+        self.every = int(every)
+        self.modules = modules or []
+        self._failure: Exception | None = None
+
+    def local(self, ctx: Context) -> Any:
+        """This rank's part, run with the monitor's modules isolated; no collectives."""
+
+    def reduce(self, ctx: Context, part: Any) -> None:
+        """Combine the parts of all ranks and write; the same collectives on every rank."""
+
+    def on_step_end(self, ctx: Context) -> None:
+        part, failure = None, self._failure
+        if failure is None:
+            try:
+                with isolated(*self.modules):
+                    part = self.local(ctx)
+            except Exception as error:
+                failure = error
+        message = first_error(failure)
+        if message is not None:
+            raise RuntimeError(message) from failure
+        try:
+            self.reduce(ctx, part)
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            self._failure = error  # told to the others when it is next due; until then they must not wait for us

@@ -1,0 +1,389 @@
+"""Hooks: the callbacks of one run, in order, and the writer they share.
+
+    hooks = Hooks([SampleGrid(sample, every=500), NaNGuard()], log_dir="runs/a", track={"qagan": penalty})
+    for step, real in enumerate(loader):
+        ...                                        # the user's own step
+        optimizer.step()
+        hooks.step(fake=fake)                      # or, before the loop: hooks.attach(optimizer)
+
+What happens when:
+
+    attach / with Hooks(...)    nothing yet, but an unwritable log folder has already raised
+    first step                  on_train_start, then as below
+    optimizer step k            terms of `track` are added to running means (no synchronisation)
+                                callbacks with k % every == 0, in order, isolated from the run
+                                k % log_every == 0: means are written (one all-reduce)
+    close / end of the block    means are written, on_train_end
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.isolation import isolated
+from qa_hooks.stats import RunningMeans, all_reduce_sum, is_distributed, rank, world_size
+from qa_hooks.writers import TensorBoardWriter, Writer, make_tag
+
+SILENT_CALLS = 200
+
+
+class Hooks:
+    """Ordered callbacks and a writer; a context manager; one per optimizer (of a GAN: the generator's).
+
+    Args:
+        callbacks: in the order in which they run; two with one `state_key` raise.
+        writer: where values go; or `log_dir`, for a `TensorBoardWriter` in that folder. Only rank 0 writes.
+        track: `{"qagan": penalty, "reward": loss}`: their `.terms` are logged as `qa_loss/{track}/{term}` and their
+            state travels in `state_dict()`.
+        budget: the largest share of wall time that all monitors together may take (0.05 = 5 %); a monitor that would
+            exceed it is put off to its next turn. None: no limit.
+        log_every: steps between two points of the logged means.
+        strict: whether `load_state_dict` raises on missing and unknown keys.
+
+    Raises:
+        ValueError: a duplicate key, a folder that cannot be written, something in `track` without `.terms`.
+
+    Example:
+        >>> from qa_hooks.writers import MemoryWriter
+        >>> writer = MemoryWriter()
+        >>> with Hooks([], writer=writer, log_every=1) as hooks:
+        ...     hooks.record(loss=2.0)
+        ...     hooks.step()
+        >>> writer.scalars
+        {'qa_train/loss/mean': [(1, 2.0)]}
+    """
+
+    def __init__(
+        self,
+        callbacks: Iterable[Callback] = (),
+        *,
+        writer: Writer | None = None,
+        log_dir: str | Path | None = None,
+        track: Mapping[str, Any] | None = None,
+        budget: float | None = None,
+        log_every: int = 50,
+        strict: bool = True,
+    ) -> None:
+        self.callbacks = list(callbacks)
+        self.track = dict(track or {})
+        self.budget, self.log_every, self.strict = budget, int(log_every), strict
+        self._check_arguments(writer, log_dir)
+        self._owns_writer = writer is None
+        if writer is None and log_dir is not None and rank() == 0:
+            writer = TensorBoardWriter(log_dir)
+        self._writer = _GuardedWriter(writer if rank() == 0 else None)
+        self.step_count = 0
+        self.should_stop = False
+        self._active = list(self.callbacks)
+        self._means = RunningMeans()
+        self._recorded: dict[str, Tensor | float] = {}
+        self._captured: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._events = self._silent_calls = 0
+        self._started: float | None = None
+        self._first_step = 0
+        self._spent = 0.0
+        self._cost: dict[str, float] = {}
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def step(self, step: int | None = None, **images: Tensor) -> None:
+        """Call it after each optimizer step.
+
+        Args:
+            step: the number of optimizer steps made so far; counted when it is left out.
+            images: tensors for the callbacks, for example `fake=fake`; kept by reference, without their graph.
+
+        Raises:
+            RuntimeError: Hooks is attached to an optimizer, which already calls this.
+        """
+        if self._optimizer is not None:
+            raise RuntimeError(
+                "these hooks are attached to an optimizer, which calls them; remove the explicit hooks.step()"
+            )
+        self._advance(self.step_count + 1 if step is None else int(step), images)
+
+    def attach(self, optimizer: Any) -> Hooks:
+        """Let the optimizer call the hooks after each of its steps: no edit of the loop.
+
+        Wrappers (`AcceleratedOptimizer`, ...) are unwrapped. Steps that a GradScaler skips do not count. The step
+        number is taken from the optimizer's state where it has one, so that the x axis survives a resume.
+
+        Raises:
+            TypeError: not an optimizer.
+            RuntimeError: already attached, or `step()` has been called.
+        """
+        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = optimizer.optimizer
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"attach needs a torch optimizer (or a wrapper with .optimizer), got {type(optimizer).__name__}"
+            )
+        if self._optimizer is not None or self._events:
+            raise RuntimeError("attach() goes with neither a second attach() nor explicit step() calls")
+        self._optimizer = optimizer
+        self._handles.append(optimizer.register_step_post_hook(self._on_optimizer_step))
+        for callback in self.callbacks:
+            callback.attach(optimizer)
+        return self
+
+    def capture(self, name: str, module: nn.Module) -> None:
+        """Keep the module's last output for the callbacks as `ctx.images[name]`.
+
+        An output that is no batch of images (N, 1 or 3, H, W) is refused with one warning, and the run goes on.
+        """
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._count_silence()
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
+                self._captured[name] = output.detach()
+                return
+            handle.remove()
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            warnings.warn(
+                f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured"
+            )
+
+        handle = module.register_forward_hook(keep)
+        self._handles.append(handle)
+
+    def record(self, **scalars: Tensor | float) -> None:
+        """Log values of your own as `qa_train/{name}/mean`, averaged between points; tensors are not synchronised."""
+        self._count_silence()
+        for name, value in scalars.items():
+            self._means.add(make_tag("train", name, "mean"), value)
+            self._recorded[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def close(self) -> None:
+        """Write what is pending and end the run; further calls do nothing."""
+        if self._started is not None:
+            self._flush()
+            self._dispatch("on_train_end", list(self._active), {})
+        if self._optimizer is not None and not self._events:
+            warnings.warn("the optimizer that these hooks are attached to never made a step: " + _NO_EVENT)
+        self._end()
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, TrainingStopped):
+            self.close()
+        else:  # no collectives: the other ranks may be elsewhere
+            self._end()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it."""
+        return {
+            "step": self.step_count,
+            "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
+            "track": {
+                name: dict(part.state_dict()) for name, part in self.track.items() if hasattr(part, "state_dict")
+            },
+            "means": {} if is_distributed() else self._means.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: with `strict`, when callbacks or tracked parts are missing or unknown.
+        """
+        stateful = {name for name, part in self.track.items() if hasattr(part, "state_dict")}
+        for kind, own in (("callbacks", {callback.state_key for callback in self.callbacks}), ("track", stateful)):
+            saved = set(state.get(kind, {}))
+            if self.strict and saved != own:
+                raise ValueError(
+                    f"the saved state does not fit these hooks: {kind} missing {sorted(own - saved)}, unknown "
+                    f"{sorted(saved - own)}; Hooks(..., strict=False) loads what fits"
+                )
+        self.step_count = int(state.get("step", 0))
+        for callback in self.callbacks:
+            if callback.state_key in state.get("callbacks", {}):
+                callback.load_state_dict(state["callbacks"][callback.state_key])
+        for name in stateful & set(state.get("track", {})):
+            self.track[name].load_state_dict(state["track"][name])
+        self._means.load_state_dict(state.get("means", {}))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _check_arguments(self, writer: Writer | None, log_dir: str | Path | None) -> None:
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be qa_hooks Callbacks, got {type(callback).__name__}")
+        keys = [callback.state_key for callback in self.callbacks]
+        duplicates = sorted({key for key in keys if keys.count(key) > 1})
+        if duplicates:
+            raise ValueError(f"two callbacks have the state key {duplicates[0]!r}; give one of them another name=")
+        for name, part in self.track.items():
+            if not hasattr(part, "terms"):
+                raise ValueError(
+                    f"track[{name!r}] has no .terms: losses and penalties of qa_hooks have, {type(part).__name__} not"
+                )
+        if writer is not None and log_dir is not None:
+            raise ValueError("give writer or log_dir, not both")
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ValueError(f"budget is a share of wall time between 0 and 1, got {self.budget}")
+        if self.log_every < 1:
+            raise ValueError(f"log_every must be at least 1, got {self.log_every}")
+
+    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        found_inf = getattr(
+            optimizer, "found_inf", None
+        )  # a fused optimizer under a GradScaler also "steps" when it skips
+        if found_inf is not None and float(found_inf) != 0:
+            return
+        # Read once: on a GPU the counter may live there, and reading it each step would synchronise.
+        known = _steps_in_state(optimizer) if not self._events else None
+        self._advance(self.step_count + 1 if known is None else known, self._captured)
+
+    def _advance(self, step: int, images: Mapping[str, Tensor]) -> None:
+        if self._started is None:
+            self._started, self._first_step = time.perf_counter(), step
+            self._dispatch("on_train_start", list(self._active), images)
+        self._events += 1
+        self.step_count = step
+        for name, part in self.track.items():
+            for term, value in part.terms.items():
+                self._means.add(make_tag("loss", name, term), value)
+        due = [callback for callback in self._active if step % callback.every == 0]
+        if due:
+            self._dispatch("on_step_end", due, images)
+        if step % self.log_every == 0:
+            self._flush()
+
+    def _dispatch(self, event: str, callbacks: list[Callback], images: Mapping[str, Tensor]) -> None:
+        if not callbacks:
+            return
+        terms = {name: dict(part.terms) for name, part in self.track.items()} | {"train": dict(self._recorded)}
+        seen = {name: image.detach() for name, image in {**self._captured, **images}.items()}
+        ctx = Context(self.step_count, seen, terms, self._writer, rank(), world_size())
+        with isolated():
+            for callback in callbacks:
+                if event == "on_step_end" and not self._within_budget(callback):
+                    continue
+                self._call(callback, event, ctx)
+
+    def _call(self, callback: Callback, event: str, ctx: Context) -> None:
+        start = time.perf_counter()
+        try:
+            getattr(callback, event)(ctx)
+        except TrainingStopped as stop:
+            self.should_stop = True
+            if self._optimizer is not None:
+                raise
+            warnings.warn(f"{stop}; hooks.should_stop is set")
+        except Exception as error:
+            self._active.remove(callback)
+            if rank() == 0 or not callback.budgeted:
+                warnings.warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
+        if callback.budgeted and event == "on_step_end" and callback in self._active:
+            self._account(callback, time.perf_counter() - start)
+
+    def _account(self, callback: Callback, seconds: float) -> None:
+        self._spent += seconds
+        first = callback.state_key not in self._cost
+        self._cost[callback.state_key] = seconds
+        self._writer.scalar(make_tag("perf", callback.state_key, "seconds"), seconds, self.step_count)
+        if first and rank() == 0 and self._started is not None:
+            steps = max(self.step_count - self._first_step, 1)
+            between = max(time.perf_counter() - self._started - self._spent, 0.0) / steps * callback.every
+            print(
+                f"qa_hooks: {callback.state_key} took {seconds:.2f} s; every {callback.every} steps this is "
+                f"{seconds / (seconds + between):.1%} of the run",
+                flush=True,
+            )
+
+    def _within_budget(self, callback: Callback) -> bool:
+        """Whether the callback may run now; the first run always may, since its cost is unknown. Rank 0 decides."""
+        if (
+            self.budget is None
+            or not callback.budgeted
+            or callback.state_key not in self._cost
+            or self._started is None
+        ):
+            return True
+        elapsed = time.perf_counter() - self._started
+        allowed = self._spent + self._cost[callback.state_key] <= self.budget * elapsed
+        if not is_distributed():
+            return allowed
+        return bool(all_reduce_sum(torch.tensor([float(allowed and rank() == 0)])) > 0)
+
+    def _flush(self) -> None:
+        try:
+            means = self._means.flush()
+        except ValueError as error:
+            if rank() == 0:
+                warnings.warn(f"this point of the logged means is left out: {error}")
+            return
+        for tag, value in means.items():
+            self._writer.scalar(tag, value, self.step_count)
+
+    def _count_silence(self) -> None:
+        if self._optimizer is None or self._events:
+            return
+        self._silent_calls += 1
+        if self._silent_calls == SILENT_CALLS:
+            warnings.warn(f"{SILENT_CALLS} calls and no optimizer step yet: " + _NO_EVENT)
+
+    def _end(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._active, self._started = [], [], None
+        if self._owns_writer:
+            self._writer.close()
+
+
+_NO_EVENT = (
+    "no callback has run. Does the script step inside backward (fused backward pass), or use another optimizer? "
+    "Then call hooks.step() in the loop"
+)
+
+
+def _steps_in_state(optimizer: torch.optim.Optimizer) -> int | None:
+    for state in optimizer.state.values():
+        if "step" in state:
+            return int(state["step"])
+    return None
+
+
+class _GuardedWriter:
+    """A writer that never raises: a full disk or a vanished folder ends the logging, not the training."""
+
+    def __init__(self, writer: Writer | None) -> None:
+        self._writer = writer
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self._try("scalar", tag, float(value), step)
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self._try("image", tag, image, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._try("histogram", tag, values, step)
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, method)(*arguments)
+        except Exception as error:
+            self._writer = None
+            warnings.warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")

@@ -1,0 +1,172 @@
+"""The NIQE distance: how far a set of feature rows lies from a Gaussian model of natural ones.
+
+    d(mu, Sigma) = sqrt( (mu - mu_p)^T ((Sigma_p + Sigma) / 2)^-1 (mu - mu_p) + 1e-12 )
+
+in float64. Images are scored one by one (`image_naturalness`, the NIQE metric); a batch of gradient maps is scored as
+one set (`naturalness_distance`), whose sums can be added over processes in between: `feature_moments`, then
+`naturalness_distance_from_moments`.
+
+Source: Mittal, Soundararajan, Bovik 2013, equation 10.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qa_hooks.functional.niqe import valid_rows
+from qa_hooks.functional.precision import to_float64
+
+_EPSILON = 1e-12
+_RIDGE = 1e-6
+
+
+def naturalness_distance(
+    features: Tensor,
+    model_mean: Tensor,
+    model_covariance: Tensor,
+    *,
+    variant: str = "mvg",
+    shrink: float | None = None,
+    ridge: float = _RIDGE,
+) -> Tensor:
+    """Distance of a set of feature rows from a model; differentiable, for critic penalties.
+
+    Args:
+        features: `(..., 36)`: all leading axes are rows of one set. Rows of flat maps (`valid_rows`) do not count.
+        model_mean, model_covariance: `(36,)` and `(36, 36)` of the pristine model.
+        variant: "mvg": the distance of the rows' own mean and covariance. "sample": the mean of the rows' Mahalanobis
+            distances, a mean of per-sample terms that needs no second row and no communication between processes.
+        shrink: share by which the covariance moves to its diagonal; default 0.1, below 37 rows 0.5. Only for "mvg".
+        ridge: times mean variance, added to the diagonal of the matrix that is inverted.
+
+    Returns:
+        A scalar of the features' dtype; 1e-6 (without a gradient) when there is no valid row.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown variant.
+
+    Example:
+        >>> rows = torch.randn(200, 36, dtype=torch.float64)
+        >>> naturalness_distance(rows, torch.zeros(36), torch.eye(36)) < 2
+        tensor(True)
+    """
+    _check_model(features, model_mean, model_covariance)
+    rows = features.reshape(-1, features.shape[-1])
+    if variant == "mvg":
+        moments = feature_moments(rows, model_mean)
+        distance = naturalness_distance_from_moments(*moments, model_mean, model_covariance, shrink=shrink, ridge=ridge)
+    elif variant == "sample":
+        weights = to_float64(valid_rows(rows.detach()))
+        covariance = model_covariance.to(weights)
+        offsets = (to_float64(rows) - model_mean.to(weights)) * weights[:, None]
+        distances = _root(_quadratic(_with_ridge(covariance, ridge), offsets.t()))
+        distance = (distances * weights).sum() / weights.sum().clamp_min(1) + (weights.sum() == 0) * _EPSILON**0.5
+    else:
+        raise ValueError(f"variant must be 'mvg' or 'sample', got {variant!r}")
+    return distance.to(features.device, features.dtype)
+
+
+def feature_moments(features: Tensor, model_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums that describe a set of rows: `(n, sum f, sum f f^T)` in float64, f measured from the model's mean.
+
+    They may be added over processes: all-reduce them, differentiably or as `s_global = all_reduce(s.detach()) +
+    world_size * (s - s.detach())`. Rows of flat maps do not count. Measured from the model's mean, the outer products
+    do not cancel when the covariance is taken.
+
+    Args:
+        features: `(..., 36)`.
+        model_mean: `(36,)`.
+
+    Returns:
+        `n` (0-d, no gradient), `(36,)` and `(36, 36)`.
+    """
+    rows = features.reshape(-1, features.shape[-1])
+    weights = to_float64(valid_rows(rows.detach()))
+    offsets = (to_float64(rows) - model_mean.to(weights)) * weights[:, None]
+    return weights.sum(), offsets.sum(0), offsets.t() @ offsets
+
+
+def naturalness_distance_from_moments(
+    count: Tensor | float,
+    total: Tensor,
+    outer: Tensor,
+    model_mean: Tensor,
+    model_covariance: Tensor,
+    *,
+    shrink: float | None = None,
+    ridge: float = _RIDGE,
+) -> Tensor:
+    """The "mvg" variant of `naturalness_distance` from the (global) sums of `feature_moments`; a float64 scalar.
+
+    Example:
+        >>> rows, mean, covariance = torch.randn(50, 36), torch.zeros(36), torch.eye(36)
+        >>> split = [feature_moments(part, mean) for part in rows.split(25)]
+        >>> sums = [sum(parts) for parts in zip(*split)]
+        >>> together = naturalness_distance_from_moments(*sums, mean, covariance)
+        >>> torch.allclose(together.float(), naturalness_distance(rows, mean, covariance))
+        True
+    """
+    pristine = model_covariance.to(total)
+    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    offset = total / count.clamp_min(1)
+    covariance = (outer - count * torch.outer(offset, offset)) / (count - 1).clamp_min(1)
+    share = torch.where(count < total.shape[-1] + 1, 0.5, 0.1) if shrink is None else shrink
+    covariance = covariance + share * (torch.diag(covariance.diagonal()) - covariance)
+    return _root(_quadratic(_with_ridge((pristine + covariance) / 2, ridge), offset[:, None])).squeeze()
+
+
+def image_naturalness(features: Tensor, model_mean: Tensor, model_covariance: Tensor) -> Tensor:
+    """The NIQE score of each image from its blocks' features: `(N, blocks, 36)` -> `(N,)` float64; lower is better.
+
+    No ridge and no shrinkage, as in the original; a single block has covariance 0. Rows of flat blocks count only in
+    images that have no other. Where the matrix has no Cholesky factor (a model fitted on too few blocks) the
+    pseudo-inverse stands in.
+    """
+    _check_model(features, model_mean, model_covariance)
+    rows = to_float64(features)
+    pristine = model_covariance.to(rows)
+    valid = valid_rows(features.detach())
+    weights = (valid | ~valid.any(-1, keepdim=True)).to(rows)[..., None]
+    count = weights.sum(1)
+    offsets = rows - model_mean.to(rows)
+    center = (weights * offsets).sum(1) / count
+    deviations = weights * (offsets - center[:, None])
+    covariance = deviations.mT @ deviations / (count - 1).clamp_min(1)[..., None]
+    return _root(_quadratic((pristine + covariance) / 2, center[..., None])[:, 0])
+
+
+def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
+    """x^T A^-1 x for each column: `(..., d, d)` and `(..., d, k)` -> `(..., k)`."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed.any():
+        return _squared_norms(factor, columns)
+    # A NaN has no factor either, and the pseudo-inverse would raise: only finite singular matrices go there.
+    singular = (failed > 0) & matrix.isfinite().all((-2, -1))
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    regular = torch.where(singular[..., None, None], identity, matrix)
+    solved = _squared_norms(torch.linalg.cholesky_ex(regular)[0], columns)
+    inverse = torch.linalg.pinv(torch.where(singular[..., None, None], matrix, identity), hermitian=True)
+    return torch.where(singular[..., None], (columns * (inverse @ columns)).sum(-2), solved)
+
+
+def _squared_norms(factor: Tensor, columns: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+    return solved.square().sum(-2)
+
+
+def _root(squares: Tensor) -> Tensor:
+    return (squares.clamp_min(0) + _EPSILON).sqrt()
+
+
+def _with_ridge(matrix: Tensor, ridge: float) -> Tensor:
+    amount = ridge * matrix.diagonal().mean()
+    return matrix + amount * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def _check_model(features: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    if features.ndim < 2 or mean.shape != features.shape[-1:] or covariance.shape != (*mean.shape, *mean.shape):
+        raise ValueError(
+            f"features {tuple(features.shape)}, model mean {tuple(mean.shape)} and model covariance "
+            f"{tuple(covariance.shape)} do not fit: expected (..., d), (d,) and (d, d)"
+        )

@@ -1,0 +1,20 @@
+"""Critic penalties: QAGAN's SSIM and NIQE terms (2019), and the gradient and drift penalties they stand beside.
+
+Each penalty is one term for the critic's loss and nothing else: the adversarial term stays the user's, so either sign
+convention works, and the generator's loss is not touched.
+"""
+
+from qa_hooks.penalties.niqe import NIQEPenalty, fit_gradient_model
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, DriftPenalty, GradientPenalty, SSIMPenalty
+from qa_hooks.penalties.qagan import QAGANPenalty
+
+__all__ = [
+    "CriticPass",
+    "CriticPenalty",
+    "DriftPenalty",
+    "GradientPenalty",
+    "NIQEPenalty",
+    "QAGANPenalty",
+    "SSIMPenalty",
+    "fit_gradient_model",
+]

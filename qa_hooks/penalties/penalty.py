@@ -1,0 +1,319 @@
+"""What every critic penalty is, and the three that need no fitted model."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.functional.gradient_penalty import (
+    Critic,
+    OutputFn,
+    critic_scores,
+    gradient_norm_penalty,
+    input_gradient,
+    points_at,
+)
+from qa_hooks.functional.ssim import ssim_distance
+from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
+from qa_hooks.isolation import OwnRandom, modules_of
+
+
+class CriticPass:
+    """What the penalties of one critic step share. Each part is made when it is first asked for, and only once.
+
+    Real, fake and interpolated images are never concatenated: that would break conditional critics and minibatch
+    statistics.
+
+    Attributes:
+        critic, real, fake: as the user gave them; the images detached.
+        log: values that a penalty wants to show besides its own.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        random: OwnRandom,
+        real_scores: Tensor | None = None,
+        fake_scores: Tensor | None = None,
+        output_fn: OutputFn | None = None,
+    ) -> None:
+        self.critic, self.output_fn, self.random = critic, output_fn, random
+        self.real, self.fake = real.detach(), fake.detach()
+        self.log: dict[str, Tensor] = {}
+        self._given = {"real_scores": real_scores, "fake_scores": fake_scores}
+        self._gradients: dict[str, Tensor] = {}
+
+    @cached_property
+    def real_scores(self) -> Tensor:
+        """D(real), `(N,)` float32; the user's own when supplied."""
+        return self._scores("real_scores", self.real)
+
+    @cached_property
+    def fake_scores(self) -> Tensor:
+        """D(fake), `(N,)` float32; the user's own when supplied."""
+        return self._scores("fake_scores", self.fake)
+
+    def gradient(self, at: str = "interpolated") -> Tensor:
+        """The critic's gradient at "interpolated", "real" or "fake" images, `(N, C, H, W)`, with its graph."""
+        if at not in self._gradients:
+            generator = self.random.generator() if at == "interpolated" else None
+            points = points_at(self.real, self.fake, at, generator)
+            self._gradients[at] = input_gradient(self.critic, points, output_fn=self.output_fn)
+        return self._gradients[at]
+
+    def _scores(self, name: str, images: Tensor) -> Tensor:
+        given = self._given[name]
+        if given is None:
+            return critic_scores(self.critic(images), images.shape[0], self.output_fn).float()
+        # A supplied tensor is taken as it is; output_fn is for what the critic returns.
+        output_fn = None if isinstance(given, Tensor) else self.output_fn
+        scores = critic_scores(given, images.shape[0], output_fn, name=name)
+        if torch.is_grad_enabled() and not scores.requires_grad:
+            raise ValueError(
+                f"{name} carries no gradient (detached, or made under no_grad), so the critic would learn nothing"
+            )
+        return scores.float()
+
+
+class CriticPenalty(nn.Module):
+    """One weighted term for a critic's loss.
+
+    A subclass writes `term(shared) -> scalar`. With weight 0 the result is a graph-free zero, made before any random
+    number is drawn and before the critic is called.
+
+    Args:
+        value_range: what the numbers of real and fake images mean; required, because GAN loops differ.
+        weight: multiplies the term.
+        interval: apply it every that many calls, times `interval` (lazy regularisation); zero otherwise.
+        output_fn: picks the scores from a critic's tuple or dict.
+        seed: of the interpolation; drawn from our own generator, never from the global state.
+
+    Attributes:
+        terms: the last terms, detached and unweighted.
+    """
+
+    name = "penalty"
+
+    def __init__(
+        self,
+        *,
+        value_range: Range,
+        weight: float,
+        interval: int = 1,
+        output_fn: OutputFn | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.value_range = check_range(value_range)
+        self.weight = check_weight("weight", weight)
+        if int(interval) != interval or interval < 1:
+            raise ValueError(f"interval must be a whole number of at least 1, got {interval}")
+        self.interval, self.output_fn = int(interval), output_fn
+        self.terms: dict[str, Tensor] = {}
+        self.calls = 0
+        self.random = OwnRandom(seed)
+        self._guard = RangeGuard(self.value_range)
+
+    def term(self, shared: CriticPass) -> Tensor:
+        """What a subclass writes: the unweighted penalty, a scalar with a gradient to the critic's parameters."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        real_scores: Tensor | None = None,
+        fake_scores: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted penalty, a scalar to add to the critic's loss.
+
+        Args:
+            critic: any callable `(N, C, H, W) -> (N,)`, (N, 1) or maps; for example `lambda x: D(augment(x), labels)`.
+            real, fake: `(N, C, H, W)` of one shape, in `value_range`; gradients do not reach them.
+            real_scores, fake_scores: D(real), D(fake) of this step with their graph, where the loop has them already;
+                saves a pass each.
+
+        Raises:
+            TypeError, ValueError: images, ranges or critic outputs that cannot be used; the message says what arrived.
+        """
+        check_images("real", real)
+        check_images("fake", fake)
+        check_pair("real", real, "fake", fake)
+        if self.is_off():
+            self.terms = {}
+            return real.new_zeros((), dtype=torch.float32)
+        first, self.calls = self.calls, self.calls + 1
+        if first == 0:
+            check_critic(critic)
+        if first % self.interval:
+            self.terms = {}
+            return real.new_zeros((), dtype=torch.float32)
+        self._guard(data={"real": real}, predictions={"fake": fake})
+        shared = CriticPass(
+            critic,
+            real,
+            fake,
+            random=self.random,
+            real_scores=real_scores,
+            fake_scores=fake_scores,
+            output_fn=self.output_fn,
+        )
+        total = self.total(shared)
+        if first < RangeGuard.CALLS:
+            for name, value in self.terms.items():
+                if not bool(torch.isfinite(value).all()):
+                    raise ValueError(f"the term {name!r} of {type(self).__name__} is {float(value)}")
+        return self.interval * total
+
+    def is_off(self) -> bool:
+        """True when every weight is 0."""
+        return self.weight == 0
+
+    def total(self, shared: CriticPass) -> Tensor:
+        """The weighted sum of the terms; fills `terms`."""
+        value = self.term(shared)
+        self.terms = {self.name: value.detach(), **shared.log}
+        return self.weight * value
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Plain numbers, so that a resumed run goes on bit for bit."""
+        return {"calls": self.calls, "draws": self.random.draws}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`."""
+        self.calls, self.random.draws = int(state["calls"]), int(state["draws"])
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight:g}, value_range={self.value_range}, interval={self.interval}"
+
+
+class GradientPenalty(CriticPenalty):
+    """WGAN-GP's gradient penalty (Gulrajani et al. 2017, eq. 3); R1 and R2 with `at="real"`/`"fake"` and `target=0`.
+
+    Example:
+        >>> penalty = GradientPenalty(value_range=(-1, 1))
+        >>> critic = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+        >>> penalty(critic, torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 8)).backward()
+    """
+
+    name = "gradient_penalty"
+
+    def __init__(
+        self, *, value_range: Range, weight: float = 10.0, at: str = "interpolated", target: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(value_range=value_range, weight=weight, **options)
+        if at not in ("interpolated", "real", "fake"):
+            raise ValueError(f'at must be "interpolated", "real" or "fake", got {at!r}')
+        self.at, self.target = at, check_weight("target", target)
+
+    def term(self, shared: CriticPass) -> Tensor:
+        return gradient_norm_penalty(shared.gradient(self.at), target=self.target)
+
+
+class SSIMPenalty(CriticPenalty):
+    """QAGAN's SSIM-Lipschitz penalty: mean_i (|D(x_i) - D(x~_i)| / d_Q(x_i, x~_i) - 1)^2 over
+    random pairs (Kancharla and Channappayya 2019).
+
+    d_Q is a constant here, computed without gradient; only D is differentiated, once. The two-sided penalty is also
+    content with the wrong critic sign once its weight exceeds about d_Q / 2 (weight 10 diverged in 4 of 4 runs), so a
+    weight above 0.4 warns; `one_sided=True` penalises only ratios above 1.
+
+    Args:
+        weight: 0.1 in the authors' code.
+        one_sided: relu(ratio - 1)^2.
+        variant: "metric" or "official", see `qa_hooks.functional.ssim.ssim_distance`.
+        min_distance: d_Q is taken to be at least this, so that near-identical pairs do not explode.
+
+    Example:
+        >>> penalty = SSIMPenalty(value_range=(-1, 1))
+        >>> critic = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+        >>> penalty(critic, torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)).ndim
+        0
+    """
+
+    name = "ssim"
+
+    def __init__(
+        self,
+        *,
+        value_range: Range,
+        weight: float = 0.1,
+        one_sided: bool = False,
+        variant: Literal["metric", "official"] = "metric",
+        min_distance: float = 0.05,
+        **options: Any,
+    ) -> None:
+        super().__init__(value_range=value_range, weight=weight, **options)
+        if variant not in ("metric", "official"):
+            raise ValueError(f'variant must be "metric" or "official", got {variant!r}')
+        if not min_distance > 0:
+            raise ValueError(f"min_distance must be positive, got {min_distance}")
+        if weight > 0.4 and not one_sided:
+            warnings.warn(
+                f"an SSIM penalty of weight {weight:g} > 0.4 may settle on the wrong sign of the critic; "
+                "use a smaller weight or one_sided=True",
+                stacklevel=2,
+            )
+        self.one_sided, self.variant, self.min_distance = one_sided, variant, float(min_distance)
+
+    def term(self, shared: CriticPass) -> Tensor:
+        with torch.no_grad():
+            distance = ssim_distance(shared.real, shared.fake, value_range=self.value_range, variant=self.variant)
+        shared.log["ssim_distance"] = distance.mean()
+        gap = (shared.real_scores - shared.fake_scores).abs()
+        excess = gap / distance.to(gap.dtype).clamp_min(self.min_distance) - 1
+        return (excess.relu() if self.one_sided else excess).square().mean()
+
+
+class DriftPenalty(CriticPenalty):
+    """mean D(real)^2, which keeps an unbounded critic near zero (Karras et al. 2018; 1e-5 in QAGAN's code).
+
+    Example:
+        >>> critic = lambda x: x.sum((1, 2, 3))
+        >>> images = torch.ones(2, 1, 1, 2)
+        >>> DriftPenalty(value_range=(-1, 1), weight=1.0)(critic, images, images)
+        tensor(4.)
+    """
+
+    name = "drift"
+
+    def __init__(self, *, value_range: Range, weight: float = 1e-5, **options: Any) -> None:
+        super().__init__(value_range=value_range, weight=weight, **options)
+
+    def term(self, shared: CriticPass) -> Tensor:
+        return shared.real_scores.square().mean()
+
+
+def check_weight(name: str, weight: float) -> float:
+    """A finite weight of at least 0; `ValueError` otherwise."""
+    if not 0 <= float(weight) < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {weight}")
+    return float(weight)
+
+
+def check_critic(critic: Critic) -> None:
+    """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
+    if not callable(critic):
+        raise TypeError(f"critic must be callable, got {type(critic).__name__}")
+    parts = [part for module in modules_of(critic) for part in module.modules()]
+    for part in parts:
+        kind = type(part).__name__
+        if kind == "FullyShardedDataParallel" or kind.startswith("FSDP") or kind == "DeepSpeedEngine":
+            raise ValueError(
+                f"a critic sharded by {kind} has no double backward; use DDP or a single device for the critic"
+            )
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in parts):
+        warnings.warn(
+            "the critic has BatchNorm, which mixes the samples of a batch: its gradient at one image is then not that "
+            "image's own; use LayerNorm, GroupNorm or InstanceNorm",
+            stacklevel=3,
+        )

@@ -1,0 +1,228 @@
+"""The one idea of the package: a scorer gives each image a number, and every hook is a use of that number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
+from qa_hooks.isolation import freeze, moves_only
+from qa_hooks.scorers.calibration import Calibration
+
+INPUTS = frozenset({"reference", "prompt"})
+
+
+class Scorer(nn.Module):
+    """Images in, one raw score per image out, in the direction in which the metric was published.
+
+    A subclass states the facts below and writes `score`, which sees float32 images mapped to [0, 1], outside autocast.
+    Scorers stay in eval mode and in their own precision whatever a parent module does.
+
+    Attributes:
+        name: the tag in TensorBoard and the key in tables. Famous names only for canonical values.
+        higher_is_better: the published direction of `forward`.
+        score_range: (worst possible, best possible) in numeric order, or None when unbounded.
+        inputs: which of "reference" and "prompt" it needs besides the images.
+        differentiable: whether a usable gradient reaches the images.
+        value_range: what the numbers of incoming images mean; not saved.
+
+    Example:
+        >>> class Brightness(Scorer):
+        ...     name, higher_is_better, score_range = "brightness", True, (0.0, 1.0)
+        ...     def score(self, images):
+        ...         return images.mean((1, 2, 3))
+        >>> Brightness(value_range=(-1, 1))(torch.zeros(2, 3, 8, 8))
+        tensor([0.5000, 0.5000])
+    """
+
+    name: str = "score"
+    higher_is_better: bool = True
+    score_range: Range | None = None
+    inputs: frozenset[str] = frozenset()
+    differentiable: bool = True
+
+    def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
+        super().__init__()
+        self.value_range = check_range(value_range)
+        self.calibration: Calibration | None = None
+        self._guard = RangeGuard(self.value_range)
+
+    def score(self, images: Tensor, **inputs: Any) -> Tensor:
+        """What a subclass writes: `(N, C, H, W)` float32 in [0, 1] -> `(N,)`."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(images, **inputs)")
+
+    def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
+        """Raw scores.
+
+        Args:
+            images: `(N, C, H, W)` in `value_range`; uint8 tensors, uint8 arrays and PIL images are taken as [0, 255].
+            reference: the ground truth, like `images`; for scorers whose `inputs` name it.
+            prompt: a list of N strings; for scorers whose `inputs` name it.
+
+        Returns:
+            `(N,)` float32.
+
+        Raises:
+            TypeError, ValueError: images that are no images, a missing or needless input, sizes that differ.
+        """
+        given = {"reference": reference, "prompt": prompt}
+        self._check_inputs(given)
+        images = check_images("images", as_tensor(images), floating=False)
+        inputs = {name: value for name, value in given.items() if name in self.inputs}
+        checked = {}
+        if "reference" in inputs:
+            checked["reference"] = check_images("reference", as_tensor(reference), floating=False)
+            check_pair("images", images, "reference", checked["reference"])
+            inputs["reference"] = self._to_unit(checked["reference"])
+        self._guard(data=checked, predictions={"images": images})
+        if "prompt" in inputs and (isinstance(prompt, str) or len(prompt) != images.shape[0]):
+            raise ValueError(f"prompt must be a list of {images.shape[0]} strings, one for each image")
+        with torch.autocast(images.device.type, enabled=False):
+            scores = self.score(self._to_unit(images), **inputs)
+        if scores.numel() != images.shape[0]:
+            raise ValueError(
+                f"{self.name} must give one score per image: {images.shape[0]} images, {tuple(scores.shape)}"
+            )
+        return scores.reshape(-1).float()
+
+    def goodness(self, images: Any, **inputs: Any) -> Tensor:
+        """`(N,)`: the raw score or its negative, so that higher is always better."""
+        scores: Tensor = self(images, **inputs)
+        return scores if self.higher_is_better else -scores
+
+    def fit_calibration(self, goodness: Tensor, *, method: str = "ecdf") -> Scorer:
+        """Fit the map to [0, 1] once, on the goodness of held-out real images; it is saved with the scorer.
+
+        Args:
+            goodness: `(n,)`, from `goodness(...)` on images that the scorer was not fitted on.
+            method: "ecdf" (a real image scores 0.5 on average), "minmax" or "sigmoid".
+        """
+        self.calibration = Calibration.fit(goodness, method=method)
+        return self
+
+    def calibrated(self) -> Scorer:
+        """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it."""
+        if self.calibration is None:
+            raise ValueError(
+                f"{self.name} has no calibration; fit it on held-out real images: "
+                "scorer.fit_calibration(scorer.goodness(real_images))"
+            )
+        return CalibratedScorer(self, self.calibration)
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's options as JSON can hold them, without `value_range`; for `save`."""
+        return {}
+
+    def save(self, path: str | Path) -> None:
+        """Write options, calibration and tensors as safetensors with a JSON header; nothing is pickled."""
+        from qa_hooks.scorers.create import save_scorer
+
+        save_scorer(self, path)
+
+    @classmethod
+    def from_saved(cls, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Scorer:
+        """Rebuild from what `save` wrote; a subclass overrides it when its tensors decide how it is built."""
+        scorer = cls(**options, value_range=value_range)
+        scorer.load_state_dict(tensors)
+        return scorer
+
+    def train(self, mode: bool = True) -> Scorer:
+        """Scorers are always in eval mode: a parent's `.train()` does not flip them."""
+        super().train(False)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scorer:
+        super()._apply(moves_only(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _to_unit(self, images: Tensor) -> Tensor:
+        return to_unit(images if images.dtype in (torch.uint8, torch.float64) else images.float(), self.value_range)
+
+    def _check_inputs(self, given: dict[str, Any]) -> None:
+        for name, value in given.items():
+            if name in self.inputs and value is None:
+                raise ValueError(f"{self.name} needs {name}=")
+            if name not in self.inputs and value is not None:
+                raise ValueError(
+                    f"{self.name} takes no {name}; its inputs are {sorted(self.inputs) or 'the images alone'}"
+                )
+
+
+class CalibratedScorer(Scorer):
+    """A scorer followed by its calibration: [0, 1], higher is better. Made by `Scorer.calibrated()`."""
+
+    score_range = (0.0, 1.0)
+    higher_is_better = True
+
+    def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
+        super().__init__(value_range=scorer.value_range)
+        self.scorer = scorer
+        self._map = calibration
+        self.name, self.inputs, self.differentiable = f"{scorer.name}_calibrated", scorer.inputs, scorer.differentiable
+
+    def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
+        """Calibrated scores `(N,)`; arguments as in `Scorer.forward`."""
+        goodness = self.scorer.goodness(images, reference=reference, prompt=prompt)
+        calibrated: Tensor = self._map(goodness)
+        return calibrated
+
+    def calibrated(self) -> Scorer:
+        """Itself."""
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the scorer inside, with its calibration."""
+        self.scorer.save(path)
+
+
+class FunctionScorer(Scorer):
+    """Any callable as a scorer: a metric of yours, a classifier's confidence, another library's function.
+
+    Args:
+        function: `(N, C, H, W)` float32 images in [0, 1] (and `reference=`, `prompt=` where `inputs` name them) ->
+        `(N,)`.
+            A module is put into eval mode and its parameters need no gradient from then on.
+        name: the tag.
+        higher_is_better: the direction of what it returns.
+        score_range, inputs, differentiable, value_range: as in `Scorer`.
+
+    Example:
+        >>> contrast = FunctionScorer(lambda images: images.std((1, 2, 3)), name="contrast", higher_is_better=True)
+        >>> contrast(torch.zeros(2, 1, 4, 4))
+        tensor([0., 0.])
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *,
+        name: str,
+        higher_is_better: bool,
+        score_range: Range | None = None,
+        inputs: Iterable[str] = (),
+        differentiable: bool = True,
+        value_range: Range = (0.0, 1.0),
+    ) -> None:
+        super().__init__(value_range=value_range)
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {type(function).__name__}")
+        self.inputs = frozenset(inputs)
+        if not self.inputs <= INPUTS:
+            raise ValueError(f"inputs may name {sorted(INPUTS)}, got {sorted(self.inputs)}")
+        self.function = freeze(function) if isinstance(function, nn.Module) else function
+        self.name, self.higher_is_better = name, higher_is_better
+        self.score_range, self.differentiable = score_range, differentiable
+
+    def score(self, images: Tensor, **inputs: Any) -> Tensor:
+        scores = self.function(images, **inputs)
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"{self.name} must return a tensor (N,), got {type(scores).__name__}")
+        return scores
+
+    def save(self, path: str | Path) -> None:
+        """Refused: code cannot be saved safely."""
+        raise TypeError(f"{self.name} wraps a Python function, which cannot be saved; make a Scorer subclass instead")

@@ -1,0 +1,232 @@
+"""Numbers gathered while a run goes on: running means of scalars, moments of features, and the collectives they need.
+
+Everything here gives the same numbers on one process and on many. `RunningMeans` costs no synchronisation until it is
+flushed, and one all-reduce then. `Moments` is exact to float64 and mergeable.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qa_hooks.functional.precision import to_float64
+
+
+def is_distributed() -> bool:
+    """True when a process group of more than one process is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """The number of processes; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def _collective_device() -> torch.device:
+    backends = str(dist.get_backend())
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in backends else torch.device("cpu")
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum over all processes, on the device that `values` came from; `values` itself is not changed."""
+    if not is_distributed():
+        return values
+    total = values.detach().to(_collective_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+def global_sum(values: Tensor) -> Tensor:
+    """The sum over all processes with a gradient that is right under DDP's averaging of gradients.
+
+    `all_reduce(s) + W (s - s.detach())`: DDP divides by the world size W, so each rank's part is counted W times.
+    """
+    if not is_distributed():
+        return values
+    return all_reduce_sum(values) + world_size() * (values - values.detach())
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate `(n_rank, ...)` of all ranks in rank order, on every rank; the numbers of rows may differ."""
+    if not is_distributed():
+        return rows
+    device = _collective_device()
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = rows.shape[0]
+    dist.all_reduce(counts)
+    padded = torch.zeros((int(counts.max()), *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: rows.shape[0]] = rows.detach().to(device)
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)
+
+
+def first_error(error: BaseException | None) -> str | None:
+    """What the first failing rank has to say, on all ranks; None when every rank is well.
+
+    One all-reduce when all is well, so that it can stand before every collective part of a monitor.
+    """
+    message = f"{type(error).__name__}: {error}" if error is not None else None
+    if not is_distributed():
+        return message
+    failed = torch.zeros(world_size(), dtype=torch.int64, device=_collective_device())
+    failed[rank()] = error is not None
+    dist.all_reduce(failed)
+    if not failed.any():
+        return None
+    source = int(failed.nonzero()[0])
+    text = torch.zeros(1024, dtype=torch.uint8, device=_collective_device())
+    if rank() == source:
+        encoded = (message or "").encode()[:1024]
+        text[: len(encoded)] = torch.from_numpy(np.frombuffer(encoded, dtype=np.uint8).copy())
+    dist.broadcast(text, source)
+    raw = bytes(text.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
+    return f"{raw} (on rank {source})"
+
+
+class RunningMeans:
+    """Means of named scalars since the last flush, over all processes; values stay on their device until then."""
+
+    CAPACITY = 256
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Tensor | float, int]] = {}
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Add one value; a tensor may have one element or many (their mean counts)."""
+        if isinstance(value, Tensor):
+            value = value.detach().double().mean() if value.device.type != "mps" else value.detach().float().mean()
+        total, count = self._values.get(name, (0.0, 0))
+        self._values[name] = (total + value, count + 1)
+
+    def flush(self) -> dict[str, float]:
+        """Mean per name, then forget. With several processes every rank must call it (one collective)."""
+        names = sorted(self._values)
+        if len(names) > self.CAPACITY:
+            raise ValueError(f"more than {self.CAPACITY} scalars are recorded at once: {len(names)}")
+        totals = torch.tensor([float(self._values[name][0]) for name in names], dtype=torch.float64)
+        counts = torch.tensor([self._values[name][1] for name in names], dtype=torch.float64)
+        self._values = {}
+        if is_distributed():
+            # Fixed length, with a checksum of the names: ranks that disagree are told so and do not hang.
+            checksum = float(zlib.crc32("\n".join(names).encode()))
+            vector = torch.zeros(2 * self.CAPACITY + 1, dtype=torch.float64)
+            vector[: len(names)], vector[self.CAPACITY : self.CAPACITY + len(names)] = totals, counts
+            vector[-1] = checksum
+            vector = all_reduce_sum(vector)
+            if float(vector[-1]) != checksum * world_size():
+                raise ValueError(f"the ranks recorded different scalars; this one has {names}")
+            totals, counts = vector[: len(names)], vector[self.CAPACITY : self.CAPACITY + len(names)]
+        return {name: float(value) for name, value in zip(names, totals / counts, strict=True)}
+
+    def state_dict(self) -> dict[str, tuple[float, int]]:
+        """What is pending, as plain numbers."""
+        return {name: (float(total), count) for name, (total, count) in self._values.items()}
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, int]]) -> None:
+        """The inverse of `state_dict`."""
+        self._values = {name: (float(total), int(count)) for name, (total, count) in state.items()}
+
+
+class Moments:
+    """Count, mean and covariance of feature rows, gathered batch by batch, exact to float64 and mergeable.
+
+    Rows are centred by a shift taken from the first batch before their products are formed (raw second moments lose
+    all digits far from the origin).
+
+    Example:
+        >>> moments = Moments(3)
+        >>> rows = torch.arange(12.0).reshape(4, 3)
+        >>> moments.update(rows[:1]); moments.update(rows[1:])
+        >>> bool(torch.allclose(moments.covariance(), torch.cov(rows.T).double()))
+        True
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._total = torch.zeros(dim, dtype=torch.float64)
+        self._outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows `(n, dim)`; `ValueError` when they are not finite."""
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"rows must have the shape (n, {self.dim}), got {tuple(rows.shape)}")
+        rows = to_float64(rows.detach())
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError("rows hold non-finite values")
+        if not rows.shape[0]:
+            return
+        if self._shift is None:
+            self._shift = rows.mean(0)
+            self._total, self._outer = self._total.to(rows.device), self._outer.to(rows.device)
+        centred = rows - self._shift
+        self.count += rows.shape[0]
+        self._total = self._total + centred.sum(0)
+        self._outer = self._outer + centred.T @ centred
+
+    def merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add a set given by its count, mean and centred sum of outer products (Chan, Golub, LeVeque 1979)."""
+        if not count:
+            return
+        if not self.count:
+            self.count, self._shift = count, mean
+            self._total, self._outer = torch.zeros_like(mean), scatter
+            return
+        own_mean, own_scatter, n = self.mean(), self.scatter(), self.count
+        delta = mean - own_mean
+        self.count = n + count
+        self._shift = own_mean + delta * (count / self.count)
+        self._total = torch.zeros_like(self._total)
+        self._outer = own_scatter + scatter + torch.outer(delta, delta) * (n * count / self.count)
+
+    def mean(self) -> Tensor:
+        """`(dim,)` float64."""
+        if self._shift is None:
+            raise ValueError("no rows have been added")
+        return self._shift + self._total / self.count
+
+    def scatter(self) -> Tensor:
+        """The sum of outer products about the mean, `(dim, dim)` float64."""
+        return self._outer - torch.outer(self._total, self._total) / max(self.count, 1)
+
+    def covariance(self) -> Tensor:
+        """The unbiased covariance `(dim, dim)` float64; `ValueError` below two rows."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 rows, got {self.count}")
+        return self.scatter() / (self.count - 1)
+
+    def reduced(self) -> Moments:
+        """The moments of all processes together, on every one of them (two small collectives and one large)."""
+        if not is_distributed():
+            return self
+        merged = Moments(self.dim)
+        local = torch.zeros(1, 1 + self.dim + self.dim**2, dtype=torch.float64)
+        if self.count:
+            local[0] = torch.cat(
+                [torch.tensor([float(self.count)]).double(), self.mean().cpu(), self.scatter().flatten().cpu()]
+            )
+        for part in gather_rows(local):
+            merged.merge(int(part[0]), part[1 : 1 + self.dim], part[1 + self.dim :].reshape(self.dim, self.dim))
+        return merged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers."""
+        return {"count": self.count, "shift": self._shift, "total": self._total, "outer": self._outer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.count, self._shift = int(state["count"]), state["shift"]
+        self._total, self._outer = state["total"], state["outer"]

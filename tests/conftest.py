@@ -1,0 +1,60 @@
+"""What all tests share: real photographs and digits, and a check that nothing of the `test` extra was missing."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+TEST_EXTRA = ("skimage", "scipy", "wandb")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With QA_HOOKS_REQUIRE_EXTRAS=test a skip for want of such a package fails the run."""
+    if "test" not in os.environ.get("QA_HOOKS_REQUIRE_EXTRAS", ""):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", []) if reporter else []:
+        reason = str(report.longrepr)
+        if any(f"could not import '{name}" in reason for name in TEST_EXTRA):
+            reporter.write_line(f"\nskipped, but the test extra is required: {report.nodeid}: {reason}", red=True)
+            session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> torch.Tensor:
+    """Four real photographs, `(4, 3, 192, 192)` in [0, 1], shipped with scikit-image."""
+    data = pytest.importorskip("skimage.data")
+    crops = [data.astronaut()[:192, 150:342], data.coffee()[100:292, 200:392], data.chelsea()[50:242, 100:292]]
+    crops.append(data.rocket()[100:292, 200:392])
+    return torch.stack([torch.from_numpy(crop.copy()).permute(2, 0, 1).float() / 255 for crop in crops])
+
+
+@pytest.fixture(scope="session")
+def digits() -> torch.Tensor:
+    """1400 handwritten digits, `(1400, 1, 16, 16)` in [-1, 1]."""
+    from qa_hooks.demo import load_digits_images
+
+    return load_digits_images().train
+
+
+@pytest.fixture
+def critic() -> torch.nn.Module:
+    """A small convolutional critic for `(N, 1, 16, 16)`."""
+    torch.manual_seed(1)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        torch.nn.LeakyReLU(0.2),
+        torch.nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        torch.nn.Tanh(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(256, 1),
+    )

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, TrainingStopped
+from qa_hooks.writers import MemoryWriter
+
+
+class Log(Callback):
+    def __init__(self, every: int = 1, key: str = "Log") -> None:
+        self.every, self.key, self.events, self.images = every, key, [], []
+
+    @property
+    def state_key(self) -> str:
+        return self.key
+
+    def on_train_start(self, ctx):
+        self.events.append("start")
+
+    def on_step_end(self, ctx):
+        self.events.append(ctx.step)
+        self.images.append(dict(ctx.images))
+
+    def on_train_end(self, ctx):
+        self.events.append("end")
+
+    def state_dict(self):
+        return {"count": len(self.events)}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Broken(Callback):
+    def on_step_end(self, ctx):
+        torch.randn(3)
+        raise KeyError("no such thing")
+
+
+class Slow(Monitor):
+    runs = 0
+
+    def local(self, ctx):
+        time.sleep(0.02)
+        self.runs += 1
+
+
+def step(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.fixture
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.Adam([nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
+def test_events_come_in_order():
+    log = Log(every=2)
+    with Hooks([log]) as hooks:
+        for _ in range(5):
+            hooks.step()
+    assert log.events == ["start", 2, 4, "end"]
+
+
+def test_images_arrive_without_their_graph():
+    log = Log()
+    hooks = Hooks([log])
+    hooks.step(fake=torch.ones(1, 1, 2, 2, requires_grad=True) * 2)
+    assert not log.images[0]["fake"].requires_grad
+
+
+def test_tracked_terms_and_records_become_means():
+    class Term:
+        terms = {"ssim": torch.tensor(1.0)}  # noqa: RUF012
+
+    writer, term = MemoryWriter(), Term()
+    with Hooks([], writer=writer, track={"qagan": term}, log_every=2) as hooks:
+        for value in (1.0, 3.0, 5.0):
+            term.terms = {"ssim": torch.tensor(value)}
+            hooks.record(d_loss=torch.tensor(value * 2, requires_grad=True))
+            hooks.step()
+    assert writer.scalars["qa_loss/qagan/ssim"] == [(2, 2.0), (3, 5.0)]
+    assert writer.scalars["qa_train/d_loss/mean"] == [(2, 4.0), (3, 10.0)]
+
+
+def test_a_failing_callback_is_switched_off_and_training_goes_on():
+    log = Log()
+    hooks = Hooks([Broken(), log])
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="Broken failed and is switched off.*no such thing"):
+        hooks.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hooks.step()
+    assert log.events == ["start", 1, 2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_failing_writer_stops_the_logging_not_the_training():
+    class FullDisk(MemoryWriter):
+        def scalar(self, tag, value, step):
+            raise OSError("No space left on device")
+
+    log = Log()
+    hooks = Hooks([log], writer=FullDisk(), log_every=1)
+    hooks.record(loss=1.0)
+    with pytest.warns(UserWarning, match="logging is switched off.*No space left"):
+        hooks.step()
+    for _ in range(2):
+        hooks.record(loss=1.0)
+        hooks.step()
+    hooks.close()
+    assert log.events == ["start", 1, 2, 3, "end"]
+
+
+def test_an_unwritable_log_folder_fails_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        Hooks([], log_dir=tmp_path / "file" / "run")
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="two callbacks have the state key 'Log'"):
+        Hooks([Log(), Log()])
+    with pytest.raises(TypeError, match="must be qa_hooks Callbacks, got function"):
+        Hooks([lambda ctx: None])
+    with pytest.raises(ValueError, match=r"track\['net'\] has no .terms"):
+        Hooks([], track={"net": nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="not both"):
+        Hooks([], writer=MemoryWriter(), log_dir="x")
+    with pytest.raises(ValueError, match="budget"):
+        Hooks([], budget=5)
+    with pytest.raises(ValueError, match="log_every"):
+        Hooks([], log_every=0)
+
+
+class TestAttach:
+    def test_the_optimizer_calls_the_hooks(self, optimizer):
+        log = Log()
+        with Hooks([log]).attach(optimizer):
+            step(optimizer)
+            step(optimizer)
+        step(optimizer)  # detached by now
+        assert log.events == ["start", 1, 2, "end"]
+
+    def test_explicit_steps_are_refused_beside_it(self, optimizer):
+        hooks = Hooks([]).attach(optimizer)
+        with pytest.raises(RuntimeError, match="remove the explicit"):
+            hooks.step()
+        with pytest.raises(RuntimeError, match="second attach"):
+            hooks.attach(optimizer)
+        with pytest.raises(TypeError, match="needs a torch optimizer"):
+            Hooks([]).attach(nn.Linear(1, 1))
+
+    def test_wrappers_are_unwrapped(self, optimizer):
+        from accelerate import Accelerator
+
+        log = Log()
+        prepared = Accelerator(cpu=True).prepare(optimizer)
+        with Hooks([log]).attach(prepared):
+            step(prepared)
+        assert log.events == ["start", 1, "end"]
+
+    def test_accumulation_counts_optimizer_steps(self, optimizer):
+        from accelerate import Accelerator
+
+        log, accelerator = Log(), Accelerator(cpu=True, gradient_accumulation_steps=2)
+        net, prepared = accelerator.prepare(nn.Linear(2, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+        with Hooks([log]).attach(prepared):
+            for _ in range(6):
+                with accelerator.accumulate(net):
+                    step(prepared)
+        assert log.events == ["start", 1, 2, 3, "end"]
+
+    def test_steps_skipped_by_a_fused_optimizer_do_not_count(self):
+        net = nn.Linear(4, 1)
+        optimizer = torch.optim.Adam(net.parameters(), fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        log = Log()
+        with Hooks([log]).attach(optimizer):
+            for scale in (1.0, float("inf"), 1.0):
+                loss = (net(torch.ones(2, 4)) * scale).sum()
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        assert log.events == ["start", 1, 2, "end"]
+
+    def test_the_x_axis_survives_a_resume(self, optimizer):
+        for _ in range(7):
+            step(optimizer)
+        saved = optimizer.state_dict()
+        resumed = torch.optim.Adam([nn.Parameter(torch.zeros(3))], lr=0.1)
+        log = Log()
+        with Hooks([log]).attach(resumed):
+            resumed.load_state_dict(saved)
+            step(resumed)
+        assert log.events == ["start", 8, "end"]
+
+    def test_silence_is_reported(self, optimizer):
+        with pytest.warns(UserWarning, match="never made a step"):
+            Hooks([Log()]).attach(optimizer).close()
+        hooks = Hooks([Log()]).attach(optimizer)
+        for _ in range(199):
+            hooks.record(loss=0.0)
+        with pytest.warns(UserWarning, match="200 calls and no optimizer step"):
+            hooks.record(loss=0.0)
+
+
+class TestCapture:
+    def test_keeps_the_last_output(self, optimizer):
+        log, net = Log(), nn.Conv2d(1, 3, 1)
+        with Hooks([log]).attach(optimizer) as hooks:
+            hooks.capture("fake", net)
+            out = net(torch.ones(2, 1, 4, 4))
+            step(optimizer)
+        assert torch.equal(log.images[0]["fake"], out)
+
+    def test_what_is_no_image_is_refused(self):
+        hooks, net = Hooks([]), nn.Linear(2, 2)
+        hooks.capture("fake", net)
+        with pytest.warns(UserWarning, match=r"no batch of images .* but \(1, 2\)"):
+            net(torch.ones(1, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            net(torch.ones(1, 2))
+
+
+class TestState:
+    def test_round_trip(self):
+        hooks = Hooks([Log(key="a"), Log(key="b")])
+        hooks.step()
+        state = hooks.state_dict()
+        other = Hooks([Log(key="a"), Log(key="b")])
+        other.load_state_dict(state)
+        assert other.step_count == 1
+        assert other.callbacks[0].count == 2
+
+    def test_survives_a_safe_file(self, tmp_path):
+        from qa_hooks.penalties import QAGANPenalty
+
+        penalty = QAGANPenalty("none", value_range=(-1, 1))
+        hooks = Hooks([NaNGuard()], track={"qagan": penalty})
+        hooks.record(loss=torch.tensor(1.0))
+        torch.save(hooks.state_dict(), tmp_path / "hooks.pt")
+        hooks.load_state_dict(torch.load(tmp_path / "hooks.pt", weights_only=True))
+
+    def test_missing_and_unknown_keys_raise_and_name_the_remedy(self):
+        state = Hooks([Log(key="a")]).state_dict()
+        with pytest.raises(ValueError, match=r"missing \['b'\], unknown \['a'\]; Hooks\(..., strict=False\)"):
+            Hooks([Log(key="b")]).load_state_dict(state)
+        Hooks([Log(key="b")], strict=False).load_state_dict(state)
+
+
+class TestBudget:
+    def test_the_cost_is_told_once_and_logged(self, capsys):
+        writer = MemoryWriter()
+        hooks = Hooks([Slow(every=1)], writer=writer)
+        hooks.step()
+        hooks.step()
+        out = capsys.readouterr().out
+        assert out.count("qa_hooks: Slow took 0.0") == 1
+        assert "of the run" in out
+        assert len(writer.scalars["qa_perf/Slow/seconds"]) == 2
+
+    def test_monitors_stay_under_their_share(self):
+        slow = Slow(every=1)
+        hooks = Hooks([slow], budget=0.2)
+        start = time.perf_counter()
+        for _ in range(300):
+            time.sleep(0.002)
+            hooks.step()
+        elapsed = time.perf_counter() - start
+        assert 2 <= slow.runs <= 0.2 * elapsed / 0.02 + 2
+
+
+class TestNaNGuard:
+    def test_names_the_term(self):
+        hooks = Hooks([NaNGuard()])
+        hooks.record(d_loss=1.0, g_loss=float("nan"))
+        with pytest.warns(UserWarning, match="step 1: train/g_loss is not finite"):
+            hooks.step()
+
+    def test_stop_without_attach_sets_the_flag(self):
+        hooks = Hooks([NaNGuard("stop")])
+        hooks.record(loss=float("inf"))
+        with pytest.warns(UserWarning, match="should_stop is set"):
+            hooks.step()
+        assert hooks.should_stop
+
+    def bad_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["params"][0].grad = torch.tensor([1.0, float("nan"), 1.0])
+        optimizer.step()
+
+    def test_skip_leaves_weights_and_moments_alone(self, optimizer):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        guard = NaNGuard("skip")
+        with Hooks([guard]).attach(optimizer):
+            step(optimizer)
+            weights = parameter.detach().clone()
+            moments = optimizer.state[parameter]["exp_avg"].clone()
+            with pytest.warns(UserWarning, match="1 of 1 parameters are not finite; the step is skipped"):
+                self.bad_step(optimizer)
+            assert torch.equal(parameter, weights)
+            assert torch.equal(optimizer.state[parameter]["exp_avg"], moments)
+            step(optimizer)
+        assert guard.skipped == 1
+        assert not torch.equal(parameter, weights)
+
+    def test_stop_raises_before_the_step(self, optimizer):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        hooks = Hooks([NaNGuard("stop")]).attach(optimizer)
+        with pytest.raises(TrainingStopped, match="not finite"):
+            self.bad_step(optimizer)
+        assert torch.equal(parameter, torch.zeros(3))
+        hooks.close()
+
+    def test_warn_changes_nothing(self, optimizer):
+        with Hooks([NaNGuard()]).attach(optimizer), pytest.warns(UserWarning, match="not finite"):
+            self.bad_step(optimizer)
+        assert torch.isnan(optimizer.param_groups[0]["params"][0][1])
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="action must be one of"):
+            NaNGuard("explode")
+        with pytest.warns(UserWarning, match="sees no gradients"):
+            Hooks([NaNGuard("skip")]).step()

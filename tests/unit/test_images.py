@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qa_hooks.images import (
+    RangeGuard,
+    as_tensor,
+    check_images,
+    check_range,
+    list_images,
+    load_image,
+    make_grid,
+    save_image,
+    to_grey,
+    to_uint8,
+    to_unit,
+)
+
+
+@pytest.mark.parametrize("bad", [(1, 0), (0, 0), (0, float("inf")), (0,), "01x", None])
+def test_a_range_must_be_two_ordered_finite_numbers(bad):
+    with pytest.raises(ValueError, match="value_range"):
+        check_range(bad)
+
+
+def test_layout_errors_say_what_arrived():
+    with pytest.raises(TypeError, match=r"pred must be a torch.Tensor .* got list"):
+        check_images("pred", [1])
+    with pytest.raises(ValueError, match=r"real must have the shape .* got \(3, 8, 8\)"):
+        check_images("real", torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="fake is empty"):
+        check_images("fake", torch.zeros(0, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"float\(\) / 255"):
+        check_images("pred", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_to_unit_is_linear_keeps_overshoot_and_gradient():
+    images = torch.tensor([-1.2, -1.0, 0.0, 1.0]).view(1, 1, 2, 2).requires_grad_()
+    unit = to_unit(images, (-1.0, 1.0))
+    assert torch.allclose(unit.flatten(), torch.tensor([-0.1, 0.0, 0.5, 1.0]))
+    unit.sum().backward()
+    assert (images.grad == 0.5).all()
+
+
+def test_grey_is_matlabs():
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    assert to_grey(red).item() == pytest.approx(0.298936021293775)
+    assert to_grey(torch.ones(1, 3, 1, 1)).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+        to_grey(torch.ones(1, 4, 1, 1))
+
+
+class TestRangeGuard:
+    def test_data_outside_the_declared_range_raises(self):
+        with pytest.raises(ValueError, match=r"real lies in \[-1, 1\] but value_range=\(0, 1\)"):
+            RangeGuard((0.0, 1.0))(data={"real": torch.tensor([-1.0, 1.0])})
+
+    def test_one_percent_is_forgiven(self):
+        RangeGuard((0.0, 1.0))(data={"real": torch.tensor([-0.009, 1.009])})
+
+    def test_non_finite_predictions_raise(self):
+        with pytest.raises(ValueError, match="fake holds non-finite"):
+            RangeGuard((0.0, 1.0))(predictions={"fake": torch.tensor([0.0, float("nan")])})
+
+    def test_overshoot_is_silent_and_another_convention_warns_once(self, recwarn):
+        guard = RangeGuard((0.0, 1.0))
+        guard(predictions={"pred": torch.tensor([-0.3, 1.3])})
+        assert not recwarn.list
+        guard(predictions={"pred": torch.tensor([0.0, 255.0])})
+        guard(predictions={"pred": torch.tensor([0.0, 255.0])})
+        assert len(recwarn.list) == 1
+
+    def test_unit_predictions_under_a_symmetric_range_warn(self):
+        with pytest.warns(UserWarning, match="another convention"):
+            RangeGuard((-1.0, 1.0))(predictions={"pred": torch.tensor([0.0, 1.0])})
+
+    def test_it_stops_looking_after_three_calls(self):
+        guard = RangeGuard((0.0, 1.0))
+        for _ in range(3):
+            guard(data={"real": torch.zeros(2)})
+        guard(data={"real": torch.full((2,), 9.0)})
+
+
+def test_as_tensor_takes_what_people_have():
+    array = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    expected = torch.from_numpy(array).permute(2, 0, 1)[None]
+    assert torch.equal(as_tensor(array), expected)
+    assert torch.equal(as_tensor(Image.fromarray(array)), expected)
+    assert torch.equal(as_tensor([array, array]), expected.repeat(2, 1, 1, 1))
+    assert as_tensor(array[..., 0]).shape == (1, 1, 2, 3)
+    assert as_tensor(Image.fromarray(array).convert("L")).shape == (1, 1, 2, 3)
+    assert as_tensor(torch.zeros(3, 4, 4)).shape == (1, 3, 4, 4)
+    for bad, kind in [(3, TypeError), ([], ValueError), (np.zeros((2, 2), dtype=np.int64), TypeError)]:
+        with pytest.raises(kind):
+            as_tensor(bad)
+    with pytest.raises(ValueError, match="one size"):
+        as_tensor([array, array[:1]])
+
+
+def test_files_round_trip_and_broken_ones_are_named(tmp_path):
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    save_image(image, tmp_path / "b.png")
+    save_image(image[:1], tmp_path / "a.png")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "broken.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.png", "broken.png"]
+    assert torch.equal(load_image(tmp_path / "b.png"), image)
+    assert torch.equal(load_image(tmp_path / "a.png"), image[:1])
+    with pytest.raises(ValueError, match=r"broken\.png is not a readable image"):
+        load_image(tmp_path / "sub" / "broken.png")
+    with pytest.raises(ValueError, match="not a folder"):
+        list_images(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image files"):
+        list_images(tmp_path / "empty")
+
+
+def test_quantising_clamps_and_rounds():
+    values = torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0]).view(1, 1, 1, 5)
+    assert to_uint8(values, (-1.0, 1.0)).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_grid_holds_each_image_once():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4) * 10
+    grid = make_grid(images, columns=3, padding=1)
+    assert grid.shape == (1, 2 * 5 + 1, 3 * 5 + 1)
+    for index in range(5):
+        top, left = 1 + (index // 3) * 5, 1 + (index % 3) * 5
+        assert (grid[0, top : top + 4, left : left + 4] == index * 10).all()
+    assert (grid[0, 6:, 11:] == 230).all()

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qa_hooks.isolation import KeepsFrozen, OwnRandom, isolated, modules_of
+
+
+def state() -> tuple:
+    return (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), torch.is_grad_enabled())
+
+
+def untidy(net: nn.Module) -> None:
+    random.random()
+    np.random.rand()
+    net.train()
+    net(torch.randn(4, 3, 8, 8))
+    torch.set_grad_enabled(True)
+    for _ in torch.utils.data.DataLoader(range(10), shuffle=True):
+        break
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+
+def test_nothing_is_left_behind(net):
+    net[1].eval()  # a mixed state must come back as it was
+    flags, buffers, before = [m.training for m in net.modules()], [b.clone() for b in net.buffers()], state()
+    with isolated(net):
+        untidy(net)
+    assert state() == before
+    assert [m.training for m in net.modules()] == flags
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
+
+
+def test_nothing_is_left_behind_after_an_error(net):
+    flags, before = [m.training for m in net.modules()], state()
+
+    def fail() -> None:
+        with isolated(net):
+            untidy(net)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert state() == before
+    assert [m.training for m in net.modules()] == flags
+
+
+def test_inside_there_is_no_gradient_no_autocast_and_eval_mode(net):
+    with torch.autocast("cpu", dtype=torch.bfloat16), isolated(net):
+        assert not torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        assert not any(m.training for m in net.modules())
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_replaced_buffer_comes_back(net):
+    mean = net[1].running_mean
+    with isolated(net):
+        net[1].running_mean = torch.full_like(mean, 7.0)
+    assert net[1].running_mean is mean
+
+
+class Trainer:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def sample(self, n: int) -> torch.Tensor:
+        return self.model(torch.zeros(n, 2))
+
+
+class Owner:
+    def __init__(self, model: nn.Module) -> None:
+        self.ema = model
+
+
+net_of_the_module = nn.Linear(2, 2)
+
+
+def test_modules_are_found_where_python_shows_them():
+    model = nn.Linear(2, 2)
+    owner = Owner(model)
+    assert modules_of(model) == [model]
+    assert modules_of(model.forward) == [model]
+    assert modules_of(lambda n: model(n)) == [model]
+    assert modules_of(lambda n: owner.ema(n)) == [model]
+    assert modules_of(Trainer(model).sample) == [model]
+    assert modules_of(functools.partial(lambda m, n: m(n), model)) == [model]
+    assert modules_of(lambda n: net_of_the_module(n)) == [net_of_the_module]
+    assert modules_of(len) == []
+
+
+def test_own_random_is_reproducible_and_leaves_the_global_state():
+    before = torch.get_rng_state()
+    one, two = OwnRandom(3), OwnRandom(3)
+    draws = [torch.rand(4, generator=one.generator()) for _ in range(3)]
+    assert torch.equal(torch.get_rng_state(), before)
+    two.draws = 2  # the whole state
+    assert torch.equal(torch.rand(4, generator=two.generator()), draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(torch.rand(4, generator=OwnRandom(4).generator()), draws[0])
+
+
+def test_frozen_networks_follow_the_device_and_nothing_else():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    outer = KeepsFrozen()
+    outer.keep(inner)
+    parent = nn.Sequential(outer)
+    parent.train().half()
+    assert not list(parent.parameters())
+    assert not parent.state_dict()
+    assert not inner.training
+    assert inner[0].weight.dtype == torch.float32
+    assert not inner[0].weight.requires_grad
+    parent.to("meta")
+    assert inner[0].weight.device.type == "meta"
