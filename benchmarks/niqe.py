@@ -1,32 +1,26 @@
 """NIQE side by side with BasicSR and pyiqa: time, agreement, and whether descending the gradient lowers the score.
 
-    python -m benchmarks niqe --original niqe_pris_params.npz [--threads 1] [--runs 9]
+    python -m benchmarks niqe [--original niqe_pris_params.npz] [--threads 1 2] [--runs 9] [--quick]
 
-Peers that cannot be imported are left out. Runs are interleaved in one process; times are CPU milliseconds.
+Peers that cannot be imported are left out. pyiqa's gradient lacks the path through alpha (an argmin there).
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.niqe import FeatureConfig, niqe_features
+from benchmarks.timing import OURS, Candidate, compare, device, header, parser, table
+from qa_hooks.functional.niqe import niqe_features
 from qa_hooks.images import as_tensor
 from qa_hooks.scorers.naturalness import NaturalnessModel
 from qa_hooks.scorers.niqe import NIQE
-
-Work = dict[str, Callable[[], Any]]
+from qa_hooks.scorers.niqe_original import load_original
 
 
 def crops(count: int, side: int = 256) -> Tensor:
@@ -39,30 +33,7 @@ def crops(count: int, side: int = 256) -> Tensor:
             image = as_tensor(getattr(skimage.data, name)())[0]
             top, left = 11 * len(result) % (image.shape[1] - side + 1), 17 * len(result) % (image.shape[2] - side + 1)
             result.append(image[:, top : top + side, left : left + side])
-    return torch.stack(result[:count]).float() / 255
-
-
-def measure(work: Work, runs: int) -> dict[str, list[float]]:
-    """CPU milliseconds of each function, `runs` times, interleaved after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for index in range(runs + 1):
-        for name, function in work.items():
-            start = time.process_time()
-            function()
-            if index:
-                times[name].append(1000 * (time.process_time() - start))
-    return times
-
-
-def table(title: str, work: Work, runs: int) -> str:
-    """One markdown table; the ratio is ours to the peer's, median and range over the interleaved runs."""
-    times = measure(work, runs)
-    lines = [f"### {title}", "", "| | CPU ms | ours / theirs (range) |", "|---|---|---|"]
-    for name, values in times.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(times["qa_hooks"], values, strict=True))
-        ratio = "" if name == "qa_hooks" else f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})"
-        lines.append(f"| {name} | {statistics.median(values):.2f} | {ratio} |")
-    return "\n".join(lines) + "\n"
+    return (torch.stack(result[:count]).float() / 255).to(device())
 
 
 def basicsr() -> Callable[[Tensor], list[float]] | None:
@@ -73,7 +44,7 @@ def basicsr() -> Callable[[Tensor], list[float]] | None:
         return None
 
     def run(images: Tensor) -> list[float]:
-        arrays = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()[..., ::-1]
+        arrays = (255 * images).round().byte().permute(0, 2, 3, 1).cpu().numpy()[..., ::-1]
         return [float(calculate_niqe(np.ascontiguousarray(array), 0)) for array in arrays]
 
     return run
@@ -116,45 +87,49 @@ def backward(function: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[
     return run
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks niqe", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--original", type=Path, required=True, help="niqe_pris_params.npz or modelparameters.mat")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=9)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-
-    model = NaturalnessModel.load(options.original)
-    by_color = {color: NIQE(model, color=color) for color in ("y_ycbcr", "y_yiq")}
-    numpy_peer, torch_peer = basicsr(), pyiqa(model)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads")
-    print(f"torch {torch.__version__}, median of {options.runs}\n")
+def main(arguments: list[str]) -> None:
+    options = parser(__doc__)
+    options.add_argument("--original", type=Path, help="file with the original parameters; looked for when not given")
+    chosen = options.parse_args(arguments)
+    runs = 7 if chosen.quick else chosen.runs
+    model = NaturalnessModel.load(chosen.original) if chosen.original else load_original()
+    by_color = {color: NIQE(model, color=color).to(device()) for color in ("y_ycbcr", "y_yiq")}
+    ours, numpy_peer, torch_peer = by_color["y_ycbcr"], basicsr(), pyiqa(model)
     batch, one = crops(16), crops(1)
-    for title, images in (("forward, 16x3x256x256", batch), ("forward, 1x3x256x256", one)):
-        work: Work = {"qa_hooks": lambda images=images: by_color["y_ycbcr"](images)}  # type: ignore[misc]
-        if numpy_peer:
-            work["basicsr"] = lambda images=images: numpy_peer(images)  # type: ignore[misc]
+    for threads in chosen.threads:
+        torch.set_num_threads(threads)
+        print(header(["basicsr", "pyiqa"], threads))
+        rows = []
+        for images in (one,) if chosen.quick else (batch, one):
+            work: dict[str, Candidate] = {OURS: lambda images=images: ours(images)}  # type: ignore[misc]
+            if numpy_peer:
+                work["basicsr"] = lambda images=images: numpy_peer(images)  # type: ignore[misc]
+            if torch_peer:
+                work["pyiqa"] = lambda images=images: torch_peer(images)  # type: ignore[misc]
+            rows.append(compare(f"forward, {_size(images)}", work, goal=0.33, runs=runs))
+        images = one if chosen.quick else batch
+        both: dict[str, Candidate] = {OURS: backward(by_color["y_yiq"], images)}
         if torch_peer:
-            work["pyiqa"] = lambda images=images: torch_peer(images)  # type: ignore[misc]
-        print(table(title, work, options.runs))
-    work = {"qa_hooks": backward(by_color["y_yiq"], batch)}
-    if torch_peer:
-        work["pyiqa"] = backward(torch_peer, batch)
-    print(table("forward + backward, 16x3x256x256", work, options.runs))
+            both["pyiqa"] = backward(torch_peer, images)
+        rows.append(compare(f"forward + backward, {_size(images)}", both, goal=0.4, runs=runs))
+        for side in (16, 32):
+            maps = torch.randn(64, 1, side, side, device=device())
+            work = {OURS: backward(niqe_features, maps)}
+            rows.append(
+                compare(f"gradient maps, forward + backward, {_size(maps)}", work, goal=0.4, runs=runs, calls=5)
+            )
+        print(table(rows) + "\n")
 
-    print("### features of gradient maps, forward + backward\n\n| maps | CPU ms |\n|---|---|")
-    for side in (16, 32):
-        maps = torch.randn(64, 1, side, side)
-        times = measure({"ours": backward(lambda x: niqe_features(x, FeatureConfig()), maps)}, options.runs)["ours"]
-        print(f"| 64x1x{side}x{side} | {statistics.median(times):.2f} |")
-
-    print("\n### agreement and descent\n")
     for name, peer, color in (("basicsr", numpy_peer, "y_ycbcr"), ("pyiqa", torch_peer, "y_yiq")):
         if peer:
-            theirs = torch.as_tensor(peer(batch)).flatten().double()
-            difference = (by_color[color](batch).double() - theirs).abs().max()
-            print(f"- largest difference from {name} on 16 crops: {float(difference):.4f}")
-    for name, scorer in (("qa_hooks", by_color["y_yiq"]), ("pyiqa", torch_peer)):
+            theirs = torch.as_tensor(peer(batch)).flatten().double().cpu()
+            difference = (by_color[color](batch).double().cpu() - theirs).abs().max()
+            print(f"largest difference from {name} on 16 crops: {float(difference):.4f}")
+    for name, scorer in ((OURS, by_color["y_yiq"]), ("pyiqa", torch_peer)):
         if scorer:
             before, after = descend(scorer, one)
-            print(f"- 30 steps down the gradient, {name}: {before:.2f} -> {after:.2f}")
+            print(f"30 steps down the gradient, {name}: {before:.2f} -> {after:.2f}")
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(str(size) for size in images.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -86,13 +87,22 @@ def once(candidate: Candidate) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def compare(work: str, candidates: dict[str, Candidate], *, goal: float, runs: int = 9, calls: int = 1) -> Row:
+def compare(
+    work: str,
+    candidates: dict[str, Candidate],
+    *,
+    goal: float,
+    inexact: frozenset[str] = frozenset(),
+    runs: int = 9,
+    calls: int = 1,
+) -> Row:
     """Measure our candidate (`OURS`) and its peers in turns.
 
     Args:
         work: what is done, for the table.
         candidates: name -> call.
         goal: the ratio to the fastest peer that we mean to reach.
+        inexact: peers that compute something else; they are timed and do not count for the ratio.
         runs: rounds, after one that warms up.
         calls: calls per measurement, for work of microseconds.
     """
@@ -106,9 +116,10 @@ def compare(work: str, candidates: dict[str, Candidate], *, goal: float, runs: i
                 times[name].append(spent)
     medians = {name: median(values) for name, values in times.items()}
     ours = medians.pop(OURS)
-    if not medians:
-        return Row(work, ours, {}, float("nan"), (float("nan"), float("nan")), goal)
-    best = min(medians, key=lambda name: medians[name])
+    exact = [name for name in medians if name not in inexact]
+    if not exact:
+        return Row(work, ours, medians, float("nan"), (float("nan"), float("nan")), goal)
+    best = min(exact, key=lambda name: medians[name])
     low, ratio, high = quantiles([a / b for a, b in zip(times[OURS], times[best], strict=True)], n=4)
     return Row(work, ours, medians, ratio, (low, high), goal)
 
@@ -116,8 +127,9 @@ def compare(work: str, candidates: dict[str, Candidate], *, goal: float, runs: i
 def peak_memory(module: str, name: str, *, threads: int) -> float | None:
     """Megabytes that `module.memory_work(name)` needs at its peak over what it held before, in a fresh process.
 
-    `memory_work` prepares its inputs and returns the call to measure, or None when the peer is not installed. On the CPU
-    it is the process's high-water mark, so that every library's temporaries count; a small first call loads the code.
+    `memory_work(name, small=...)` prepares its inputs and returns the call to measure, or None when the peer is not
+    installed. On the CPU it is the process's high-water mark, so that all temporaries count; a small first call loads
+    the code.
     """
     command = [sys.executable, "-c", _CHILD, module, name, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -158,13 +170,13 @@ else:
 
 
 def table(rows: list[Row], *, unit: str = "ms") -> str:
-    """The rows as text; the ratio is to the fastest (or leanest) peer, its spread the quartiles over the rounds."""
+    """The rows as text: the ratio is to the best peer that computes the same, the spread its quartiles."""
     peers = sorted({peer for row in rows for peer in row.peers})
     lines = [["work", f"{OURS} {unit}", *(f"{peer} {unit}" for peer in peers), "ratio", "spread", "goal", ""]]
     for row in rows:
         values = [f"{row.peers[peer]:.2f}" if peer in row.peers else "-" for peer in peers]
         spread = f"{row.spread[0]:.3f}-{row.spread[1]:.3f}"
-        verdict = "no peer" if not row.peers else "met" if row.ratio <= row.goal else "NOT MET"
+        verdict = "no peer" if math.isnan(row.ratio) else "met" if row.ratio <= row.goal else "NOT MET"
         lines.append([row.work, f"{row.ours:.2f}", *values, f"{row.ratio:.3f}", spread, f"<= {row.goal:g}", verdict])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,1 @@
+"""Adapters for the frameworks that trainers are written in; each imports its framework inside functions."""

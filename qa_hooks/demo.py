@@ -14,6 +14,8 @@ import json
 import math
 import multiprocessing
 import os
+import statistics
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -277,7 +279,7 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
             value_range=(-1, 1),
         )
         callbacks.insert(2, ScoreMonitor(scorer, every=every, sample=sample))
-    seconds = 0.0
+    durations = []
     with Hooks(callbacks, log_dir=job.folder, track={"penalty": penalty}, log_every=20).attach(optimizer_g) as hooks:
         for step in range(job.steps):
             start = time.process_time()
@@ -295,19 +297,24 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
             optimizer_g.zero_grad()
             g_loss.backward()
             hooks.record(wasserstein=wasserstein, g_loss=g_loss)
-            seconds += time.process_time() - start  # the monitors run inside optimizer_g.step()
-            optimizer_g.step()
-            start = time.process_time()
+            before_step = time.process_time()
+            optimizer_g.step()  # the monitors run in here, and are not counted
+            after_step = time.process_time()
             for schedule in schedules:
                 schedule.step()
             _update_ema(ema, generator, 0.98)
-            seconds += time.process_time() - start
+            durations.append(before_step - start + time.process_time() - after_step)
             if progress is not None and (step + 1) % 10 == 0:
                 progress.put(10)
     rng = torch.Generator().manual_seed(2)
     with torch.no_grad():
         images = torch.cat([sample(min(400, job.samples - i), rng) for i in range(0, job.samples, 400)])
-    result = {"variant": job.variant, "seed": job.seed, "steps": job.steps, "ms": 1000 * seconds / job.steps}
+    result = {
+        "variant": job.variant,
+        "seed": job.seed,
+        "steps": job.steps,
+        "ms": 1000 * statistics.median(durations[job.steps // 2 :]),
+    }
     return {**result, **evaluator.evaluate(images), "strip": images[:24]}
 
 
@@ -357,16 +364,17 @@ def run_demo(
         jobs: processes at a time.
 
     Returns:
-        One dictionary per run: variant, seed, steps, CPU milliseconds per step, fd, is.
+        One dictionary per run: variant, seed, steps, median CPU milliseconds of a step (monitors not counted), fd, is.
     """
     _check_demo(variants, seeds, steps, equal, jobs)
     out = Path(out)
     check_writable(out)
+    torch.set_num_threads(1)  # networks this small are slower on more
     images = load_digits_images() if data is None else load_folder_images(data, size=size, limit=limit)
     evaluator = Evaluator(images)
     _describe(images, evaluator)
     template = Job("plain", 0, steps, out, images=images.train)
-    lengths = dict.fromkeys(variants, steps) if equal == "steps" else _equal_time_steps(template, variants)
+    lengths = dict.fromkeys(variants, steps) if equal == "steps" else _equal_time_steps(template, variants, evaluator)
     todo = [
         replace(template, variant=variant, seed=seed, steps=lengths[variant], folder=out / f"{variant}-seed{seed}")
         for seed in seeds
@@ -445,42 +453,15 @@ def _describe(images: Images, evaluator: Evaluator) -> None:
         )
 
 
-def _equal_time_steps(template: Job, variants: tuple[str, ...]) -> dict[str, int]:
+def _equal_time_steps(template: Job, variants: tuple[str, ...], evaluator: Evaluator) -> dict[str, int]:
     """Steps that take the time of `template.steps` plain ones, from a short run of each with its penalty acting."""
     milliseconds = {}
-    for variant in ("plain", *variants):
-        milliseconds[variant] = measure_step(template, variant)
+    for variant in dict.fromkeys(("plain", *variants)):
+        with tempfile.TemporaryDirectory() as folder:
+            short = replace(template, variant=variant, steps=80, folder=Path(folder), samples=200)
+            milliseconds[variant] = _train_quietly(short, evaluator, None)["ms"]
         print(f"{variant}: {milliseconds[variant]:.1f} CPU ms a step", flush=True)
     return {v: round(template.steps * milliseconds["plain"] / milliseconds[v]) for v in variants}
-
-
-def measure_step(template: Job, variant: str, *, steps: int = 30) -> float:
-    """CPU milliseconds of one generator step with its critic steps, one thread, after a warm-up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        size, channels = template.images.shape[-1], template.images.shape[1]
-        critic, generator = make_critic(size, channels), make_generator(size, channels)
-        optimizer = torch.optim.Adam([*critic.parameters(), *generator.parameters()], lr=1e-4)
-        penalty = make_penalty(variant, gp_weight=template.gp_weight, warmup=12)
-        start = 0.0
-        for step in range(10 + steps):
-            if step == 10:
-                start = time.process_time()
-            for _ in range(template.n_critic):
-                real = template.images[torch.randint(len(template.images), (template.batch,))]
-                with torch.no_grad():
-                    fake = generator(torch.randn(template.batch, LATENT))
-                scores = {"real_scores": critic(real), "fake_scores": critic(fake)}
-                optimizer.zero_grad()
-                (scores["fake_scores"].mean() + penalty(critic, real, fake, **scores)).backward()
-                optimizer.step()
-            optimizer.zero_grad()
-            critic(generator(torch.randn(template.batch, LATENT))).mean().backward()
-            optimizer.step()
-        return 1000 * (time.process_time() - start) / steps
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run_side_by_side(todo: list[Job], evaluator: Evaluator, jobs: int) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from qa_hooks.functional.filters import Filter, filter_maps_adjoint, filter_plan
 from qa_hooks.images import Range, to_unit
 
 C1, C2 = 0.01**2, 0.03**2
-CHUNK = 2**17  # pixels per chunk on the CPU: a dozen maps of half a megabyte
+CHUNK = 2**17  # pixels per chunk and thread on the CPU: a dozen maps of half a megabyte
 
 
 class _Blurs(NamedTuple):
@@ -153,7 +153,7 @@ def _evaluate(
     scale = 4 / (positions * (value_range[1] - value_range[0]))
     values = planes_x.new_empty(count, dtype=dtype)
     gradients = [planes_x.new_empty(planes_x.shape, dtype=dtype) if needed else None for needed in need]
-    step = max(1, CHUNK // (height * width)) if x.device.type == "cpu" else count
+    step = max(1, CHUNK * torch.get_num_threads() // (height * width)) if x.device.type == "cpu" else count
     with torch.no_grad(), full_precision(x.device):
         for start in range(0, count, step):
             part = slice(start, start + step)

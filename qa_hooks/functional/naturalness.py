@@ -133,11 +133,20 @@ def image_naturalness(features: Tensor, model_mean: Tensor, model_covariance: Te
     center = (weights * offsets).sum(1) / count
     deviations = weights * (offsets - center[:, None])
     covariance = deviations.mT @ deviations / (count - 1).clamp_min(1)[..., None]
-    return _root(_quadratic((pristine + covariance) / 2, center[..., None])[:, 0])
+    return _root(_quadratic_or_pinv((pristine + covariance) / 2, center[..., None])[:, 0])
 
 
 def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
-    """x^T A^-1 x for each column: `(..., d, d)` and `(..., d, k)` -> `(..., k)`."""
+    """x^T A^-1 x for each column: `(..., d, d)` and `(..., d, k)` -> `(..., k)`; NaN where A is not positive definite.
+
+    Nothing here waits for a GPU, which matters in a training step.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed[..., None] > 0, torch.nan, _squared_norms(factor, columns))
+
+
+def _quadratic_or_pinv(matrix: Tensor, columns: Tensor) -> Tensor:
+    """As `_quadratic`, with the pseudo-inverse of singular matrices."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed.any():
         return _squared_norms(factor, columns)

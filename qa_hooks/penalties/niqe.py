@@ -36,7 +36,7 @@ HINGE_BATCH = 64
 
 def map_features(gradient: Tensor, config: FeatureConfig) -> Tensor:
     """Features of gradient maps `(N, C, H, W)`: grey, unit RMS, `(N * blocks, 36)`."""
-    grey = to_grey(gradient.float())
+    grey = to_grey(gradient)
     rms = (grey.square().mean((1, 2, 3), keepdim=True) + 1e-24).sqrt() + 1e-8
     return niqe_features(grey / rms, config, max_slope=MAX_SLOPE).flatten(0, 1)
 

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from qa_hooks.callbacks import Hooks, RefreshGradientModel, SampleGrid, ScoreMonitor
+from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, SSIMPenalty
+from qa_hooks.scorers import PSNR, FunctionScorer
+from qa_hooks.writers import MemoryWriter
+
+
+@pytest.fixture
+def generator() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Unflatten(1, (1, 8, 8)), nn.Sigmoid()
+    )
+
+
+@pytest.fixture
+def brightness() -> FunctionScorer:
+    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+
+
+def sampler(net):
+    return lambda n, rng: net(torch.randn(n, 8, generator=rng))
+
+
+class TestSampleGrid:
+    def test_same_noise_each_time_and_no_trace(self, generator, tmp_path):
+        writer = MemoryWriter()
+        generator.train()
+        buffers, state = [b.clone() for b in generator.buffers()], torch.get_rng_state()
+        with Hooks([SampleGrid(sampler(generator), every=1, n=6, folder=tmp_path)], writer=writer) as hooks:
+            hooks.step()
+            hooks.step()
+        (one, first), (two, second) = writer.images["qa_images/samples/grid"]
+        assert (one, two) == (1, 2)
+        assert torch.equal(first, second)
+        assert first.shape == (1, 2 * 66 + 2, 3 * 66 + 2)  # 6 images of 8 pixels, 8 times enlarged
+        assert all(torch.equal(a, b) for a, b in zip(generator.buffers(), buffers, strict=True))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert generator[2].training
+        assert Image.open(tmp_path / "00000002.png").size == (200, 134)
+
+    def test_a_wrong_number_of_samples_switches_it_off(self):
+        hooks = Hooks([SampleGrid(lambda n, rng: torch.zeros(3, 1, 8, 8), every=1)])
+        with pytest.warns(UserWarning, match=r"sample\(64, generator\) must give 64 images"):
+            hooks.step()
+
+    def test_bad_arguments(self, tmp_path):
+        with pytest.raises(TypeError, match="sample must be callable"):
+            SampleGrid(torch.zeros(1))
+        with pytest.raises(ValueError, match="every must be"):
+            SampleGrid(lambda n, g: None, every=0)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match="cannot be written"):
+            SampleGrid(lambda n, g: None, folder=tmp_path / "file")
+
+
+class TestScoreMonitor:
+    def test_mean_spread_and_histogram(self, brightness):
+        writer = MemoryWriter()
+        monitor = ScoreMonitor(brightness, every=1, sample=lambda n, rng: torch.rand(n, 1, 4, 4, generator=rng), n=100)
+        with Hooks([monitor], writer=writer) as hooks:
+            hooks.step()
+        values = writer.histograms["qa_eval/brightness/histogram"][0][1].double()
+        assert values.numel() == 100
+        assert writer.scalars["qa_eval/brightness/mean"][0][1] == pytest.approx(values.mean().item())
+        assert writer.scalars["qa_eval/brightness/std"][0][1] == pytest.approx(values.std(unbiased=False).item())
+        assert monitor.last["n"] == 100
+
+    def test_images_of_the_loop_with_a_reference(self):
+        monitor = ScoreMonitor(PSNR(), every=1, images="pred", reference="target")
+        Hooks([monitor]).step(pred=torch.full((5, 3, 8, 8), 1.1), target=torch.full((5, 3, 8, 8), 0.9))
+        assert monitor.last["mean"] == pytest.approx(20.0, abs=0.01)  # the overshoot is clamped
+
+    def test_non_finite_scores_are_counted(self):
+        scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)).log(), name="log", higher_is_better=True)
+        writer, images = MemoryWriter(), torch.ones(4, 1, 2, 2)
+        images[0] = 0
+        Hooks([ScoreMonitor(scorer, every=1, images="x")], writer=writer).step(x=images)
+        assert writer.scalars["qa_eval/log/nonfinite"] == [(1, 1.0)]
+        assert writer.scalars["qa_eval/log/mean"] == [(1, 0.0)]
+
+    def test_missing_images_say_what_is_there(self, brightness):
+        with pytest.warns(UserWarning, match=r"no images named 'fake' were handed over .* got \['real'\]"):
+            Hooks([ScoreMonitor(brightness, every=1, images="fake")]).step(real=torch.zeros(1, 1, 2, 2))
+
+    def test_bad_arguments(self, brightness):
+        with pytest.raises(ValueError, match="give either sample"):
+            ScoreMonitor(brightness)
+        with pytest.raises(ValueError, match="psnr needs reference="):
+            ScoreMonitor(PSNR(), images="pred")
+        with pytest.raises(ValueError, match="brightness takes no reference"):
+            ScoreMonitor(brightness, images="pred", reference="gt")
+        with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
+            ScoreMonitor(lambda x: x, images="pred")
+
+
+class TestRefreshGradientModel:
+    def test_refits_without_a_trace(self, critic, digits):
+        penalty = QAGANPenalty("niqe", value_range=(-1, 1), warmup=400)
+        loader = torch.utils.data.DataLoader(digits[:512], batch_size=64, shuffle=True)
+        state = torch.get_rng_state()
+        hooks = Hooks([RefreshGradientModel(penalty, critic, loader, every=2)])
+        hooks.step()
+        assert penalty.parts["niqe"].model is None
+        hooks.step()
+        first = penalty.parts["niqe"].model
+        assert first.count == 512
+        with torch.no_grad():
+            critic[0].weight.mul_(-2)
+        hooks.step()
+        hooks.step()
+        assert not torch.equal(penalty.parts["niqe"].model.mean, first.mean)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_a_failed_fit_keeps_the_old_model(self, critic, digits):
+        penalty = NIQEPenalty(value_range=(-1, 1), warmup=400)
+        callback = RefreshGradientModel(penalty, critic, [digits[:512]], every=1)
+        hooks = Hooks([callback])
+        hooks.step()
+        model, callback.batches = penalty.model, [digits[:10]]
+        with pytest.warns(UserWarning, match="at least 360 maps"):
+            hooks.step()
+        assert penalty.model is model
+
+    def test_needs_a_niqe_term(self, critic):
+        with pytest.raises(ValueError, match="no NIQE term: SSIMPenalty"):
+            RefreshGradientModel(SSIMPenalty(value_range=(-1, 1)), critic, [], every=1)
