@@ -2,8 +2,8 @@
 
 python -m benchmarks ssim [--threads 1 2] [--runs 9] [--quick]
 
-A peer counts for the ratio when it computes the same thing. torchmetrics does not: it includes reflected borders. kornia
-has no MS-SSIM of this kind.
+A peer counts for the ratio when it computes the same thing. torchmetrics does not: it includes reflected borders.
+kornia has no MS-SSIM of this kind.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     niqe.add_argument(
         "--sharpness", type=float, default=0.3, help="keep blocks this sharp relative to their image's sharpest"
     )
+    niqe.add_argument("--shrink", type=float, default=0.03, help="share by which the covariance moves to its diagonal")
     niqe.add_argument("--limit", type=int, help="use only the first so many files by name")
     niqe.set_defaults(run=_fit_niqe)
 
@@ -96,6 +97,7 @@ def _fit_niqe(options: argparse.Namespace) -> None:
         block=options.block,
         color=options.color,
         sharpness=options.sharpness,
+        shrink=options.shrink,
         limit=options.limit,
         name=options.name,
     )

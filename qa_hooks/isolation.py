@@ -122,8 +122,9 @@ def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What `.to(device)` does without what `.half()` does: for networks that keep their own precision."""
 
     def move(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        device = fn(torch.empty(0, device=tensor.device)).device
+        nowhere = device.type == "mps" and tensor.dtype == torch.float64  # which MPS does not have
+        return tensor if nowhere else tensor.to(device)
 
     return move
 

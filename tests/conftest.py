@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors are small, and two busy processes on two cores starve each other's threads
 TEST_EXTRA = ("skimage", "scipy", "wandb")
 
 

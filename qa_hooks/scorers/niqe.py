@@ -13,7 +13,6 @@ Source: Mittal, Soundararajan, Bovik, "Making a Completely Blind Image Quality A
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,15 +103,6 @@ class NIQE(Scorer):
     def from_saved(cls, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> NIQE:
         model = NaturalnessModel.from_dict({**options["model"], **tensors})
         return cls(model, color=options["color"], value_range=value_range)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NIQE:
-        def move(tensor: Tensor) -> Tensor:
-            # The model stays in float64, whatever `fn` converts to; on the CPU where there is none (MPS).
-            device = fn(torch.empty(0, device=tensor.device)).device
-            return tensor if device.type == "mps" else tensor.to(device)
-
-        super()._apply(move, recurse)
-        return self
 
 
 def to_luma(images: Tensor, color: str) -> Tensor:
