@@ -43,7 +43,7 @@ def critic_scores(output: Any, count: int, output_fn: OutputFn | None = None, *,
             f"{name} must give one score per image (N,), (N, 1) or a map (N, 1, H, W): "
             f"got {tuple(output.shape)} for {count} images (an averaged score cannot be used)"
         )
-    return output.flatten(1).mean(1) if output.ndim > 1 else output
+    return output.reshape(count) if output.numel() == count else output.flatten(1).mean(1)
 
 
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -144,9 +144,15 @@ def _signals(blocks: Tensor) -> Tensor:
     """Blocks `(rows, b, b)` -> coefficients and their four neighbour products `(5, rows, pixels)`."""
     signals = blocks.new_empty((5, *blocks.shape))
     signals[0] = blocks
-    for target, shift in zip(signals[1:], ORIENTATIONS, strict=True):
-        torch.mul(blocks, blocks.roll(shift, (1, 2)), out=target)
+    for target, neighbours in zip(signals[1:], _neighbours(blocks), strict=True):
+        torch.mul(blocks, neighbours, out=target)
     return signals.flatten(2)
+
+
+def _neighbours(blocks: Tensor) -> tuple[Tensor, ...]:
+    """The blocks, circularly shifted by each of `ORIENTATIONS`; the diagonals are shifts of a shift."""
+    below = blocks.roll(1, 1)
+    return blocks.roll(1, 2), below, below.roll(1, 2), below.roll(-1, 2)
 
 
 def _moments_backward(blocks: Tensor, grad: Tensor) -> Tensor:
@@ -158,11 +164,12 @@ def _moments_backward(blocks: Tensor, grad: Tensor) -> Tensor:
     grad_signals = (left * (2 * per_value[0])).addcmul_(right, 2 * per_value[1])
     grad_signals.addcmul_(signals.sign_(), per_value[2])
     grad_signals = grad_signals.view(5, *blocks.shape)
-    total = grad_signals[0]
-    for grad_product, (down, across) in zip(grad_signals[1:], ORIENTATIONS, strict=True):
-        total.addcmul_(grad_product, blocks.roll((down, across), (1, 2)))
-        total.add_(grad_product.mul_(blocks).roll((-down, -across), (1, 2)))
-    return total
+    total, grad_products = grad_signals[0], grad_signals[1:]
+    for grad_product, neighbours in zip(grad_products, _neighbours(blocks), strict=True):
+        total.addcmul_(grad_product, neighbours)
+    across, below, diagonal, antidiagonal = grad_products.mul_(blocks)  # to be shifted back, in the order above
+    below = below.add_(diagonal.roll(-1, 2)).add_(antidiagonal.roll(1, 2))
+    return total.add_(across.roll(-1, 2)).add_(below.roll(-1, 1))
 
 
 def _mscn_backward(maps: _LocalStatistics, coefficients: Tensor, grad: Tensor, normalization: Normalization) -> Tensor:
