@@ -19,8 +19,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from qa_hooks.functional._once import differentiable_once
 
 MIN_ALPHA, MAX_ALPHA = 0.2, 10.0
 _NODES = 2048
@@ -33,19 +35,6 @@ class AGGD(NamedTuple):
     left: Tensor
     right: Tensor
     mean: Tensor
-
-
-class SideMoments(NamedTuple):
-    """What the estimate needs of a signal, each a mean over all its values, zeros included.
-
-    Squares of the values of each side, |x|, and the share of the values that lies on each side.
-    """
-
-    left_squares: Tensor
-    right_squares: Tensor
-    absolute: Tensor
-    left_share: Tensor
-    right_share: Tensor
 
 
 def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
@@ -82,43 +71,87 @@ def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
             values = values.float()
         right = values.clamp_min(0)
         left = values - right
-        moments = SideMoments(
-            left.square().mean(-1),
-            right.square().mean(-1),
-            right.mean(-1) - left.mean(-1),
-            -left.detach().sign().mean(-1),
-            right.detach().sign().mean(-1),
-        )
-        return aggd_from_moments(moments, max_slope=max_slope)
+        sums = torch.stack([left.square().mean(-1), right.square().mean(-1), right.mean(-1) - left.mean(-1)])
+        shares = torch.stack([-left.detach().sign().mean(-1), right.detach().sign().mean(-1)])
+        alpha, mean, left_scale, right_scale = aggd_from_moments(sums, shares, max_slope=max_slope)
+        return AGGD(alpha, left_scale, right_scale, mean)
 
 
-def aggd_from_moments(moments: SideMoments, *, alpha_step: float = 0.0, max_slope: float | None = None) -> AGGD:
-    """The AGGD estimate from side moments, element by element; see `aggd`, and `FeatureConfig` for `alpha_step`."""
-    left_squares, right_squares, absolute, left_share, right_share = moments
-    squares = left_squares + right_squares
-    # Below this the reciprocals that the gradient needs would overflow.
-    silent = squares < 1e8 * torch.finfo(squares.dtype).tiny
-    no_left, no_right = left_squares == 0, right_squares == 0
-    # Each masked operation sees a harmless operand, because 0 * inf in the backward pass would be NaN.
-    left_variance = left_squares / torch.where(no_left, 1.0, left_share)
-    right_variance = right_squares / torch.where(no_right, 1.0, right_share)
-    left_variance = torch.where(no_left, right_variance, left_variance)
-    right_variance = torch.where(no_right, left_variance, right_variance)
-    left_std = torch.where(silent, 1.0, left_variance).sqrt()
-    right_std = torch.where(silent, 1.0, right_variance).sqrt()
-    # R is unchanged by g -> 1/g: the ratio below 1 keeps its cube from overflowing.
-    ratio = torch.minimum(left_std, right_std) / torch.maximum(left_std, right_std)
-    flatness = absolute / torch.where(silent, 1.0, squares).sqrt()
-    factor = (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()
-    alpha = shape_from_ratio(flatness.square() * factor, max_slope=max_slope)
-    if alpha_step:
-        alpha = alpha + ((alpha / alpha_step).round() * alpha_step - alpha).detach()
-    alpha = torch.where(silent, MAX_ALPHA, alpha)
-    inverse = alpha.reciprocal()
-    log_1, log_2, log_3 = torch.lgamma(inverse), torch.lgamma(2 * inverse), torch.lgamma(3 * inverse)
-    to_scale = torch.where(silent, 0.0, torch.exp((log_1 - log_3) / 2))
-    left, right = left_std * to_scale, right_std * to_scale
-    return AGGD(alpha, left, right, (right - left) * torch.exp(log_2 - log_1))
+def aggd_from_moments(
+    sums: Tensor, shares: Tensor, *, alpha_step: float = 0.0, max_slope: float | None = None
+) -> Tensor:
+    """The AGGD estimate of `aggd` from the side moments of signals, each a mean over all their values, zeros included.
+
+    Args:
+        sums: `(3, ...)`: mean squares of the negative values, of the positive values, mean magnitude.
+        shares: `(2, ...)`: the share of negative and of positive values; constants for the gradient.
+        alpha_step: see `FeatureConfig`.
+        max_slope: see `aggd`.
+
+    Returns:
+        `(4, ...)`: alpha, mean, left, right; differentiable once in `sums`.
+    """
+    return _Estimate.apply(sums, shares, alpha_step, max_slope)  # type: ignore[no-any-return]
+
+
+class _Estimate(torch.autograd.Function):
+    """The whole estimate as one node, in logarithms, where its derivatives are short.
+
+    With S2 = the sum of both mean squares, s the deviations of the sides and u = 1 / alpha:
+
+        log R = 2 log mean |x| - log S2 + log sum s^3 + log sum s - 2 log sum s^2           (sums over the two sides)
+        d log R / d log s = 3 s^3 / sum s^3 + s / sum s - 4 s^2 / sum s^2                   ("tilt")
+        d log scale / du = (psi(u) - 3 psi(3 u)) / 2,   d log mean / du = 2 psi(2 u) - psi(u)   (at constant scales)
+
+    The backward pass goes from the outputs to u, to log R, to log s^2. The logarithm of a side's mean square changes
+    that of its s^2 by as much; of an empty side, which has none, the other one answers for both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, shares: Tensor, alpha_step: float, max_slope: float | None) -> Tensor:
+        squares, absolute = sums[:2], sums[2]
+        total = squares.sum(0)
+        # Below this the reciprocals that the gradient needs would overflow.
+        silent = total < 1e8 * torch.finfo(sums.dtype).tiny
+        empty = squares == 0
+        variances = squares / shares
+        deviations = torch.where(empty, variances.flip(0), variances).sqrt_()
+        relative = deviations / deviations.amax(0)  # at most 1, so that no cube overflows
+        powers = torch.stack([relative, relative.square(), relative**3])
+        power_sums = powers.sum(1)
+        first, second, third = power_sums
+        ratio = absolute * (absolute / total) * (first * third / second.square())
+        alpha, slope = _solve(ratio, max_slope)
+        if alpha_step:
+            alpha = (alpha / alpha_step).round_().mul_(alpha_step)
+        alpha = torch.where(silent, MAX_ALPHA, alpha)
+        inverse = alpha.reciprocal()
+        log_1, log_2, log_3 = torch.lgamma(torch.stack([inverse, 2 * inverse, 3 * inverse]))
+        scales = torch.where(silent, 0.0, deviations * ((log_1 - log_3) / 2).exp_())
+        to_mean = (log_2 - log_1).exp_()
+        estimate = torch.stack([alpha, (scales[1] - scales[0]) * to_mean, *scales])
+        if ctx.needs_input_grad[0]:
+            first, second, third = powers / power_sums[:, None]
+            tilt = first - 4 * second + 3 * third
+            saved = (squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
+            ctx.save_for_backward(*saved)
+        return estimate
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
+        by_mean = grad[1] * to_mean
+        by_log_scale = torch.stack([grad[2] - by_mean, grad[3] + by_mean]) * scales
+        psi_1, psi_2, psi_3 = torch.digamma(torch.stack([inverse, 2 * inverse, 3 * inverse]))
+        by_inverse = by_log_scale.sum(0) * (psi_1 - 3 * psi_3) / 2
+        by_inverse += by_mean * (scales[1] - scales[0]) * (2 * psi_2 - psi_1)
+        by_log_ratio = (grad[0] - by_inverse * inverse.square()) * slope
+        by_log_square = (by_log_scale + by_log_ratio * tilt) / 2
+        by_log_square = torch.where(empty.flip(0), by_log_square.sum(0), by_log_square)
+        by_square = (by_log_square / squares).masked_fill_(empty, 0) - by_log_ratio / total
+        result = torch.cat([by_square, (2 * by_log_ratio / absolute)[None]])
+        return result.masked_fill_(silent, 0), None, None, None
 
 
 def shape_from_ratio(ratio: Tensor, *, max_slope: float | None = None) -> Tensor:
@@ -135,42 +168,56 @@ def shape_from_ratio(ratio: Tensor, *, max_slope: float | None = None) -> Tensor
 
 
 class _ShapeFromRatio(torch.autograd.Function):
-    """Cubic Hermite interpolation of the inverse of rho, whose values and slopes are known at the nodes."""
-
     @staticmethod
     def forward(ctx: Any, ratio: Tensor, max_slope: float | None) -> Tensor:
-        nodes, alphas, slopes = _inverse_table(ratio.device, ratio.dtype)
-        low, high = nodes[0], nodes[-1]
-        inside = ratio.clamp(low, high)
-        right = torch.searchsorted(nodes, inside.contiguous()).clamp_(1, _NODES - 1)
-        left = right - 1
-        start, width = nodes[left], nodes[right] - nodes[left]
-        alpha_0, alpha_1 = alphas[left], alphas[right]
-        slope_0, slope_1 = slopes[left] * width, slopes[right] * width
-        t = (inside - start) / width
-        rise = alpha_1 - alpha_0
-        quadratic, cubic = 3 * rise - 2 * slope_0 - slope_1, slope_0 + slope_1 - 2 * rise
-        if ctx.needs_input_grad[0]:
-            slope = (slope_0 + t * (2 * quadratic + 3 * t * cubic)) / width
-            if max_slope is not None:
-                slope = slope.clamp_max(max_slope)
-            ctx.save_for_backward(torch.where((ratio > low) & (ratio < high), slope, 0.0))
-        return alpha_0 + t * (slope_0 + t * (quadratic + t * cubic))
+        alpha, slope = _solve(ratio, max_slope)
+        ctx.save_for_backward(slope)
+        return alpha
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return grad * slope, None
 
 
+def _solve(ratio: Tensor, max_slope: float | None) -> tuple[Tensor, Tensor]:
+    """Alpha and its slope d alpha / d R, limited, and 0 where R is clamped."""
+    table = _inverse_table(ratio.device, ratio.dtype)
+    inside = ratio.clamp(table.low, table.high)
+    piece = torch.searchsorted(table.edges, inside.contiguous())
+    start, alpha, linear, quadratic, cubic = F.embedding(piece, table.pieces).unbind(-1)
+    t = inside - start
+    slope = torch.addcmul(linear, t, torch.addcmul(2 * quadratic, t, cubic, value=3))
+    slope = slope.clamp_max_(math.inf if max_slope is None else max_slope).masked_fill_(inside != ratio, 0)
+    return torch.addcmul(alpha, t, torch.addcmul(linear, t, torch.addcmul(quadratic, t, cubic))), slope
+
+
+class _InverseTable(NamedTuple):
+    """Cubic Hermite interpolation of the inverse of rho, whose values and slopes are known at the nodes.
+
+    Its range; the nodes between the pieces; and for each piece its start and its polynomial in R - start, the constant
+    first.
+    """
+
+    low: float
+    high: float
+    edges: Tensor
+    pieces: Tensor
+
+
 @functools.lru_cache(maxsize=8)
-def _inverse_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """rho at alphas evenly spaced in log alpha, the alphas, and d alpha / d rho there."""
+def _inverse_table(device: torch.device, dtype: torch.dtype) -> _InverseTable:
+    """Nodes at alphas evenly spaced in log alpha."""
     with torch.inference_mode(False), torch.no_grad():  # cached tensors must be usable in later backward passes
         alphas = torch.linspace(math.log(MIN_ALPHA), math.log(MAX_ALPHA), _NODES, dtype=torch.float64).exp()
         inverse = 1 / alphas
         rho = torch.exp(2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse))
         digammas = torch.digamma(inverse) + 3 * torch.digamma(3 * inverse) - 4 * torch.digamma(2 * inverse)
         slopes = alphas.square() / (rho * digammas)
-        return rho.to(device, dtype), alphas.to(device, dtype), slopes.to(device, dtype)
+        nodes = rho.to(dtype)  # pieces meet where the look-up cuts them, rounded as the nodes are
+        width, rise = nodes.double().diff(), alphas.diff()
+        secant, slope_0, slope_1 = rise / width, slopes[:-1], slopes[1:]
+        quadratic, cubic = (3 * secant - 2 * slope_0 - slope_1) / width, (slope_0 + slope_1 - 2 * secant) / width**2
+        pieces = torch.stack([nodes[:-1].double(), alphas[:-1], slope_0, quadratic, cubic], dim=1)
+        return _InverseTable(float(nodes[0]), float(nodes[-1]), nodes[1:-1].to(device), pieces.to(device, dtype))

@@ -2,8 +2,9 @@
 
 A separable filter is one matrix per axis: `out = R image C^T`, where the banded matrices R (rows) and C (columns) hold
 the taps of the window on each line. Padding is linear, so it is part of the matrix as well: `valid` keeps the positions
-where the whole window fits, `reflect` mirrors the indices (without repeating the edge), and `zero` leaves out the taps
-that fall outside. The adjoint, which every gradient needs, is the same product with the transposed matrices.
+where the whole window fits, `reflect` mirrors the indices (without repeating the edge), `replicate` repeats the edge,
+and `zero` leaves out the taps that fall outside. The adjoint, which every gradient needs, is the same product with the
+transposed matrices.
 
 A matrix is applied block by block, so that almost none of its zeros are multiplied, and each product leaves its axis in
 front: two of them filter both axes with plain large matrix products and no transposition. Hence the layouts of this
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Padding = Literal["valid", "reflect", "zero"]
+Padding = Literal["valid", "reflect", "replicate", "zero"]
 
 # Outputs per block. A block of b outputs multiplies b + window - 1 inputs: short ones waste fewer products, long ones
 # need fewer calls. Sides up to WHOLE are one block. Measured on CPU; a GPU prefers few launches to few products.
@@ -90,9 +91,9 @@ def gaussian_filter(
     """The Gaussian filter for images `(height, width)`, built once per combination of arguments.
 
     Raises:
-        ValueError: the window does not fit into the image (with `zero` padding every window fits).
+        ValueError: the window does not fit into the image (with `replicate` and `zero` padding every window fits).
     """
-    if padding != "zero" and window_size > min(height, width):
+    if padding in ("valid", "reflect") and window_size > min(height, width):
         raise ValueError(f"window_size={window_size} does not fit into images of {height}x{width}")
     taps = gaussian_taps(window_size, sigma)
     # A tensor made in inference mode could not be used for training later, and these outlive the call.
@@ -109,6 +110,8 @@ def _band(side: int, taps: list[float], padding: Padding, dtype: torch.dtype, de
     weights = torch.tensor(taps, dtype=torch.float64).expand(inputs.shape)
     if padding == "reflect":
         inputs = side - 1 - (side - 1 - inputs.abs()).abs()
+    elif padding == "replicate":
+        inputs = inputs.clamp(0, side - 1)
     inside = (inputs >= 0) & (inputs < side)
     outputs, inputs, weights = outputs[inside], inputs[inside], weights[inside]
     step = side if side <= WHOLE else BLOCK.get(device.type, OTHER_BLOCK)
@@ -141,6 +144,16 @@ def filter_maps_adjoint(maps: Tensor, kernel: Filter) -> Tensor:
     half = _backward(maps.view(height, width * count), kernel.rows)
     planes = _backward(half.view(width, count * kernel.rows.size_in), kernel.columns)
     return planes.view(count, kernel.rows.size_in, kernel.columns.size_in)
+
+
+def filter_small(planes: Tensor, kernel: Filter, *, adjoint: bool = False) -> Tensor:
+    """Contiguous planes `(P, H, W)` -> planes `(P, H', W')` for sides up to `WHOLE`, without a graph; or the transpose.
+
+    The layout stays, which suits callers that go on with the planes; call it inside `full_precision`.
+    """
+    (rows,), (columns,) = (band.transposed if adjoint else band.blocks for band in kernel)
+    half = torch.mm(planes.view(-1, planes.shape[-1]), columns.weights.T)
+    return torch.matmul(rows.weights, half.view(*planes.shape[:-1], -1))
 
 
 def _forward(lines: Tensor, band: Band) -> Tensor:
@@ -185,9 +198,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     A variance is a small difference of large products; with the ten bits of TF32 there is nothing left of it.
     """
+    before = _product_precision(device)
+    precise = before in ("none", "ieee", "highest")
+    if precise and not torch.is_autocast_enabled(device.type):
+        yield
+        return
     with torch.autocast(device.type, enabled=False):
-        before = _product_precision(device)
-        if before in ("none", "ieee", "highest"):
+        if precise:
             yield
             return
         _product_precision(device, "ieee")

@@ -9,8 +9,6 @@ and the backward pass is closed form. Source: Mittal, Soundararajan, Bovik 2013,
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,12 +16,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from qa_hooks.functional._once import differentiable_once
+from qa_hooks.functional.filters import filter_small, full_precision, gaussian_filter, gaussian_taps
 
 # (rows, columns) of MATLAB's circshift. The pristine parameters in circulation were fitted with this order.
 ORIENTATIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # On a CPU images are taken in chunks of this many pixels: the working set (some 20 maps) then stays in the cache.
 _CHUNK_PIXELS = 1 << 15
+# Maps up to this side are filtered by one small matrix product per axis, larger ones by sums of shifted views.
+_SMALL = 32
 
 
 class Normalization(NamedTuple):
@@ -101,14 +103,15 @@ class _BlockMoments(torch.autograd.Function):
         for chunk in _chunks(images):
             maps = _local_statistics(chunk, normalization)
             coefficients = maps.difference / maps.denominator
-            signals = _signals(to_blocks(coefficients, block))
-            right = signals.clamp_min(0)
-            left = signals.sub_(right)
-            length = signals.shape[-1]
-            absolute = (right.sum(-1) - left.sum(-1)) / length
-            squares = [torch.linalg.vecdot(side, side) / length for side in (left, right)]
-            sums.append(torch.stack([*squares, absolute]))
-            shares.append(torch.stack([-left.sign_().sum(-1), right.sign_().sum(-1)]) / length)
+            blocks = to_blocks(coefficients, block)
+            sides = blocks.new_empty((2, 5, blocks.shape[0], blocks[0].numel()))
+            left, right = _signals(blocks, out=sides[0]), sides[1]
+            torch.clamp_min(left, 0, out=right)
+            left.sub_(right)
+            total_left, total_right = sides.sum(-1)
+            squares = torch.linalg.vecdot(sides, sides)
+            sums.append(torch.cat([squares, (total_right - total_left)[None]]).div_(sides.shape[-1]))
+            shares.append(sides.sign_().sum(-1).abs_().div_(sides.shape[-1]))
             if ctx.needs_input_grad[0]:
                 saved += [maps.scale, maps.centred, maps.difference, maps.sigma, maps.denominator]
         ctx.save_for_backward(*saved)
@@ -118,7 +121,7 @@ class _BlockMoments(torch.autograd.Function):
         return result, constant
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         grads, first_row = [], 0
         saved = ctx.saved_tensors
@@ -140,9 +143,9 @@ def _chunks(images: Tensor) -> Iterator[Tensor]:
     return iter(torch.split(images, size))
 
 
-def _signals(blocks: Tensor) -> Tensor:
-    """Blocks `(rows, b, b)` -> coefficients and their four neighbour products `(5, rows, pixels)`."""
-    signals = blocks.new_empty((5, *blocks.shape))
+def _signals(blocks: Tensor, out: Tensor | None = None) -> Tensor:
+    """Blocks `(rows, b, b)` -> their values and the four neighbour products `(5, rows, pixels)`, in `out` if given."""
+    signals = (blocks.new_empty((5, blocks.numel())) if out is None else out).view(5, *blocks.shape)
     signals[0] = blocks
     for target, neighbours in zip(signals[1:], _neighbours(blocks), strict=True):
         torch.mul(blocks, neighbours, out=target)
@@ -159,9 +162,8 @@ def _moments_backward(blocks: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the moments `(3, 5, rows)` with respect to the blocks `(rows, b, b)`."""
     signals = _signals(blocks)
     per_value = grad[..., None] / signals.shape[-1]
-    right = signals.clamp_min(0)
-    left = signals - right
-    grad_signals = (left * (2 * per_value[0])).addcmul_(right, 2 * per_value[1])
+    by_left, by_right = 2 * per_value[:2]
+    grad_signals = signals.clamp_max(0).mul_(by_left).addcmul_(signals.clamp_min(0), by_right)
     grad_signals.addcmul_(signals.sign_(), per_value[2])
     grad_signals = grad_signals.view(5, *blocks.shape)
     total, grad_products = grad_signals[0], grad_signals[1:]
@@ -175,15 +177,15 @@ def _moments_backward(blocks: Tensor, grad: Tensor) -> Tensor:
 def _mscn_backward(maps: _LocalStatistics, coefficients: Tensor, grad: Tensor, normalization: Normalization) -> Tensor:
     """Gradient of the coefficients with respect to the images."""
     grad_difference = grad / maps.denominator
-    grad_variance = grad_difference * coefficients
+    # -2 times the gradient of the variance; the mean's has the sign turned as well.
+    variance = grad_difference * coefficients
     if normalization.divisor == "std":
-        grad_variance.div_(maps.sigma).mul_(-0.5)
+        variance.div_(maps.sigma)
     else:
-        grad_variance.mul_(-maps.scale)
-    mean = maps.centred - maps.difference
-    grad_mean = -torch.addcmul(grad_difference, mean, grad_variance, value=2)
-    through_mean, through_second = _blur_adjoint(torch.stack([grad_mean, grad_variance]), normalization).unbind()
-    total = grad_difference.add_(through_mean).addcmul_(maps.centred, through_second, value=2)
+        variance.mul_(2 * maps.scale)
+    mean = torch.addcmul(grad_difference, maps.centred - maps.difference, variance, value=-1)
+    through_mean, through_second = _blur_adjoint(torch.stack([mean, variance]), normalization).unbind()
+    total = grad_difference.sub_(through_mean).addcmul_(maps.centred, through_second, value=-1)
     return total.div_(maps.scale)
 
 
@@ -195,21 +197,17 @@ def _from_blocks(blocks: Tensor, shape: torch.Size, block: int | None) -> Tensor
     return tiles.reshape(shape)
 
 
-@functools.lru_cache(maxsize=16)
-def _gaussian(window: int, sigma: float) -> tuple[float, ...]:
-    """The taps from the centre outwards; the whole window sums to 1."""
-    taps = [math.exp(-(distance**2) / (2 * sigma**2)) for distance in range(window // 2 + 1)]
-    total = taps[0] + 2 * sum(taps[1:])
-    return tuple(tap / total for tap in taps)
-
-
 def _blur(maps: Tensor, normalization: Normalization) -> Tensor:
-    """Gaussian filter of `(k, n, h, w)` with replicate border. Sums of shifted views beat convolution on a CPU."""
+    """Gaussian filter of `(k, n, h, w)` with replicate border."""
+    if max(maps.shape[-2:]) <= _SMALL:
+        return _blur_small(maps, normalization, adjoint=False)
     radius = normalization.window // 2
     return _correlate(F.pad(maps, (radius,) * 4, mode="replicate"), normalization)
 
 
 def _blur_adjoint(grad: Tensor, normalization: Normalization) -> Tensor:
+    if max(grad.shape[-2:]) <= _SMALL:
+        return _blur_small(grad, normalization, adjoint=True)
     radius = normalization.window // 2
     spread = _correlate(F.pad(grad, (2 * radius,) * 4), normalization)
     for axis in (-2, -1):  # what fell on the border belongs to the edge pixel that was repeated there
@@ -221,13 +219,28 @@ def _blur_adjoint(grad: Tensor, normalization: Normalization) -> Tensor:
     return spread
 
 
+def _blur_small(maps: Tensor, normalization: Normalization, *, adjoint: bool) -> Tensor:
+    """The same as matrix products, which are a few operations where the shifts are dozens."""
+    kernel = gaussian_filter(
+        *maps.shape[-2:],
+        window_size=normalization.window,
+        sigma=normalization.sigma,
+        padding="replicate",
+        dtype=maps.dtype,
+        device=maps.device,
+    )
+    with full_precision(maps.device):  # a backward pass may run under the user's autocast
+        return filter_small(maps.flatten(0, 1), kernel, adjoint=adjoint).view(maps.shape)
+
+
 def _correlate(padded: Tensor, normalization: Normalization) -> Tensor:
-    taps, radius = _gaussian(normalization.window, normalization.sigma), normalization.window // 2
+    """Sums of shifted views beat convolution on a CPU."""
+    taps, radius = gaussian_taps(normalization.window, normalization.sigma), normalization.window // 2
     for axis in (-2, -1):
         length = padded.shape[axis] - 2 * radius
-        total = padded.narrow(axis, radius, length) * taps[0]
-        for distance, tap in enumerate(taps[1:], start=1):
-            total.add_(padded.narrow(axis, radius - distance, length), alpha=tap)
-            total.add_(padded.narrow(axis, radius + distance, length), alpha=tap)
+        total = padded.narrow(axis, radius, length) * taps[radius]
+        for distance in range(1, radius + 1):
+            total.add_(padded.narrow(axis, radius - distance, length), alpha=taps[radius - distance])
+            total.add_(padded.narrow(axis, radius + distance, length), alpha=taps[radius + distance])
         padded = total
     return padded

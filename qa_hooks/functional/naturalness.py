@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from qa_hooks.functional._once import differentiable_once
 from qa_hooks.functional.niqe import valid_rows
 from qa_hooks.functional.precision import to_float64
 
@@ -112,11 +112,44 @@ def naturalness_distance_from_moments(
     """
     pristine = model_covariance.to(total)
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
-    offset = total / count.clamp_min(1)
-    covariance = (outer - count * torch.outer(offset, offset)) / (count - 1).clamp_min(1)
     share = torch.where(count < total.shape[-1] + 1, 0.5, 0.1) if shrink is None else shrink
-    covariance = covariance + share * (torch.diag(covariance.diagonal()) - covariance)
-    return _root(_quadratic(_with_ridge((pristine + covariance) / 2, ridge), offset[:, None])).squeeze()
+    return _root(_SquareFromMoments.apply(count, total, outer, pristine, share, ridge))
+
+
+class _SquareFromMoments(torch.autograd.Function):
+    """The squared distance q = x^T A^-1 x from sums over n rows, as one node.
+
+        x = total / n,   C = (outer - n x x^T) / (n - 1),   A = (Sigma_p + K * C) / 2, and a ridge on its diagonal
+
+    where K (elementwise) is 1 on the diagonal and 1 - share elsewhere. With z = A^-1 x: dq/dx = 2 z, dq/dA = -z z^T.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, count: Tensor, total: Tensor, outer: Tensor, pristine: Tensor, share: Tensor | float, ridge: float
+    ) -> Tensor:
+        identity = torch.eye(total.shape[-1], dtype=total.dtype, device=total.device)
+        ridge = ridge / total.shape[-1]
+        keep = (1 - share) + identity * share
+        count, degrees = count.clamp_min(1), (count - 1).clamp_min(1)
+        mean = total / count
+        keep_half = keep / (2 * degrees)
+        matrix = torch.addcmul(pristine / 2, torch.addr(outer, total, mean, alpha=-1), keep_half)
+        factor, failed = torch.linalg.cholesky_ex(torch.addcmul(matrix, identity, matrix.trace(), value=ridge))
+        solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
+        ctx.save_for_backward(solved, mean, keep_half, identity, count)
+        ctx.ridge = ridge
+        return torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        solved, mean, keep_half, identity, count = ctx.saved_tensors
+        by_matrix = torch.outer(solved, solved * -grad)
+        by_matrix = torch.addcmul(by_matrix, identity, by_matrix.trace(), value=ctx.ridge)
+        by_outer = by_matrix * keep_half
+        by_total = 2 * (grad * solved / count - by_outer @ mean)
+        return None, by_total, by_outer, None, None, None
 
 
 def image_naturalness(features: Tensor, model_mean: Tensor, model_covariance: Tensor) -> Tensor:
@@ -158,7 +191,7 @@ class _Quadratic(torch.autograd.Function):
         return torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
         (solved,) = ctx.saved_tensors
         weighted = solved * grad[..., None, :]
@@ -184,8 +217,9 @@ def _root(squares: Tensor) -> Tensor:
 
 
 def _with_ridge(matrix: Tensor, ridge: float) -> Tensor:
-    amount = ridge * matrix.diagonal().mean()
-    return matrix + amount * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    size = matrix.shape[-1]
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    return torch.addcmul(matrix, identity, matrix.trace(), value=ridge / size)
 
 
 def _check_model(features: Tensor, mean: Tensor, covariance: Tensor) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.aggd import SideMoments, aggd_from_moments
+from qa_hooks.functional.aggd import aggd_from_moments
 from qa_hooks.functional.mscn import Normalization, block_moments, sigma_map, to_blocks
 from qa_hooks.functional.resize import halve
 from qa_hooks.images import check_images
@@ -161,9 +161,9 @@ def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_sl
                 scale_images = halve(scale_images, antialias=config.downscale == "imresize")
                 block = block // 2 if block else None
             moments.append(block_moments(scale_images, config.normalization, block))
-        sums = torch.stack([sums for sums, _ in moments], dim=1)
-        shares = torch.stack([shares for _, shares in moments], dim=1)
-        features = _assemble(SideMoments(*sums.unbind(), *shares.unbind()), config, max_slope)
+        sums, shares = (torch.stack(parts, dim=1) for parts in zip(*moments, strict=True))
+        estimates = aggd_from_moments(sums, shares, alpha_step=config.alpha_step, max_slope=max_slope)
+        features = _in_order(estimates)
         return features.reshape(images.shape[0], -1, config.features)
 
 
@@ -208,10 +208,7 @@ def _prepare(images: Tensor, config: FeatureConfig) -> Tensor:
     return images[:, : height // block * block, : width // block * block] if block else images
 
 
-def _assemble(moments: SideMoments, config: FeatureConfig, max_slope: float | None) -> Tensor:
-    """Side moments `(scales, 5, rows)` of the coefficients and their four products -> features `(rows, 18 scales)`."""
-    estimate = aggd_from_moments(moments, alpha_step=config.alpha_step, max_slope=max_slope)
-    per_product = (estimate.alpha, estimate.mean, estimate.left, estimate.right)
-    products = torch.stack([part[:, 1:] for part in per_product], dim=2)  # (scales, orientations, 4, rows)
-    coefficients = torch.stack([estimate.alpha[:, 0], (estimate.left[:, 0] + estimate.right[:, 0]) / 2], dim=1)
-    return torch.cat([coefficients, products.flatten(1, 2)], dim=1).flatten(0, 1).t()
+def _in_order(estimates: Tensor) -> Tensor:
+    """Estimates `(4, scales, 5, rows)` of the coefficients and their four products -> features `(rows, 18 scales)`."""
+    alpha, _, scales, products = estimates.permute(1, 2, 0, 3).flatten(1, 2).split([1, 1, 2, 16], dim=1)
+    return torch.cat([alpha, scales.mean(1, keepdim=True), products], dim=1).flatten(0, 1).t()

@@ -37,8 +37,8 @@ HINGE_BATCH = 64
 def map_features(gradient: Tensor, config: FeatureConfig) -> Tensor:
     """Features of gradient maps `(N, C, H, W)`: grey, unit RMS, `(N * blocks, 36)`."""
     grey = to_grey(gradient)
-    rms = (grey.square().mean((1, 2, 3), keepdim=True) + 1e-24).sqrt() + 1e-8
-    return niqe_features(grey / rms, config, max_slope=MAX_SLOPE).flatten(0, 1)
+    rms = torch.linalg.vector_norm(grey, dim=(1, 2, 3), keepdim=True) * grey[0].numel() ** -0.5
+    return niqe_features(grey / (rms + 1e-8), config, max_slope=MAX_SLOPE).flatten(0, 1)
 
 
 def gradient_features(
@@ -131,7 +131,8 @@ def fit_gradient_model(
         ValueError: fewer than 360 maps, or a covariance with a condition number above 1e10.
 
     Example:
-        >>> critic = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(1568, 1))
+        >>> layers = torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(1568, 1)
+        >>> critic = torch.nn.Sequential(*layers)
         >>> fit_gradient_model(critic, [torch.rand(400, 1, 16, 16)], progress=False).count
         400
     """
@@ -190,8 +191,9 @@ class NIQEPenalty(CriticPenalty):
             raise ValueError(f"warmup must not be negative, got {warmup}")
         if model is None and warmup == 0:
             raise ValueError(
-                "a NIQE penalty needs a model of natural gradient maps; one of: model=fit_gradient_model(critic, batches) "
-                "on a trained critic; model='file.safetensors'; warmup=2000 to gather it during the first 2000 calls"
+                "a NIQE penalty needs a model of natural gradient maps; one of: "
+                "model=fit_gradient_model(critic, batches) on a trained critic; model='file.safetensors'; "
+                "warmup=2000 to gather it during the first 2000 calls"
             )
         self.mode, self.hinge, self.warmup = mode, hinge, int(warmup)
         self.config = config or FeatureConfig()
@@ -249,20 +251,18 @@ class NIQEPenalty(CriticPenalty):
         mean, covariance = model.mean.to(features.device), model.covariance.to(features.device)
         if self.mode == "sample":
             return naturalness_distance(features, mean, covariance, variant="sample")
-        count, total, outer = feature_moments(features, mean)
-        sums = global_sum(torch.cat([count[None], total, outer.flatten()]))
-        dim = total.shape[0]
-        return naturalness_distance_from_moments(
-            sums[0], sums[1 : 1 + dim], sums[1 + dim :].view(dim, dim), mean, covariance
-        )
+        moments = feature_moments(features, mean)
+        sums = global_sum(torch.cat([part.flatten() for part in moments]))
+        count, total, outer = sums.split([part.numel() for part in moments])
+        return naturalness_distance_from_moments(count.squeeze(), total, outer.view(covariance.shape), mean, covariance)
 
     def _gather(self, shared: CriticPass) -> None:
         batch = shared.real.shape[0] * world_size()
         calls = min(self.warmup, -(-WARMUP_MAPS // batch))
         if calls * batch < MIN_MAPS:
             raise ValueError(
-                f"warmup={self.warmup} calls of {batch} images give {calls * batch} maps; a model needs at least {MIN_MAPS}: "
-                f"warmup={-(-MIN_MAPS // batch)} or more"
+                f"warmup={self.warmup} calls of {batch} images give {calls * batch} maps; a model needs at least "
+                f"{MIN_MAPS}: warmup={-(-MIN_MAPS // batch)} or more"
             )
         self._waited += 1
         if self._waited > self.warmup - calls:

@@ -172,7 +172,7 @@ class CriticPenalty(nn.Module):
             for name, value in self.terms.items():
                 if not bool(torch.isfinite(value).all()):
                     raise ValueError(f"the term {name!r} of {type(self).__name__} is {float(value)}")
-        return self.interval * total
+        return total if self.interval == 1 else self.interval * total
 
     def is_off(self) -> bool:
         """True when every weight is 0."""

@@ -108,15 +108,17 @@ class QAGANPenalty(CriticPenalty):
         return all(part.is_off() for part in self._penalties())
 
     def total(self, shared: CriticPass) -> Tensor:
-        weighted = []
+        total: Tensor | None = None
         self.terms = {}
         for part in self._penalties():
             if not part.is_off():
                 value = part.term(shared)
                 self.terms[part.name] = value.detach()
-                weighted.append(part.weight * value)
+                total = part.weight * value if total is None else torch.add(total, value, alpha=part.weight)
         self.terms.update(shared.log)
-        return torch.stack(weighted).sum()
+        if total is None:
+            raise ValueError("every part is switched off")
+        return total
 
     def _penalties(self) -> list[Any]:
         return list(self.parts.values())

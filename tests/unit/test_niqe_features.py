@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import gamma
 from scipy.stats import gennorm
 
+from qa_hooks.functional import mscn
 from qa_hooks.functional.aggd import aggd, shape_from_ratio
 from qa_hooks.functional.mscn import ORIENTATIONS
 from qa_hooks.functional.naturalness import (
@@ -212,11 +213,45 @@ def test_max_slope_changes_gradients_but_not_values():
     assert gradients[1].norm() < gradients[0].norm()
 
 
-def test_second_backward_is_refused():
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("function", [niqe_features, aggd])
+def test_second_backward_is_refused(function, linear):
     maps = texture(1, 16, 16).requires_grad_()
-    (gradient,) = torch.autograd.grad(niqe_features(maps).sum(), maps, create_graph=True)
+    values = function(maps)
+    values = torch.stack(values) if isinstance(values, tuple) else values
+    loss = values.sum() if linear else values.square().sum()
+    (gradient,) = torch.autograd.grad(loss, maps, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize(("window", "sigma"), [(3, 0.5), (7, 7 / 6), (41, 6.0)])
+def test_small_and_large_maps_are_blurred_alike(window, sigma, monkeypatch):
+    """Matrix products up to a side, shifted sums above it: the same filter, also where the window is the larger."""
+    config = FeatureConfig(window=window, sigma=sigma)
+    maps = texture(2, 16, 24).requires_grad_()
+    results = []
+    for limit in (0, 32):
+        monkeypatch.setattr(mscn, "_SMALL", limit)
+        features = niqe_features(maps, config)
+        results.append((features.detach(), *torch.autograd.grad(features.sin().sum(), maps)))
+    for shifted, product in zip(*results, strict=True):
+        torch.testing.assert_close(product, shifted, rtol=1e-9, atol=1e-11)
+
+
+def test_the_backward_pass_is_float32_under_autocast():
+    maps = texture(2, 16, 16).float().requires_grad_()
+    (expected,) = torch.autograd.grad(niqe_features(maps).sum(), maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (gradient,) = torch.autograd.grad(niqe_features(maps).sum(), maps)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_an_empty_side_has_the_gradient_of_the_other():
+    """Without a negative value both deviations are the right one's: finite differences in the positive values agree."""
+    values = torch.rand(4, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 2 + 0.01
+    signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
+    torch.autograd.gradcheck(lambda v: torch.stack(aggd(v)), ((signs * values).requires_grad_(),), eps=1e-7, atol=1e-5)
 
 
 def degenerate():

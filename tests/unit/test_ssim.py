@@ -406,7 +406,7 @@ def test_bad_inputs(metric: Metric, change: dict[str, Any], error: type[Exceptio
         metric(arguments.pop("x"), arguments.pop("y"), **arguments)
 
 
-@pytest.mark.parametrize(("padding", "mode"), [("reflect", "mirror"), ("zero", "constant")])
+@pytest.mark.parametrize(("padding", "mode"), [("reflect", "mirror"), ("replicate", "nearest"), ("zero", "constant")])
 def test_filter_equals_scipy(padding: Any, mode: str) -> None:
     x = torch.rand(2, 150, 9, dtype=torch.float64)
     kernel = gaussian_filter(

@@ -1,0 +1,23 @@
+"""The demo: WGAN-GP on handwritten digits, plain and with QAGAN's two quality penalties, at equal steps and seeds.
+
+    python -m qa_hooks demo                      # about a minute and a half on two cores; nothing is downloaded
+    python -m qa_hooks demo --data FOLDER        # the same on a folder of images
+
+Data, networks and evaluation are public, so that examples can use them; `examples/qagan_digits.py` writes the loop out.
+"""
+
+from qa_hooks.demo.comparison import run_demo
+from qa_hooks.demo.data import Images, load_digits_images, load_folder_images
+from qa_hooks.demo.evaluation import Evaluator
+from qa_hooks.demo.networks import LATENT, make_critic, make_generator
+
+__all__ = [
+    "LATENT",
+    "Evaluator",
+    "Images",
+    "load_digits_images",
+    "load_folder_images",
+    "make_critic",
+    "make_generator",
+    "run_demo",
+]

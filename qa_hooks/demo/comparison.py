@@ -1,0 +1,180 @@
+"""All runs of the demo side by side, and the table that comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_hooks.demo.data import Images, load_digits_images, load_folder_images
+from qa_hooks.demo.evaluation import Evaluator
+from qa_hooks.demo.training import VARIANTS, Job, train
+from qa_hooks.images import make_grid, save_image, to_uint8
+from qa_hooks.writers import check_writable
+
+
+def run_demo(
+    *,
+    out: str | Path = "runs/demo",
+    data: str | Path | None = None,
+    variants: tuple[str, ...] = VARIANTS,
+    seeds: tuple[int, ...] = (0,),
+    steps: int = 1200,
+    equal: str = "steps",
+    size: int = 32,
+    limit: int = 10_000,
+    jobs: int = 2,
+) -> list[dict[str, Any]]:
+    """Train every variant with every seed, side by side as one-thread processes; print a table, write pictures and
+    logs.
+
+    Args:
+        out: the folder for TensorBoard runs, `samples.png` and `results.json`.
+        data: a folder of images; the digits by default.
+        variants: some of "plain", "ssim", "niqe".
+        seeds: one run of each variant per seed.
+        steps: generator steps; with `equal="time"` those of the plain variant.
+        equal: "steps", or "time": the other variants get as many steps as the plain one's time allows.
+        size, limit: of the images read from `data`.
+        jobs: processes at a time.
+
+    Returns:
+        One dictionary per run: variant, seed, steps, median CPU milliseconds of a step (monitors not counted), fd, is.
+    """
+    _check_demo(variants, seeds, steps, equal, jobs)
+    out = Path(out)
+    check_writable(out)
+    torch.set_num_threads(1)  # networks this small are slower on more
+    images = load_digits_images() if data is None else load_folder_images(data, size=size, limit=limit)
+    evaluator = Evaluator(images)
+    _describe(images, evaluator)
+    template = Job("plain", 0, steps, out, images=images.train)
+    lengths = dict.fromkeys(variants, steps) if equal == "steps" else _equal_time_steps(template, variants, evaluator)
+    todo = [
+        replace(template, variant=variant, seed=seed, steps=lengths[variant], folder=out / f"{variant}-seed{seed}")
+        for seed in seeds
+        for variant in variants
+    ]
+    print(f"training {len(todo)} runs of {max(lengths.values())} steps, {jobs} at a time", flush=True)
+    results = _run_side_by_side(todo, evaluator, jobs)
+    strips = [images.train[:24], *(next(r["strip"] for r in results if r["variant"] == v) for v in variants)]
+    save_image(make_grid(to_uint8(torch.cat(strips), (-1, 1)), columns=24, scale=3), out / "samples.png")
+    plain_results = [{key: value for key, value in result.items() if key != "strip"} for result in results]
+    spec = {
+        "data": images.name,
+        "extractor": evaluator.name,
+        "n": template.samples,
+        "real": len(images.train),
+        "equal": equal,
+    }
+    (out / "results.json").write_text(json.dumps({"spec": spec, "runs": plain_results}, indent=1))
+    real = evaluator.evaluate(images.test)
+    print("\n" + format_table(plain_results, variants, real, evaluator.name, template.samples))
+    print(f"\nrows of samples.png: real, {', '.join(variants)}\n  {out / 'samples.png'}\n  {out / 'results.json'}")
+    print(f"  tensorboard --logdir {out}")
+    return plain_results
+
+
+def format_table(
+    results: list[dict[str, Any]], variants: tuple[str, ...], real: dict[str, float], extractor: str, samples: int
+) -> str:
+    """The results as a Markdown table: mean and deviation over seeds, and each seed's value."""
+    has_score = "is" in real
+    head = f"| variant | steps | FD_{extractor} (n={samples}) | per seed |" + (" IS |" if has_score else "")
+    lines = [head + " CPU ms/step | cost |", "|---" * (head.count("|") + 1) + "|"]
+    base = [r["ms"] for r in results if r["variant"] == "plain"]
+    for variant in variants:
+        rows = [r for r in results if r["variant"] == variant]
+        milliseconds = sum(r["ms"] for r in rows) / len(rows)
+        cost = f"x{milliseconds / (sum(base) / len(base)):.2f}" if base else ""
+        score = f" {_mean_std([r['is'] for r in rows])} |" if has_score else ""
+        distances = [r["fd"] for r in rows]
+        each = " ".join(f"{distance:.1f}" for distance in distances)
+        cells = f"| {variant} | {rows[0]['steps']} | {_mean_std(distances)} | {each} |{score}"
+        lines.append(f"{cells} {milliseconds:.1f} | {cost} |")
+    score = f" {real['is']:.2f} |" if has_score else ""
+    lines.append(f"| held-out real images | | {real['fd']:.1f} | |{score} | |")
+    return "\n".join(lines)
+
+
+def _mean_std(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5:.2f}"
+
+
+def _check_demo(variants: tuple[str, ...], seeds: tuple[int, ...], steps: int, equal: str, jobs: int) -> None:
+    unknown = sorted(set(variants) - set(VARIANTS))
+    if unknown or not variants:
+        raise ValueError(f"variants must be some of {VARIANTS}, got {variants}")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different numbers, got {seeds}")
+    if steps < 20:
+        raise ValueError(f"steps must be at least 20, got {steps}")
+    if equal not in ("steps", "time"):
+        raise ValueError(f'equal must be "steps" or "time", got {equal!r}')
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+
+
+def _describe(images: Images, evaluator: Evaluator) -> None:
+    shape = "x".join(str(length) for length in images.train.shape[1:])
+    print(f"{images.name}: {len(images.train)} images to train on, {len(images.test)} held out, {shape}")
+    if evaluator.accuracy is None:
+        print(f"features: {evaluator.name}, seeded and untrained (the images have no classes)")
+    else:
+        print(
+            f"features: {evaluator.name}, of a classifier trained just now, accuracy {evaluator.accuracy:.3f} held out"
+        )
+
+
+def _equal_time_steps(template: Job, variants: tuple[str, ...], evaluator: Evaluator) -> dict[str, int]:
+    """Steps that take the time of `template.steps` plain ones, from a short run of each with its penalty acting."""
+    milliseconds = {}
+    for variant in dict.fromkeys(("plain", *variants)):
+        with tempfile.TemporaryDirectory() as folder:
+            short = replace(template, variant=variant, steps=80, folder=Path(folder), samples=200)
+            milliseconds[variant] = _train_quietly(short, evaluator, None)["ms"]
+        print(f"{variant}: {milliseconds[variant]:.1f} CPU ms a step", flush=True)
+    return {v: round(template.steps * milliseconds["plain"] / milliseconds[v]) for v in variants}
+
+
+def _train_quietly(job: Job, evaluator: Evaluator, progress: Any) -> dict[str, Any]:
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):  # one progress bar for all processes
+        return train(job, evaluator, progress)
+
+
+def _run_side_by_side(todo: list[Job], evaluator: Evaluator, jobs: int) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    context = multiprocessing.get_context("spawn")
+    total = sum(job.steps for job in todo)
+    with (
+        context.Manager() as manager,
+        tqdm(total=total, desc="training", unit="step", disable=None) as bar,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        progress = manager.Queue()
+        longest_first = sorted(todo, key=lambda job: -VARIANTS.index(job.variant))  # so that no core waits for the last
+        submitted = {id(job): pool.submit(_train_quietly, job, evaluator, progress) for job in longest_first}
+        futures = [submitted[id(job)] for job in todo]
+        while not all(future.done() for future in futures):
+            time.sleep(0.2)
+            while not progress.empty():
+                bar.update(progress.get())
+            for future in futures:
+                if future.done() and future.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
+                    future.result()
+        bar.update(total - bar.n)
+        return [future.result() for future in futures]

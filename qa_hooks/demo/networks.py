@@ -1,0 +1,36 @@
+"""A generator and a critic small enough to train in a minute on one core."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+LATENT = 32
+
+
+def make_generator(size: int, channels: int) -> nn.Sequential:
+    """`(N, 32)` noise -> `(N, C, S, S)` in (-1, 1); S is 16, 32 or 64."""
+    _check_size(size)
+    stages = int(math.log2(size // 4))
+    widths = [32 * 2**i for i in reversed(range(stages))]
+    layers: list[nn.Module] = [nn.Linear(LATENT, widths[0] * 16), nn.Unflatten(1, (widths[0], 4, 4))]
+    for width, out in zip(widths, [*widths[1:], channels], strict=True):
+        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, out, 4, 2, 1)]
+    return nn.Sequential(*layers, nn.Tanh())
+
+
+def make_critic(size: int, channels: int) -> nn.Sequential:
+    """`(N, C, S, S)` -> `(N, 1)`; no normalisation, so that a gradient belongs to one image."""
+    _check_size(size)
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, 32, 3, padding=1), nn.LeakyReLU(0.2)]
+    width = 32
+    for _ in range(int(math.log2(size // 8))):
+        layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width *= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
+
+
+def _check_size(size: int) -> None:
+    if size not in (16, 32, 64):
+        raise ValueError(f"size must be 16, 32 or 64, got {size}")
