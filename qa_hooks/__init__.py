@@ -14,6 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "FunctionScorer": "qa_hooks.scorers",
     "GradientPenalty": "qa_hooks.penalties",
     "Hooks": "qa_hooks.callbacks",
     "NIQEPenalty": "qa_hooks.penalties",
@@ -25,6 +26,7 @@ _NAMES = {
     "ScoreLoss": "qa_hooks.losses",
     "ScoreMonitor": "qa_hooks.callbacks",
     "Scorer": "qa_hooks.scorers",
+    "TrainingStopped": "qa_hooks.callbacks",
     "create_scorer": "qa_hooks.scorers",
     "fit_gradient_model": "qa_hooks.penalties",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         print(f"qa-hooks {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -90,7 +91,9 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _fit_niqe(options: argparse.Namespace) -> None:
     from qa_hooks.scorers.niqe import fit_naturalness
+    from qa_hooks.writers import check_writable
 
+    check_writable(Path(options.output).parent, name="--output")
     model = fit_naturalness(
         options.folder,
         options.output,

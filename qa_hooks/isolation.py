@@ -6,18 +6,22 @@ import contextlib
 import functools
 import inspect
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from qa_hooks.processes import rank
 
 Applied = TypeVar("Applied", bound=nn.Module)
 
 
 class OwnRandom:
-    """Random numbers that never touch the global state: one fresh CPU generator per draw, keyed (seed, rank, draw).
+    """Random numbers that never touch the global state: a CPU generator seeded afresh for each draw (seed, rank, draw).
 
     The number of draws is the whole state, the same on all ranks, so it is saved without a collective and a resumed run
     goes on with the numbers it would have had.
@@ -34,65 +38,98 @@ class OwnRandom:
 
     def generator(self) -> torch.Generator:
         """The generator of the next draw."""
-        from qa_hooks.stats import rank
-
-        key = np.random.SeedSequence((abs(self.seed), rank(), self.draws)).generate_state(2, np.uint32)
+        generator = torch.Generator().manual_seed(mixed_key(self.seed, rank(), self.draws))
         self.draws += 1
-        return torch.Generator().manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
+        return generator
+
+
+def mixed_key(*parts: int) -> int:
+    """A seed of 64 bits from several small numbers (splitmix64, Steele et al. 2014): near keys give unrelated streams.
+
+    Example:
+        >>> len({mixed_key(seed, draw) for seed in range(30) for draw in range(30)})
+        900
+    """
+    key = 0
+    for part in parts:
+        key = (key ^ part) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        key ^= key >> 31
+    return key >> 1
 
 
 @contextlib.contextmanager
 def isolated(*modules: nn.Module) -> Iterator[None]:
-    """A room for monitors: inside there is no gradient, no autocast, and `modules` are in eval mode; outside nothing
-    moved.
+    """A room for monitors: no gradient, no autocast, networks in eval mode; and outside nothing has moved.
 
-    Python's, NumPy's, the CPU's and the current GPU's random state, grad mode, autocast, the training flag of each
-    submodule and each buffer of `modules` are as before when the block ends, also when it ends with an error.
+    When the block ends, also with an error, Python's, NumPy's, the CPU's and the current GPU's random state, grad mode
+    and autocast are as before, and so are the training flag and the buffers of each submodule of `modules` and of every
+    network that was called inside, however the caller came by it: networks are protected at their first call.
 
     Args:
-        modules: networks that the block calls; `modules_of(function)` finds those that a function uses.
+        modules: networks to protect from the start, for code that changes them without calling them.
 
     Example:
-        >>> before = torch.get_rng_state()
+        >>> net = nn.BatchNorm1d(3)
         >>> with isolated():
-        ...     noise = torch.randn(3)
-        >>> bool((torch.get_rng_state() == before).all())
-        True
+        ...     noise = net(torch.randn(8, 3))
+        >>> net.training, int(net.num_batches_tracked)
+        (True, 0)
     """
-    parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
-    flags = [(part, part.training) for part in parts]
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in parts
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
+    room = _Room()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     device_types = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for device_type in device_types:
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-            for part in parts:
-                part.training = False
+    with contextlib.ExitStack() as stack:
+        stack.callback(room.restore)
+        stack.enter_context(torch.no_grad())
+        for device_type in device_types:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        handle = register_module_forward_pre_hook(room.before_forward)
+        stack.callback(handle.remove)
+        try:
+            for module in modules:
+                room.protect(module)
             yield
-    finally:
-        for part, training in flags:
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+            if cuda_state is not None:
+                torch.cuda.set_rng_state(cuda_state)
+
+
+class _Room:
+    """Remembers the flags and buffers of networks, and puts them back."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.flags: dict[nn.Module, bool] = {}
+        self.buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+
+    def before_forward(self, module: nn.Module, _args: Any) -> None:
+        if module not in self.flags and threading.get_ident() == self.thread:
+            self.protect(module)
+
+    def protect(self, module: nn.Module) -> None:
+        for part in module.modules():
+            if part in self.flags:
+                continue
+            self.flags[part] = part.training
+            self.buffers += [(part, n, b, b.detach().clone()) for n, b in part._buffers.items() if b is not None]
+            part.training = False
+
+    def restore(self) -> None:
+        for part, training in self.flags.items():
             part.training = training
-        for part, name, buffer, saved in buffers:
+        for part, name, buffer, saved in self.buffers:
             part._buffers[name] = buffer
             buffer.data.copy_(saved)  # through .data: a graph of the user's that saved the buffer stays valid
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state)
 
 
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
-    """The networks that a callable uses, as far as Python shows them, so that `isolated` can protect them unasked.
+    """The networks that a callable uses, as far as Python shows them; for warnings, not for guarantees.
 
     Looks at the callable itself, the object it is bound to, its partial arguments, the variables of its closure and the
     globals it names, and at the attributes of each of these.
@@ -109,13 +146,22 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
     seen.append(getattr(function, "__self__", None))
     plain = getattr(function, "__func__", function)
     if inspect.isfunction(plain):
-        named = inspect.getclosurevars(plain)
-        seen += [*named.nonlocals.values(), *named.globals.values()]
+        with contextlib.suppress(ValueError):  # a closure variable that is assigned later
+            named = inspect.getclosurevars(plain)
+            seen += [*named.nonlocals.values(), *named.globals.values()]
     found = [value for value in seen if isinstance(value, nn.Module)]
     for owner in seen:
         if owner is not None and not isinstance(owner, (nn.Module, type)) and not inspect.ismodule(owner):
             found += [value for value in getattr(owner, "__dict__", {}).values() if isinstance(value, nn.Module)]
     return list({id(module): module for module in found}.values())
+
+
+def freeze(module: Applied) -> Applied:
+    """Eval mode and no parameter gradients, in place; gradients to the module's *input* still flow."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
 
 
 def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -127,14 +173,6 @@ def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return tensor if nowhere else tensor.to(device)
 
     return move
-
-
-def freeze(module: Applied) -> Applied:
-    """Eval mode and no parameter gradients, in place; gradients to the module's *input* still flow."""
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
 
 
 class KeepsFrozen(nn.Module):

@@ -34,11 +34,12 @@ class QALoss(KeepsFrozen):
     """
 
     name = "loss"
+    inputs: frozenset[str] = frozenset()
 
     def __init__(self, *, weight: float = 1.0, reduction: str = "mean", value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
-        if not 0 <= float(weight) < float("inf"):
-            raise ValueError(f"weight must be finite and not negative, got {weight}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be a finite number and not negative, got {weight!r}")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
         self.weight, self.reduction = float(weight), reduction
@@ -73,16 +74,20 @@ class QALoss(KeepsFrozen):
         if target is not None:
             check_images("target", target)
             check_pair("pred", pred, "target", target)
+        unknown = set(inputs) - self.inputs
+        if unknown:
+            raise ValueError(f"{type(self).__name__} takes no {sorted(unknown)[0]}")
         if self.weight == 0:
-            self.terms = {}
             return pred.new_zeros(pred.shape[0] if self.reduction == "none" else (), dtype=torch.float32)
         self._guard(data={} if target is None else {"target": target}, predictions={"pred": pred})
         losses = self.per_image(pred, target, **inputs)
+        self.terms = {self.name: losses.detach().mean()}
         if sample_weight is not None:
+            if not isinstance(sample_weight, Tensor):
+                raise TypeError(f"sample_weight must be a tensor ({len(losses)},), got {type(sample_weight).__name__}")
             if sample_weight.shape != losses.shape:
                 raise ValueError(f"sample_weight must be {tuple(losses.shape)}, got {tuple(sample_weight.shape)}")
             losses = losses * sample_weight.to(losses)
-        self.terms = {self.name: losses.detach().mean()}
         if self._calls < RangeGuard.CALLS:
             self._calls += 1
             if not bool(torch.isfinite(self.terms[self.name])):
@@ -166,6 +171,8 @@ class SSIMDistanceLoss(QALoss):
         value_range: Range = (0.0, 1.0),
     ) -> None:
         super().__init__(weight=weight, reduction=reduction, value_range=value_range)
+        if variant not in ("metric", "official"):
+            raise ValueError(f'variant must be "metric" or "official", got {variant!r}')
         self.variant = variant
 
     def per_image(self, pred: Tensor, target: Tensor | None, **inputs: Any) -> Tensor:
@@ -205,7 +212,7 @@ class ScoreLoss(QALoss):
                 f"{scorer.name} has no usable gradient, so it cannot be a loss; monitor it with ScoreMonitor"
             )
         super().__init__(weight=weight, reduction=reduction, value_range=scorer.value_range)
-        self.name = scorer.name
+        self.name, self.inputs = scorer.name, scorer.inputs - {"reference"}
         self.keep(scorer)
 
     @property
@@ -218,7 +225,9 @@ class ScoreLoss(QALoss):
 
     def per_image(self, pred: Tensor, target: Tensor | None, **inputs: Any) -> Tensor:
         if "reference" in self.scorer.inputs:
-            inputs["reference"] = target
+            inputs["reference"] = _needs_target(f"ScoreLoss({self.name})", target)
+        elif target is not None:
+            raise ValueError(f"ScoreLoss({self.name}) takes no target: {self.name} scores images alone")
         losses = -self.scorer.goodness(pred, **inputs)
         if self._calls == 0 and pred.requires_grad and torch.is_grad_enabled() and not losses.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")

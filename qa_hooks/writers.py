@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,17 +107,19 @@ class WandbWriter:
     """Writes to a Weights & Biases run.
 
     W&B drops points whose own step does not increase, so ours travels as a value, `qa_step`, which is declared as the x
-    axis of every `qa_` metric: the user's own logging is not disturbed.
+    axis of every `qa_` metric. By default our values join the row that your next `run.log` completes: your steps stay
+    as they are, and where you log more rarely than we do only our last values of a row remain (said once).
 
     Args:
         run: a run; by default the current one (`wandb.run`).
+        exclusive: nobody else logs to this run: each of our points is a row of its own.
 
     Raises:
         ImportError: wandb is not installed.
         ValueError: no run is active.
     """
 
-    def __init__(self, run: Any = None) -> None:
+    def __init__(self, run: Any = None, *, exclusive: bool = False) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -127,27 +130,73 @@ class WandbWriter:
             raise ValueError("no W&B run is active: call wandb.init(...) first, or pass run=")
         for group in GROUPS:
             self.run.define_metric(f"qa_{group}/*", step_metric="qa_step")
+        self.exclusive = exclusive
+        self._last: tuple[int, int] | None = None  # our step, and W&B's row
+        self._warned = False
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        self.run.log({tag: float(value), "qa_step": step})
+        self._log(tag, float(value), step)
 
     def image(self, tag: str, image: Tensor, step: int) -> None:
         array = image.permute(1, 2, 0).cpu().numpy()
-        self.run.log({tag: self._wandb.Image(array.squeeze(-1) if array.shape[2] == 1 else array), "qa_step": step})
+        self._log(tag, self._wandb.Image(array.squeeze(-1) if array.shape[2] == 1 else array), step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         bins = np.histogram(values.detach().float().cpu().numpy(), bins=64)
-        self.run.log({tag: self._wandb.Histogram(np_histogram=bins), "qa_step": step})
+        self._log(tag, self._wandb.Histogram(np_histogram=bins), step)
 
     def close(self) -> None:
         """The run is the user's: it stays open."""
 
+    def _log(self, tag: str, value: Any, step: int) -> None:
+        row = int(self.run.step)
+        if self._last is not None and self._last[0] != step and self._last[1] == row:
+            if self.exclusive:
+                self.run.log({}, commit=True)  # the row of the step before is complete
+                row = int(self.run.step)
+            elif not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "your own run.log calls are rarer than these points, which overwrite each other within a W&B row; "
+                    "WandbWriter(exclusive=True) keeps all where nobody else logs"
+                )
+        self.run.log({tag: value, "qa_step": step}, commit=False)
+        self._last = step, row
 
-def check_writable(folder: str | Path) -> None:
-    """Make `folder` and write a file in it; `ValueError` when that fails."""
+
+class GuardedWriter:
+    """A writer that never raises: a full disk or a vanished folder ends the logging, not the training."""
+
+    def __init__(self, writer: Writer | None) -> None:
+        self._writer = writer
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self._try("scalar", tag, float(value), step)
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self._try("image", tag, image, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._try("histogram", tag, values, step)
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, method)(*arguments)
+        except Exception as error:
+            self._writer = None
+            warnings.warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")
+
+
+def check_writable(folder: str | Path, *, name: str = "log_dir") -> None:
+    """Make `folder` and write a file in it; `ValueError` that names the argument when that fails."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"qa_hooks")
     except OSError as error:
-        raise ValueError(f"log_dir={str(folder)!r} cannot be written: {error}") from error
+        raise ValueError(f"{name}={str(folder)!r} cannot be written: {error}") from error

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks.isolation import isolated
-from qa_hooks.stats import first_error, world_size
+from qa_hooks.processes import first_error, world_size
 from qa_hooks.writers import Writer
 
 
@@ -48,17 +48,26 @@ class Callback:
         every: how many steps apart it runs.
         state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
+        skipped: True while an optimizer step that this callback has cancelled is under way; it does not count.
     """
 
     every: int = 1
     budgeted: bool = False
+    skipped: bool = False
 
     @property
     def state_key(self) -> str:
         return type(self).__name__
 
+    def due(self, step: int) -> bool:
+        """Whether it runs after this step."""
+        return step % self.every == 0
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Called by `Hooks.attach`, for callbacks that look at gradients."""
+
+    def detach(self) -> None:
+        """Called when Hooks ends; the inverse of `attach`."""
 
     def on_train_start(self, ctx: Context) -> None:
         """Before the first step."""
@@ -82,19 +91,24 @@ class Monitor(Callback):
 
     `local` may fail; `reduce` holds the collectives. Between the two all ranks exchange one flag, so that a failure
     on one rank switches the monitor off on all of them and none waits for a message that never comes.
+
+    It also runs after the first step: a mistake shows at once and not after `every` steps, and curves have a beginning.
+
+    Args:
+        every: steps between two runs.
     """
 
     budgeted = True
 
-    def __init__(self, *, every: int, modules: list[nn.Module] | None = None) -> None:
-        if int(every) != every or every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {every}")
-        self.every = int(every)
-        self.modules = modules or []
+    def __init__(self, *, every: int) -> None:
+        self.every = check_count("every", every)
         self._failure: Exception | None = None
 
+    def due(self, step: int) -> bool:
+        return step == 1 or step % self.every == 0
+
     def local(self, ctx: Context) -> Any:
-        """This rank's part, run with the monitor's modules isolated; no collectives."""
+        """This rank's part, run in `isolated()`; no collectives."""
 
     def reduce(self, ctx: Context, part: Any) -> None:
         """Combine the parts of all ranks and write; the same collectives on every rank."""
@@ -103,7 +117,7 @@ class Monitor(Callback):
         part, failure = None, self._failure
         if failure is None:
             try:
-                with isolated(*self.modules):
+                with isolated():
                     part = self.local(ctx)
             except Exception as error:
                 failure = error
@@ -116,3 +130,10 @@ class Monitor(Callback):
             if world_size() == 1:
                 raise
             self._failure = error  # told to the others when it is next due; until then they must not wait for us
+
+
+def check_count(name: str, value: Any) -> int:
+    """A whole number of at least 1; `ValueError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.isolation import modules_of
-from qa_hooks.penalties.niqe import NIQEPenalty, gradient_features, gradient_model
+from qa_hooks.penalties.gradient_model import gradient_features, gradient_model
+from qa_hooks.penalties.niqe import NIQEPenalty
 from qa_hooks.penalties.penalty import CriticPenalty
-from qa_hooks.stats import gather_rows
+from qa_hooks.processes import gather_rows
 
 
 class RefreshGradientModel(Monitor):
@@ -26,6 +26,7 @@ class RefreshGradientModel(Monitor):
         batches: real images in the critic's range; re-iterable (a loader, a list), or a function that gives one.
         every: steps between two fits.
         max_maps: how many maps to use.
+        name: for its key in a saved state, where there are several.
 
     Example:
         >>> import torch
@@ -41,12 +42,25 @@ class RefreshGradientModel(Monitor):
         *,
         every: int,
         max_maps: int = 4096,
+        name: str = "niqe",
     ) -> None:
         parts = [part for part in penalty.modules() if isinstance(part, NIQEPenalty)]
         if not parts:
             raise ValueError(f"penalty has no NIQE term: {type(penalty).__name__}")
-        super().__init__(every=every, modules=modules_of(critic))
+        if isinstance(batches, Iterator):
+            raise ValueError(
+                "batches can be read only once; give a list, a loader, or a function that gives an iterable"
+            )
+        super().__init__(every=every)
         self.penalty, self.critic, self.batches, self.max_maps = parts[0], critic, batches, max_maps
+        self.name = name
+
+    @property
+    def state_key(self) -> str:
+        return f"RefreshGradientModel({self.name})"
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0  # a critic of one step has nothing to model
 
     def local(self, ctx: Context) -> Tensor:
         batches = self.batches() if callable(self.batches) else self.batches

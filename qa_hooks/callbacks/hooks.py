@@ -9,17 +9,19 @@
 What happens when:
 
     attach / with Hooks(...)    nothing yet, but an unwritable log folder has already raised
-    first step                  on_train_start, then as below
-    optimizer step k            terms of `track` are added to running means (no synchronisation)
+    first step                  on_train_start, then as below; monitors run once
+    optimizer step k            new terms of `track` are added to running means (no synchronisation)
                                 callbacks with k % every == 0, in order, isolated from the run
                                 k % log_every == 0: means are written (one all-reduce)
-    close / end of the block    means are written, on_train_end
+    close / end of the block    means are written, on_train_end; without either, means are written when Python ends
 """
 
 from __future__ import annotations
 
+import atexit
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.callbacks.budget import Budget
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped, check_count
+from qa_hooks.callbacks.capture import Capture
 from qa_hooks.isolation import isolated
-from qa_hooks.stats import RunningMeans, all_reduce_sum, is_distributed, rank, world_size
-from qa_hooks.writers import TensorBoardWriter, Writer, make_tag
+from qa_hooks.processes import is_distributed, rank, world_size
+from qa_hooks.stats import Stats
+from qa_hooks.writers import GuardedWriter, TensorBoardWriter, Writer, make_tag
 
 SILENT_CALLS = 200
 
@@ -42,8 +47,8 @@ class Hooks:
     Args:
         callbacks: in the order in which they run; two with one `state_key` raise.
         writer: where values go; or `log_dir`, for a `TensorBoardWriter` in that folder. Only rank 0 writes.
-        track: `{"qagan": penalty, "reward": loss}`: their `.terms` are logged as `qa_loss/{track}/{term}` and their
-            state travels in `state_dict()`.
+        track: `{"qagan": penalty, "reward": loss}`: their `.terms` are logged as `qa_loss/{track}/{term}` when they are
+            new, and their state (`run_state()`, or `state_dict()` of other objects) travels in `state_dict()`.
         budget: the largest share of wall time that all monitors together may take (0.05 = 5 %); a monitor that would
             exceed it is put off to its next turn. None: no limit.
         log_every: steps between two points of the logged means.
@@ -73,27 +78,32 @@ class Hooks:
         log_every: int = 50,
         strict: bool = True,
     ) -> None:
+        if not isinstance(callbacks, Iterable) or not isinstance(track, (Mapping, type(None))):
+            raise TypeError(
+                "callbacks must be a list of callbacks, and track a mapping of names to losses or penalties"
+            )
         self.callbacks = list(callbacks)
         self.track = dict(track or {})
-        self.budget, self.log_every, self.strict = budget, int(log_every), strict
+        self.log_every, self.strict = check_count("log_every", log_every), strict
+        self._budget = Budget(budget)
         self._check_arguments(writer, log_dir)
         self._owns_writer = writer is None
         if writer is None and log_dir is not None and rank() == 0:
             writer = TensorBoardWriter(log_dir)
-        self._writer = _GuardedWriter(writer if rank() == 0 else None)
+        self._writer = GuardedWriter(writer if rank() == 0 else None)
         self.step_count = 0
         self.should_stop = False
         self._active = list(self.callbacks)
-        self._means = RunningMeans()
+        self._means = Stats()
         self._recorded: dict[str, Tensor | float] = {}
         self._captured: dict[str, Tensor] = {}
+        self._logged: dict[str, Any] = {}
+        self._busy = False
         self._handles: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._events = self._silent_calls = 0
-        self._started: float | None = None
-        self._first_step = 0
-        self._spent = 0.0
-        self._cost: dict[str, float] = {}
+        self._running = False
+        self._over = False
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -111,6 +121,9 @@ class Hooks:
             raise RuntimeError(
                 "these hooks are attached to an optimizer, which calls them; remove the explicit hooks.step()"
             )
+        for name, image in images.items():
+            if not isinstance(image, Tensor):
+                raise TypeError(f"hooks.step({name}=...) takes a tensor (N, C, H, W), got {type(image).__name__}")
         self._advance(self.step_count + 1 if step is None else int(step), images)
 
     def attach(self, optimizer: Any) -> Hooks:
@@ -121,7 +134,7 @@ class Hooks:
 
         Raises:
             TypeError: not an optimizer.
-            RuntimeError: already attached, or `step()` has been called.
+            RuntimeError: already attached, or `step()` has been called, or the optimizer has hooks already.
         """
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = optimizer.optimizer
@@ -131,42 +144,51 @@ class Hooks:
             )
         if self._optimizer is not None or self._events:
             raise RuntimeError("attach() goes with neither a second attach() nor explicit step() calls")
+        if optimizer in _ATTACHED:
+            raise RuntimeError("this optimizer has hooks already; put all callbacks into one Hooks, or close the other")
         self._optimizer = optimizer
+        _ATTACHED.add(optimizer)
         self._handles.append(optimizer.register_step_post_hook(self._on_optimizer_step))
-        for callback in self.callbacks:
-            callback.attach(optimizer)
+        try:
+            for callback in self.callbacks:
+                callback.attach(optimizer)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def capture(self, name: str, module: nn.Module) -> None:
         """Keep the module's last output for the callbacks as `ctx.images[name]`.
 
-        An output that is no batch of images (N, 1 or 3, H, W) is refused with one warning, and the run goes on.
+        What monitors make the module put out does not count. An output that is no batch of images (N, 1 or 3, H, W) is
+        refused with one warning, and the run goes on.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"capture needs a module whose outputs are images, got {type(module).__name__}")
+        self._handles.append(module.register_forward_hook(Capture(self, name, module)))
 
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._count_silence()
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
-                self._captured[name] = output.detach()
-                return
-            handle.remove()
-            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            warnings.warn(
-                f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured"
-            )
-
-        handle = module.register_forward_hook(keep)
-        self._handles.append(handle)
+    def keep_captured(self, name: str, output: Any) -> bool:
+        """What `capture`'s hook calls; False when it should not be called again."""
+        if self._busy or self._over:
+            return not self._over
+        self._count_silence()
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
+            self._captured[name] = output.detach()
+            return True
+        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        warnings.warn(f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured")
+        return False
 
     def record(self, **scalars: Tensor | float) -> None:
         """Log values of your own as `qa_train/{name}/mean`, averaged between points; tensors are not synchronised."""
         self._count_silence()
         for name, value in scalars.items():
-            self._means.add(make_tag("train", name, "mean"), value)
-            self._recorded[name] = value.detach() if isinstance(value, Tensor) else value
+            self._recorded[name] = _number(name, value)
+            self._means.add(make_tag("train", name, "mean"), self._recorded[name])
 
     def close(self) -> None:
         """Write what is pending and end the run; further calls do nothing."""
-        if self._started is not None:
+        if self._running:
             self._flush()
             self._dispatch("on_train_end", list(self._active), {})
         if self._optimizer is not None and not self._events:
@@ -191,9 +213,7 @@ class Hooks:
         return {
             "step": self.step_count,
             "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
-            "track": {
-                name: dict(part.state_dict()) for name, part in self.track.items() if hasattr(part, "state_dict")
-            },
+            "track": {name: _state_of(part) for name, part in self.track.items() if _is_stateful(part)},
             "means": {} if is_distributed() else self._means.state_dict(),
         }
 
@@ -203,7 +223,9 @@ class Hooks:
         Raises:
             ValueError: with `strict`, when callbacks or tracked parts are missing or unknown.
         """
-        stateful = {name for name, part in self.track.items() if hasattr(part, "state_dict")}
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be what state_dict() gave, got {type(state).__name__}")
+        stateful = {name for name, part in self.track.items() if _is_stateful(part)}
         for kind, own in (("callbacks", {callback.state_key for callback in self.callbacks}), ("track", stateful)):
             saved = set(state.get(kind, {}))
             if self.strict and saved != own:
@@ -216,7 +238,7 @@ class Hooks:
             if callback.state_key in state.get("callbacks", {}):
                 callback.load_state_dict(state["callbacks"][callback.state_key])
         for name in stateful & set(state.get("track", {})):
-            self.track[name].load_state_dict(state["track"][name])
+            _load_state(self.track[name], state["track"][name])
         self._means.load_state_dict(state.get("means", {}))
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -236,10 +258,9 @@ class Hooks:
                 )
         if writer is not None and log_dir is not None:
             raise ValueError("give writer or log_dir, not both")
-        if self.budget is not None and not 0 < self.budget < 1:
-            raise ValueError(f"budget is a share of wall time between 0 and 1, got {self.budget}")
-        if self.log_every < 1:
-            raise ValueError(f"log_every must be at least 1, got {self.log_every}")
+        missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
+        if writer is not None and missing:
+            raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         found_inf = getattr(
@@ -247,20 +268,32 @@ class Hooks:
         )  # a fused optimizer under a GradScaler also "steps" when it skips
         if found_inf is not None and float(found_inf) != 0:
             return
+        if any(callback.skipped for callback in self.callbacks):
+            return
         # Read once: on a GPU the counter may live there, and reading it each step would synchronise.
         known = _steps_in_state(optimizer) if not self._events else None
-        self._advance(self.step_count + 1 if known is None else known, self._captured)
+        following = self.step_count + 1
+        if known is not None and self.step_count and known != following:
+            warnings.warn(
+                f"the loaded hooks are at step {self.step_count}, the optimizer makes step {known}; the optimizer's "
+                "count is used"
+            )
+        self._advance(following if known is None else known, self._captured)
 
     def _advance(self, step: int, images: Mapping[str, Tensor]) -> None:
-        if self._started is None:
-            self._started, self._first_step = time.perf_counter(), step
+        if not self._running:
+            self._running = True
+            self._budget.start(step)
+            atexit.register(_write_at_exit, weakref.ref(self))
             self._dispatch("on_train_start", list(self._active), images)
         self._events += 1
         self.step_count = step
         for name, part in self.track.items():
-            for term, value in part.terms.items():
-                self._means.add(make_tag("loss", name, term), value)
-        due = [callback for callback in self._active if step % callback.every == 0]
+            if part.terms is not self._logged.get(name):  # a new dictionary each time they are computed
+                self._logged[name] = part.terms
+                for term, value in part.terms.items():
+                    self._means.add(make_tag("loss", name, term), value)
+        due = [callback for callback in self._active if callback.due(step)]
         if due:
             self._dispatch("on_step_end", due, images)
         if step % self.log_every == 0:
@@ -272,11 +305,14 @@ class Hooks:
         terms = {name: dict(part.terms) for name, part in self.track.items()} | {"train": dict(self._recorded)}
         seen = {name: image.detach() for name, image in {**self._captured, **images}.items()}
         ctx = Context(self.step_count, seen, terms, self._writer, rank(), world_size())
-        with isolated():
-            for callback in callbacks:
-                if event == "on_step_end" and not self._within_budget(callback):
-                    continue
-                self._call(callback, event, ctx)
+        self._busy = True
+        try:
+            with isolated():
+                for callback in callbacks:
+                    if event != "on_step_end" or self._budget.allows(callback):
+                        self._call(callback, event, ctx)
+        finally:
+            self._busy = False
 
     def _call(self, callback: Callback, event: str, ctx: Context) -> None:
         start = time.perf_counter()
@@ -292,36 +328,7 @@ class Hooks:
             if rank() == 0 or not callback.budgeted:
                 warnings.warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
         if callback.budgeted and event == "on_step_end" and callback in self._active:
-            self._account(callback, time.perf_counter() - start)
-
-    def _account(self, callback: Callback, seconds: float) -> None:
-        self._spent += seconds
-        first = callback.state_key not in self._cost
-        self._cost[callback.state_key] = seconds
-        self._writer.scalar(make_tag("perf", callback.state_key, "seconds"), seconds, self.step_count)
-        if first and rank() == 0 and self._started is not None:
-            steps = max(self.step_count - self._first_step, 1)
-            between = max(time.perf_counter() - self._started - self._spent, 0.0) / steps * callback.every
-            print(
-                f"qa_hooks: {callback.state_key} took {seconds:.2f} s; every {callback.every} steps this is "
-                f"{seconds / (seconds + between):.1%} of the run",
-                flush=True,
-            )
-
-    def _within_budget(self, callback: Callback) -> bool:
-        """Whether the callback may run now; the first run always may, since its cost is unknown. Rank 0 decides."""
-        if (
-            self.budget is None
-            or not callback.budgeted
-            or callback.state_key not in self._cost
-            or self._started is None
-        ):
-            return True
-        elapsed = time.perf_counter() - self._started
-        allowed = self._spent + self._cost[callback.state_key] <= self.budget * elapsed
-        if not is_distributed():
-            return allowed
-        return bool(all_reduce_sum(torch.tensor([float(allowed and rank() == 0)])) > 0)
+            self._budget.account(callback, time.perf_counter() - start, self.step_count, self._writer)
 
     def _flush(self) -> None:
         try:
@@ -343,7 +350,11 @@ class Hooks:
     def _end(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._active, self._started = [], [], None
+        for callback in self.callbacks:
+            callback.detach()
+        if self._optimizer is not None:
+            _ATTACHED.discard(self._optimizer)
+        self._handles, self._active, self._running, self._over = [], [], False, True
         if self._owns_writer:
             self._writer.close()
 
@@ -354,36 +365,41 @@ _NO_EVENT = (
 )
 
 
+# Optimizers that have hooks; weak, so that a forgotten one does not live on.
+_ATTACHED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+
+def _write_at_exit(reference: weakref.ref[Hooks]) -> None:
+    """Write the last means of hooks that nobody closed; without collectives, since other processes may be gone."""
+    hooks = reference()
+    if hooks is not None and hooks._running and not is_distributed():
+        hooks._flush()
+        hooks._end()
+
+
+def _number(name: str, value: Any) -> Tensor | float:
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"hooks.record({name}=...) takes a number or a tensor, got {value!r}") from None
+
+
+def _is_stateful(part: Any) -> bool:
+    return hasattr(part, "run_state") or hasattr(part, "state_dict")
+
+
+def _state_of(part: Any) -> dict[str, Any]:
+    return dict(part.run_state() if hasattr(part, "run_state") else part.state_dict())
+
+
+def _load_state(part: Any, state: Any) -> None:
+    (part.load_run_state if hasattr(part, "load_run_state") else part.load_state_dict)(state)
+
+
 def _steps_in_state(optimizer: torch.optim.Optimizer) -> int | None:
     for state in optimizer.state.values():
         if "step" in state:
             return int(state["step"])
     return None
-
-
-class _GuardedWriter:
-    """A writer that never raises: a full disk or a vanished folder ends the logging, not the training."""
-
-    def __init__(self, writer: Writer | None) -> None:
-        self._writer = writer
-
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        self._try("scalar", tag, float(value), step)
-
-    def image(self, tag: str, image: Tensor, step: int) -> None:
-        self._try("image", tag, image, step)
-
-    def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        self._try("histogram", tag, values, step)
-
-    def close(self) -> None:
-        self._try("close")
-
-    def _try(self, method: str, *arguments: Any) -> None:
-        if self._writer is None:
-            return
-        try:
-            getattr(self._writer, method)(*arguments)
-        except Exception as error:
-            self._writer = None
-            warnings.warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped, check_count
+from qa_hooks.processes import any_rank
 
 ACTIONS = ("warn", "skip", "stop")
 
@@ -19,81 +20,107 @@ class NaNGuard(Callback):
 
     - "warn": says once what was not finite, and counts.
     - "skip": an optimizer step with a non-finite gradient does nothing: the gradients are set to None just before it
-      (zeros would still move Adam).
-    - "stop": raises `TrainingStopped` before that step where Hooks is attached; otherwise sets `hooks.should_stop`.
+      (zeros would still move Adam). Not for optimizers that compute gradients in a closure.
+    - "stop": raises `TrainingStopped` out of `optimizer.step()`, before the step is made, where it sees the gradients;
+      otherwise sets `hooks.should_stop`.
 
-    Steps that a GradScaler skips by itself are not reported. Each look synchronises a GPU; `every` thins them out.
+    Several processes skip and stop together. Steps that a GradScaler skips by itself are not reported. Each look
+    synchronises a GPU, so "warn" looks every tenth step.
 
     Args:
         action: "warn", "skip" or "stop".
-        every: steps between two looks.
+        every: steps between two looks; 10 for "warn", 1 for the others, and "skip" allows nothing else.
         optimizer: whose gradients to look at when Hooks is not attached; needed for "skip" then.
+        name: for its key in a saved state, where there are several.
 
     Attributes:
-        found, skipped: how often something was not finite, and how many steps were skipped.
+        found, skips: how often something was not finite, and how many steps were skipped.
 
     Example:
         >>> guard = NaNGuard(action="skip")
     """
 
-    def __init__(self, action: str = "warn", *, every: int = 1, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        action: str = "warn",
+        *,
+        every: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        name: str = "nan",
+    ) -> None:
         if action not in ACTIONS:
             raise ValueError(f"action must be one of {ACTIONS}, got {action!r}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
-        self.action, self.every = action, int(every)
-        self.found = self.skipped = 0
+        self.every = check_count("every", every if every is not None else 10 if action == "warn" else 1)
+        if action == "skip" and self.every != 1:
+            raise ValueError(f'"skip" must see every step: every must be 1, got {every}')
+        self.action, self.name = action, name
+        self.found = self.skips = 0
         self._steps = 0
-        self._watching = False
+        self._handle: Any = None
         if optimizer is not None:
             self.attach(optimizer)
 
+    @property
+    def state_key(self) -> str:
+        return f"NaNGuard({self.name})"
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._watching:
-            optimizer.register_step_pre_hook(self._before_step)
-            self._watching = True
+        if self._handle is None:
+            self._handle = optimizer.register_step_pre_hook(self._before_step)
+
+    def detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def on_train_start(self, ctx: Context) -> None:
-        if self.action == "skip" and not self._watching:
+        if self.action == "skip" and self._handle is None:
             warnings.warn('NaNGuard("skip") sees no gradients: attach the hooks, or pass optimizer=')
 
     def on_step_end(self, ctx: Context) -> None:
         named = {f"{track}/{term}": value for track, terms in ctx.terms.items() for term, value in terms.items()}
-        if not named:
-            return
-        values = [torch.as_tensor(value, dtype=torch.float32).detach().mean() for value in named.values()]
-        finite = torch.isfinite(torch.stack([value.to(values[0].device) for value in values]))
-        if not bool(finite.all()):
-            bad = [name for name, good in zip(named, finite.tolist(), strict=True) if not good]
-            self._report(f"step {ctx.step}: {', '.join(bad)} is not finite", stop=self.action == "stop")
+        bad: list[str] = []
+        if named:
+            values = [torch.as_tensor(value, dtype=torch.float32).detach().mean() for value in named.values()]
+            finite = torch.isfinite(torch.stack([value.to(values[0].device) for value in values])).tolist()
+            bad = [name for name, good in zip(named, finite, strict=True) if not good]
+        stop = self.action == "stop" and any_rank(bool(bad))
+        if bad or stop:
+            what = f"{', '.join(bad)} is not finite" if bad else "a term of another rank is not finite"
+            self._report(f"step {ctx.step}: {what}", stop=stop)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": self.found, "skipped": self.skipped}
+        return {"found": self.found, "skips": self.skips}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.found, self.skipped = int(state["found"]), int(state["skipped"])
+        self.found, self.skips = int(state["found"]), int(state["skips"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.skipped = False
         self._steps += 1
         if self._steps % self.every:
             return
+        if self.action == "skip" and (any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None):
+            raise ValueError('NaNGuard("skip") cannot guard an optimizer that computes its gradients in a closure')
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        bad = _count_non_finite(gradients)
+        if self.action == "warn":
+            if bad:
+                self._report(f"the gradients of {bad} of {len(gradients)} parameters are not finite", stop=False)
             return
-        norms = torch.stack([p.grad.detach().norm().float().to(parameters[0].device) for p in parameters])
-        bad = int((~torch.isfinite(norms)).sum())
-        if not bad:
-            return
-        message = f"the gradients of {bad} of {len(parameters)} parameters are not finite"
-        if self.action == "skip":
-            for parameter in parameters:
-                parameter.grad = None
-            self.skipped += 1
-            message += "; the step is skipped"
-        self._report(message, stop=self.action == "stop")
+        if any_rank(bad > 0):
+            message = f"the gradients of {bad} of {len(gradients)} parameters are not finite"
+            if self.action == "skip":
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+                self.skipped = True
+                self.skips += 1
+                message += "; the step is skipped"
+            self._report(message, stop=self.action == "stop")
 
     def _report(self, message: str, *, stop: bool) -> None:
         self.found += 1
@@ -101,3 +128,14 @@ class NaNGuard(Callback):
             raise TrainingStopped(f"NaNGuard: {message}")
         if self.found == 1:
             warnings.warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
+
+
+def _count_non_finite(gradients: list[torch.Tensor]) -> int:
+    """How many of the gradients hold a NaN or an infinity; one pass and one synchronisation when none does."""
+    if not gradients:
+        return 0
+    total_norm = getattr(torch.nn.utils, "get_total_norm", None)  # torch 2.6
+    if total_norm is not None and bool(torch.isfinite(total_norm(gradients))):
+        return 0
+    finite = [torch.isfinite(gradient).all().to(gradients[0].device) for gradient in gradients]
+    return int((~torch.stack(finite)).sum())

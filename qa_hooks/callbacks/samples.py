@@ -6,15 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.images import Range, as_tensor, check_range, make_grid, save_image, to_uint8
-from qa_hooks.isolation import modules_of
+from qa_hooks.callbacks.callback import Context, Monitor, check_count
+from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, make_grid, save_image, to_uint8
+from qa_hooks.isolation import mixed_key
+from qa_hooks.processes import gather_rows
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.stats import gather_rows
 from qa_hooks.writers import check_writable, make_tag
 
 Sample = Callable[[int, torch.Generator], Any]
@@ -22,11 +21,15 @@ Sample = Callable[[int, torch.Generator], Any]
 
 def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
     """`count` images of one numbered block: the same whatever process makes it, so world sizes agree."""
-    key = int(np.random.SeedSequence((abs(seed), block)).generate_state(1, np.uint32)[0])
-    images = as_tensor(sample(count, torch.Generator().manual_seed(key)))
-    if images.shape[0] != count:
-        raise ValueError(f"sample({count}, generator) must give {count} images, got {tuple(images.shape)}")
+    images = as_tensor(sample(count, torch.Generator().manual_seed(mixed_key(seed, block))))
+    if images.shape[0] != count or images.shape[1] not in (1, 3):
+        raise ValueError(f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {tuple(images.shape)}")
     return images
+
+
+def _check_sample(sample: Sample) -> None:
+    if not callable(sample):
+        raise TypeError(f"sample must be callable as sample(n, generator), got {type(sample).__name__}")
 
 
 class SampleGrid(Monitor):
@@ -34,7 +37,7 @@ class SampleGrid(Monitor):
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)`; draw the noise from the (CPU) generator, the same each time. The
-            networks it uses are found, put into eval mode and put back.
+            networks that it calls are in eval mode meanwhile, and put back.
         every: steps between two grids.
         seed: of the generator.
         n: images on the grid.
@@ -60,11 +63,11 @@ class SampleGrid(Monitor):
         folder: str | Path | None = None,
         scale: int | None = None,
     ) -> None:
-        if not callable(sample):
-            raise TypeError(f"sample must be callable as sample(n, generator), got {type(sample).__name__}")
-        super().__init__(every=every, modules=modules_of(sample))
-        self.sample, self.seed, self.n, self.name, self.scale = sample, seed, int(n), name, scale
+        _check_sample(sample)
+        super().__init__(every=every)
+        self.sample, self.seed, self.n, self.name, self.scale = sample, seed, check_count("n", n), name, scale
         self.value_range = check_range(value_range)
+        self._guard = RangeGuard(self.value_range)
         self.folder = Path(folder) if folder is not None else None
         if self.folder is not None:
             check_writable(self.folder)
@@ -76,7 +79,9 @@ class SampleGrid(Monitor):
     def local(self, ctx: Context) -> Tensor | None:
         if ctx.rank != 0:
             return None
-        images = to_uint8(sample_block(self.sample, self.n, self.seed, 0), self.value_range).cpu()
+        samples = sample_block(self.sample, self.n, self.seed, 0)
+        self._guard(predictions={"samples": samples})
+        images = to_uint8(samples, self.value_range).cpu()
         return make_grid(images, scale=self.scale or max(1, 64 // images.shape[-1]))
 
     def reduce(self, ctx: Context, part: Tensor | None) -> None:
@@ -135,18 +140,23 @@ class ScoreMonitor(Monitor):
                              else f"{scorer.name} takes no reference")  # fmt: skip
         if reference is not None and images is None:
             raise ValueError("a reference goes with images=, not with sample=")
-        super().__init__(every=every, modules=modules_of(sample) if sample is not None else [])
+        if sample is not None:
+            _check_sample(sample)
+        super().__init__(every=every)
         self.scorer, self.sample, self.images, self.reference = scorer, sample, images, reference
-        self.n, self.batch_size, self.seed, self.name = int(n), int(batch_size), seed, name or scorer.name
+        self.n, self.batch_size = check_count("n", n), check_count("batch_size", batch_size)
+        self.seed, self.name = seed, name or scorer.name
         self.last: dict[str, float] = {}
+        self._guard = RangeGuard(scorer.value_range)
 
     @property
     def state_key(self) -> str:
         return f"ScoreMonitor({self.name})"
 
     def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0)]
+        scores = [torch.zeros(0, device="cpu")]
         for images, inputs in self._batches(ctx):
+            self._guard(predictions={"images": images})
             low, high = self.scorer.value_range
             images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
             scores.append(self.scorer(images, **inputs).cpu())

@@ -30,7 +30,13 @@ def critic_scores(output: Any, count: int, output_fn: OutputFn | None = None, *,
         ValueError: a tensor without one row per image.
     """
     if output_fn is not None:
-        output = output_fn(output)
+        try:
+            output = output_fn(output)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            what = (
+                f"a dict with the keys {sorted(output)}" if isinstance(output, dict) else f"a {type(output).__name__}"
+            )
+            raise ValueError(f"output_fn failed on what {name} gave, {what}: {error!r}") from error
     if not isinstance(output, Tensor):
         raise TypeError(
             f"{name} must give a tensor with one score per image, got {type(output).__name__}; "
@@ -47,7 +53,9 @@ def critic_scores(output: Any, count: int, output_fn: OutputFn | None = None, *,
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x^ = e fake + (1 - e) real with e ~ U[0, 1] per sample, `(N, C, H, W)`; e is drawn on the generator's device."""
     device = generator.device if generator is not None else real.device
-    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device).to(real)
+    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device).to(
+        real, non_blocking=True
+    )
     return real + mix * (fake - real)
 
 
@@ -75,6 +83,10 @@ def input_gradient(
         >>> input_gradient(critic, torch.ones(1, 1, 2, 2)).flatten().tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
+    if torch.compiler.is_compiling():
+        raise ValueError(_COMPILED)
+    if torch.is_inference_mode_enabled() or points.is_inference():
+        raise ValueError("a gradient penalty cannot be computed under torch.inference_mode(), or on images made in it")
     points = points.detach().requires_grad_(True)
     with torch.enable_grad(), _eager(), _full_precision_gradients(points.device.type):
         scores = critic_scores(_uncompiled(critic)(points), points.shape[0], output_fn)
@@ -177,6 +189,12 @@ def _uncompiled(critic: Critic) -> Critic:
     return original if isinstance(original, nn.Module) else critic
 
 
+_COMPILED = (
+    "a gradient penalty was called inside a function compiled by torch.compile, which has no double backward: compile the "
+    "critic, not the function that calls the penalty"
+)
+
+
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules inside a user's lambda run uncompiled as well, where torch can do that (2.6)."""
@@ -184,7 +202,11 @@ def _eager() -> Iterator[None]:
     if set_stance is None:
         yield
         return
-    with set_stance("force_eager"):
+    try:
+        stance = set_stance("force_eager")
+    except RuntimeError as error:
+        raise ValueError(_COMPILED) from error
+    with stance:
         yield
 
 

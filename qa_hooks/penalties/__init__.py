@@ -4,7 +4,8 @@ Each penalty is one term for the critic's loss and nothing else: the adversarial
 convention works, and the generator's loss is not touched.
 """
 
-from qa_hooks.penalties.niqe import NIQEPenalty, fit_gradient_model
+from qa_hooks.penalties.gradient_model import fit_gradient_model
+from qa_hooks.penalties.niqe import NIQEPenalty
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, DriftPenalty, GradientPenalty, SSIMPenalty
 from qa_hooks.penalties.qagan import QAGANPenalty
 

@@ -11,136 +11,22 @@ the shape is exact with its true gradient, and maps have unit RMS, in fitting an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.gradient_penalty import Critic, OutputFn, input_gradient
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
-from qa_hooks.functional.niqe import FeatureConfig, niqe_features, valid_rows
-from qa_hooks.images import Range, check_images, to_grey
-from qa_hooks.isolation import isolated, modules_of
+from qa_hooks.functional.niqe import FeatureConfig
+from qa_hooks.images import Range
+from qa_hooks.penalties.gradient_model import MIN_MAPS, MODES, gradient_features, gradient_model, map_features
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
+from qa_hooks.processes import gather_rows, global_sum, world_size
 from qa_hooks.scorers.niqe import NaturalnessModel
-from qa_hooks.stats import Moments, gather_rows, global_sum, world_size
 
-MIN_MAPS = 360  # ten for each of the 36 features
-MAX_CONDITION = 1e10
-MAX_SLOPE = 100.0  # of the AGGD shape against its ratio; unlimited it reaches about 500 at alpha = 10
 WARMUP_MAPS = 4096
-HINGE_BATCH = 64
-
-
-def map_features(gradient: Tensor, config: FeatureConfig) -> Tensor:
-    """Features of gradient maps `(N, C, H, W)`: grey, unit RMS, `(N * blocks, 36)`."""
-    grey = to_grey(gradient)
-    rms = torch.linalg.vector_norm(grey, dim=(1, 2, 3), keepdim=True) * grey[0].numel() ** -0.5
-    return niqe_features(grey / (rms + 1e-8), config, max_slope=MAX_SLOPE).flatten(0, 1)
-
-
-def gradient_features(
-    critic: Critic,
-    batches: Iterable[Any],
-    *,
-    config: FeatureConfig,
-    max_maps: int,
-    output_fn: OutputFn | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """Features `(n, 36)` of the critic's gradient maps on this process's images; flat maps are left out."""
-    from tqdm import tqdm
-
-    rows: list[Tensor] = []
-    count = 0
-    bar = tqdm(total=max_maps, desc="gradient maps", unit="map", disable=None if progress else True)
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch  # a loader that also gives labels
-        check_images("batches", images)
-        gradient = input_gradient(critic, images[: max_maps - count], output_fn=output_fn, create_graph=False)
-        with torch.no_grad():
-            features = map_features(gradient, config)
-            rows.append(features[valid_rows(features)].cpu())
-        count += gradient.shape[0]
-        bar.update(gradient.shape[0])
-        if count >= max_maps:
-            break
-    bar.close()
-    return torch.cat(rows) if rows else torch.zeros(0, config.features)
-
-
-def gradient_model(rows: Tensor, config: FeatureConfig) -> NaturalnessModel:
-    """The model of gradient-map features `(n, 36)` of all processes.
-
-    Raises:
-        ValueError: fewer than 360 rows, or a covariance with a condition number above 1e10.
-    """
-    if rows.shape[0] < MIN_MAPS:
-        raise ValueError(f"a gradient model needs at least {MIN_MAPS} maps that are not flat, got {rows.shape[0]}")
-    moments = Moments(rows.shape[1])
-    moments.update(rows)
-    mean, covariance = moments.mean().cpu(), moments.covariance().cpu()
-    condition = float(torch.linalg.cond(covariance))
-    if not condition <= MAX_CONDITION:
-        raise ValueError(
-            f"the covariance of the gradient maps has a condition number of {condition:.2g} > {MAX_CONDITION:g}: "
-            "more maps, or a critic that has trained longer"
-        )
-    batches = [batch for batch in rows.split(HINGE_BATCH) if batch.shape[0] == HINGE_BATCH]
-    own = {mode: [naturalness_distance(batch, mean, covariance, variant=mode) for batch in batches] for mode in MODES}
-    level = {f"{mode}_distance": float(torch.stack(values).mean()) for mode, values in own.items()}
-    return NaturalnessModel(
-        mean,
-        covariance,
-        config,
-        count=rows.shape[0],
-        provenance={"kind": "critic gradient maps", "batch": HINGE_BATCH, **level},
-    )
-
-
-MODES = ("mvg", "sample")
-
-
-def fit_gradient_model(
-    critic: Critic,
-    batches: Iterable[Tensor],
-    *,
-    config: FeatureConfig | None = None,
-    max_maps: int = 50_000,
-    output_fn: OutputFn | None = None,
-    progress: bool = True,
-) -> NaturalnessModel:
-    """Fit the model of natural gradient maps: the critic's gradients on real images, in eval mode, unit RMS.
-
-    With several processes each gives its own batches and all get one model.
-
-    Args:
-        critic: a trained critic, any callable.
-        batches: real images `(N, C, H, W)` in the critic's range, on its device; the official advice is 50,000 images.
-        config: of the features; `FeatureConfig()` by default, `FeatureConfig.qagan()` for the paper's.
-        max_maps: stop after that many.
-        output_fn: picks the scores from a tuple or dict.
-        progress: show a bar when stderr is a terminal.
-
-    Returns:
-        A `NaturalnessModel` for `NIQEPenalty(model=...)`; it has `save(path)`.
-
-    Raises:
-        ValueError: fewer than 360 maps, or a covariance with a condition number above 1e10.
-
-    Example:
-        >>> layers = torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(1568, 1)
-        >>> critic = torch.nn.Sequential(*layers)
-        >>> fit_gradient_model(critic, [torch.rand(400, 1, 16, 16)], progress=False).count
-        400
-    """
-    config = config or FeatureConfig()
-    share = -(-max_maps // world_size())
-    with isolated(*modules_of(critic)):
-        rows = gradient_features(critic, batches, config=config, max_maps=share, output_fn=output_fn, progress=progress)
-    return gradient_model(gather_rows(rows), config)
 
 
 class NIQEPenalty(CriticPenalty):
@@ -148,8 +34,9 @@ class NIQEPenalty(CriticPenalty):
     module's top.
 
     The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
-    (`warmup=2000`: the term is zero and logged as inactive for that many calls, the last of which gather). It costs a
-    double backward through the critic unless a gradient penalty shares it (`QAGANPenalty`).
+    (`warmup=2000`: the term is zero and logged as inactive for that many calls, the last of which gather; when they
+    give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
+    gradient penalty shares it (`QAGANPenalty`).
 
     Args:
         weight: 0.1 in the authors' code; weight 1 over-optimised the distance below that of real maps.
@@ -187,8 +74,8 @@ class NIQEPenalty(CriticPenalty):
         super().__init__(value_range=value_range, weight=weight, **options)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-        if warmup < 0:
-            raise ValueError(f"warmup must not be negative, got {warmup}")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ValueError(f"warmup must be a whole number and not negative, got {warmup!r}")
         if model is None and warmup == 0:
             raise ValueError(
                 "a NIQE penalty needs a model of natural gradient maps; one of: "
@@ -200,7 +87,11 @@ class NIQEPenalty(CriticPenalty):
         self._model: NaturalnessModel | None = None
         self._rows: list[Tensor] = []
         self._waited = 0
+        self._failed = False
+        self._on_device: tuple[Tensor, Tensor] | None = None
         if model is not None:
+            if not isinstance(model, (NaturalnessModel, str, Path)):
+                raise TypeError(f"model must be a NaturalnessModel or a path, got {type(model).__name__}")
             loaded = model if isinstance(model, NaturalnessModel) else NaturalnessModel.load(model)
             if config is not None and loaded.config != config:
                 raise ValueError(f"the model was fitted with {loaded.config}, but config={config} was given")
@@ -214,11 +105,16 @@ class NIQEPenalty(CriticPenalty):
 
     @model.setter
     def model(self, model: NaturalnessModel) -> None:
+        if model.config.block is not None:
+            raise ValueError(
+                f"this model describes photographs (block={model.config.block}), not gradient maps; "
+                "fit one with fit_gradient_model(critic, batches)"
+            )
         if model.config != self.config:
             raise ValueError(f"the model was fitted with {model.config}, this penalty uses {self.config}")
         if self.hinge and f"{self.mode}_distance" not in model.provenance:
             raise ValueError("hinge=True needs the distance of real maps; fit the model with fit_gradient_model")
-        self._model = model
+        self._model, self._on_device = model, None
 
     def term(self, shared: CriticPass) -> Tensor:
         if self._model is None:
@@ -231,24 +127,28 @@ class NIQEPenalty(CriticPenalty):
             return (distance - float(self._model.provenance[f"{self.mode}_distance"])).relu()
         return distance
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def run_state(self) -> dict[str, Any]:
         state = {
-            **super().get_extra_state(),
+            **super().run_state(),
             "waited": self._waited,
-            "rows": torch.cat([torch.zeros(0, self.config.features), *self._rows]),
+            "failed": self._failed,
+            "rows": torch.cat([torch.zeros(0, self.config.features, device="cpu"), *self._rows]),
         }
         if self._model is not None:
             state["model"] = self._model.to_dict()
         return state
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._waited = int(state["waited"])
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self._waited, self._failed = int(state["waited"]), bool(state["failed"])
         self._rows = [state["rows"]] if len(state["rows"]) else []
-        self._model = NaturalnessModel.from_dict(state["model"]) if "model" in state else self._model
+        if "model" in state:
+            self.model = NaturalnessModel.from_dict(state["model"])
 
     def _distance(self, features: Tensor, model: NaturalnessModel) -> Tensor:
-        mean, covariance = model.mean.to(features.device), model.covariance.to(features.device)
+        if self._on_device is None or self._on_device[0].device != features.device:
+            self._on_device = model.mean.to(features.device), model.covariance.to(features.device)
+        mean, covariance = self._on_device
         if self.mode == "sample":
             return naturalness_distance(features, mean, covariance, variant="sample")
         moments = feature_moments(features, mean)
@@ -273,5 +173,11 @@ class NIQEPenalty(CriticPenalty):
                     )
                 )
         if self._waited >= self.warmup:
-            self.model = gradient_model(gather_rows(torch.cat(self._rows)), self.config)
-            self._rows = []
+            rows, self._rows = gather_rows(torch.cat(self._rows)), []
+            try:
+                self.model = gradient_model(rows, self.config)
+            except ValueError as error:
+                if self._failed:
+                    raise
+                self._failed, self._waited = True, 0
+                warnings.warn(f"{error}; the warm-up of the NIQE penalty starts again, once, for {self.warmup} calls")

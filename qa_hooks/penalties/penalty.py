@@ -45,7 +45,7 @@ class CriticPass:
         output_fn: OutputFn | None = None,
     ) -> None:
         self.critic, self.output_fn, self.random = critic, output_fn, random
-        self.real, self.fake = real.detach(), fake.detach()
+        self.real, self.fake = real.detach(), fake.detach().to(real.dtype)  # fakes come out of autocast in bfloat16
         self.log: dict[str, Tensor] = {}
         self._given = {"real_scores": real_scores, "fake_scores": fake_scores}
         self._gradients: dict[str, Tensor] = {}
@@ -70,6 +70,8 @@ class CriticPass:
 
     def _scores(self, name: str, images: Tensor) -> Tensor:
         given = self._given[name]
+        if isinstance(given, (int, float)):
+            raise TypeError(f"{name} must be a tensor with one score per image, got {given!r}")
         if given is None:
             return critic_scores(self.critic(images), images.shape[0], self.output_fn).float()
         # A supplied tensor is taken as it is; output_fn is for what the critic returns.
@@ -86,7 +88,8 @@ class CriticPenalty(nn.Module):
     """One weighted term for a critic's loss.
 
     A subclass writes `term(shared) -> scalar`. With weight 0 the result is a graph-free zero, made before any random
-    number is drawn and before the critic is called.
+    number is drawn and before the critic is called. Under DDP, back-propagate the penalty together with the adversarial
+    term: alone it gives some parameters (the last bias) no gradient, and DDP then waits for them and reduces nothing.
 
     Args:
         value_range: what the numbers of real and fake images mean; required, because GAN loops differ.
@@ -113,9 +116,11 @@ class CriticPenalty(nn.Module):
         super().__init__()
         self.value_range = check_range(value_range)
         self.weight = check_weight("weight", weight)
-        if int(interval) != interval or interval < 1:
-            raise ValueError(f"interval must be a whole number of at least 1, got {interval}")
-        self.interval, self.output_fn = int(interval), output_fn
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval must be a whole number of at least 1, got {interval!r}")
+        if output_fn is not None and not callable(output_fn):
+            raise TypeError(f"output_fn must be callable, got {type(output_fn).__name__}")
+        self.interval, self.output_fn = interval, output_fn
         self.terms: dict[str, Tensor] = {}
         self.calls = 0
         self.random = OwnRandom(seed)
@@ -149,13 +154,11 @@ class CriticPenalty(nn.Module):
         check_images("fake", fake)
         check_pair("real", real, "fake", fake)
         if self.is_off():
-            self.terms = {}
             return real.new_zeros((), dtype=torch.float32)
         first, self.calls = self.calls, self.calls + 1
         if first == 0:
             check_critic(critic)
         if first % self.interval:
-            self.terms = {}
             return real.new_zeros((), dtype=torch.float32)
         self._guard(data={"real": real}, predictions={"fake": fake})
         shared = CriticPass(
@@ -184,13 +187,19 @@ class CriticPenalty(nn.Module):
         self.terms = {self.name: value.detach(), **shared.log}
         return self.weight * value
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Plain numbers, so that a resumed run goes on bit for bit."""
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bit for bit, as plain numbers and tensors; `Hooks(track=...)` saves it.
+
+        It is not in `state_dict()`, which stays empty: a penalty held by a model leaves the model's checkpoint alone.
+        """
         return {"calls": self.calls, "draws": self.random.draws}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_extra_state`."""
-        self.calls, self.random.draws = int(state["calls"]), int(state["draws"])
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `run_state`; `ValueError` when it is that of another penalty."""
+        try:
+            self.calls, self.random.draws = int(state["calls"]), int(state["draws"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not the state of a {type(self).__name__}: {error!r}") from error
 
     def extra_repr(self) -> str:
         return f"weight={self.weight:g}, value_range={self.value_range}, interval={self.interval}"
@@ -295,8 +304,8 @@ class DriftPenalty(CriticPenalty):
 
 def check_weight(name: str, weight: float) -> float:
     """A finite weight of at least 0; `ValueError` otherwise."""
-    if not 0 <= float(weight) < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative, got {weight}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{name} must be a finite number and not negative, got {weight!r}")
     return float(weight)
 
 

@@ -72,7 +72,7 @@ class QAGANPenalty(CriticPenalty):
         seed: int = 0,
     ) -> None:
         super().__init__(value_range=value_range, weight=1.0, interval=interval, output_fn=output_fn, seed=seed)
-        if quality not in QUALITIES:
+        if not isinstance(quality, str) or quality not in QUALITIES:
             raise ValueError(f"quality must be one of {sorted(QUALITIES)}, got {quality!r}")
         wanted = QUALITIES[quality]
         weights = dict(quality_weight) if isinstance(quality_weight, Mapping) else dict.fromkeys(wanted, quality_weight)
@@ -119,6 +119,17 @@ class QAGANPenalty(CriticPenalty):
         if total is None:
             raise ValueError("every part is switched off")
         return total
+
+    def run_state(self) -> dict[str, Any]:
+        return {**super().run_state(), "parts": {part.name: part.run_state() for part in self._penalties()}}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        saved = set(state.get("parts", {}))
+        if saved != set(self.parts):
+            raise ValueError(f"this is the state of a penalty with the terms {sorted(saved)}, not {sorted(self.parts)}")
+        for part in self._penalties():
+            part.load_run_state(state["parts"][part.name])
 
     def _penalties(self) -> list[Any]:
         return list(self.parts.values())

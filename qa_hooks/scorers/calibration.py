@@ -8,13 +8,13 @@ scorer.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 METHODS = ("ecdf", "minmax", "sigmoid")
 ECDF_POINTS = 1001
 
 
-class Calibration(nn.Module):
+class Calibration:
     """Goodness `(N,)` -> `(N,)` in [0, 1], higher better.
 
     - "ecdf": the share of held-out real images that are worse, interpolated linearly between their quantiles, so that a
@@ -28,14 +28,11 @@ class Calibration(nn.Module):
         tensor([0.0000, 0.5000, 1.0000])
     """
 
-    points: Tensor
-
     def __init__(self, method: str, points: Tensor) -> None:
-        super().__init__()
         if method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {method!r}")
         self.method = method
-        self.register_buffer("points", points)
+        self.points = points
 
     @classmethod
     def fit(cls, goodness: Tensor, *, method: str = "ecdf") -> Calibration:
@@ -58,7 +55,7 @@ class Calibration(nn.Module):
             raise ValueError("goodness has no spread: all values are equal")
         return cls(method, points)
 
-    def forward(self, goodness: Tensor) -> Tensor:
+    def __call__(self, goodness: Tensor) -> Tensor:
         """`(N,)` -> `(N,)` float32 in [0, 1]."""
         values, points = goodness.double(), self.points.to(goodness.device)
         if self.method == "minmax":

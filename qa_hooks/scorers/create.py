@@ -13,8 +13,10 @@ import torch
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.writers import check_writable
 
 FORMAT = "qa_hooks.scorer"
+NATURALNESS = "qa_hooks.naturalness"
 
 # spec -> (module, class, options). Imported when asked for.
 SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -43,6 +45,8 @@ def create_scorer(spec: str | Path | Mapping[str, Any] | Scorer, value_range: Ra
         'psnr'
     """
     if isinstance(spec, Scorer):
+        if tuple(value_range) not in ((0.0, 1.0), spec.value_range):
+            raise ValueError(f"{spec.name} was made with value_range={spec.value_range}, got value_range={value_range}")
         return spec
     options: dict[str, Any] = {}
     if isinstance(spec, Mapping):
@@ -50,6 +54,7 @@ def create_scorer(spec: str | Path | Mapping[str, Any] | Scorer, value_range: Ra
         if "type" not in options:
             raise ValueError(f"a scorer's mapping needs the key 'type', got {sorted(options)}")
         spec = options.pop("type")
+        value_range = options.pop("value_range", value_range)
     if isinstance(spec, (str, Path)) and str(spec).endswith(".safetensors"):
         if options:
             raise ValueError(f"a saved scorer takes no options, got {sorted(options)}")
@@ -69,21 +74,21 @@ def save_scorer(scorer: Scorer, path: str | Path) -> None:
 
     known = {name for _, name, _ in SPECS.values()}
     if type(scorer).__name__ not in known:
-        raise TypeError(f"{type(scorer).__name__} is not one of the scorers that can be saved: {sorted(known)}")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in scorer.state_dict().items()}
-    header = {
-        "class": type(scorer).__name__,
-        "options": scorer.options(),
-        "calibration": scorer.calibration.method if scorer.calibration is not None else None,
-    }
+        raise TypeError(f"{type(scorer).__name__} cannot be saved; the scorers that can are {sorted(known)}")
+    tensors, calibration = scorer.tensors(), scorer.calibration
+    header = {"class": type(scorer).__name__, "options": scorer.options(), "calibration": None}
+    if calibration is not None:
+        header["calibration"] = calibration.method
+        tensors["calibration.points"] = calibration.points
     path = Path(path)
+    check_writable(path.parent, name="path")
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"format": FORMAT, "version": "1", "scorer": json.dumps(header)})
     partial.replace(path)
 
 
 def load_scorer(path: str | Path, value_range: Range = (0.0, 1.0)) -> Scorer:
-    """Read a scorer that `save` wrote.
+    """Read a scorer that `save` wrote, or a NIQE model that `qa-hooks fit niqe` wrote.
 
     Raises:
         ValueError: not such a file, or a broken one; the message names it.
@@ -99,6 +104,8 @@ def load_scorer(path: str | Path, value_range: Range = (0.0, 1.0)) -> Scorer:
         header = json.loads(metadata.get("scorer", "null"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if metadata.get("format") == NATURALNESS:
+        return create_scorer({"type": "niqe", "pristine": str(path)}, value_range)
     if metadata.get("format") != FORMAT or not isinstance(header, dict):
         raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
     modules = {name: module for module, name, _ in SPECS.values()}
@@ -113,6 +120,6 @@ def load_scorer(path: str | Path, value_range: Range = (0.0, 1.0)) -> Scorer:
         if header.get("calibration"):
             points = tensors.get("calibration.points", torch.empty(0))
             scorer.calibration = Calibration(header["calibration"], points)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
     return scorer

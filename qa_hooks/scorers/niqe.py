@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qa_hooks.functional.naturalness import image_naturalness
@@ -58,6 +57,7 @@ class NIQE(Scorer):
             smaller than one block (96 pixels unless the model says otherwise).
 
     Example:
+        >>> import torch
         >>> scorer = NIQE()
         >>> scorer.name, scorer(torch.rand(2, 3, 96, 128)).shape
         ('niqe_bsd100', torch.Size([2]))
@@ -88,8 +88,8 @@ class NIQE(Scorer):
             raise ValueError(f"the model was fitted with color={fitted!r}, color={color!r} was asked for")
         self.model, self.color = model, color
         self.name = "niqe" if model.fingerprint == ORIGINAL else f"niqe_{model.name}"
-        self.register_buffer("mean", model.mean)
-        self.register_buffer("covariance", model.covariance)
+        self.register_buffer("mean", model.mean, persistent=False)
+        self.register_buffer("covariance", model.covariance, persistent=False)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         features = niqe_features(to_luma(images, self.color), self.model.config)
@@ -109,6 +109,7 @@ def to_luma(images: Tensor, color: str) -> Tensor:
     """`(N, 1 or 3, H, W)` in [0, 1] -> `(N, 1, H, W)` on [0, 255], as `NIQE` describes; a grey image is R = G = B.
 
     Example:
+        >>> import torch
         >>> to_luma(torch.ones(1, 3, 1, 1), "y_ycbcr").item()
         235.0
     """

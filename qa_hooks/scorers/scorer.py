@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
-from qa_hooks.isolation import freeze, moves_only
+from qa_hooks.isolation import KeepsFrozen, modules_of, moves_only
 from qa_hooks.scorers.calibration import Calibration
 
 INPUTS = frozenset({"reference", "prompt"})
 
 
-class Scorer(nn.Module):
+class Scorer(KeepsFrozen):
     """Images in, one raw score per image out, in the direction in which the metric was published.
 
     A subclass states the facts below and writes `score`, which sees float32 images mapped to [0, 1], outside autocast.
-    Scorers stay in eval mode and in their own precision whatever a parent module does.
+    Scorers stay in eval mode and in their own precision whatever a parent module does, and put nothing into its
+    checkpoint: constants are buffers with `persistent=False`, networks are taken along with `self.keep(net)`.
 
     Attributes:
         name: the tag in TensorBoard and the key in tables. Famous names only for canonical values.
@@ -48,7 +50,7 @@ class Scorer(nn.Module):
     def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
         self.value_range = check_range(value_range)
-        self.calibration: Calibration | None = None
+        self._calibration: list[Calibration] = []  # a list, so that it is in no checkpoint of a parent
         self._guard = RangeGuard(self.value_range)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
@@ -104,6 +106,15 @@ class Scorer(nn.Module):
         self.calibration = Calibration.fit(goodness, method=method)
         return self
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """The map to [0, 1], when one has been fitted."""
+        return self._calibration[0] if self._calibration else None
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration) -> None:
+        self._calibration = [calibration]
+
     def calibrated(self) -> Scorer:
         """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it."""
         if self.calibration is None:
@@ -117,6 +128,10 @@ class Scorer(nn.Module):
         """The constructor's options as JSON can hold them, without `value_range`; for `save`."""
         return {}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What `save` writes besides the options: the buffers, by name."""
+        return {name: buffer.detach().cpu().contiguous() for name, buffer in self.named_buffers()}
+
     def save(self, path: str | Path) -> None:
         """Write options, calibration and tensors as safetensors with a JSON header; nothing is pickled."""
         from qa_hooks.scorers.create import save_scorer
@@ -127,7 +142,11 @@ class Scorer(nn.Module):
     def from_saved(cls, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Scorer:
         """Rebuild from what `save` wrote; a subclass overrides it when its tensors decide how it is built."""
         scorer = cls(**options, value_range=value_range)
-        scorer.load_state_dict(tensors)
+        own = dict(scorer.named_buffers())
+        if set(own) != set(tensors):
+            raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(own)}")
+        for name, buffer in own.items():
+            buffer.copy_(tensors[name])
         return scorer
 
     def train(self, mode: bool = True) -> Scorer:
@@ -136,7 +155,7 @@ class Scorer(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scorer:
-        super()._apply(moves_only(fn), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(moves_only(fn), recurse)
         return self
 
     def _to_unit(self, images: Tensor) -> Tensor:
@@ -160,15 +179,19 @@ class CalibratedScorer(Scorer):
 
     def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
         super().__init__(value_range=scorer.value_range)
-        self.scorer = scorer
-        self._map = calibration
+        self.keep(scorer)
+        self._calibration = [calibration]
         self.name, self.inputs, self.differentiable = f"{scorer.name}_calibrated", scorer.inputs, scorer.differentiable
 
     def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
         """Calibrated scores `(N,)`; arguments as in `Scorer.forward`."""
-        goodness = self.scorer.goodness(images, reference=reference, prompt=prompt)
-        calibrated: Tensor = self._map(goodness)
+        calibrated: Tensor = self._calibration[0](self.scorer.goodness(images, reference=reference, prompt=prompt))
         return calibrated
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer inside."""
+        return cast(Scorer, self._frozen[0])
 
     def calibrated(self) -> Scorer:
         """Itself."""
@@ -185,7 +208,8 @@ class FunctionScorer(Scorer):
     Args:
         function: `(N, C, H, W)` float32 images in [0, 1] (and `reference=`, `prompt=` where `inputs` name them) ->
         `(N,)`.
-            A module is put into eval mode and its parameters need no gradient from then on.
+            A module is put into eval mode and its parameters need no gradient from then on; networks that a plain
+            function calls are left as they are, so pass the module itself where you can.
         name: the tag.
         higher_is_better: the direction of what it returns.
         score_range, inputs, differentiable, value_range: as in `Scorer`.
@@ -213,16 +237,23 @@ class FunctionScorer(Scorer):
         self.inputs = frozenset(inputs)
         if not self.inputs <= INPUTS:
             raise ValueError(f"inputs may name {sorted(INPUTS)}, got {sorted(self.inputs)}")
-        self.function = freeze(function) if isinstance(function, nn.Module) else function
+        self._function = [self.keep(function) if isinstance(function, nn.Module) else function]
+        trained = [m for m in modules_of(function) if any(p.requires_grad for p in m.parameters())]
+        if differentiable and trained:
+            warnings.warn(
+                f"the function of {name!r} calls a {type(trained[0]).__name__} whose parameters need gradients: as a "
+                "loss it would give them some; pass the module itself, or freeze it with requires_grad_(False)",
+                stacklevel=2,
+            )
         self.name, self.higher_is_better = name, higher_is_better
         self.score_range, self.differentiable = score_range, differentiable
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        scores = self.function(images, **inputs)
+        scores = self._function[0](images, **inputs)
         if not isinstance(scores, Tensor):
             raise TypeError(f"{self.name} must return a tensor (N,), got {type(scores).__name__}")
         return scores
 
     def save(self, path: str | Path) -> None:
         """Refused: code cannot be saved safely."""
-        raise TypeError(f"{self.name} wraps a Python function, which cannot be saved; make a Scorer subclass instead")
+        raise TypeError(f"{self.name} wraps a Python function, which cannot be saved; only qa_hooks' own scorers can")

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from qa_hooks.callbacks import Hooks, Monitor, SampleGrid, ScoreMonitor
 from qa_hooks.isolation import OwnRandom
 from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, fit_gradient_model
+from qa_hooks.processes import all_reduce_sum, first_error, gather_rows
 from qa_hooks.scorers import FunctionScorer
-from qa_hooks.stats import Moments, RunningMeans, all_reduce_sum, first_error, gather_rows
+from qa_hooks.stats import Moments, Stats
 from qa_hooks.writers import MemoryWriter
 
 WORLD = 2
@@ -52,7 +53,7 @@ def statistics(rank: int) -> dict:
     moments = Moments(4)
     moments.update(mine)
     merged = moments.reduced()
-    means = RunningMeans()
+    means = Stats()
     means.add("a", float(rank))
     means.add("a", 4.0 * rank)
     flushed = means.flush()

@@ -88,7 +88,7 @@ def test_bad_input(pair):
         SSIMLoss()(pred, target, sample_weight=torch.ones(2))
     with pytest.raises(ValueError, match="reduction must be one of"):
         SSIMLoss(reduction="sum")
-    with pytest.raises(ValueError, match="weight must be finite"):
+    with pytest.raises(ValueError, match="weight must be a finite number"):
         SSIMLoss(weight=float("inf"))
 
 

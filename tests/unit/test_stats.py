@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from qa_hooks.stats import Moments, RunningMeans, first_error, gather_rows, global_sum
+from qa_hooks.processes import first_error, gather_rows, global_sum
+from qa_hooks.stats import Moments, Stats
 
 
 def test_running_means_average_and_forget():
-    means = RunningMeans()
+    means = Stats()
     for value in (1.0, 2.0, torch.tensor(6.0)):
         means.add("a", value)
     means.add("b", torch.tensor([1.0, 3.0]))
@@ -17,7 +18,7 @@ def test_running_means_average_and_forget():
 
 
 def test_running_means_survive_a_save():
-    means, resumed = RunningMeans(), RunningMeans()
+    means, resumed = Stats(), Stats()
     means.add("a", torch.tensor(1.5))
     resumed.load_state_dict(means.state_dict())
     resumed.add("a", 2.5)

@@ -47,19 +47,46 @@ def test_memory_keeps_everything():
     assert writer.images["qa_images/samples/grid"][0][1].shape == (3, 4, 6)
 
 
-def test_wandb_offline_run(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
+    yield run
+    run.finish()
+
+
+def test_wandb_points_do_not_disturb_the_users_steps(wandb_run):
+    writer = WandbWriter()
+    for step in range(4):
+        wandb_run.log({"mine": float(step)}, step=step)
+        writer.scalar("qa_train/a/mean", 10.0 * step, step + 1)
+        writer.scalar("qa_train/b/mean", 20.0 * step, step + 1)
+        assert wandb_run.step == step
+    writer.image("qa_images/samples/grid", torch.zeros(3, 4, 6, dtype=torch.uint8), 4)
+    writer.histogram("qa_eval/niqe/histogram", torch.randn(50), 4)
+    wandb_run.log({"mine": 4.0}, step=4)
+    assert wandb_run.summary["mine"] == 3.0  # row 4 is still open
+    assert wandb_run.summary["qa_train/a/mean"] == 30.0
+    assert wandb_run.summary["qa_train/b/mean"] == 60.0
+    assert wandb_run.summary["qa_step"] == 4
+
+
+def test_wandb_rows_of_our_own(wandb_run):
+    fill(WandbWriter(wandb_run, exclusive=True))
+    assert wandb_run.step == 1  # the first of two points is complete
+    assert wandb_run.summary["qa_loss/ssim/mean"] == 0.25
+
+
+def test_wandb_says_when_points_are_lost(wandb_run):
+    with pytest.warns(UserWarning, match="exclusive=True"):
+        fill(WandbWriter(wandb_run))
+
+
+def test_wandb_needs_a_run():
+    pytest.importorskip("wandb")
     with pytest.raises(ValueError, match="no W&B run is active"):
         WandbWriter()
-    run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
-    try:
-        run.log({"user": 1.0}, step=1000)  # the user's own x axis is ahead of ours
-        fill(WandbWriter())
-        assert run.summary["qa_loss/ssim/mean"] == 1.25
-        assert run.summary["qa_step"] == 5
-    finally:
-        run.finish()
 
 
 def test_a_missing_wandb_names_the_extra(monkeypatch):

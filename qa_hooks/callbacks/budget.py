@@ -1,0 +1,53 @@
+"""What monitors cost, and the share of wall time that they may take."""
+
+from __future__ import annotations
+
+import time
+
+from qa_hooks.callbacks.callback import Callback
+from qa_hooks.processes import any_rank, rank
+from qa_hooks.writers import Writer, make_tag
+
+
+class Budget:
+    """Accounts for the time of budgeted callbacks; one that would exceed the share is put off to its next turn.
+
+    Args:
+        share: of wall time, between 0 and 1; None: no limit.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"budget is a share of wall time between 0 and 1, got {share!r}")
+        self.share = share
+        self._started, self._first_step, self._spent = 0.0, 0, 0.0
+        self._cost: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def start(self, step: int) -> None:
+        """The run's clock starts."""
+        self._started, self._first_step = time.perf_counter(), step
+
+    def allows(self, callback: Callback) -> bool:
+        """Whether the callback may run now; its first run always may, since its cost is unknown. Rank 0 decides."""
+        if self.share is None or not callback.budgeted or callback.state_key not in self._cost:
+            return True
+        elapsed = time.perf_counter() - self._started
+        allowed = self._spent + self._cost[callback.state_key] <= self.share * elapsed
+        return any_rank(allowed and rank() == 0)
+
+    def account(self, callback: Callback, seconds: float, step: int, writer: Writer) -> None:
+        """Log the cost of a run, and say once what share of the time it is."""
+        key = callback.state_key
+        self._spent += seconds
+        self._cost[key] = seconds
+        writer.scalar(make_tag("perf", key, "seconds"), seconds, step)
+        steps = step - self._first_step
+        if steps and key not in self._told and rank() == 0:
+            self._told.add(key)
+            between = max(time.perf_counter() - self._started - self._spent, 0.0) / steps * callback.every
+            share = seconds / (seconds + between)
+            print(
+                f"qa_hooks: {key} took {seconds:.2f} s; every {callback.every} steps is {share:.1%} of the run",
+                flush=True,
+            )

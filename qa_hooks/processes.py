@@ -1,0 +1,93 @@
+"""What several processes need: who we are, and collectives that give every world size the same numbers.
+
+All of it works without a process group, where it costs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True when a process group of more than one process is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """The number of processes; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def _collective_device() -> torch.device:
+    backends = str(dist.get_backend())
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in backends else torch.device("cpu")
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum over all processes, on the device that `values` came from; `values` itself is not changed."""
+    if not is_distributed():
+        return values
+    total = values.detach().to(_collective_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+def global_sum(values: Tensor) -> Tensor:
+    """The sum over all processes with a gradient that is right under DDP's averaging of gradients.
+
+    `all_reduce(s) + W (s - s.detach())`: DDP divides by the world size W, so each rank's part is counted W times.
+    """
+    if not is_distributed():
+        return values
+    return all_reduce_sum(values) + world_size() * (values - values.detach())
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate `(n_rank, ...)` of all ranks in rank order, on every rank; the numbers of rows may differ."""
+    if not is_distributed():
+        return rows
+    device = _collective_device()
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = rows.shape[0]
+    dist.all_reduce(counts)
+    padded = torch.zeros((int(counts.max()), *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: rows.shape[0]] = rows.detach().to(device)
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)
+
+
+def first_error(error: BaseException | None) -> str | None:
+    """What the first failing rank has to say, on all ranks; None when every rank is well.
+
+    One all-reduce when all is well, so that it can stand before every collective part of a monitor.
+    """
+    message = f"{type(error).__name__}: {error}" if error is not None else None
+    if not is_distributed():
+        return message
+    failed = torch.zeros(world_size(), dtype=torch.int64, device=_collective_device())
+    failed[rank()] = error is not None
+    dist.all_reduce(failed)
+    if not failed.any():
+        return None
+    source = int(failed.nonzero()[0])
+    text = torch.zeros(1024, dtype=torch.uint8, device=_collective_device())
+    if rank() == source:
+        encoded = (message or "").encode()[:1024]
+        text[: len(encoded)] = torch.from_numpy(np.frombuffer(encoded, dtype=np.uint8).copy())
+    dist.broadcast(text, source)
+    raw = bytes(text.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
+    return f"{raw} (on rank {source})"
+
+
+def any_rank(flag: bool) -> bool:
+    """True on all ranks when it is true on one; one small all-reduce."""
+    return bool(all_reduce_sum(torch.tensor([float(flag)])) > 0) if is_distributed() else flag
