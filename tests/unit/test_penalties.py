@@ -104,8 +104,9 @@ class TestNIQEPenalty:
                 make()
 
     @pytest.mark.parametrize("mode", ["mvg", "sample"])
-    def test_gradient_to_the_critic_equals_finite_differences(self, model, mode):
+    def test_gradient_to_the_critic_equals_finite_differences(self, model, mode, monkeypatch):
         """D(x) = 0.5 x^T A x has the gradient A x, so that P(A) can be differentiated by hand."""
+        monkeypatch.setattr("qa_hooks.penalties.gradient_model.MAX_SLOPE", None)  # the cut is seen by no difference
         torch.manual_seed(3)
         matrix = torch.randn(256, 256, dtype=torch.float64)
         matrix = ((matrix + matrix.T) / 32).requires_grad_()
@@ -129,10 +130,10 @@ class TestNIQEPenalty:
             features = niqe_features(maps, FeatureConfig(), max_slope=100.0)
             return naturalness_distance(features, model.mean, model.covariance, variant=mode)
 
-        h = 1e-9  # the features jump where a coefficient changes sign: only tiny steps see the slope
+        h = 1e-8  # the features jump where a coefficient changes sign: only tiny steps see the slope
         with torch.no_grad():
             numeric = (distance(matrix + h * direction) - distance(matrix - h * direction)) / (2 * h)
-        assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=0.02)
+        assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-3)
 
     def test_rank_of_maps(self, critic, model, digits):
         """Maps of real images are nearer than white noise."""
