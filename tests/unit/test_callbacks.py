@@ -88,7 +88,25 @@ class TestScoreMonitor:
         with pytest.warns(UserWarning, match=r"no images named 'fake' were handed over .* got \['real'\]"):
             Hooks([ScoreMonitor(brightness, every=1, images="fake")]).step(real=torch.zeros(1, 1, 2, 2))
 
+    def test_a_wrong_range_is_noticed(self, brightness):
+        tanh = lambda n, rng: torch.randn(n, 1, 8, 8, generator=rng).tanh()  # noqa: E731
+        for monitor in (ScoreMonitor(brightness, every=1, sample=tanh), SampleGrid(tanh, every=1)):
+            with pytest.warns(UserWarning, match="another convention"):
+                Hooks([monitor]).step()
+
+    def test_the_scorers_own_network_is_protected(self):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(1), nn.Linear(72, 1))
+        scorer = FunctionScorer(lambda x: net(x), name="net", higher_is_better=True, differentiable=False)
+        Hooks([ScoreMonitor(scorer, every=1, images="x")]).step(x=torch.rand(4, 1, 8, 8))
+        assert net[1].training
+        assert int(net[1].num_batches_tracked) == 0
+
     def test_bad_arguments(self, brightness):
+        for arguments in ({"n": 0}, {"batch_size": 0}, {"every": "5"}, {"every": 2.5}):
+            with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be a whole number"):
+                ScoreMonitor(brightness, images="x", **arguments)
+        with pytest.raises(TypeError, match="sample must be callable"):
+            ScoreMonitor(brightness, sample=3)
         with pytest.raises(ValueError, match="give either sample"):
             ScoreMonitor(brightness)
         with pytest.raises(ValueError, match="psnr needs reference="):
@@ -126,6 +144,10 @@ class TestRefreshGradientModel:
         with pytest.warns(UserWarning, match="at least 360 maps"):
             hooks.step()
         assert penalty.model is model
+
+    def test_a_generator_can_be_read_only_once(self, critic, digits):
+        with pytest.raises(ValueError, match="batches can be read only once"):
+            RefreshGradientModel(NIQEPenalty(value_range=(-1, 1), warmup=9), critic, iter([digits]), every=1)
 
     def test_needs_a_niqe_term(self, critic):
         with pytest.raises(ValueError, match="no NIQE term: SSIMPenalty"):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 import time
 import warnings
 
@@ -7,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, TrainingStopped
+from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, SampleGrid, TrainingStopped
+from qa_hooks.penalties import DriftPenalty
 from qa_hooks.writers import MemoryWriter
 
 
@@ -140,9 +145,73 @@ def test_bad_arguments():
         Hooks([], budget=5)
     with pytest.raises(ValueError, match="log_every"):
         Hooks([], log_every=0)
+    with pytest.raises(TypeError, match="must be a list of callbacks"):
+        Hooks(Log())
+    with pytest.raises(TypeError, match=r"lacks \['scalar'"):
+        Hooks([], writer="runs/x")
+
+
+def test_terms_are_logged_once_when_they_are_new():
+    """Lazy regularisation with two critic steps per generator step: the skipped call must not hide the applied one."""
+    writer, penalty = MemoryWriter(), DriftPenalty(value_range=(0, 1), weight=1.0, interval=2)
+    images = torch.ones(2, 1, 1, 1)
+    with Hooks([], writer=writer, track={"drift": penalty}, log_every=1) as hooks:
+        for critic_steps in (2, 2, 0):
+            for _ in range(critic_steps):
+                penalty(lambda x: x.sum((1, 2, 3)), images, images)
+            hooks.step()
+    assert writer.scalars == {"qa_loss/drift/drift": [(1, 1.0), (2, 1.0)]}
+
+
+def test_what_is_recorded_or_handed_over_is_checked():
+    hooks = Hooks([])
+    with pytest.raises(TypeError, match=r"hooks.record\(loss=...\) takes a number or a tensor, got 'abc'"):
+        hooks.record(loss="abc")
+    with pytest.raises(TypeError, match=r"hooks.step\(fake=...\) takes a tensor .* got list"):
+        hooks.step(fake=[1])
+    with pytest.raises(TypeError, match="capture needs a module"):
+        hooks.capture("x", len)
+    with pytest.raises(TypeError, match="must be what state_dict"):
+        hooks.load_state_dict(None)
+
+
+def test_means_are_written_when_nobody_closes(tmp_path):
+    code = f"from qa_hooks import Hooks\nh = Hooks([], log_dir={str(tmp_path)!r})\nh.record(loss=2.0)\nh.step()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Scalars("qa_train/loss/mean")
+    assert (event.step, event.value) == (1, 2.0)
 
 
 class TestAttach:
+    def test_one_hooks_for_an_optimizer(self, optimizer):
+        first = Hooks([]).attach(optimizer)
+        with pytest.raises(RuntimeError, match="has hooks already"):
+            Hooks([]).attach(optimizer)
+        step(optimizer)
+        first.close()
+        Hooks([]).attach(optimizer)
+
+    def test_a_callback_that_cannot_attach_leaves_nothing_behind(self, optimizer):
+        class Refuses(Callback):
+            def attach(self, optimizer):
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            Hooks([NaNGuard("stop"), Refuses()]).attach(optimizer)
+        assert not optimizer._optimizer_step_post_hooks
+        assert not optimizer._optimizer_step_pre_hooks
+
+    def test_disagreeing_counts_are_reported(self, optimizer):
+        for _ in range(3):
+            step(optimizer)
+        hooks = Hooks([]).attach(optimizer)
+        hooks.load_state_dict({**hooks.state_dict(), "step": 500})
+        with pytest.warns(UserWarning, match="the loaded hooks are at step 500, the optimizer makes step 4"):
+            step(optimizer)
+        assert hooks.step_count == 4
+
     def test_the_optimizer_calls_the_hooks(self, optimizer):
         log = Log()
         with Hooks([log]).attach(optimizer):
@@ -223,6 +292,27 @@ class TestCapture:
             out = net(torch.ones(2, 1, 4, 4))
             step(optimizer)
         assert torch.equal(log.images[0]["fake"], out)
+
+    def test_what_monitors_put_out_does_not_count(self, optimizer):
+        log, net = Log(), nn.Conv2d(1, 3, 1)
+        grid = SampleGrid(lambda n, rng: net(torch.rand(n, 1, 4, 4, generator=rng)), every=1, n=5)
+        with Hooks([grid, log]).attach(optimizer) as hooks:
+            hooks.capture("fake", net)
+            net(torch.ones(2, 1, 4, 4))
+            step(optimizer)
+            step(optimizer)
+        assert [images["fake"].shape[0] for images in log.images] == [2, 2]
+
+    def test_copies_and_saved_modules_are_free_of_it(self, optimizer, tmp_path):
+        log, net = Log(), nn.Conv2d(1, 3, 1)
+        with Hooks([log]).attach(optimizer) as hooks:
+            hooks.capture("fake", net)
+            ema = copy.deepcopy(net)
+            pickle.loads(pickle.dumps(net))(torch.ones(4, 1, 4, 4))
+            net(torch.ones(2, 1, 4, 4))
+            ema(torch.ones(3, 1, 4, 4))
+            step(optimizer)
+        assert log.images[0]["fake"].shape[0] == 2
 
     def test_what_is_no_image_is_refused(self):
         hooks, net = Hooks([]), nn.Linear(2, 2)
@@ -324,6 +414,39 @@ class TestNaNGuard:
         assert torch.equal(parameter, torch.zeros(3))
         hooks.close()
 
+    def test_a_skipped_step_does_not_count(self, optimizer):
+        log = Log()
+        with Hooks([NaNGuard("skip"), log]).attach(optimizer):
+            step(optimizer)
+            with pytest.warns(UserWarning, match="skipped"):
+                self.bad_step(optimizer)
+            step(optimizer)
+        assert log.events == ["start", 1, 2, "end"]
+        assert all(int(state["step"]) == 2 for state in optimizer.state.values())
+
+    def test_it_ends_with_the_hooks(self, optimizer):
+        guard = NaNGuard("skip")
+        with Hooks([guard]).attach(optimizer):
+            step(optimizer)
+        self.bad_step(optimizer)
+        assert guard.skips == 0
+        assert torch.isnan(optimizer.param_groups[0]["params"][0][1])
+
+    def test_two_guards_with_names(self, optimizer):
+        other = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+        guards = [NaNGuard("skip", name="g"), NaNGuard("skip", optimizer=other, name="d")]
+        with Hooks(guards).attach(optimizer):
+            other.param_groups[0]["params"][0].grad = torch.full((2,), float("inf"))
+            with pytest.warns(UserWarning, match="skipped"):
+                other.step()
+            step(optimizer)
+        assert [guard.skips for guard in guards] == [0, 1]
+
+    def test_skip_cannot_guard_a_closure(self):
+        lbfgs = torch.optim.LBFGS([nn.Parameter(torch.zeros(2))])
+        with Hooks([NaNGuard("skip")]).attach(lbfgs), pytest.raises(ValueError, match="in a closure"):
+            lbfgs.step(lambda: torch.tensor(0.0))
+
     def test_warn_changes_nothing(self, optimizer):
         with Hooks([NaNGuard(every=1)]).attach(optimizer), pytest.warns(UserWarning, match="not finite"):
             self.bad_step(optimizer)
@@ -332,5 +455,9 @@ class TestNaNGuard:
     def test_bad_arguments(self):
         with pytest.raises(ValueError, match="action must be one of"):
             NaNGuard("explode")
+        with pytest.raises(ValueError, match='"skip" must see every step'):
+            NaNGuard("skip", every=10)
+        with pytest.raises(ValueError, match="every must be a whole number"):
+            NaNGuard(every=2.7)
         with pytest.warns(UserWarning, match="sees no gradients"):
             Hooks([NaNGuard("skip")]).step()

@@ -122,3 +122,51 @@ def test_frozen_networks_follow_the_device_and_nothing_else():
     assert not inner[0].weight.requires_grad
     parent.to("meta")
     assert inner[0].weight.device.type == "meta"
+
+
+class TestHoweverTheNetworkIsReached:
+    """A monitor must protect the user's network, whatever way leads to it."""
+
+    def samplers(self, net):
+        helper = lambda n: net(torch.randn(n, 3))  # noqa: E731
+        nets, trainer = {"G": net}, Owner(Owner(net))
+
+        @torch.no_grad()
+        def decorated(n):
+            return net(torch.randn(n, 3))
+
+        return {
+            "decorated": decorated,
+            "helper": lambda n: helper(n),
+            "container": lambda n: nets["G"](torch.randn(n, 3)),
+            "attributes": lambda n: trainer.ema.ema(torch.randn(n, 3)),
+            "default": lambda n, g=net: g(torch.randn(n, 3)),
+        }
+
+    @pytest.mark.parametrize("way", ["decorated", "helper", "container", "attributes", "default"])
+    def test_it_is_left_as_it_was(self, way):
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        before = [b.clone() for b in net.buffers()]
+        with isolated():
+            first, second = (self.samplers(net)[way](8) for _ in range(2))
+            assert not net[1].training
+        assert net[1].training
+        assert first.shape == second.shape == (8, 4)
+        assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before, strict=True))
+
+    def test_the_users_thread_is_not_ours(self):
+        import threading
+
+        net, seen = nn.Dropout(0.5), []
+        with isolated():
+            thread = threading.Thread(target=lambda: seen.append((net(torch.ones(1000)) == 0).any().item()))
+            thread.start()
+            thread.join()
+        assert seen == [True]  # another thread trains on while a monitor runs
+
+
+def test_a_variable_that_is_assigned_later_is_no_error():
+    function = lambda: later(1)  # noqa: E731
+    assert modules_of(function) == []
+    later = nn.Identity()
+    assert modules_of(function) == [later]

@@ -63,6 +63,12 @@ def test_descending_each_loss_brings_the_images_together(photographs):
         assert (pred - target).square().mean() < 0.9 * before
 
 
+def test_terms_do_not_depend_on_the_weights(pair):
+    loss = SSIMLoss()
+    loss(*pair, sample_weight=torch.zeros(3))
+    assert loss.terms["ssim"] > 0.1
+
+
 def test_weight_zero_is_a_constant(pair):
     class Never(QALoss):
         def per_image(self, pred, target, **inputs):
@@ -86,6 +92,14 @@ def test_bad_input(pair):
         SSIMLoss()(pred * float("nan"), target)
     with pytest.raises(ValueError, match=r"sample_weight must be \(3,\)"):
         SSIMLoss()(pred, target, sample_weight=torch.ones(2))
+    with pytest.raises(TypeError, match="sample_weight must be a tensor"):
+        SSIMLoss()(pred, target, sample_weight=[1, 1, 1])
+    with pytest.raises(ValueError, match="SSIMLoss takes no prompt"):
+        SSIMLoss()(pred, target, prompt=["a"] * 3)
+    with pytest.raises(ValueError, match='variant must be "metric" or "official", got \'oficial\''):
+        SSIMDistanceLoss(variant="oficial")
+    with pytest.raises(ValueError, match=r"ScoreLoss\(psnr\) needs a target"):
+        ScoreLoss(PSNR())(pred)
     with pytest.raises(ValueError, match="reduction must be one of"):
         SSIMLoss(reduction="sum")
     with pytest.raises(ValueError, match="weight must be a finite number"):
@@ -105,7 +119,8 @@ class TestScoreLoss:
 
     def test_the_scorer_is_frozen_and_not_owned(self, pair):
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
-        scorer = FunctionScorer(lambda x: net(x).mean((1, 2, 3)), name="net", higher_is_better=True)
+        with pytest.warns(UserWarning, match="calls a Sequential whose parameters need gradients"):
+            scorer = FunctionScorer(lambda x: net(x).mean((1, 2, 3)), name="net", higher_is_better=True)
         owned = FunctionScorer(
             nn.Sequential(net, nn.Flatten(), nn.Linear(15376, 1)), name="owned", higher_is_better=True
         )

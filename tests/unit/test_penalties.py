@@ -171,6 +171,27 @@ class TestNIQEPenalty:
         hinged = NIQEPenalty(value_range=UNIT, model=model, weight=1.0, hinge=True)(critic, *batch).item()
         assert hinged == pytest.approx(max(plain - level, 0), abs=1e-5)
 
+    def test_a_model_of_photographs_is_refused(self):
+        from qa_hooks.scorers import NIQE
+
+        with pytest.raises(ValueError, match=r"describes photographs \(block=96\), not gradient maps"):
+            NIQEPenalty(value_range=UNIT, model=NIQE().model)
+        with pytest.raises(TypeError, match="model must be a NaturalnessModel or a path, got int"):
+            NIQEPenalty(value_range=UNIT, model=3)
+
+    def test_a_warmup_that_gives_no_model_waits_once_more(self, critic, digits):
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
+        penalty = NIQEPenalty(value_range=UNIT, warmup=6)
+        real = digits[:64]
+        for _ in range(5):
+            penalty(linear, real, real)
+        with pytest.warns(UserWarning, match="all gradient maps are alike.*starts again, once, for 6 calls"):
+            penalty(linear, real, real)
+        for _ in range(5):
+            penalty(linear, real, real)
+        with pytest.raises(ValueError, match="all gradient maps are alike"):
+            penalty(linear, real, real)
+
     def test_a_model_of_another_configuration_is_refused(self, model):
         with pytest.raises(ValueError, match="the model was fitted with"):
             NIQEPenalty(value_range=UNIT, model=model, config=FeatureConfig.qagan())
@@ -212,6 +233,10 @@ class TestFitGradientModel:
             NIQEPenalty(value_range=UNIT, model=m)(critic, *batch) for m in (model, str(tmp_path / "model.safetensors"))
         ]
         assert torch.equal(*values)
+
+    def test_a_declared_range_is_checked(self, critic, digits):
+        with pytest.raises(ValueError, match="batches lies in"):
+            fit_gradient_model(critic, [digits[:400] * 127.5 + 127.5], value_range=UNIT, progress=False)
 
     def test_takes_loaders_with_labels(self, critic, digits):
         pairs = [(digits[:400], torch.zeros(400))]
@@ -257,6 +282,11 @@ class TestQAGANPenalty:
             ({"quality": "ssim", "quality_weight": -1.0}, "quality_weight must be a finite number"),
             ({"quality": "ssim", "gp_weight": float("nan")}, "gp_weight must be a finite number"),
             ({"quality": "ssim", "interval": 0}, "interval must be a whole number"),
+            ({"quality": ["ssim"]}, "quality must be one of"),
+            (
+                {"quality": "ssim", "gp_weight": "heavy"},
+                "gp_weight must be a finite number and not negative, got 'heavy'",
+            ),
         ]:
             with pytest.raises(ValueError, match=message):
                 QAGANPenalty(**{"value_range": UNIT, **arguments})
@@ -300,6 +330,46 @@ class TestEveryCall:
         again += [other(critic, *batch) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
+    def test_a_penalty_in_a_model_is_not_in_its_checkpoint(self, critic, batch, model, tmp_path):
+        class Trainer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.critic = critic
+                self.penalty = QAGANPenalty("both", value_range=UNIT, model=model)
+
+        trainer = Trainer()
+        trainer.penalty(trainer.critic, *batch)
+        assert set(trainer.state_dict()) == {f"critic.{name}" for name in critic.state_dict()}
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(trainer)
+        accelerator.save_state(str(tmp_path))
+
+    def test_the_state_of_another_penalty_is_refused(self, model):
+        both = QAGANPenalty("both", value_range=UNIT, model=model)
+        ssim = QAGANPenalty("ssim", value_range=UNIT)
+        with pytest.raises(ValueError, match=r"terms \['drift', 'gradient_penalty', 'niqe', 'ssim'\], not"):
+            ssim.load_run_state(both.run_state())
+        with pytest.raises(ValueError, match="the model was fitted with"):
+            NIQEPenalty(value_range=UNIT, warmup=9, config=FeatureConfig.qagan()).load_run_state(
+                both.parts["niqe"].run_state()
+            )
+
+    def test_fakes_in_another_precision(self, critic, batch):
+        penalty = QAGANPenalty("ssim", value_range=UNIT)
+        value = penalty(critic, batch[0], batch[1].bfloat16())
+        assert value.item() == pytest.approx(QAGANPenalty("ssim", value_range=UNIT)(critic, *batch).item(), rel=0.05)
+
+    def test_inference_mode_is_named(self, critic, batch):
+        with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+            GradientPenalty(value_range=UNIT)(critic, *batch)
+
+    def test_inside_a_compiled_function_it_is_refused(self, critic, batch):
+        penalty = GradientPenalty(value_range=UNIT)
+        with pytest.raises(ValueError, match="compile the critic, not the function"):
+            torch.compile(lambda r, f: penalty(critic, r, f), backend="eager")(*batch)
+
     def test_a_conditional_critic_is_a_lambda(self, batch):
         labels = torch.randint(0, 10, (32,))
         embed, net = nn.Embedding(10, 256), nn.Linear(256, 1)
@@ -311,6 +381,10 @@ class TestEveryCall:
         pair = lambda x: (critic(x), None)  # noqa: E731
         with pytest.raises(TypeError, match="output_fn"):
             QAGANPenalty("ssim", value_range=UNIT)(pair, *batch)
+        with pytest.raises(ValueError, match=r"output_fn failed on what critic gave, a tuple: KeyError|TypeError"):
+            QAGANPenalty("ssim", value_range=UNIT, output_fn=lambda out: out["x"])(pair, *batch)
+        with pytest.raises(TypeError, match="output_fn must be callable"):
+            QAGANPenalty("ssim", value_range=UNIT, output_fn=0)
         plain = QAGANPenalty("ssim", value_range=UNIT)(critic, *batch)
         picked = QAGANPenalty("ssim", value_range=UNIT, output_fn=lambda out: out[0])(pair, *batch)
         assert torch.equal(plain, picked)

@@ -115,6 +115,15 @@ class TestContract:
             brightness()(photographs * float("nan"))
 
 
+def test_a_scorer_in_a_model_is_not_in_its_checkpoint():
+    from qa_hooks.scorers import NIQE
+
+    parent = nn.ModuleDict({"niqe": NIQE().fit_calibration(torch.randn(50)), "net": nn.Linear(1, 1)})
+    assert set(parent.state_dict()) == {"net.weight", "net.bias"}
+    parent.double().to("meta")
+    assert parent["niqe"].mean.device.type == "meta"
+
+
 class TestCalibration:
     def test_held_out_values_become_uniform(self):
         stats = pytest.importorskip("scipy.stats")
@@ -203,6 +212,9 @@ class TestFiles:
         assert create_scorer({"type": "psnr", "crop_border": 2}).crop_border == 2
         scorer = brightness()
         assert create_scorer(scorer) is scorer
+        with pytest.raises(ValueError, match=r"value_range=\(0.0, 1.0\), got value_range=\(-1, 1\)"):
+            create_scorer(scorer, value_range=(-1, 1))
+        assert create_scorer({"type": "psnr", "value_range": (-1, 1)}).value_range == (-1, 1)
         with pytest.raises(ValueError, match="unknown scorer 'fid'; known are psnr"):
             create_scorer("fid")
         with pytest.raises(ValueError, match="needs the key 'type'"):
