@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from datetime import timedelta
 
@@ -13,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks.callbacks import Hooks, Monitor, SampleGrid, ScoreMonitor
+from qa_hooks.callbacks import Hooks, Monitor, NaNGuard, SampleGrid, ScoreMonitor, TrainingStopped
 from qa_hooks.isolation import OwnRandom
 from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, fit_gradient_model
 from qa_hooks.processes import all_reduce_sum, first_error, gather_rows
@@ -24,10 +23,10 @@ from qa_hooks.writers import MemoryWriter
 WORLD = 2
 
 
-def _entry(rank: int, port: int, function, path: str) -> None:
+def _entry(rank: int, function, path: str) -> None:
     torch.set_num_threads(1)
-    store = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    options = {"init_method": f"file://{path}/store", "rank": rank, "world_size": WORLD}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60), **options)
     try:
         torch.save(function(rank), f"{path}/{rank}.pt")
         dist.barrier()
@@ -37,10 +36,7 @@ def _entry(rank: int, port: int, function, path: str) -> None:
 
 def two_ranks(function, path) -> list:
     """Run `function(rank)` in two processes; their results in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_entry, args=(port, function, str(path)), nprocs=WORLD)
+    mp.spawn(_entry, args=(function, str(path)), nprocs=WORLD)
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
@@ -189,6 +185,31 @@ def monitor_run() -> dict:
         hooks.record(loss=1.0)
         hooks.step()
     return {"scalars": {k: v for k, v in writer.scalars.items() if "perf" not in k}, "grids": len(writer.images)}
+
+
+def guards(rank: int) -> dict:
+    """Something is not finite on rank 1 only; both ranks must skip, and stop, at the same step."""
+    result = {"steps": [], "stopped": 0}
+    for action in ("skip", "stop"):
+        parameter = nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hooks = Hooks([NaNGuard(action)]).attach(optimizer)
+            try:
+                for step in range(3):
+                    parameter.grad = torch.ones(2) * (float("nan") if step == 1 and rank == 1 else 1.0)
+                    optimizer.step()
+            except TrainingStopped:
+                result["stopped"] = step
+            hooks.close()
+        result["steps"].append(float(parameter[0]))
+    return result
+
+
+def test_nan_guards_act_together(tmp_path):
+    for result in two_ranks(guards, tmp_path):
+        assert result == {"steps": [-2.0, -1.0], "stopped": 1}
 
 
 def monitors(rank: int) -> dict:

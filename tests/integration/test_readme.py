@@ -1,0 +1,81 @@
+"""The README's lines, pasted into a stranger's script and run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+STRANGER = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+G = nn.Sequential(nn.Linear(128, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 256), nn.Tanh())
+G.append(nn.Unflatten(1, (1, 16, 16)))
+D = nn.Sequential(nn.Flatten(), nn.Linear(256, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+opt_G, opt_D = (torch.optim.Adam(net.parameters(), 1e-3, betas=(0.0, 0.9)) for net in (G, D))
+loader = digits[:640].split(64)
+"""
+
+REST_OF_THE_LOOP = """
+    opt_D.zero_grad()
+    d_loss.backward()
+    opt_D.step()
+    g_loss = -D(G(torch.randn(len(real), 128))).mean()
+    opt_G.zero_grad()
+    g_loss.backward()
+    opt_G.step()
+"""
+
+
+def test_the_diff_of_the_first_screen_runs(digits, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.S)
+    patched = "\n".join(line[1:] for line in diff.splitlines() if not line.startswith("-"))
+    scope: dict = {"digits": digits}
+    exec(STRANGER + patched + REST_OF_THE_LOOP, scope)
+    hooks = scope["hooks"]
+    assert hooks.step_count == 10
+    hooks.close()
+    (folder,) = (tmp_path / "runs").iterdir()
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    assert "qa_loss/qagan/ssim" in tags["scalars"]
+    assert "qa_images/samples/grid" in tags["images"]
+
+
+def test_every_row_of_the_table_runs(digits, photographs, critic):
+    """What stands in the right column of "I have ... / I write ..." is code."""
+    import qa_hooks
+
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)`", README.split("## What to write")[1].split("##")[0], re.M)
+    assert len(rows) >= 9
+    real, fake = digits[:64], torch.tanh(torch.randn(64, 1, 16, 16))
+    generator = torch.nn.Sequential(
+        torch.nn.Linear(4, 3 * 96 * 96), torch.nn.Unflatten(1, (3, 96, 96)), torch.nn.Tanh()
+    )
+    scope = {
+        **{name: getattr(qa_hooks, name) for name in qa_hooks.__all__},
+        "D": critic, "real": real, "fake": fake, "batches": digits[:512].split(64), "d_loss": 0.0, "loss": 0.0,
+        "pred": photographs.clone().requires_grad_(), "target": photographs, "metric": lambda x: x.std((1, 2, 3)),
+        "optimizer": torch.optim.Adam(critic.parameters()), "sample": lambda n, rng: generator(torch.randn(n, 4)),
+    }  # fmt: skip
+    for row in rows:
+        exec(row.replace('Hooks([...], log_dir="runs/x")', "Hooks([NaNGuard()])"), scope)
+    assert scope["d_loss"].requires_grad
+    assert scope["loss"].requires_grad
+
+
+def test_no_placeholder_is_left():
+    assert "@" not in re.sub(r"`[^`]*`|```.*?```", "", README, flags=re.S)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
