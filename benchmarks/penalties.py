@@ -2,7 +2,8 @@
 
     python -m benchmarks penalties [--threads 1 2] [--runs 9] [--quick]
 
-The peer is a hand-written WGAN-GP step with drift; scores of real and fake images are shared with the penalty, as a loop does.
+The peer is a hand-written WGAN-GP step with drift; scores of real and fake images are shared with the penalty, as a
+loop does.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from qa_hooks.checks import check_weight
 from qa_hooks.functional.ms_ssim import ms_ssim
 from qa_hooks.functional.ssim import ssim, ssim_distance
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
@@ -38,11 +39,9 @@ class QALoss(KeepsFrozen):
 
     def __init__(self, *, weight: float = 1.0, reduction: str = "mean", value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must be a finite number and not negative, got {weight!r}")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-        self.weight, self.reduction = float(weight), reduction
+        self.weight, self.reduction = check_weight("weight", weight), reduction
         self.value_range = check_range(value_range)
         self.terms: dict[str, Tensor] = {}
         self._guard = RangeGuard(self.value_range)

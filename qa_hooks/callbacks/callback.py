@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks.checks import check_count
 from qa_hooks.isolation import isolated
 from qa_hooks.processes import first_error, world_size
 from qa_hooks.writers import Writer
@@ -130,10 +131,3 @@ class Monitor(Callback):
             if world_size() == 1:
                 raise
             self._failure = error  # told to the others when it is next due; until then they must not wait for us
-
-
-def check_count(name: str, value: Any) -> int:
-    """A whole number of at least 1; `ValueError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value

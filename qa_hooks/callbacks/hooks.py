@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks.callbacks.budget import Budget
-from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped, check_count
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Capture
+from qa_hooks.checks import check_count
 from qa_hooks.isolation import isolated
 from qa_hooks.processes import is_distributed, rank, world_size
 from qa_hooks.stats import Stats
@@ -281,6 +282,8 @@ class Hooks:
         self._advance(following if known is None else known, self._captured)
 
     def _advance(self, step: int, images: Mapping[str, Tensor]) -> None:
+        if self._over:
+            raise RuntimeError("these hooks are closed; make new ones for another run")
         if not self._running:
             self._running = True
             self._budget.start(step)

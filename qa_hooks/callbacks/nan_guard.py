@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped, check_count
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.checks import check_count
 from qa_hooks.processes import any_rank
 
 ACTIONS = ("warn", "skip", "stop")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.callbacks.callback import Context, Monitor, check_count
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.checks import check_count
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, make_grid, save_image, to_uint8
 from qa_hooks.isolation import mixed_key
 from qa_hooks.processes import gather_rows

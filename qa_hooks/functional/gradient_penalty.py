@@ -190,8 +190,8 @@ def _uncompiled(critic: Critic) -> Critic:
 
 
 _COMPILED = (
-    "a gradient penalty was called inside a function compiled by torch.compile, which has no double backward: compile the "
-    "critic, not the function that calls the penalty"
+    "a gradient penalty was called inside a function compiled by torch.compile, which has no double backward: "
+    "compile the critic, not the function that calls the penalty"
 )
 
 

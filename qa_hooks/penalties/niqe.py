@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks.checks import check_count
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.images import Range
@@ -74,15 +75,14 @@ class NIQEPenalty(CriticPenalty):
         super().__init__(value_range=value_range, weight=weight, **options)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise ValueError(f"warmup must be a whole number and not negative, got {warmup!r}")
-        if model is None and warmup == 0:
+        self.warmup = check_count("warmup", warmup, least=0)
+        if model is None and self.warmup == 0:
             raise ValueError(
                 "a NIQE penalty needs a model of natural gradient maps; one of: "
                 "model=fit_gradient_model(critic, batches) on a trained critic; model='file.safetensors'; "
                 "warmup=2000 to gather it during the first 2000 calls"
             )
-        self.mode, self.hinge, self.warmup = mode, hinge, int(warmup)
+        self.mode, self.hinge = mode, hinge
         self.config = config or FeatureConfig()
         self._model: NaturalnessModel | None = None
         self._rows: list[Tensor] = []

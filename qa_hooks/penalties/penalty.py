@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qa_hooks.checks import check_count, check_weight
 from qa_hooks.functional.gradient_penalty import (
     Critic,
     OutputFn,
@@ -116,11 +117,9 @@ class CriticPenalty(nn.Module):
         super().__init__()
         self.value_range = check_range(value_range)
         self.weight = check_weight("weight", weight)
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"interval must be a whole number of at least 1, got {interval!r}")
         if output_fn is not None and not callable(output_fn):
             raise TypeError(f"output_fn must be callable, got {type(output_fn).__name__}")
-        self.interval, self.output_fn = interval, output_fn
+        self.interval, self.output_fn = check_count("interval", interval), output_fn
         self.terms: dict[str, Tensor] = {}
         self.calls = 0
         self.random = OwnRandom(seed)
@@ -300,13 +299,6 @@ class DriftPenalty(CriticPenalty):
 
     def term(self, shared: CriticPass) -> Tensor:
         return shared.real_scores.square().mean()
-
-
-def check_weight(name: str, weight: float) -> float:
-    """A finite weight of at least 0; `ValueError` otherwise."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{name} must be a finite number and not negative, got {weight!r}")
-    return float(weight)
 
 
 def check_critic(critic: Critic) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks.checks import check_weight
 from qa_hooks.functional.gradient_penalty import OutputFn
 from qa_hooks.images import Range
 from qa_hooks.penalties.niqe import NIQEPenalty
@@ -17,7 +18,6 @@ from qa_hooks.penalties.penalty import (
     DriftPenalty,
     GradientPenalty,
     SSIMPenalty,
-    check_weight,
 )
 from qa_hooks.scorers.niqe import NaturalnessModel
 

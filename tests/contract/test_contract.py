@@ -198,3 +198,5 @@ def test_callbacks_run_save_load_and_end_twice(name):
     assert other.step_count == 2
     hooks.close()
     hooks.close()
+    with pytest.raises(RuntimeError, match="these hooks are closed"):
+        hooks.step(fake=fake)
