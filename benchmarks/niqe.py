@@ -68,12 +68,12 @@ def descend(scorer: torch.nn.Module, image: Tensor, steps: int = 30) -> tuple[fl
     """The score before and after `steps` of Adam at a rate of 0.002."""
     image = image.clone().requires_grad_()
     optimizer = torch.optim.Adam([image], lr=2e-3)
-    before = float(scorer(image))
+    before = float(scorer(image).detach())
     for _ in range(steps):
         optimizer.zero_grad()
         scorer(image).sum().backward()
         optimizer.step()
-    return before, float(scorer(image))
+    return before, float(scorer(image).detach())
 
 
 def backward(function: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], None]:

@@ -40,12 +40,14 @@ class NIQEPenalty(CriticPenalty):
     gradient penalty shares it (`QAGANPenalty`).
 
     Args:
-        weight: 0.1 in the authors' code; weight 1 over-optimised the distance below that of real maps.
+        weight: 0.1 in the authors' code; at weight 1 the images got much worse (README).
         model: a `NaturalnessModel` or the path of a saved one.
         warmup: calls before the term acts, when there is no model.
         mode: "mvg" compares the Gaussian of the batch's features (global over processes), "sample" averages the
             Mahalanobis distances of single maps.
-        hinge: penalise only what lies above the mean distance of real maps.
+        hinge: penalise only what lies above the mean distance of real maps (of batches of 64). Without it the distance
+            ended far below that of real maps (0.76 against 1.8 on digits); with it the images were no worse at weight
+            0.1 and clearly better at weight 1.
         config: of the features during a warm-up; a given model brings its own.
 
     Raises:
