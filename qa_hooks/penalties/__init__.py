@@ -6,8 +6,9 @@ convention works, and the generator's loss is not touched.
 
 from qa_hooks.penalties.gradient_model import fit_gradient_model
 from qa_hooks.penalties.niqe import NIQEPenalty
-from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, DriftPenalty, GradientPenalty, SSIMPenalty
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
 from qa_hooks.penalties.qagan import QAGANPenalty
+from qa_hooks.penalties.terms import DriftPenalty, GradientPenalty, SSIMPenalty
 
 __all__ = [
     "CriticPass",

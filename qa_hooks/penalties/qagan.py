@@ -12,13 +12,8 @@ from qa_hooks.checks import check_weight
 from qa_hooks.functional.gradient_penalty import OutputFn
 from qa_hooks.images import Range
 from qa_hooks.penalties.niqe import NIQEPenalty
-from qa_hooks.penalties.penalty import (
-    CriticPass,
-    CriticPenalty,
-    DriftPenalty,
-    GradientPenalty,
-    SSIMPenalty,
-)
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
+from qa_hooks.penalties.terms import DriftPenalty, GradientPenalty, SSIMPenalty
 from qa_hooks.scorers.niqe import NaturalnessModel
 
 QUALITIES = {"ssim": ("ssim",), "niqe": ("niqe",), "both": ("ssim", "niqe"), "none": ()}
