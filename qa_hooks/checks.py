@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from numbers import Integral, Real
 from typing import Any
 
 
 def check_weight(name: str, weight: Any) -> float:
     """A finite number of at least 0, as a float; `ValueError` otherwise."""
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) < float("inf"):
+    value = float("nan")
+    if not isinstance(weight, bool) and isinstance(weight, Real):
+        with contextlib.suppress(OverflowError):
+            value = float(weight)
+    if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number and not negative, got {weight!r}")
-    return float(weight)
+    return value
 
 
 def check_count(name: str, count: Any, *, least: int = 1) -> int:

@@ -100,9 +100,9 @@ def to_grey(images: Tensor) -> Tensor:
 class RangeGuard:
     """Checks the numbers of the first three batches against the declared range; after that it costs nothing.
 
-    `data` (real images, targets) outside the range by more than 1 % or non-finite raise. `prediction`s that are
-    non-finite raise; predictions that look like another convention warn once, because an overshoot is normal while
-    training. The check reads values, so it synchronises a GPU; after three calls it returns at once.
+    `data` (real images, targets) outside the range by more than 1 % or non-finite raise; `prediction`s that are
+    non-finite raise. What looks like another convention warns once: predictions far outside, [0, 1] under (-1, 1),
+    [0, 1] under (0, 255). The check reads values, so it synchronises a GPU; after three calls it returns at once.
     """
 
     CALLS = 3
@@ -138,20 +138,26 @@ class RangeGuard:
                 f"{name} lies in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) was "
                 "declared; declare the range that the images have, or convert them"
             )
+        self._doubt(name, low, high)
 
     def _check_prediction(self, name: str, images: Tensor) -> None:
         if images.dtype == torch.uint8:
             return
-        (low, high), (declared_low, declared_high) = self._extrema(name, images), self.value_range
-        half = (declared_high - declared_low) / 2
-        outside = low <= declared_low - half or high >= declared_high + half
-        unit_under_symmetric = (declared_low, declared_high) == (-1.0, 1.0) and low >= 0.0 and 0.9 <= high <= 1.01
-        if (outside or unit_under_symmetric) and not self.warned:
+        self._doubt(name, *self._extrema(name, images))
+
+    def _doubt(self, name: str, low: float, high: float) -> None:
+        """Warn, once, of values that look like another convention than the declared one."""
+        declared_low, declared_high = self.value_range
+        width = declared_high - declared_low
+        outside = low <= declared_low - width / 2 or high >= declared_high + width / 2
+        unit_under_symmetric = self.value_range == (-1.0, 1.0) and low >= 0.0 and low < high <= 1.01
+        in_a_corner = declared_low <= low < high <= declared_low + 0.02 * width
+        if (outside or unit_under_symmetric or in_a_corner) and not self.warned:
             self.warned = True
             warnings.warn(
                 f"{name} lies in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g}): "
                 "if that is another convention and not an overshoot, declare the range that the images have",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

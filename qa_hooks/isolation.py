@@ -6,14 +6,16 @@ import contextlib
 import functools
 import inspect
 import random
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from qa_hooks.processes import rank
 
@@ -64,8 +66,10 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
     """A room for monitors: no gradient, no autocast, networks in eval mode; and outside nothing has moved.
 
     When the block ends, also with an error, Python's, NumPy's, the CPU's and the current GPU's random state, grad mode
-    and autocast are as before, and so are the training flag and the buffers of each submodule of `modules` and of every
-    network that was called inside, however the caller came by it: networks are protected at their first call.
+    and autocast are as before. Networks are protected in two ways: the training flags and buffers of `modules` are put
+    back at the end of the block; and any network that is called inside, however the caller came by it, is in eval mode
+    during the call and has its flags and buffers put back right after it, so that code which itself switches modes or
+    swaps weights works as it would outside. Compiled networks run uncompiled. Other threads are left alone.
 
     Args:
         modules: networks to protect from the start, for code that changes them without calling them.
@@ -77,17 +81,17 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
         >>> net.training, int(net.num_batches_tracked)
         (True, 0)
     """
-    room = _Room()
+    room = _Snapshot()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     device_types = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     with contextlib.ExitStack() as stack:
         stack.callback(room.restore)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(uncompiled())
         for device_type in device_types:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        handle = register_module_forward_pre_hook(room.before_forward)
-        stack.callback(handle.remove)
+        stack.enter_context(_protected_calls())
         try:
             for module in modules:
                 room.protect(module)
@@ -100,24 +104,24 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
                 torch.cuda.set_rng_state(cuda_state)
 
 
-class _Room:
-    """Remembers the flags and buffers of networks, and puts them back."""
+class _Snapshot:
+    """The training flags of networks, and the buffers of those parts that train: the others do not move theirs."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
         self.flags: dict[nn.Module, bool] = {}
         self.buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
-    def before_forward(self, module: nn.Module, _args: Any) -> None:
-        if module not in self.flags and threading.get_ident() == self.thread:
-            self.protect(module)
-
     def protect(self, module: nn.Module) -> None:
-        for part in module.modules():
-            if part in self.flags:
-                continue
-            self.flags[part] = part.training
-            self.buffers += [(part, n, b, b.detach().clone()) for n, b in part._buffers.items() if b is not None]
+        """Remember all parts of a network, then put them into eval mode."""
+        new = [part for part in module.modules() if part not in self.flags]
+        self.flags.update(
+            {part: part.training for part in new}
+        )  # all before any: a compiled module mirrors its inner one
+        for part in new:
+            if part.training:
+                named = ((name, buffer) for name, buffer in part._buffers.items() if buffer is not None)
+                self.buffers += [(part, name, buffer, buffer.detach().clone()) for name, buffer in named]
+        for part in new:
             part.training = False
 
     def restore(self) -> None:
@@ -125,7 +129,77 @@ class _Room:
             part.training = training
         for part, name, buffer, saved in self.buffers:
             part._buffers[name] = buffer
-            buffer.data.copy_(saved)  # through .data: a graph of the user's that saved the buffer stays valid
+            try:
+                if not torch.equal(buffer, saved):
+                    buffer.data.copy_(saved)  # through .data: a graph of the user's that saved the buffer stays valid
+            except RuntimeError as error:
+                warnings.warn(f"the buffer {name!r} of {type(part).__name__} could not be put back: {error}")
+
+
+_THREAD = threading.local()
+
+
+@contextlib.contextmanager
+def _protected_calls() -> Iterator[None]:
+    """Protect each network during its calls; once, when rooms are nested."""
+    if getattr(_THREAD, "protected", False):
+        yield
+        return
+    calls = _Calls()
+    _THREAD.protected = True
+    hooks = register_module_forward_pre_hook(calls.before), register_module_forward_hook(calls.after, always_call=True)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        calls.end()
+        _THREAD.protected = False
+
+
+class _Calls:
+    """Protects each network for the length of a call, from this thread and not from within another network's call."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.outermost: nn.Module | None = None
+        self.depth = 0
+        self.snapshot = _Snapshot()
+
+    def before(self, module: nn.Module, _args: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        if self.outermost is None:
+            self.outermost = module
+        if module is self.outermost:
+            self.depth += 1
+        if module not in self.snapshot.flags:
+            self.snapshot.protect(module)
+
+    def after(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        if module is self.outermost and threading.get_ident() == self.thread:
+            self.depth -= 1
+            if not self.depth:
+                self.end()
+
+    def end(self) -> None:
+        self.snapshot.restore()
+        self.outermost, self.depth, self.snapshot = None, 0, _Snapshot()
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled modules and functions run as plain Python inside, where torch can do that (2.6).
+
+    Raises:
+        RuntimeError: inside a region that is being compiled.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    if set_stance is None or "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        yield
+        return
+    with set_stance("force_eager"):
+        yield
 
 
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:

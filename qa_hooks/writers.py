@@ -165,7 +165,7 @@ class WandbWriter:
 
 
 class GuardedWriter:
-    """A writer that never raises: a full disk or a vanished folder ends the logging, not the training."""
+    """A writer for which a full disk, a vanished folder or a lost connection ends the logging, not the training."""
 
     def __init__(self, writer: Writer | None) -> None:
         self._writer = writer
@@ -187,7 +187,7 @@ class GuardedWriter:
             return
         try:
             getattr(self._writer, method)(*arguments)
-        except Exception as error:
+        except OSError as error:
             self._writer = None
             warnings.warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")
 

@@ -17,7 +17,7 @@ class Budget:
     """
 
     def __init__(self, share: float | None) -> None:
-        if share is not None and not 0 < share < 1:
+        if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
             raise ValueError(f"budget is a share of wall time between 0 and 1, got {share!r}")
         self.share = share
         self._started, self._first_step, self._spent = 0.0, 0, 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qa_hooks.checks import check_count
 from qa_hooks.isolation import isolated
@@ -26,7 +26,8 @@ class Context:
     Attributes:
         step: optimizer steps made so far.
         images: the tensors given to `hooks.step(...)` or captured, `(N, C, H, W)`, detached.
-        terms: the last terms of what Hooks tracks, `{track: {term: value}}`, and under "train" what was recorded.
+        terms: the terms of what Hooks tracks that are new since the last step, `{track: {term: value}}`, and under
+            "train" what was recorded.
         writer: takes scalars, images and histograms; on other ranks than 0 it does nothing.
         rank, world_size: of this process.
     """
@@ -49,12 +50,12 @@ class Callback:
         every: how many steps apart it runs.
         state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
-        skipped: True while an optimizer step that this callback has cancelled is under way; it does not count.
+        skipped: the optimizer whose step this callback has just cancelled; that step does not count.
     """
 
     every: int = 1
     budgeted: bool = False
-    skipped: bool = False
+    skipped: torch.optim.Optimizer | None = None
 
     @property
     def state_key(self) -> str:
@@ -109,7 +110,11 @@ class Monitor(Callback):
         return step == 1 or step % self.every == 0
 
     def local(self, ctx: Context) -> Any:
-        """This rank's part, run in `isolated()`; no collectives."""
+        """This rank's part, run in `isolated(*self.networks())`; no collectives."""
+
+    def networks(self) -> list[nn.Module]:
+        """The user's networks that `local` uses, as far as they are known; those it calls are protected anyway."""
+        return []
 
     def reduce(self, ctx: Context, part: Any) -> None:
         """Combine the parts of all ranks and write; the same collectives on every rank."""
@@ -118,7 +123,7 @@ class Monitor(Callback):
         part, failure = None, self._failure
         if failure is None:
             try:
-                with isolated():
+                with isolated(*self.networks()):
                     part = self.local(ctx)
             except Exception as error:
                 failure = error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.isolation import modules_of
 from qa_hooks.penalties.gradient_model import gradient_features, gradient_model
 from qa_hooks.penalties.niqe import NIQEPenalty
 from qa_hooks.penalties.penalty import CriticPenalty
@@ -61,6 +62,9 @@ class RefreshGradientModel(Monitor):
 
     def due(self, step: int) -> bool:
         return step % self.every == 0  # a critic of one step has nothing to model
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.critic)
 
     def local(self, ctx: Context) -> Tensor:
         batches = self.batches() if callable(self.batches) else self.batches

@@ -19,6 +19,7 @@ What happens when:
 from __future__ import annotations
 
 import atexit
+import os
 import time
 import warnings
 import weakref
@@ -204,7 +205,9 @@ class Hooks:
     ) -> None:
         if kind is None or issubclass(kind, TrainingStopped):
             self.close()
-        else:  # no collectives: the other ranks may be elsewhere
+        else:
+            if self._running and not is_distributed():  # no collectives: the other ranks may be elsewhere
+                self._flush()
             self._end()
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ class Hooks:
         )  # a fused optimizer under a GradScaler also "steps" when it skips
         if found_inf is not None and float(found_inf) != 0:
             return
-        if any(callback.skipped for callback in self.callbacks):
+        if any(callback.skipped is optimizer for callback in self.callbacks):
             return
         # Read once: on a GPU the counter may live there, and reading it each step would synchronise.
         known = _steps_in_state(optimizer) if not self._events else None
@@ -287,27 +290,35 @@ class Hooks:
         if not self._running:
             self._running = True
             self._budget.start(step)
-            atexit.register(_write_at_exit, weakref.ref(self))
+            atexit.register(_write_at_exit, weakref.ref(self), os.getpid())
             self._dispatch("on_train_start", list(self._active), images)
         self._events += 1
         self.step_count = step
+        terms: dict[str, dict[str, Tensor | float]] = {"train": self._recorded}
+        self._recorded = {}
         for name, part in self.track.items():
             if part.terms is not self._logged.get(name):  # a new dictionary each time they are computed
                 self._logged[name] = part.terms
+                terms[name] = dict(part.terms)
                 for term, value in part.terms.items():
                     self._means.add(make_tag("loss", name, term), value)
         due = [callback for callback in self._active if callback.due(step)]
         if due:
-            self._dispatch("on_step_end", due, images)
+            self._dispatch("on_step_end", due, images, terms)
         if step % self.log_every == 0:
             self._flush()
 
-    def _dispatch(self, event: str, callbacks: list[Callback], images: Mapping[str, Tensor]) -> None:
+    def _dispatch(
+        self,
+        event: str,
+        callbacks: list[Callback],
+        images: Mapping[str, Tensor],
+        terms: Mapping[str, Mapping[str, Tensor | float]] | None = None,
+    ) -> None:
         if not callbacks:
             return
-        terms = {name: dict(part.terms) for name, part in self.track.items()} | {"train": dict(self._recorded)}
         seen = {name: image.detach() for name, image in {**self._captured, **images}.items()}
-        ctx = Context(self.step_count, seen, terms, self._writer, rank(), world_size())
+        ctx = Context(self.step_count, seen, terms or {}, self._writer, rank(), world_size())
         self._busy = True
         try:
             with isolated():
@@ -336,12 +347,11 @@ class Hooks:
     def _flush(self) -> None:
         try:
             means = self._means.flush()
-        except ValueError as error:
+            for tag, value in means.items():
+                self._writer.scalar(tag, value, self.step_count)
+        except Exception as error:
             if rank() == 0:
-                warnings.warn(f"this point of the logged means is left out: {error}")
-            return
-        for tag, value in means.items():
-            self._writer.scalar(tag, value, self.step_count)
+                warnings.warn(f"this point of the logged means is left out: {type(error).__name__}: {error}")
 
     def _count_silence(self) -> None:
         if self._optimizer is None or self._events:
@@ -358,6 +368,7 @@ class Hooks:
         if self._optimizer is not None:
             _ATTACHED.discard(self._optimizer)
         self._handles, self._active, self._running, self._over = [], [], False, True
+        self._captured, self._recorded, self._logged = {}, {}, {}
         if self._owns_writer:
             self._writer.close()
 
@@ -372,10 +383,10 @@ _NO_EVENT = (
 _ATTACHED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
-def _write_at_exit(reference: weakref.ref[Hooks]) -> None:
+def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:
     """Write the last means of hooks that nobody closed; without collectives, since other processes may be gone."""
     hooks = reference()
-    if hooks is not None and hooks._running and not is_distributed():
+    if hooks is not None and hooks._running and not is_distributed() and os.getpid() == process:  # not a forked child
         hooks._flush()
         hooks._end()
 

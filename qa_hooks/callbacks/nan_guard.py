@@ -97,7 +97,7 @@ class NaNGuard(Callback):
         self.found, self.skips = int(state["found"]), int(state["skips"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.skipped = False
+        self.skipped = None
         self._steps += 1
         if self._steps % self.every:
             return
@@ -118,7 +118,7 @@ class NaNGuard(Callback):
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = None
-                self.skipped = True
+                self.skipped = optimizer
                 self.skips += 1
                 message += "; the step is skipped"
             self._report(message, stop=self.action == "stop")

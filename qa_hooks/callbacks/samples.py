@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.checks import check_count
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, make_grid, save_image, to_uint8
-from qa_hooks.isolation import mixed_key
+from qa_hooks.isolation import mixed_key, modules_of
 from qa_hooks.processes import gather_rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.writers import check_writable, make_tag
@@ -76,6 +76,9 @@ class SampleGrid(Monitor):
     @property
     def state_key(self) -> str:
         return f"SampleGrid({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample)
 
     def local(self, ctx: Context) -> Tensor | None:
         if ctx.rank != 0:
@@ -153,6 +156,9 @@ class ScoreMonitor(Monitor):
     @property
     def state_key(self) -> str:
         return f"ScoreMonitor({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample) if self.sample is not None else []
 
     def local(self, ctx: Context) -> Tensor:
         scores = [torch.zeros(0, device="cpu")]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks.images import check_images, check_pair
+from qa_hooks.isolation import uncompiled
 
 Critic = Callable[[Tensor], Any]
 OutputFn = Callable[[Any], Tensor]
@@ -197,16 +198,12 @@ _COMPILED = (
 
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
-    """Compiled modules inside a user's lambda run uncompiled as well, where torch can do that (2.6)."""
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    if set_stance is None:
-        yield
-        return
-    try:
-        stance = set_stance("force_eager")
-    except RuntimeError as error:
-        raise ValueError(_COMPILED) from error
-    with stance:
+    """Compiled modules inside a user's lambda run uncompiled as well."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(uncompiled())
+        except RuntimeError as error:
+            raise ValueError(_COMPILED) from error
         yield
 
 

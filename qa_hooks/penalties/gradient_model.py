@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks.checks import check_count
 from qa_hooks.functional.gradient_penalty import Critic, OutputFn, input_gradient
 from qa_hooks.functional.naturalness import naturalness_distance
 from qa_hooks.functional.niqe import FeatureConfig, niqe_features, valid_rows
@@ -137,6 +138,7 @@ def fit_gradient_model(
         400
     """
     config = config or FeatureConfig()
+    check_count("max_maps", max_maps, least=MIN_MAPS)
     share = -(-max_maps // world_size())
     guard = RangeGuard(check_range(value_range)) if value_range is not None else None
     with isolated():

@@ -88,7 +88,7 @@ class NIQEPenalty(CriticPenalty):
         self.config = config or FeatureConfig()
         self._model: NaturalnessModel | None = None
         self._rows: list[Tensor] = []
-        self._waited = 0
+        self._waited = self._gather_calls = 0
         self._failed = False
         self._on_device: tuple[Tensor, Tensor] | None = None
         if model is not None:
@@ -133,6 +133,7 @@ class NIQEPenalty(CriticPenalty):
         state = {
             **super().run_state(),
             "waited": self._waited,
+            "gather_calls": self._gather_calls,
             "failed": self._failed,
             "rows": torch.cat([torch.zeros(0, self.config.features, device="cpu"), *self._rows]),
         }
@@ -142,7 +143,8 @@ class NIQEPenalty(CriticPenalty):
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         super().load_run_state(state)
-        self._waited, self._failed = int(state["waited"]), bool(state["failed"])
+        self._waited, self._gather_calls = int(state["waited"]), int(state["gather_calls"])
+        self._failed = bool(state["failed"])
         self._rows = [state["rows"]] if len(state["rows"]) else []
         if "model" in state:
             self.model = NaturalnessModel.from_dict(state["model"])
@@ -160,14 +162,17 @@ class NIQEPenalty(CriticPenalty):
 
     def _gather(self, shared: CriticPass) -> None:
         batch = shared.real.shape[0] * world_size()
-        calls = min(self.warmup, -(-WARMUP_MAPS // batch))
-        if calls * batch < MIN_MAPS:
-            raise ValueError(
-                f"warmup={self.warmup} calls of {batch} images give {calls * batch} maps; a model needs at least "
-                f"{MIN_MAPS}: warmup={-(-MIN_MAPS // batch)} or more"
-            )
+        if not self._waited:
+            self._gather_calls = min(self.warmup, -(-WARMUP_MAPS // batch))
+            if self._gather_calls * batch < MIN_MAPS:
+                raise ValueError(
+                    f"warmup={self.warmup} calls of {batch} images give {self._gather_calls * batch} maps; a model "
+                    f"needs at least {MIN_MAPS}: warmup={-(-MIN_MAPS // batch)} or more"
+                )
+            with torch.no_grad():
+                map_features(shared.real[:1], self.config)  # what cannot have features is told now, not after the wait
         self._waited += 1
-        if self._waited > self.warmup - calls:
+        if self._waited > self.warmup - self._gather_calls:
             with torch.no_grad():
                 self._rows.append(
                     gradient_features(

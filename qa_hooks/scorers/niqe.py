@@ -161,6 +161,8 @@ def fit_naturalness(
     """
     if color not in COLORS:
         raise ValueError(f"color must be one of {COLORS}, got {color!r}")
+    if Path(output).suffix != ".safetensors" or Path(output).is_dir():
+        raise ValueError(f"output must be a file ending in .safetensors, got {str(output)!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     # Alpha is searched on a grid in the original only; a new model has no reason to.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -126,6 +127,42 @@ def test_a_failing_writer_stops_the_logging_not_the_training():
     assert log.events == ["start", 1, 2, 3, "end"]
 
 
+def test_a_wrong_call_of_the_writer_is_the_callbacks_own_fault():
+    class Wrong(Callback):
+        def on_step_end(self, ctx):
+            ctx.writer.scalar("a/b", "abc", ctx.step)
+
+    writer = MemoryWriter()
+    hooks = Hooks([Wrong()], writer=writer, log_every=1)
+    hooks.record(loss=1.0)
+    with pytest.warns(UserWarning, match="Wrong failed and is switched off"):
+        hooks.step()
+    assert writer.scalars["qa_train/loss/mean"] == [(1, 1.0)]
+
+
+def test_means_are_written_when_the_block_fails():
+    writer = MemoryWriter()
+
+    def run():
+        with Hooks([], writer=writer) as hooks:
+            hooks.record(loss=1.0)
+            hooks.step()
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError):
+        run()
+    assert writer.scalars["qa_train/loss/mean"] == [(1, 1.0)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_ends(tmp_path):
+    code = (
+        f"import os, sys\nfrom qa_hooks import Hooks\nh = Hooks([], log_dir={str(tmp_path)!r})\nh.record(loss=1.0)\n"
+        "h.step()\npid = os.fork()\nif pid == 0: sys.exit(0)\nos.waitpid(pid, 0)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
 def test_an_unwritable_log_folder_fails_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
@@ -141,8 +178,9 @@ def test_bad_arguments():
         Hooks([], track={"net": nn.Linear(1, 1)})
     with pytest.raises(ValueError, match="not both"):
         Hooks([], writer=MemoryWriter(), log_dir="x")
-    with pytest.raises(ValueError, match="budget"):
-        Hooks([], budget=5)
+    for budget in (5, "5%"):
+        with pytest.raises(ValueError, match="budget"):
+            Hooks([], budget=budget)
     with pytest.raises(ValueError, match="log_every"):
         Hooks([], log_every=0)
     with pytest.raises(TypeError, match="must be a list of callbacks"):
@@ -379,6 +417,16 @@ class TestNaNGuard:
         with pytest.warns(UserWarning, match="step 1: train/g_loss is not finite"):
             hooks.step()
 
+    def test_one_nan_is_counted_once(self):
+        guard = NaNGuard(every=1)
+        hooks = Hooks([guard])
+        hooks.record(loss=float("nan"))
+        with pytest.warns(UserWarning, match="train/loss"):
+            hooks.step()
+        for _ in range(5):
+            hooks.step()
+        assert guard.found == 1
+
     def test_stop_without_attach_sets_the_flag(self):
         hooks = Hooks([NaNGuard("stop")])
         hooks.record(loss=float("inf"))
@@ -434,13 +482,16 @@ class TestNaNGuard:
 
     def test_two_guards_with_names(self, optimizer):
         other = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
-        guards = [NaNGuard("skip", name="g"), NaNGuard("skip", optimizer=other, name="d")]
-        with Hooks(guards).attach(optimizer):
+        guards, log = [NaNGuard("skip", name="g"), NaNGuard("skip", optimizer=other, name="d")], Log()
+        with Hooks([*guards, log]).attach(optimizer):
             other.param_groups[0]["params"][0].grad = torch.full((2,), float("inf"))
             with pytest.warns(UserWarning, match="skipped"):
                 other.step()
             step(optimizer)
+            step(optimizer)
         assert [guard.skips for guard in guards] == [0, 1]
+        assert optimizer.state_dict()["state"][0]["step"] == 2  # a critic's skipped step leaves these hooks counting
+        assert log.events == ["start", 1, 2, "end"]
 
     def test_skip_cannot_guard_a_closure(self):
         lbfgs = torch.optim.LBFGS([nn.Parameter(torch.zeros(2))])

@@ -77,6 +77,11 @@ class TestRangeGuard:
         with pytest.warns(UserWarning, match="another convention"):
             RangeGuard((-1.0, 1.0))(predictions={"pred": torch.tensor([0.0, 1.0])})
 
+    def test_data_of_another_convention_warns(self):
+        for declared, high in (((-1.0, 1.0), 1.0), ((-1.0, 1.0), 0.8), ((0.0, 255.0), 1.0)):
+            with pytest.warns(UserWarning, match="another convention"):
+                RangeGuard(declared)(data={"real": torch.tensor([0.0, high])})
+
     def test_it_stops_looking_after_three_calls(self):
         guard = RangeGuard((0.0, 1.0))
         for _ in range(3):

@@ -148,10 +148,13 @@ class TestHoweverTheNetworkIsReached:
         net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
         before = [b.clone() for b in net.buffers()]
         with isolated():
-            first, second = (self.samplers(net)[way](8) for _ in range(2))
-            assert not net[1].training
+            noise = torch.get_rng_state()
+            first = self.samplers(net)[way](8)
+            torch.set_rng_state(noise)
+            second = self.samplers(net)[way](8)
+        assert torch.equal(first, second)  # eval mode: no dropout, no batch statistics
         assert net[1].training
-        assert first.shape == second.shape == (8, 4)
+        assert first.shape == (8, 4)
         assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before, strict=True))
 
     def test_the_users_thread_is_not_ours(self):
@@ -170,3 +173,82 @@ def test_a_variable_that_is_assigned_later_is_no_error():
     assert modules_of(function) == []
     later = nn.Identity()
     assert modules_of(function) == [later]
+
+
+class TestSamplersThatKnowWhatTheyDo:
+    """Code that itself switches modes or swaps weights, and puts them back, works as it would without us."""
+
+    @pytest.fixture
+    def net(self):
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_modes(self, net, nested):
+        with isolated(), isolated(*[net] * nested):
+            before = net.training
+            net.eval()
+            net(torch.randn(8, 3))
+            net.train(before)
+        assert net.training
+        assert net[1].training
+        with isolated():
+            net.eval()
+            net(torch.randn(8, 3))
+            net.train()
+        assert net[1].training
+
+    def test_weights(self, net):
+        ema = {name: value + 99 for name, value in net.state_dict().items()}
+        own = {name: value.clone() for name, value in net.state_dict().items()}
+        with isolated():
+            net.load_state_dict(ema)
+            net(torch.randn(8, 3))
+            net.load_state_dict(own)
+        assert all(torch.equal(value, own[name]) for name, value in net.state_dict().items())
+
+    def test_precision(self, net):
+        with isolated():
+            net.double()(torch.randn(8, 3).double())
+            net.float()
+        assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}
+        net(torch.randn(8, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_compiled_networks(warm):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    compiled = torch.compile(net, backend="aot_eager")
+    if warm:
+        compiled(torch.randn(8, 3))
+    before = [b.clone() for b in net.buffers()]
+    with isolated():
+        compiled(torch.randn(8, 3))
+    with isolated(compiled):
+        pass
+    assert compiled.training
+    assert net.training
+    assert net[1].training
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before, strict=True))
+
+
+def test_expanded_buffers_are_no_obstacle():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.5]).expand(3))
+
+        def forward(self, x):
+            return x - self.mean
+
+    net = Shifted()
+    with isolated(net):
+        net(torch.zeros(2, 3))
+    assert net.training
+
+
+def test_a_failing_network_is_put_back():
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(3, 3))
+    with pytest.raises(RuntimeError), isolated():
+        net(torch.randn(8, 4))
+    assert net[0].training
+    assert int(net[0].num_batches_tracked) == 0

@@ -166,6 +166,18 @@ class TestNIQEPenalty:
         with pytest.raises(ValueError, match=r"warmup=2 calls of 32 images give 64 maps.*warmup=12 or more"):
             NIQEPenalty(value_range=UNIT, warmup=2)(critic, *batch)
 
+    def test_a_small_last_batch_does_not_matter(self, critic, digits):
+        penalty = NIQEPenalty(value_range=UNIT, warmup=8)
+        for batch in (*digits[: 64 * 7].split(64), digits[:5]):
+            penalty(critic, batch, batch)
+        assert penalty.model.count == 453
+
+    @pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64, 4, 16, 16)])
+    def test_images_without_features_are_refused_before_the_wait(self, shape):
+        images = torch.zeros(shape)
+        with pytest.raises(ValueError, match=r"too small|1 or 3 channels"):
+            NIQEPenalty(value_range=UNIT, warmup=2000)(lambda x: x.square().sum((1, 2, 3)), images, images)
+
     def test_a_hinge_stops_at_real_maps(self, critic, model, batch):
         plain = NIQEPenalty(value_range=UNIT, model=model, weight=1.0)(critic, *batch).item()
         level = model.provenance["mvg_distance"]
@@ -211,6 +223,11 @@ class TestNIQEPenalty:
 
 
 class TestFitGradientModel:
+    @pytest.mark.parametrize("maps", [0, -5, "a"])
+    def test_max_maps_must_be_enough(self, critic, digits, maps):
+        with pytest.raises(ValueError, match="max_maps must be a whole number of at least 360"):
+            fit_gradient_model(critic, [digits], max_maps=maps, progress=False)
+
     def test_refuses_few_maps_and_singular_covariances(self, critic, digits):
         with pytest.raises(ValueError, match="at least 360 maps that are not flat, got 64"):
             fit_gradient_model(critic, [digits[:64]], progress=False)

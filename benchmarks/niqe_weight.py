@@ -1,0 +1,66 @@
+"""What the weight, the mode and the hinge of the NIQE penalty do to the demo's digits: the table in the README.
+
+    python -m benchmarks niqe_weight [--steps 400] [--seeds 0 1 2] [--jobs 2]
+
+Each line is one training: Frechet distance, inception-style score, the last distance of the critic's maps from the
+model, and the distance of real maps, where the hinge sits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_hooks.demo import Evaluator, Images, load_digits_images, training
+from qa_hooks.penalties import NIQEPenalty, QAGANPenalty
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "weight 0.1": {"quality_weight": 0.1},
+    "weight 0.1, hinge": {"quality_weight": 0.1, "hinge": True},
+    "weight 0.1, sample": {"quality_weight": 0.1, "niqe_mode": "sample"},
+    "weight 1": {"quality_weight": 1.0},
+    "weight 1, hinge": {"quality_weight": 1.0, "hinge": True},
+}
+
+
+def run(setting: str, seed: int, steps: int, data: Images, evaluator: Evaluator) -> str:
+    """One training, as a line of text."""
+    torch.set_num_threads(1)
+    made: list[QAGANPenalty] = []
+
+    def make_penalty(_variant: str, *, gp_weight: float, warmup: int) -> QAGANPenalty:
+        options = {"gp_weight": gp_weight, "warmup": warmup, **SETTINGS[setting]}
+        made.append(QAGANPenalty("niqe", value_range=(-1, 1), **options))
+        return made[-1]
+
+    training.make_penalty = make_penalty
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
+        result = training.train(training.Job("niqe", seed, steps, Path(folder), images=data.train), evaluator)
+    penalty = next(part for part in made[-1].modules() if isinstance(part, NIQEPenalty))
+    level = penalty.model.provenance[f"{penalty.mode}_distance"] if penalty.model else float("nan")
+    last = float(made[-1].terms["niqe"])
+    quality = f"FD {result['fd']:.1f}, IS {result['is']:.2f}"
+    return f"{setting:20} seed {seed}: {quality}, term {last:.2f}, real maps {level:.2f}"
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    data = load_digits_images()
+    evaluator = Evaluator(data)
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [(setting, seed, options.steps, data, evaluator) for setting in SETTINGS for seed in options.seeds]
+        for line in pool.map(run, *zip(*jobs, strict=True)):
+            print(line, flush=True)
