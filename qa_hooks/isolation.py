@@ -69,7 +69,8 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
     and autocast are as before. Networks are protected in two ways: the training flags and buffers of `modules` are put
     back at the end of the block; and any network that is called inside, however the caller came by it, is in eval mode
     during the call and has its flags and buffers put back right after it, so that code which itself switches modes or
-    swaps weights works as it would outside. Compiled networks run uncompiled. Other threads are left alone.
+    swaps weights works as it would outside. Compiled networks run uncompiled (before torch 2.6 they are protected only
+    when named). Other threads are left alone.
 
     Args:
         modules: networks to protect from the start, for code that changes them without calling them.
@@ -147,7 +148,12 @@ def _protected_calls() -> Iterator[None]:
         return
     calls = _Calls()
     _THREAD.protected = True
-    hooks = register_module_forward_pre_hook(calls.before), register_module_forward_hook(calls.after, always_call=True)
+    before, after = calls.before, calls.after
+    if "torch._dynamo" in sys.modules and not hasattr(
+        torch.compiler, "set_stance"
+    ):  # torch before 2.6 would trace them
+        before, after = torch.compiler.disable(before), torch.compiler.disable(after)
+    hooks = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
     try:
         yield
     finally:
