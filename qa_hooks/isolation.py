@@ -148,12 +148,7 @@ def _protected_calls() -> Iterator[None]:
         return
     calls = _Calls()
     _THREAD.protected = True
-    before, after = calls.before, calls.after
-    if "torch._dynamo" in sys.modules and not hasattr(
-        torch.compiler, "set_stance"
-    ):  # torch before 2.6 would trace them
-        before, after = torch.compiler.disable(before), torch.compiler.disable(after)
-    hooks = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
+    hooks = register_module_forward_pre_hook(calls.before), register_module_forward_hook(calls.after, always_call=True)
     try:
         yield
     finally:
