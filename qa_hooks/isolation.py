@@ -115,9 +115,8 @@ class _Snapshot:
     def protect(self, module: nn.Module) -> None:
         """Remember all parts of a network, then put them into eval mode."""
         new = [part for part in module.modules() if part not in self.flags]
-        self.flags.update(
-            {part: part.training for part in new}
-        )  # all before any: a compiled module mirrors its inner one
+        # All flags are read before any is set: a compiled module mirrors the one inside it.
+        self.flags.update({part: part.training for part in new})
         for part in new:
             if part.training:
                 named = ((name, buffer) for name, buffer in part._buffers.items() if buffer is not None)

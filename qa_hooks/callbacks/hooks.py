@@ -267,9 +267,8 @@ class Hooks:
             raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        found_inf = getattr(
-            optimizer, "found_inf", None
-        )  # a fused optimizer under a GradScaler also "steps" when it skips
+        # A fused optimizer under a GradScaler also "steps" when it skips.
+        found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0:
             return
         if any(callback.skipped is optimizer for callback in self.callbacks):
