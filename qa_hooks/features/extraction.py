@@ -1,0 +1,166 @@
+"""Features of many images: streamed, shared out over the processes, kept with the fingerprint of what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qa_hooks.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.features.extractor import FeatureExtractor
+from qa_hooks.images import Range, RangeGuard, check_range, to_unit
+from qa_hooks.isolation import isolated
+from qa_hooks.processes import first_error, gather_rows, rank, world_size
+from qa_hooks.writers import check_writable
+
+FORMAT = "qa_hooks.features"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Rows of features and where they come from.
+
+    Attributes:
+        values: `(n, dim)` float32 on the CPU.
+        fingerprint: of the extractor.
+        indices: `(n,)` positions in the source, ascending; images that could not be read are missing.
+    """
+
+    values: Tensor
+    fingerprint: str
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def __getitem__(self, rows: Tensor | slice) -> Features:
+        """Some of the rows."""
+        return Features(self.values[rows], self.fingerprint, self.indices[rows])
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors; the file appears whole or not at all."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        check_writable(path.parent, name="path")
+        partial = path.with_name(path.name + ".partial")
+        tensors = {"values": self.values.contiguous(), "indices": self.indices.contiguous()}
+        save_file(tensors, partial, metadata={"format": FORMAT, "fingerprint": self.fingerprint})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Features:
+        """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+                values, indices = file.get_tensor("values"), file.get_tensor("indices")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path} does not hold features: {error}") from error
+        return cls(values, metadata.get("fingerprint", ""), indices)
+
+
+def extract_features(
+    extractor: FeatureExtractor,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    value_range: Range = (0.0, 1.0),
+    generated: bool = False,
+    progress: bool = True,
+    failures: dict[int, str] | None = None,
+) -> Features:
+    """Features of every image of a source, in its order, on every process.
+
+    The work on a tensor, a folder or a dataset is divided among the processes; of a loader each process works through
+    its own and the parts follow one another by rank. The caller's random state, gradient mode and networks are left as
+    they are.
+
+    Args:
+        extractor: from `create_extractor`.
+        source: anything that `image_batches` takes.
+        batch_size: images at a time.
+        value_range: what the numbers of floating images mean; uint8 images are [0, 255].
+        generated: the images come from a model, so values outside the range are clamped and warned of at most; real
+            images outside the range raise.
+        progress: show a bar (rank 0, terminals only).
+        failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
+            the first one raises.
+
+    Raises:
+        ValueError: nothing in the source, broken files, images outside the range, features that are not finite.
+        RuntimeError: one of several processes failed; the message is its own.
+
+    Example:
+        >>> from qa_hooks.features import create_extractor
+        >>> len(extract_features(create_extractor("random"), torch.rand(5, 3, 16, 16)))
+        5
+    """
+    rows, positions, error = torch.zeros(0, extractor.dim), torch.zeros(0, dtype=torch.int64), None
+    try:
+        with isolated(extractor):
+            guard = _guard(check_range(value_range), generated)
+            rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
+    except Exception as caught:
+        if world_size() == 1:
+            raise
+        error = caught
+    message = first_error(error)
+    if message is not None:
+        raise RuntimeError(f"features could not be extracted: {message}") from error
+    values = gather_rows(rows)
+    if not len(values):
+        raise ValueError("there is no readable image in the source")
+    if not is_shared(source):
+        return Features(values, extractor.fingerprint, torch.arange(len(values)))
+    indices = gather_rows(positions)
+    order = indices.argsort()
+    return Features(values[order], extractor.fingerprint, indices[order])
+
+
+def _guard(value_range: Range, generated: bool) -> Callable[[Tensor], Tensor]:
+    """Checks the first batches and maps all of them to [0, 1]."""
+    check = RangeGuard(value_range)
+
+    def to_clamped(images: Tensor) -> Tensor:
+        check(**{"predictions" if generated else "data": {"images": images}})
+        return to_unit(images, value_range).clamp(0, 1)
+
+    return to_clamped
+
+
+def _own_share(
+    extractor: FeatureExtractor,
+    source: Source,
+    batch_size: int,
+    to_clamped: Callable[[Tensor], Tensor],
+    progress: bool,
+    failures: dict[int, str] | None,
+) -> tuple[Tensor, Tensor]:
+    """Features and positions of what this process has to do."""
+    from tqdm import tqdm
+
+    total, indices = count_images(source), None
+    if is_shared(source) and world_size() > 1 and total is not None:
+        indices = range(rank(), total, world_size())
+        total = len(indices)
+    rows, positions = [torch.zeros(0, extractor.dim)], [torch.zeros(0, dtype=torch.int64)]
+    hidden = None if progress and rank() == 0 else True  # None: where there is a terminal
+    with tqdm(total=total, desc=f"features ({extractor.name})", unit="image", disable=hidden) as bar:
+        for chosen, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
+            features = extractor(to_clamped(images.to(extractor.mean.device)))
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(f"{extractor.name} gives features that are not finite for the images {chosen[:5]} ...")
+            rows.append(features.cpu())
+            positions.append(torch.tensor(chosen))
+            bar.update(len(chosen))
+    return torch.cat(rows), torch.cat(positions)

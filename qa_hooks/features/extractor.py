@@ -1,0 +1,246 @@
+"""A feature extractor: a frozen network with its own resize and normalisation, images in [0, 1] in, vectors out.
+
+Two numbers can be compared only when they were computed in the same features, so an extractor states its `name` and a
+`fingerprint` of weights and preprocessing, and whatever was fitted in its features refuses others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qa_hooks.checks import check_count
+from qa_hooks.features import networks
+from qa_hooks.images import check_images, to_grey, to_unit
+from qa_hooks.isolation import KeepsFrozen, isolated
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class FeatureExtractor(KeepsFrozen):
+    """Any network as a feature extractor.
+
+    The network is put into eval mode and its parameters need no gradient from then on; gradients to the images flow.
+
+    Args:
+        module: `(N, channels, H, W)` float32 -> `(N, dim)`; maps `(N, dim, h, w)` are averaged over their positions.
+        name: part of each metric's name.
+        size: images are resized to this square first (bilinear with antialiasing); None leaves them as they are.
+        mean, std: of each channel, for the normalisation after the resize.
+        channels: 3 (grey images are repeated) or 1 (colours are converted to grey).
+        interpolation: "bilinear" or "bicubic".
+        amp: run the network under bfloat16 autocast: faster, other numbers, so part of the fingerprint.
+        spec: what `create_extractor` needs to make it again, as JSON can hold it; None for a network of the user's.
+
+    Attributes:
+        dim: length of a vector.
+        fingerprint: 16 hexadecimal digits of the layers, the weights and the preprocessing.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> extractor = FeatureExtractor(net, name="mine", size=16)
+        >>> extractor(torch.rand(2, 3, 20, 30)).shape
+        torch.Size([2, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        size: int | None = None,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        channels: int = 3,
+        interpolation: str = "bilinear",
+        amp: bool = False,
+        spec: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        if not name or not all(character.isalnum() or character in "-_." for character in name):
+            raise ValueError(f"name must be letters, digits, '-', '_' and '.', got {name!r}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
+        if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
+            raise ValueError(f"mean and std need one value or {channels}, std positive, got {mean} and {std}")
+        self.name, self.spec = name, dict(spec) if spec is not None else None
+        self.size = check_count("size", size) if size is not None else None
+        self.channels, self.interpolation, self.amp = channels, interpolation, bool(amp)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.keep(module)
+        self._dim: int | None = None
+        self._fingerprint: str | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features.
+
+        Args:
+            images: `(N, 1 or 3, H, W)`, floating in [0, 1] or uint8.
+
+        Returns:
+            `(N, dim)` float32, with a gradient to floating images.
+
+        Raises:
+            TypeError, ValueError: no such images, or a network that does not give one vector per image.
+        """
+        check_images("images", images, floating=False)
+        prepared = self.prepare(images)
+        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            features = self.network(prepared)
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{self.name} must give a tensor (N, dim), got {type(features).__name__}")
+        if features.ndim == 4:
+            features = features.float().mean((2, 3))
+        if features.ndim != 2 or features.shape[0] != images.shape[0]:
+            raise ValueError(
+                f"{self.name} must give one vector per image: ({images.shape[0]}, dim), got {tuple(features.shape)}"
+            )
+        return features.float()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Channels, resize and normalisation; `(N, channels, size, size)` float32."""
+        images = to_unit(images, (0.0, 1.0)).float()
+        if self.channels == 1:
+            images = to_grey(images)
+        elif images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        elif images.shape[1] != 3:
+            raise ValueError(f"{self.name} takes images with 1 or 3 channels, got {images.shape[1]}")
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
+        return (images - self.mean) / self.std
+
+    @property
+    def network(self) -> nn.Module:
+        """The network inside, frozen; in no checkpoint of a parent."""
+        return self._frozen[0]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector; found with one grey image the first time."""
+        if self._dim is None:
+            side = self.size or 64
+            with isolated():
+                self._dim = self(torch.full((1, 3, side, side), 0.5, device=self.mean.device)).shape[1]
+        return self._dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Of layers, weights and preprocessing; equal where features can be compared."""
+        if self._fingerprint is None:
+            how: list[Any] = [self.size, self.mean.flatten().tolist(), self.std.flatten().tolist(), self.channels]
+            how += [self.interpolation, self.amp, *(type(part).__name__ for part in self.network.modules())]
+            digest = hashlib.blake2b(json.dumps(how).encode(), digest_size=8)
+            for key, value in sorted(self.network.state_dict().items()):
+                digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                digest.update(_bytes(value))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def __repr__(self) -> str:
+        return f"FeatureExtractor({self.name}, size={self.size}, fingerprint={self.fingerprint})"
+
+
+def _bytes(value: Any) -> memoryview | bytes:
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    plain = value.detach().cpu().contiguous()
+    array: np.ndarray[Any, Any] = plain.view(-1).view(torch.uint8).numpy() if plain.numel() else np.zeros(0, np.uint8)
+    return array.data
+
+
+def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Module, **options: Any) -> FeatureExtractor:
+    """Make a feature extractor.
+
+    - `"random"`: a seeded, untrained convolutional network; needs no download. Options `seed`, `width`, `size`.
+    - a torchvision network by name (`"vgg16"`, `"resnet50"`, ...): the input of its last linear layer, for VGG16 the
+      4096 values that precision and recall were published with. `weights`: torchvision's name of them (downloaded by
+      torchvision), the path of a state dict on disk, or None for an untrained one.
+    - `"inception"`: the network of the canonical FID, through torch-fidelity (`pip install torch-fidelity`); 2048
+      values from uint8 images at 299 x 299. `weights`: the path of its file on disk.
+    - `"dinov2_vits14"`, `"dinov2_vitb14"`, `"dinov2_vitl14"`, `"dinov2_vitg14"`: the class token of DINOv2, through
+      transformers (`pip install transformers`). `weights`: another model id or a folder on disk.
+    - any `nn.Module`, with `name=` and the options of `FeatureExtractor`.
+
+    Args:
+        spec: one of these, a mapping `{"type": name, option: value, ...}`, or an extractor, which is returned as it is.
+        options: of the kind, and `size` and `amp` of `FeatureExtractor`.
+
+    Raises:
+        ValueError: an unknown name, weights that do not fit.
+        TypeError: options that the kind does not have.
+        ImportError: a missing extra, with the command that installs it.
+
+    Example:
+        >>> create_extractor("random", seed=1)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 448])
+    """
+    if isinstance(spec, FeatureExtractor):
+        if options:
+            raise TypeError(f"{spec.name} is an extractor already and takes no options, got {sorted(options)}")
+        return spec
+    if isinstance(spec, nn.Module):
+        if "name" not in options:
+            raise ValueError("a network of yours needs name=, which goes into the names of scores and metrics")
+        return FeatureExtractor(spec, **options)
+    if isinstance(spec, Mapping):
+        if "type" not in spec:
+            raise ValueError(f"an extractor's mapping needs the key 'type', got {sorted(spec)}")
+        return create_extractor(**{"spec": spec["type"], **{k: v for k, v in spec.items() if k != "type"}, **options})
+    kind = str(spec)
+    amp, size = options.pop("amp", False), options.pop("size", "default")
+    if kind == "random":
+        module, name, facts = networks.random_network(**options), _random_name(**options), _facts(None, (0.5,), (0.25,))
+    elif kind == "inception":
+        if size not in ("default", 299) or amp:
+            raise ValueError("the canonical Inception has its own resize to 299 and runs in float32")
+        module, name, facts = networks.inception(**options), "inception", _facts(None, (0.0,), (1.0,))
+        size = "default"
+    elif kind in networks.DINOV2:
+        module, name = networks.dinov2(kind, **options), _named(kind, options)
+        facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
+    elif kind in networks.torchvision_names():
+        module, name = networks.torchvision_network(kind, **options), _named(kind, options)
+        facts = _facts(224, *IMAGENET)
+    else:
+        raise ValueError(
+            f"unknown extractor {kind!r}; known are random, inception, {', '.join(networks.DINOV2)}, torchvision's "
+            "classification networks by name, and any nn.Module"
+        )
+    if size != "default":
+        facts["size"] = size
+    described: dict[str, Any] = {"type": kind, **options, "size": facts["size"], "amp": amp}
+    if kind == "inception":
+        del described["size"], described["amp"]
+    return FeatureExtractor(module, name=name, amp=amp, spec=described, **facts)
+
+
+def _facts(size: int | None, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    return {"size": size, "mean": mean, "std": std}
+
+
+def _random_name(seed: int = 0, width: int = 32) -> str:
+    return "random" if (seed, width) == (0, 32) else f"random{width}-{seed}"
+
+
+def _named(kind: str, options: Mapping[str, Any]) -> str:
+    weights = options.get("weights", "DEFAULT")
+    if weights is None:
+        return f"{kind}-untrained"
+    return kind if weights == "DEFAULT" else f"{kind}-{Path(str(weights)).stem}"

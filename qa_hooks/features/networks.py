@@ -1,0 +1,181 @@
+"""The networks behind `create_extractor`: each function returns a module that maps prepared images to `(N, dim)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qa_hooks.checks import check_count
+
+DINOV2 = {
+    "dinov2_vits14": "facebook/dinov2-small",
+    "dinov2_vitb14": "facebook/dinov2-base",
+    "dinov2_vitl14": "facebook/dinov2-large",
+    "dinov2_vitg14": "facebook/dinov2-giant",
+}
+
+
+class RandomNetwork(nn.Module):
+    """Untrained 3x3 convolutions at four scales; the log mean and log deviation of each channel of each scale.
+
+    Random convolutions with rectifiers are texture statistics: blur, noise and missing detail move them, and two
+    installations have the same ones, because the weights come from a seed. The logarithm keeps the few strongest
+    channels from deciding alone (95 % of the variance of photographs lay in 6 directions without it, 29 with it).
+    """
+
+    def __init__(self, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        widths = [3, width, 2 * width, 2 * width, 2 * width]
+        self.layers = nn.ModuleList()
+        for stage, (before, after) in enumerate(pairwise(widths)):
+            layer = nn.utils.skip_init(nn.Conv2d, before, after, 3, stride=1 if stage == 0 else 2)
+            with torch.no_grad():
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / (9 * before)) ** 0.5)
+                layer.bias.copy_(torch.randn(after, generator=generator) * 0.1)
+            self.layers.append(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = []
+        for layer in self.layers:
+            images = F.relu(layer(F.pad(images, (1, 1, 1, 1), mode="replicate")))
+            mean = images.mean((2, 3))
+            variance = (images - mean[:, :, None, None]).square().mean((2, 3))
+            features += [mean, (variance + 1e-6).sqrt()]
+        return (torch.cat(features, 1) + 0.01).log()
+
+
+def random_network(seed: int = 0, width: int = 32) -> nn.Module:
+    """`14 * width` values, seeded; the global random state is not used."""
+    return RandomNetwork(check_count("width", width), torch.Generator().manual_seed(int(seed)))
+
+
+def torchvision_names() -> list[str]:
+    """torchvision's classification networks."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def torchvision_network(name: str, weights: str | Path | None = "DEFAULT") -> nn.Module:
+    """A torchvision network up to the input of its last linear layer."""
+    from torchvision import models
+
+    path = Path(str(weights)) if weights is not None and Path(str(weights)).is_file() else None
+    with torch.random.fork_rng(devices=[]):  # an untrained network's initialisation
+        torch.manual_seed(0)
+        try:
+            network: nn.Module = models.get_model(name, weights=None if path is not None else weights)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{name} has no weights {weights!r}: give one of torchvision's names, the path of a state dict that "
+                f"exists, or None ({error})"
+            ) from error
+    if path is not None:
+        _load(network, _read(path), path)
+    last = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not last:
+        raise ValueError(f"{name} has no linear layer whose input could be its features; wrap the part that you want")
+    parent, _, key = last[-1].rpartition(".")
+    setattr(network.get_submodule(parent), key, nn.Identity())
+    return network
+
+
+class Inception(nn.Module):
+    """torch-fidelity's InceptionV3 with TensorFlow's weights, pool3; equal to its own forward, and differentiable."""
+
+    LAYERS = (
+        "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 MaxPool_2 Mixed_5b Mixed_5c "
+        "Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e Mixed_7a Mixed_7b Mixed_7c AvgPool"
+    )
+
+    def __init__(self, network: nn.Module, resize: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network, self.resize = network, resize
+
+    def forward(self, images: Tensor) -> Tensor:
+        # [0, 1] times 255 gives back the uint8 values that FID is defined on to within rounding; generated images are
+        # quantised by whoever measures, not here, where a gradient flows.
+        values = self.resize(images * 255, size=(299, 299), align_corners=False)
+        values = (values - 128) / 128
+        for name in self.LAYERS.split():
+            values = getattr(self.network, name)(values)
+        return values.flatten(1)
+
+
+def inception(weights: str | Path | None = None) -> nn.Module:
+    """The network of the canonical FID."""
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as source
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+    except ImportError as error:
+        raise ImportError("the canonical Inception needs torch-fidelity: pip install torch-fidelity") from error
+
+    def state(url: str, **_options: Any) -> Any:
+        if weights is not None:
+            return _read(Path(weights))
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+
+    # torch-fidelity itself unpickles what it loads.
+    with mock.patch.object(source, "load_state_dict_from_url", state), torch.random.fork_rng(devices=[]):
+        try:
+            network = source.FeatureExtractorInceptionV3("inception", ["2048"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{weights or 'the downloaded file'} does not fit torch-fidelity's Inception: {error}"
+            ) from error
+    return Inception(network, resize)
+
+
+class ClassToken(nn.Module):
+    """A vision transformer of transformers, up to its normalised class token."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.network(pixel_values=images).last_hidden_state
+        return hidden[:, 0]
+
+
+def dinov2(name: str, weights: str | Path | None = "DEFAULT") -> nn.Module:
+    """DINOv2 from Hugging Face, or from a folder on disk; its files are safetensors."""
+    try:
+        from transformers import Dinov2Config, Dinov2Model
+    except ImportError as error:
+        raise ImportError("DINOv2 needs transformers: pip install transformers") from error
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return ClassToken(Dinov2Model(Dinov2Config()))
+    source = DINOV2[name] if weights == "DEFAULT" else str(weights)
+    with torch.random.fork_rng(devices=[]):
+        return ClassToken(Dinov2Model.from_pretrained(source, use_safetensors=True))
+
+
+def _read(path: Path) -> Any:
+    """A state dict from safetensors or, without unpickling objects, from a torch file."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors have no common error
+        raise ValueError(f"{path} is not a readable state dict: {error}") from error
+
+
+def _load(network: nn.Module, state: Any, path: Path) -> None:
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit {type(network).__name__}: {error}") from error
