@@ -3,20 +3,27 @@
 from qa_hooks.functional.aggd import aggd
 from qa_hooks.functional.frechet import frechet_distance, inception_score
 from qa_hooks.functional.gradient_penalty import gradient_penalty
+from qa_hooks.functional.mixture import mixture_log_density
 from qa_hooks.functional.ms_ssim import ms_ssim
 from qa_hooks.functional.naturalness import naturalness_distance
+from qa_hooks.functional.neighbours import nearest_neighbours
 from qa_hooks.functional.niqe import FeatureConfig, niqe_features
+from qa_hooks.functional.precision_recall import PrecisionRecall, precision_recall
 from qa_hooks.functional.ssim import ssim, ssim_distance
 
 __all__ = [
     "FeatureConfig",
+    "PrecisionRecall",
     "aggd",
     "frechet_distance",
     "gradient_penalty",
     "inception_score",
+    "mixture_log_density",
     "ms_ssim",
     "naturalness_distance",
+    "nearest_neighbours",
     "niqe_features",
+    "precision_recall",
     "ssim",
     "ssim_distance",
 ]

@@ -1,0 +1,79 @@
+"""Ladders of synthetic degradations: the same image, worse at each level, so that the order of quality is known.
+
+Level 0 is the image itself; the parameters of levels 1 to 4 are in `LADDERS`, in pixels and in units of [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qa_hooks.images import check_images, to_uint8
+
+LADDERS = {
+    "blur": (0.5, 0.9, 1.5, 2.5),  # deviation of the Gaussian, pixels
+    "noise": (0.02, 0.05, 0.1, 0.2),  # deviation of Gaussian noise
+    "jpeg": (60, 30, 15, 7),  # quality
+    "downsample": (1.5, 2, 3, 4),  # factor, and up again by bicubic interpolation
+}
+LEVELS = 5
+
+
+def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Degrade images to a level of one of the ladders.
+
+    Args:
+        images: `(N, 1 or 3, H, W)` floating, in [0, 1].
+        kind: "blur", "noise", "jpeg" or "downsample".
+        level: 0 (unchanged) to 4 (worst).
+        generator: of the noise, on the images' device; needed by "noise" alone.
+
+    Returns:
+        Like `images`, in [0, 1], without gradient.
+
+    Raises:
+        ValueError: an unknown kind or level, noise without a generator.
+
+    Example:
+        >>> image = torch.rand(1, 3, 32, 32)
+        >>> errors = [float((degrade(image, "jpeg", level) - image).square().mean()) for level in range(5)]
+        >>> errors == sorted(errors)
+        True
+    """
+    check_images("images", images)
+    if kind not in LADDERS or level not in range(LEVELS):
+        raise ValueError(
+            f"kind must be one of {tuple(LADDERS)} and level 0 to {LEVELS - 1}, got {kind!r} and {level!r}"
+        )
+    images = images.detach()
+    if level == 0:
+        return images
+    strength = LADDERS[kind][level - 1]
+    if kind == "noise":
+        if generator is None:
+            raise ValueError("noise needs generator=, so that the images can be made again")
+        noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
+        return (images + strength * noise).clamp(0, 1)
+    if kind == "blur":
+        return _blur(images, strength)
+    if kind == "jpeg":
+        return _jpeg(images, int(strength))
+    size = [max(1, round(side / strength)) for side in images.shape[-2:]]
+    small = F.interpolate(images, size, mode="bicubic", antialias=True)
+    return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur
+
+    reach = min(2 * int(3 * sigma + 0.5), *(2 * (side - 1) for side in images.shape[-2:])) + 1
+    blurred: Tensor = gaussian_blur(images, [reach, reach], [sigma, sigma])
+    return blurred
+
+
+def _jpeg(images: Tensor, quality: int) -> Tensor:
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    decoded = [decode_jpeg(encode_jpeg(image, quality)) for image in to_uint8(images).cpu()]
+    return torch.stack(decoded).to(images) / 255
