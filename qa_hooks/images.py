@@ -209,6 +209,8 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _from_pil(image: Any) -> Tensor:
+    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip all but the darkest
+        return _from_array((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     mode = "L" if image.mode in ("L", "1") else "RGB"
     return _from_array(np.asarray(image.convert(mode)))
 
@@ -216,13 +218,14 @@ def _from_pil(image: Any) -> Tensor:
 def load_image(path: str | Path) -> Tensor:
     """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file."""
     from PIL import Image, UnidentifiedImageError
+    from PIL.Image import DecompressionBombError
 
     try:
         with Image.open(path) as image:
             return _from_pil(image)[0]
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
 
 

@@ -13,6 +13,7 @@ Source: Mittal, Soundararajan, Bovik, "Making a Completely Blind Image Quality A
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def fit_naturalness(
     """Fit a NIQE model on a folder of photographs and save it: `NIQE("output.safetensors")` uses it.
 
     Args:
-        folder: image files, sub-folders included; those smaller than a block are left out.
+        folder: image files, sub-folders included; those smaller than a block are left out, and broken ones with a
+            warning.
         output: the `.safetensors` file to write.
         block: side of the blocks; images to be scored must not be smaller.
         color: see `NIQE`.
@@ -170,10 +172,15 @@ def fit_naturalness(
     name = name or Path(folder).resolve().name
     used: list[str] = []
     skipped: list[str] = []
+    broken: list[str] = []
 
     def photographs() -> Any:
         for path in list_images(folder)[:limit]:
-            image = load_image(path)
+            try:
+                image = load_image(path)
+            except ValueError as error:
+                broken.append(str(error))
+                continue
             if min(image.shape[1:]) < block:
                 skipped.append(path.name)
                 continue
@@ -181,6 +188,8 @@ def fit_naturalness(
             yield to_luma(to_unit(image[None], (0.0, 1.0)).double(), color)
 
     model = NaturalnessModel.fit(photographs(), config, sharpness=sharpness, shrink=shrink, progress=progress)
+    if broken:
+        warnings.warn(f"{len(broken)} files could not be read and were left out; {broken[0]}")
     arguments = f"{block=}, {color=}, {sharpness=}, {shrink=}, {limit=}, {name=}"
     provenance = {
         "name": name,

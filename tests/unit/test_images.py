@@ -136,3 +136,16 @@ def test_a_grid_holds_each_image_once():
         top, left = 1 + (index // 3) * 5, 1 + (index % 3) * 5
         assert (grid[0, top : top + 4, left : left + 4] == index * 10).all()
     assert (grid[0, 6:, 11:] == 230).all()
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert load_image(tmp_path / "deep.png").flatten().tolist() == [0, 1, 128, 255]
+
+
+def test_a_bomb_is_a_broken_image(tmp_path, monkeypatch):
+    save_image(torch.zeros(1, 64, 64, dtype=torch.uint8), tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"huge\.png is not a readable image"):
+        load_image(tmp_path / "huge.png")

@@ -314,9 +314,12 @@ def test_fit_naturalness_on_a_folder(tmp_path):
     for name in ("astronaut", "chelsea", "coffee"):
         save_image(photograph(name)[0], folder / f"{name}.png")
     save_image(photograph("camera")[0][:, :50, :50], folder / "small.png")
-    model = fit_naturalness(folder, tmp_path / "model.safetensors", block=64, sharpness=0.2, progress=False)
+    (folder / "broken.png").write_bytes(b"not a picture")
+    with pytest.warns(UserWarning, match=r"1 files could not be read and were left out.*broken\.png"):
+        model = fit_naturalness(folder, tmp_path / "model.safetensors", block=64, sharpness=0.2, progress=False)
     assert (model.provenance["images"], model.provenance["skipped"], model.name) == (3, 1, "photos")
     assert NIQE(tmp_path / "model.safetensors").name == "niqe_photos"
+    (folder / "broken.png").unlink()
     first = fit_naturalness(folder, tmp_path / "first.safetensors", block=64, limit=1, name="one", progress=False)
     assert (first.provenance["first"], first.provenance["last"]) == ("astronaut.png", "astronaut.png")
     with pytest.raises(ValueError, match="limit"):
