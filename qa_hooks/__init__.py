@@ -1,7 +1,8 @@
 """Image-quality feedback for training loops that somebody else wrote.
 
 A scorer gives each image a number, and every hook is a use of that number: losses (`qa_hooks.losses`), critic penalties
-(`qa_hooks.penalties`), monitors (`qa_hooks.callbacks`), on top of pure functions (`qa_hooks.functional`) and scorers
+(`qa_hooks.penalties`), per-sample weights (`qa_hooks.weighting`), the picker (`qa_hooks.picker`), monitors
+(`qa_hooks.callbacks`), on top of pure functions (`qa_hooks.functional`), features (`qa_hooks.features`) and scorers
 (`qa_hooks.scorers`). The names below are resolved when they are first used, so importing the package costs next to
 nothing.
 """
@@ -15,10 +16,12 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "FunctionScorer": "qa_hooks.scorers",
+    "GMMScorer": "qa_hooks.scorers",
     "GradientPenalty": "qa_hooks.penalties",
     "Hooks": "qa_hooks.callbacks",
     "NIQEPenalty": "qa_hooks.penalties",
     "NaNGuard": "qa_hooks.callbacks",
+    "OHEM": "qa_hooks.weighting",
     "QAGANPenalty": "qa_hooks.penalties",
     "SSIMLoss": "qa_hooks.losses",
     "SSIMPenalty": "qa_hooks.penalties",

@@ -5,6 +5,7 @@ from qa_hooks.callbacks.gradient_model import RefreshGradientModel
 from qa_hooks.callbacks.hooks import Hooks
 from qa_hooks.callbacks.nan_guard import NaNGuard
 from qa_hooks.callbacks.samples import SampleGrid, ScoreMonitor
+from qa_hooks.callbacks.snapshots import SnapshotCollector
 
 __all__ = [
     "Callback",
@@ -15,5 +16,6 @@ __all__ = [
     "RefreshGradientModel",
     "SampleGrid",
     "ScoreMonitor",
+    "SnapshotCollector",
     "TrainingStopped",
 ]

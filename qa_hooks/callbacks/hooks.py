@@ -49,8 +49,9 @@ class Hooks:
     Args:
         callbacks: in the order in which they run; two with one `state_key` raise.
         writer: where values go; or `log_dir`, for a `TensorBoardWriter` in that folder. Only rank 0 writes.
-        track: `{"qagan": penalty, "reward": loss}`: their `.terms` are logged as `qa_loss/{track}/{term}` when they are
-            new, and their state (`run_state()`, or `state_dict()` of other objects) travels in `state_dict()`.
+        track: `{"qagan": penalty, "ohem": weighter}`: their `.terms` are logged as `qa_loss/{track}/{term}` (a
+            weighter's as `qa_weight/...`) when they are new, and their state (`run_state()`, or `state_dict()` of other
+            objects) travels in `state_dict()`.
         budget: the largest share of wall time that all monitors together may take (0.05 = 5 %); a monitor that would
             exceed it is put off to its next turn. None: no limit.
         log_every: steps between two points of the logged means.
@@ -258,7 +259,8 @@ class Hooks:
         for name, part in self.track.items():
             if not hasattr(part, "terms"):
                 raise ValueError(
-                    f"track[{name!r}] has no .terms: losses and penalties of qa_hooks have, {type(part).__name__} not"
+                    f"track[{name!r}] has no .terms: losses, penalties and weighters of qa_hooks have, "
+                    f"{type(part).__name__} not"
                 )
         if writer is not None and log_dir is not None:
             raise ValueError("give writer or log_dir, not both")
@@ -300,7 +302,7 @@ class Hooks:
                 self._logged[name] = part.terms
                 terms[name] = dict(part.terms)
                 for term, value in part.terms.items():
-                    self._means.add(make_tag("loss", name, term), value)
+                    self._means.add(make_tag(getattr(part, "kind", "loss"), name, term), value)
         due = [callback for callback in self._active if callback.due(step)]
         if due:
             self._dispatch("on_step_end", due, images, terms)

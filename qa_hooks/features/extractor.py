@@ -6,19 +6,18 @@ Two numbers can be compared only when they were computed in the same features, s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks.checks import check_count
 from qa_hooks.features import networks
+from qa_hooks.hashing import fingerprint
 from qa_hooks.images import check_images, to_grey, to_unit
 from qa_hooks.isolation import KeepsFrozen, isolated
 
@@ -146,23 +145,15 @@ class FeatureExtractor(KeepsFrozen):
         if self._fingerprint is None:
             how: list[Any] = [self.size, self.mean.flatten().tolist(), self.std.flatten().tolist(), self.channels]
             how += [self.interpolation, self.amp, *(type(part).__name__ for part in self.network.modules())]
-            digest = hashlib.blake2b(json.dumps(how).encode(), digest_size=8)
-            for key, value in sorted(self.network.state_dict().items()):
-                digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(_bytes(value))
-            self._fingerprint = digest.hexdigest()
+            state = sorted(self.network.state_dict().items())
+            weights = [
+                part for key, value in state for part in (key, value if isinstance(value, Tensor) else repr(value))
+            ]
+            self._fingerprint = fingerprint(json.dumps(how), *weights)
         return self._fingerprint
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name}, size={self.size}, fingerprint={self.fingerprint})"
-
-
-def _bytes(value: Any) -> memoryview | bytes:
-    if not isinstance(value, Tensor):
-        return repr(value).encode()
-    plain = value.detach().cpu().contiguous()
-    array: np.ndarray[Any, Any] = plain.view(-1).view(torch.uint8).numpy() if plain.numel() else np.zeros(0, np.uint8)
-    return array.data
 
 
 def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Module, **options: Any) -> FeatureExtractor:

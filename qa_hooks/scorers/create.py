@@ -2,52 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
+from qa_hooks.batches import Source
+from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
+from qa_hooks.processes import any_rank, first_error, rank
 from qa_hooks.scorers.calibration import Calibration
+from qa_hooks.scorers.fingerprint import data_fingerprint
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.writers import check_writable
 
 FORMAT = "qa_hooks.scorer"
 NATURALNESS = "qa_hooks.naturalness"
+EXTRACTORS = "'inception', 'dinov2_vits14', 'random' (no download), a torchvision network by name, or a module of yours"
 
-# spec -> (module, class, options). Imported when asked for.
-SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "psnr": ("qa_hooks.scorers.full_reference", "PSNR", {}),
-    "ssim": ("qa_hooks.scorers.full_reference", "SSIM", {}),
-    "ms_ssim": ("qa_hooks.scorers.full_reference", "MSSSIM", {}),
-    "niqe": ("qa_hooks.scorers.niqe", "NIQE", {"pristine": "original"}),
-    "niqe_bsd100": ("qa_hooks.scorers.niqe", "NIQE", {"pristine": "bsd100"}),
+
+class Entry(NamedTuple):
+    """A scorer that has a name: where it is, and what a table of scorers says of it.
+
+    Attributes:
+        module, cls: imported when asked for.
+        options: of the constructor, under this name.
+        licence: of its code and parameters.
+        requires: packages beyond the core, by their pip names.
+        needs_fit: it has to be fitted on the user's images before it scores.
+    """
+
+    module: str
+    cls: str
+    options: Mapping[str, Any] = {}
+    licence: str = "Apache-2.0"
+    requires: tuple[str, ...] = ()
+    needs_fit: bool = False
+
+    @property
+    def kind(self) -> type[Scorer]:
+        """The class."""
+        kind: type[Scorer] = getattr(importlib.import_module(self.module), self.cls)
+        return kind
+
+
+_HERE = "qa_hooks.scorers"
+SPECS: dict[str, Entry] = {
+    "psnr": Entry(f"{_HERE}.full_reference", "PSNR"),
+    "ssim": Entry(f"{_HERE}.full_reference", "SSIM"),
+    "ms_ssim": Entry(f"{_HERE}.full_reference", "MSSSIM"),
+    "niqe": Entry(f"{_HERE}.niqe", "NIQE", {"pristine": "original"}),
+    "niqe_bsd100": Entry(f"{_HERE}.niqe", "NIQE", {"pristine": "bsd100"}),
+    "giqa-gmm": Entry(f"{_HERE}.gmm", "GMMScorer", needs_fit=True),
+    "giqa-sgm": Entry(f"{_HERE}.gmm", "GMMScorer", {"components": 1}, needs_fit=True),
+    "giqa-knn": Entry(f"{_HERE}.knn", "KNNScorer", needs_fit=True),
+    "giqa-mbc": Entry(f"{_HERE}.snapshot", "MBCScorer", needs_fit=True),
+    "giqa-bc": Entry(f"{_HERE}.snapshot", "BCScorer", needs_fit=True),
+    "giqa-ir": Entry(f"{_HERE}.snapshot", "IRScorer", needs_fit=True),
+}
+_SAVED = {entry.cls: entry for entry in SPECS.values()} | {
+    "SnapshotScorer": Entry(f"{_HERE}.snapshot", "SnapshotScorer", needs_fit=True)
 }
 
 
-def create_scorer(spec: str | Path | Mapping[str, Any] | Scorer, value_range: Range = (0.0, 1.0)) -> Scorer:
-    """Make a scorer from a name, a file or a mapping.
+def create_scorer(
+    spec: str | Path | Mapping[str, Any] | Scorer,
+    value_range: Range = (0.0, 1.0),
+    *,
+    fit: Source | None = None,
+    extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
+    cache: str | Path | None = None,
+    real: Source | None = None,
+) -> Scorer:
+    """Make a scorer from a name, a file or a mapping; the GIQA scorers are fitted in the same call.
 
     Args:
-        spec: a name ("niqe_bsd100", "ssim", ...), the path of a saved scorer ("scorer.safetensors"), a mapping
-            `{"type": name, option: value, ...}`, or a scorer, which is returned as it is.
+        spec: a name ("niqe_bsd100", "giqa-gmm", ...), the path of a saved scorer ("scorer.safetensors"), a mapping
+            `{"type": name, option: value, ...}`, or a scorer, which is returned as it is. A mapping may hold the
+            keywords below, and options of the scorer's `fit`.
         value_range: what the numbers of the images mean.
+        fit: real images (tensor, folder, files, dataset, loader) for "giqa-gmm", "giqa-sgm" and "giqa-knn"; snapshots
+            of a training run for "giqa-mbc", "giqa-bc" and "giqa-ir".
+        extractor: for "giqa-gmm", "giqa-sgm" and "giqa-knn", and for saved ones of a network of yours: what
+            `create_extractor` takes.
+        cache: a folder that keeps fitted scorers: what was fitted on the same data with the same options is loaded.
+        real: real images beside the snapshots of "giqa-mbc", "giqa-bc" and "giqa-ir".
 
     Raises:
-        ValueError: an unknown name or a broken file.
+        ValueError: an unknown name, a broken file, a scorer that needs `fit` or `extractor` and did not get it.
         TypeError: options that the scorer does not have.
 
     Example:
         >>> create_scorer({"type": "psnr", "channel": "y", "crop_border": 4}).name
         'psnr'
+        >>> import torch
+        >>> create_scorer("giqa-knn", fit=torch.rand(60, 3, 16, 16), extractor="random").name
+        'giqa_knn'
     """
-    if isinstance(spec, Scorer):
-        if tuple(value_range) not in ((0.0, 1.0), spec.value_range):
-            raise ValueError(f"{spec.name} was made with value_range={spec.value_range}, got value_range={value_range}")
-        return spec
+    given: dict[str, Any] = {"fit": fit, "extractor": extractor, "cache": cache, "real": real}
     options: dict[str, Any] = {}
     if isinstance(spec, Mapping):
         options = dict(spec)
@@ -55,26 +113,95 @@ def create_scorer(spec: str | Path | Mapping[str, Any] | Scorer, value_range: Ra
             raise ValueError(f"a scorer's mapping needs the key 'type', got {sorted(options)}")
         spec = options.pop("type")
         value_range = options.pop("value_range", value_range)
-    if isinstance(spec, (str, Path)) and str(spec).endswith(".safetensors"):
+        given = {name: options.pop(name, None) if value is None else value for name, value in given.items()}
+    saved = not isinstance(spec, Scorer) and str(spec).endswith(".safetensors")
+    entry = None if saved or isinstance(spec, Scorer) else SPECS.get(str(spec))
+    allowed = ("extractor",) if saved else tuple(given) if entry is not None and entry.needs_fit else ()
+    needless = [f"{name}=" for name, value in given.items() if value is not None and name not in allowed]
+    if needless and (entry is not None or saved or isinstance(spec, Scorer)):
+        raise ValueError(f"{', '.join(needless)} is for scorers that are fitted here, not for {spec}")
+    if isinstance(spec, Scorer):
+        if tuple(value_range) not in ((0.0, 1.0), spec.value_range):
+            raise ValueError(f"{spec.name} was made with value_range={spec.value_range}, got value_range={value_range}")
+        return spec
+    if saved:
         if options:
             raise ValueError(f"a saved scorer takes no options, got {sorted(options)}")
-        return load_scorer(spec, value_range)
-    if str(spec) not in SPECS:
+        return load_scorer(str(spec), value_range, extractor=given["extractor"])
+    if entry is None:
         raise ValueError(
             f"unknown scorer {str(spec)!r}; known are {', '.join(SPECS)}, or the path of a .safetensors file"
         )
-    module, name, defaults = SPECS[str(spec)]
-    scorer: Scorer = getattr(importlib.import_module(module), name)(**{**defaults, **options}, value_range=value_range)
-    return scorer
+    if entry.needs_fit:
+        return _fitted(str(spec), entry, options, value_range, given)
+    return entry.kind(**{**entry.options, **options}, value_range=value_range)
+
+
+def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range, given: Mapping[str, Any]) -> Scorer:
+    """Make and fit a scorer, or find it in the cache."""
+    from qa_hooks.features import create_extractor
+    from qa_hooks.scorers.feature_scorer import FeatureScorer
+
+    own = {**entry.options, **options, "value_range": value_range}
+    in_features = issubclass(entry.kind, FeatureScorer)
+    sources = {"fit": given["fit"]} if in_features else {"fit": given["fit"], "real": given["real"]}
+    missing = [name for name, source in sources.items() if source is None]
+    if missing:
+        what = {"fit": "fit=real_images" if in_features else "fit=snapshots", "real": "real=real_images"}
+        raise ValueError(f"{spec} has to be fitted: pass {' and '.join(what[name] for name in missing)}, or load one")
+    if in_features and given["extractor"] is None:
+        raise ValueError(f"{spec} needs extractor=, which decides its numbers: {EXTRACTORS}")
+    if in_features and given["real"] is not None:
+        raise ValueError(f"{spec} is fitted on real images alone: pass them as fit=, without real=")
+    if in_features:
+        own["extractor"] = create_extractor(given["extractor"])
+    elif given["extractor"] is not None:
+        raise ValueError(f"{spec} learns its own features and takes no extractor=")
+    fit = getattr(entry.kind, "fit" if in_features else "fit_snapshots")
+    constructed = inspect.signature(entry.kind).parameters
+    settings = {
+        name: own.pop(name)
+        for name in list(own)
+        if name in inspect.signature(fit).parameters and name not in constructed
+    }
+    scorer = entry.kind(**own)
+    if given["cache"] is None:
+        return _run_fit(scorer, sources, settings)
+    aside = {"progress", "batch_size"} if in_features else {"progress"}  # what does not change the result
+    decisive = {name: value for name, value in settings.items() if name not in aside}
+    described = {"class": entry.cls, "options": scorer.options(), "fit": decisive}
+    data = [data_fingerprint(source, value_range) for source in sources.values()]
+    text = json.dumps([described, data], sort_keys=True, default=str)
+    path = Path(given["cache"]) / f"{spec}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.safetensors"
+    if not any_rank(not path.is_file()):
+        return load_scorer(path, value_range, extractor=own.get("extractor"))
+    check_writable(path.parent, name="cache")
+    fitted, error = _run_fit(scorer, sources, settings), None
+    try:
+        if rank() == 0:
+            fitted.save(path)
+    except Exception as caught:
+        error = caught
+    message = first_error(error)
+    if message is not None:
+        raise error or ValueError(message)
+    return fitted
+
+
+def _run_fit(scorer: Any, sources: Mapping[str, Source], settings: Mapping[str, Any]) -> Scorer:
+    if "real" in sources:
+        fitted: Scorer = scorer.fit_snapshots(sources["fit"], sources["real"], **settings)
+    else:
+        fitted = scorer.fit(sources["fit"], **settings)
+    return fitted
 
 
 def save_scorer(scorer: Scorer, path: str | Path) -> None:
     """Write a scorer; the file appears whole or not at all."""
     from safetensors.torch import save_file
 
-    known = {name for _, name, _ in SPECS.values()}
-    if type(scorer).__name__ not in known:
-        raise TypeError(f"{type(scorer).__name__} cannot be saved; the scorers that can are {sorted(known)}")
+    if type(scorer).__name__ not in _SAVED:
+        raise TypeError(f"{type(scorer).__name__} cannot be saved; the scorers that can are {sorted(_SAVED)}")
     tensors, calibration = scorer.tensors(), scorer.calibration
     header = {"class": type(scorer).__name__, "options": scorer.options(), "calibration": None}
     if calibration is not None:
@@ -87,8 +214,19 @@ def save_scorer(scorer: Scorer, path: str | Path) -> None:
     partial.replace(path)
 
 
-def load_scorer(path: str | Path, value_range: Range = (0.0, 1.0)) -> Scorer:
+def load_scorer(
+    path: str | Path,
+    value_range: Range = (0.0, 1.0),
+    *,
+    extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
+) -> Scorer:
     """Read a scorer that `save` wrote, or a NIQE model that `qa-hooks fit niqe` wrote.
+
+    Args:
+        path: the file.
+        value_range: what the numbers of the images mean.
+        extractor: for scorers fitted in features of a network of yours; for others it may stand in for the one that
+            the file names. Its fingerprint must be the file's.
 
     Raises:
         ValueError: not such a file, or a broken one; the message names it.
@@ -108,18 +246,27 @@ def load_scorer(path: str | Path, value_range: Range = (0.0, 1.0)) -> Scorer:
         return create_scorer({"type": "niqe", "pristine": str(path)}, value_range)
     if metadata.get("format") != FORMAT or not isinstance(header, dict):
         raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    modules = {name: module for module, name, _ in SPECS.values()}
-    if header.get("class") not in modules:
-        raise ValueError(
-            f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(modules)}"
-        )
-    kind: type[Scorer] = getattr(importlib.import_module(modules[header["class"]]), header["class"])
+    if header.get("class") not in _SAVED:
+        raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(_SAVED)}")
     own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
     try:
-        scorer = kind.from_saved(dict(header["options"]), own, value_range)
+        scorer = _rebuilt(_SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
         if header.get("calibration"):
             points = tensors.get("calibration.points", torch.empty(0))
             scorer.calibration = Calibration(header["calibration"], points)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
+    return scorer
+
+
+def _rebuilt(
+    kind: Any, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range, extractor: Any
+) -> Scorer:
+    scorer: Scorer
+    if extractor is not None and "extractor" not in options:
+        raise ValueError("it has no features of an extractor, so it takes no extractor=")
+    if extractor is not None:
+        scorer = kind.from_saved(options, tensors, value_range, extractor=extractor)
+    else:
+        scorer = kind.from_saved(options, tensors, value_range)
     return scorer

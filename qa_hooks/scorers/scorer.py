@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from qa_hooks.hashing import fingerprint
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.isolation import KeepsFrozen, modules_of, moves_only
 from qa_hooks.scorers.calibration import Calibration
@@ -132,6 +134,15 @@ class Scorer(KeepsFrozen):
         """What `save` writes besides the options: the buffers, by name."""
         return {name: buffer.detach().cpu().contiguous() for name, buffer in self.named_buffers()}
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all that `save` would write; of a Python function only its name is known."""
+        facts = [type(self).__name__, self.name, self.options()]
+        parts: list[str | Tensor] = [part for pair in sorted(self.tensors().items()) for part in pair]
+        if self.calibration is not None:
+            parts += [self.calibration.method, self.calibration.points]
+        return fingerprint(json.dumps(facts, sort_keys=True, default=str), *parts)
+
     def save(self, path: str | Path) -> None:
         """Write options, calibration and tensors as safetensors with a JSON header; nothing is pickled."""
         from qa_hooks.scorers.create import save_scorer
@@ -192,6 +203,11 @@ class CalibratedScorer(Scorer):
     def scorer(self) -> Scorer:
         """The scorer inside."""
         return cast(Scorer, self._frozen[0])
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the scorer inside, and that it is calibrated."""
+        return fingerprint("calibrated", self.scorer.fingerprint)
 
     def calibrated(self) -> Scorer:
         """Itself."""

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, RefreshGradientModel, SampleGrid, ScoreMonitor
+from qa_hooks.callbacks import (
+    Callback,
+    Hooks,
+    Monitor,
+    NaNGuard,
+    RefreshGradientModel,
+    SampleGrid,
+    ScoreMonitor,
+    SnapshotCollector,
+)
 from qa_hooks.functional.gradient_penalty import gradient_penalty
 from qa_hooks.functional.ms_ssim import ms_ssim
 from qa_hooks.functional.niqe import niqe_features
@@ -21,7 +33,7 @@ from qa_hooks.penalties import (
     SSIMPenalty,
     fit_gradient_model,
 )
-from qa_hooks.scorers import MSSSIM, NIQE, PSNR, SSIM, FunctionScorer
+from qa_hooks.scorers import MSSSIM, NIQE, PSNR, SSIM, FunctionScorer, GMMScorer, KNNScorer
 from qa_hooks.writers import MemoryWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:images of:UserWarning", "ignore:.*another convention.*:UserWarning")
@@ -95,6 +107,23 @@ def test_scorers_are_finite_in_value_and_gradient(scorer, kind):
     pair = images(kind, 96)
     inputs = {"reference": pair[1]} if "reference" in scorer.inputs else {}
     finite_with_gradient(lambda x, _: scorer(x, **inputs), *pair)
+
+
+FITTED = {
+    "GMMScorer": lambda extractor: GMMScorer(extractor, 2, pca=4),
+    "KNNScorer": lambda extractor: KNNScorer(extractor, 3),
+    "KNNScorer official": lambda extractor: KNNScorer(extractor, 3, variant="official_code"),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_fitted_scorers_are_finite_in_value_and_gradient(name):
+    scorer = FITTED[name]({"type": "random", "width": 8}).fit(torch.rand(60, 3, 32, 32), progress=False)
+    for kind in KINDS:
+        finite_with_gradient(lambda x, _: scorer(x), *images(kind))
+        finite_with_gradient(lambda x, _: scorer(x), *images(kind, 5))
+    assert not list(scorer.parameters())
+    assert not scorer.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +200,9 @@ def brightness() -> FunctionScorer:
 CALLBACKS = {
     "SampleGrid": lambda: SampleGrid(lambda n, g: torch.rand(n, 1, 8, 8, generator=g), every=1, n=4),
     "ScoreMonitor": lambda: ScoreMonitor(brightness(), every=1, images="fake"),
+    "SnapshotCollector": lambda: SnapshotCollector(
+        lambda n, g: torch.rand(n, 1, 8, 8, generator=g), folder=Path(tempfile.mkdtemp()) / "run", every=1, n=4
+    ),
     "NaNGuard": lambda: NaNGuard(),
     "RefreshGradientModel": lambda: RefreshGradientModel(
         NIQEPenalty(value_range=(0, 1), warmup=400),

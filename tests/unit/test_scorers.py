@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
+from qa_hooks.scorers.create import SPECS
 
 
 @pytest.fixture
@@ -221,3 +223,11 @@ class TestFiles:
             create_scorer({"name": "psnr"})
         with pytest.raises(TypeError, match="gamma"):
             create_scorer({"type": "psnr", "gamma": 1})
+        with pytest.raises(ValueError, match="fit= is for scorers that are fitted here, not for ssim"):
+            create_scorer({"type": "ssim", "fit": "folder"})
+
+    def test_every_entry_names_a_class_that_can_be_saved(self):
+        for name, entry in SPECS.items():
+            assert issubclass(entry.kind, Scorer), name
+            assert set(entry.options) <= set(inspect.signature(entry.kind).parameters), name
+            assert entry.needs_fit == name.startswith("giqa-")

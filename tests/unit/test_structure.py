@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each layer may import those on the left of it, and its own.
 LAYERS = [
-    {"checks", "images", "batches", "isolation", "processes", "functional"},
+    {"checks", "images", "batches", "hashing", "contact_sheet", "isolation", "processes", "snapshots", "functional"},
     {"features", "stats", "writers"},
     {"scorers"},
     {"weighting", "losses", "penalties", "picker", "data"},

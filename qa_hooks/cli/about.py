@@ -1,0 +1,81 @@
+"""`qa-hooks demo`, `scorers` and `info`."""
+
+from __future__ import annotations
+
+import argparse
+
+from qa_hooks.cli.options import Commands, Help
+
+
+def add_demo(commands: Commands) -> None:
+    """The parser of `qa-hooks demo`."""
+    demo = commands.add_parser(
+        "demo",
+        help="train WGAN-GP on digits, plain and with QAGAN's penalties, and compare",
+        formatter_class=Help,
+        description="Trains each variant as a one-thread process, logs to TensorBoard, and prints a table. "
+        "About a minute and a half on two cores with the defaults; nothing is downloaded.",
+        epilog="example:\n  qa-hooks demo --out runs/demo --variants plain ssim --steps 600",
+    )
+    demo.add_argument("--out", default="runs/demo", help="folder for TensorBoard runs, samples.png and results.json")
+    demo.add_argument("--data", help="a folder of images instead of the digits; subfolders are its classes")
+    demo.add_argument("--variants", nargs="+", default=["plain", "ssim", "niqe"], metavar="V", help="plain, ssim, niqe")
+    demo.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run of each variant per seed")
+    demo.add_argument("--steps", type=int, default=1200, help="generator steps of a run")
+    demo.add_argument("--equal", default="steps", choices=["steps", "time"], help="what the variants have in common")
+    demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32 or 64")
+    demo.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
+    demo.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from qa_hooks.demo import run_demo
+
+    run_demo(
+        out=options.out,
+        data=options.data,
+        variants=tuple(options.variants),
+        seeds=tuple(options.seeds),
+        steps=options.steps,
+        equal=options.equal,
+        size=options.size,
+        limit=options.limit,
+        jobs=options.jobs,
+    )
+
+
+def add_scorers(commands: Commands) -> None:
+    """The parser of `qa-hooks scorers`."""
+    scorers = commands.add_parser(
+        "scorers",
+        help="every scorer: direction, range, inputs, gradient, licence, cost, installed or not",
+        formatter_class=Help,
+        description="What --scorer and create_scorer() know. The cost is measured here and now, for one 256 x 256\n"
+        "image in a batch of 8 on the CPU, of those that need neither fitting nor a download.",
+        epilog="example:\n  qa-hooks scorers",
+    )
+    scorers.add_argument("--no-cost", action="store_true", help="do not measure, which takes a few seconds")
+    scorers.set_defaults(run=_scorers)
+
+
+def _scorers(options: argparse.Namespace) -> None:
+    from qa_hooks.info import describe_scorers
+
+    print(describe_scorers(cost=not options.no_cost))
+
+
+def add_info(commands: Commands) -> None:
+    """The parser of `qa-hooks info`."""
+    info = commands.add_parser(
+        "info",
+        help="versions, extras and devices, for bug reports",
+        description="Versions of the package and of what it uses, the extras that are installed, and the devices.",
+    )
+    info.set_defaults(run=_info)
+
+
+def _info(_options: argparse.Namespace) -> None:
+    from qa_hooks.info import describe_environment
+
+    print(describe_environment())

@@ -1,0 +1,179 @@
+"""`qa-hooks fit gmm | knn | niqe | snapshot`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qa_hooks.cli.options import Commands, Help, add_device, launched_processes, read_device, say
+
+EXTRACTORS = "random (no download), inception, dinov2_vits14, or a torchvision network such as resnet50"
+
+
+def add_fit(commands: Commands) -> None:
+    """The parser of `qa-hooks fit`."""
+    fit = commands.add_parser(
+        "fit",
+        help="fit a scorer on a folder of images",
+        description="Fits a scorer and writes it as safetensors, for --scorer and load_scorer().",
+        epilog="qa-hooks fit KIND --help explains a kind, with an example.",
+    )
+    kinds = fit.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _add_gmm(kinds)
+    _add_knn(kinds)
+    _add_snapshot(kinds)
+    _add_niqe(kinds)
+
+
+def _add_gmm(kinds: Commands) -> None:
+    gmm = kinds.add_parser(
+        "gmm",
+        help="GIQA's mixture of Gaussians of real images' features",
+        formatter_class=Help,
+        description="GMM-GIQA: fits PCA and a Gaussian mixture on the features of real images; the score is the\n"
+        "log-likelihood. A part of the images is held out for the calibration to [0, 1].",
+        epilog="example:\n  qa-hooks fit gmm photos/ -o gmm.safetensors --extractor dinov2_vits14 --components 7",
+    )
+    _add_common(gmm)
+    gmm.add_argument("--components", type=int, default=7, metavar="K", help="Gaussians; 1 is the paper's baseline")
+    gmm.add_argument("--pca", type=_pca, default=0.95, metavar="P", help="share of variance, or dimensions, or none")
+    gmm.add_argument("--covariance", default="full", choices=["full", "diag"], help="of each Gaussian")
+    gmm.set_defaults(run=_fit_gmm)
+
+
+def _add_knn(kinds: Commands) -> None:
+    knn = kinds.add_parser(
+        "knn",
+        help="GIQA's nearest neighbours among real images' features",
+        formatter_class=Help,
+        description="KNN-GIQA: keeps the features of real images; the score falls with the distance to the k nearest.",
+        epilog="example:\n  qa-hooks fit knn photos/ -o knn.safetensors --extractor inception --k 1 --limit 10000",
+    )
+    _add_common(knn)
+    knn.add_argument("--k", type=int, default=1, metavar="K", help="neighbours")
+    knn.add_argument("--variant", default="paper", choices=["paper", "official_code"], help="the two differ")
+    knn.set_defaults(run=_fit_knn)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("--extractor", default="random", metavar="E", help=EXTRACTORS)
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
+    _add_held_out(parser)
+    add_device(parser, batch_size=64)
+
+
+def _add_held_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--held-out", type=float, default=0.2, metavar="F", help="share kept for the calibration")
+    parser.add_argument("--calibration", default="ecdf", choices=["ecdf", "minmax", "sigmoid"], help="map to [0, 1]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the fit")
+
+
+def _pca(text: str) -> float | int | None:
+    """ "none", a whole number of dimensions, or a share of the variance."""
+    return None if text.lower() == "none" else int(text) if text.isdigit() else float(text)
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("extractor", "limit", "held_out", "calibration", "seed", "batch_size")
+    return {name: getattr(options, name) for name in names} | {"device": read_device(options.device)}
+
+
+def _fit_gmm(options: argparse.Namespace) -> None:
+    from qa_hooks.data.fitting import fit_gmm
+
+    own = {name: getattr(options, name) for name in ("components", "pca", "covariance")}
+    with launched_processes():
+        scorer = fit_gmm(options.folder, options.output, **own, **_common(options))
+    say(f"{options.output}: {scorer.name}")
+
+
+def _fit_knn(options: argparse.Namespace) -> None:
+    from qa_hooks.data.fitting import fit_knn
+
+    with launched_processes():
+        scorer = fit_knn(options.folder, options.output, k=options.k, variant=options.variant, **_common(options))
+    say(f"{options.output}: {scorer.name}")
+
+
+def _add_snapshot(kinds: Commands) -> None:
+    snapshot = kinds.add_parser(
+        "snapshot",
+        help="GIQA's classifiers, trained on the snapshots of a run",
+        formatter_class=Help,
+        description="MBC-, BC- and IR-GIQA: trains a network to tell early images of a training run from later ones\n"
+        "and from real ones. The step is read from the names: step_1000/0003.png, 00001000.png, fakes000200.png, ...",
+        epilog="example:\n  qa-hooks fit snapshot runs/a/samples --real photos/ -o mbc.safetensors",
+    )
+    snapshot.add_argument("folder", metavar="DIR", help="a folder of snapshots, one image per file")
+    snapshot.add_argument("--real", required=True, metavar="DIR", help="real images, prepared like the run's own data")
+    snapshot.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    snapshot.add_argument(
+        "--targets", default="ordinal", choices=["ordinal", "binary", "regression"], help="MBC, BC, IR"
+    )
+    snapshot.add_argument("--classifiers", type=int, default=8, metavar="N", help="of the ordinal targets")
+    snapshot.add_argument("--backbone", default="small", metavar="B", help="small, or a torchvision network")
+    snapshot.add_argument("--pretrained", action="store_true", help="start from torchvision's weights (a download)")
+    snapshot.add_argument("--steps", type=int, default=600, metavar="N", help="training steps")
+    snapshot.add_argument("--last", type=int, metavar="N", help="the step from which on images count as the run's best")
+    snapshot.add_argument("--flip", action="store_true", help="mirror half of the images; not for digits or text")
+    _add_held_out(snapshot)
+    add_device(snapshot, batch_size=64)
+    snapshot.set_defaults(run=_fit_snapshot)
+
+
+def _fit_snapshot(options: argparse.Namespace) -> None:
+    from qa_hooks.data.fitting import fit_snapshot
+
+    names = ["real", "targets", "classifiers", "backbone", "pretrained", "steps", "flip"]
+    names += ["held_out", "calibration", "seed", "batch_size"]
+    with launched_processes():
+        scorer = fit_snapshot(
+            options.folder,
+            options.output,
+            max_iteration=options.last,
+            device=read_device(options.device),
+            **{name: getattr(options, name) for name in names},
+        )
+    say(f"{options.output}: {scorer.name}")
+
+
+def _add_niqe(kinds: Commands) -> None:
+    niqe = kinds.add_parser(
+        "niqe",
+        help="a model of natural images for NIQE",
+        formatter_class=Help,
+        description="Fits NIQE's model of natural images on undistorted photographs and writes it as safetensors.",
+        epilog="example:\n  qa-hooks fit niqe photos/ -o niqe.safetensors --name photos",
+    )
+    niqe.add_argument("folder", metavar="DIR", help="a folder of photographs")
+    niqe.add_argument("-o", "--output", required=True, help="the file to write, for example niqe.safetensors")
+    niqe.add_argument("--name", help="of the model; scores are called niqe_NAME (default: the folder's name)")
+    niqe.add_argument("--block", type=int, default=96, help="side of the blocks in pixels")
+    niqe.add_argument("--color", default="gray", choices=["gray", "y_ycbcr", "y_yiq"], help="the grey conversion")
+    niqe.add_argument(
+        "--sharpness", type=float, default=0.3, help="keep blocks this sharp relative to their image's sharpest"
+    )
+    niqe.add_argument("--shrink", type=float, default=0.03, help="share by which the covariance moves to its diagonal")
+    niqe.add_argument("--limit", type=int, help="use only the first so many files by name")
+    niqe.set_defaults(run=_fit_niqe)
+
+
+def _fit_niqe(options: argparse.Namespace) -> None:
+    from qa_hooks.scorers.niqe import fit_naturalness
+    from qa_hooks.writers import check_writable
+
+    check_writable(Path(options.output).parent, name="--output")
+    model = fit_naturalness(
+        options.folder,
+        options.output,
+        block=options.block,
+        color=options.color,
+        sharpness=options.sharpness,
+        shrink=options.shrink,
+        limit=options.limit,
+        name=options.name,
+    )
+    print(f"{options.output}: fitted on {model.count} blocks")

@@ -1,0 +1,167 @@
+"""`qa-hooks score`, `filter` and `pick`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from qa_hooks.cli.options import Commands, Help, add_device, launched_processes, read_device, scorer_spec
+
+SCORER = 'a name from `qa-hooks scorers`, a .safetensors file, or JSON: \'{"type": "psnr", "channel": "y"}\''
+
+
+def add_score(commands: Commands) -> None:
+    """The parser of `qa-hooks score`."""
+    score = commands.add_parser(
+        "score",
+        help="score a folder of images into a table",
+        formatter_class=Help,
+        description="Writes a CSV with a row per image: raw scores and, where a scorer has a calibration, calibrated\n"
+        "ones; and beside it a JSON that says what the columns mean. It is written as it grows: the same command goes\n"
+        "on where an interrupted one stopped. Images that cannot be read are listed at the end.",
+        epilog="examples:\n"
+        "  qa-hooks score samples/ --scorer niqe_bsd100 gmm.safetensors -o scores.csv\n"
+        "  qa-hooks score outputs/ --scorer psnr ssim --reference targets/ -o scores.csv\n"
+        "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv",
+    )
+    score.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
+    score.add_argument("--scorer", nargs="+", required=True, type=scorer_spec, metavar="SPEC", help=SCORER)
+    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, for example scores.csv")
+    score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
+    score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
+    score.add_argument("--reference", metavar="DIR", help="references under the same names, for psnr, ssim, ...")
+    score.add_argument("--overwrite", action="store_true", help="replace an existing table instead of continuing it")
+    add_device(score, batch_size=32)
+    score.set_defaults(run=_score, resumes=True)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from qa_hooks.data import score_folder
+
+    with launched_processes():
+        table = score_folder(
+            options.folder,
+            options.scorer,
+            options.output,
+            tiles=options.tiles,
+            overlap=options.overlap,
+            reference=options.reference,
+            batch_size=options.batch_size,
+            device=read_device(options.device),
+            resume=not options.overwrite,
+        )
+    _report(f"{options.output}: {table.summary()}", table.failures)
+
+
+def _report(summary: str, failures: dict[str, str], *, shown: int = 20) -> None:
+    """The outcome on stdout, what failed on stderr; once, also with several processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if failures:
+        print(f"{len(failures)} images with problems:", file=sys.stderr)
+        for name, message in list(failures.items())[:shown]:
+            print(f"  {name}: {message}", file=sys.stderr)
+        if len(failures) > shown:
+            print(f"  and {len(failures) - shown} more; all are in the JSON beside the table", file=sys.stderr)
+    print(summary)
+
+
+def add_filter(commands: Commands) -> None:
+    """The parser of `qa-hooks filter`."""
+    filtered = commands.add_parser(
+        "filter",
+        help="list the best images of a table",
+        formatter_class=Help,
+        description="Writes the paths of the best images of a table, best first, one per line, relative to the scored\n"
+        "folder. Equal scores keep the table's order; images without a score are left out. With tiles an image's\n"
+        "score is the mean of its tiles.",
+        epilog="examples:\n"
+        "  qa-hooks filter scores.csv --keep 0.8 -o list.txt\n"
+        "  qa-hooks filter scores.csv --keep 100 --by niqe_bsd100 --null | rsync -a0 --files-from=- samples/ best/",
+    )
+    filtered.add_argument("table", metavar="TABLE", help="a table of `qa-hooks score`, or a CSV with a column path")
+    filtered.add_argument(
+        "--keep", type=_share, required=True, metavar="F", help="a share (1: all), or a number of images"
+    )
+    filtered.add_argument("--by", metavar="COLUMN", help="the column to go by; needed when there are several scorers")
+    direction = filtered.add_mutually_exclusive_group()
+    for way in ("higher", "lower"):
+        direction.add_argument(
+            f"--{way}-is-better",
+            dest="higher_is_better",
+            action="store_const",
+            const=way == "higher",
+            help="where the table does not say",
+        )
+    filtered.add_argument("-o", "--output", default="-", metavar="FILE", help="the list; - is the terminal")
+    filtered.add_argument("-0", "--null", action="store_true", help="end each path with a NUL instead of a line end")
+    filtered.set_defaults(run=_filter)
+
+
+def _share(text: str) -> float | int:
+    """0.8 is a share, 100 a number of images."""
+    return int(text) if text.isdigit() and text != "1" else float(text)
+
+
+def _filter(options: argparse.Namespace) -> None:
+    from qa_hooks.data import filter_scores
+
+    kept, count = filter_scores(
+        options.table,
+        None if options.output == "-" else options.output,
+        keep=options.keep,
+        by=options.by,
+        higher_is_better=options.higher_is_better,
+        null=options.null,
+    )
+    if options.output == "-":
+        sys.stdout.flush()
+        end = "\0" if options.null else "\n"
+        sys.stdout.buffer.write("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
+    else:
+        print(f"{options.output}: {len(kept)} of {count} images")
+
+
+def add_pick(commands: Commands) -> None:
+    """The parser of `qa-hooks pick`."""
+    pick = commands.add_parser(
+        "pick",
+        help="copy or link the best images of a folder",
+        formatter_class=Help,
+        description="Scores a folder and puts the best images into OUT/images under the same relative names, with\n"
+        "OUT/manifest.csv (every image: score, kept or not, rank), OUT/contact_sheet.png (best to worst) and\n"
+        "OUT/scores.csv, from which the same command goes on where an interrupted one stopped.",
+        epilog="examples:\n"
+        "  qa-hooks pick samples/ --scorer gmm.safetensors --keep 0.9 --out picked/\n"
+        "  qa-hooks pick samples/ --scorer niqe_bsd100 --keep 100 --out best100/ --link",
+    )
+    pick.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
+    pick.add_argument("--scorer", required=True, type=scorer_spec, metavar="SPEC", help=SCORER)
+    pick.add_argument("--keep", type=_share, default=0.9, metavar="F", help="a share (1: all), or a number of images")
+    pick.add_argument("--out", required=True, metavar="DIR", help="the folder to make; not inside the other")
+    pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
+    pick.add_argument("--reference", metavar="DIR", help="references under the same names, for psnr, ssim, ...")
+    pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")
+    pick.add_argument("--overwrite", action="store_true", help="score anew instead of continuing")
+    add_device(pick, batch_size=32)
+    pick.set_defaults(run=_pick, resumes=True)
+
+
+def _pick(options: argparse.Namespace) -> None:
+    from qa_hooks.data import pick_folder
+
+    with launched_processes():
+        picked = pick_folder(
+            options.folder,
+            options.scorer,
+            options.out,
+            keep=options.keep,
+            link=options.link,
+            reference=options.reference,
+            recall=options.recall,
+            batch_size=options.batch_size,
+            device=read_device(options.device),
+            resume=not options.overwrite,
+        )
+    _report(picked.summary(), picked.failures)

@@ -1,0 +1,147 @@
+"""The table of scores behind `qa-hooks score`: a CSV that grows row by row, and a JSON that says what its columns mean.
+
+    scores.csv       path,niqe_bsd100,giqa-gmm,giqa-gmm_calibrated     (path,tile_x,tile_y,... with tiles)
+    scores.csv.json  {"format": "qa_hooks.scores", "version": 1, "folder": ..., "scorers": [...], "complete": true, ...}
+
+Paths are relative to the folder, with forward slashes. Rows are whole images, written at once, in any order; the last
+run sorts them by path. Under several processes rank r > 0 writes `scores.csv.part{r}` and rank 0 merges. A process may
+be killed at any time: what is not whole is dropped when the table is continued. Numbers are the shortest decimals
+that give the float32 back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT, VERSION = "qa_hooks.scores", 1
+TILE_COLUMNS = ("tile_x", "tile_y")
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name survives
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores of the images of a folder, as `read_scores` and `score_folder` return them.
+
+    Attributes:
+        paths: n paths relative to the folder, with forward slashes; one per row, so that tiles repeat them.
+        columns: `(n,)` float32 scores by column, raw as the scorer gives them; nan where it could not.
+        tiles: `(n, 2)` int64, x and y of the tile's upper left corner; None without tiles.
+        spec: what the JSON beside the table holds; empty when there is none.
+
+    Example:
+        >>> table = ScoreTable(["a.png", "b.png"], {"psnr": torch.tensor([30.0, float("nan")])})
+        >>> len(table), table.summary()
+        (2, '2 images; no score (nan): psnr 1')
+    """
+
+    paths: list[str]
+    columns: dict[str, Tensor]
+    tiles: Tensor | None = None
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """What went wrong in the last run: path -> message."""
+        return dict(self.spec.get("failures", {}))
+
+    def higher_is_better(self, column: str) -> bool | None:
+        """The direction of a column; None when the table does not say."""
+        self.column(column)
+        for scorer in self.spec.get("scorers", []):
+            if column == f"{scorer['name']}_calibrated":
+                return True
+            if column == scorer["name"]:
+                return bool(scorer["higher_is_better"])
+        return None
+
+    def column(self, name: str) -> Tensor:
+        """`(n,)` float32; `ValueError` that names the columns there are."""
+        if name not in self.columns:
+            raise ValueError(f"the table has no column {name!r}; its columns are {', '.join(self.columns)}")
+        return self.columns[name]
+
+    def per_image(self, column: str) -> tuple[list[str], Tensor]:
+        """Each image once, in the table's order, with its score `(m,)`: with tiles their mean, nan left out."""
+        values = self.column(column).double().tolist()
+        scores: dict[str, list[float]] = {}
+        for path, value in zip(self.paths, values, strict=True):
+            scores.setdefault(path, []).append(value)
+        means = []
+        for tiles in scores.values():
+            known = [value for value in tiles if not math.isnan(value)]
+            means.append(sum(known) / len(known) if known else math.nan)
+        return list(scores), torch.tensor(means, dtype=torch.float64).float()
+
+    def summary(self) -> str:
+        """One line of counts: images, tiles, images that failed, scores that are nan."""
+        parts = [f"{len(set(self.paths))} images"]
+        if self.tiles is not None:
+            parts.append(f"{len(self)} tiles")
+        missing = {name: int(values.isnan().sum()) for name, values in self.columns.items()}
+        missing = {k: n for k, n in missing.items() if n and not k.endswith("_calibrated")}
+        if missing:
+            parts.append("no score (nan): " + ", ".join(f"{name} {count}" for name, count in missing.items()))
+        if self.failures:
+            parts.append(f"{len(self.failures)} with problems")
+        return "; ".join(parts)
+
+
+def read_scores(path: str | Path) -> ScoreTable:
+    """Read a table, one of `qa-hooks score` or any CSV with a column `path` and columns of numbers.
+
+    Raises:
+        ValueError: not such a table, or a table that a killed run has left half-written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    spec = read_spec(path) or {}
+    if not spec.get("complete", True):
+        raise ValueError(f"{path} is not complete: its run was interrupted; repeat the same `qa-hooks score` to finish")
+    try:
+        with path.open(**TEXT) as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+        if header[:1] != ["path"] or len(header) < 2 or len(set(header)) < len(header):
+            raise ValueError(f"its first line is {','.join(header)[:80]!r}, expected path,COLUMN,...")
+        uneven = [number for number, row in enumerate(rows, 2) if len(row) != len(header)]
+        if uneven:
+            raise ValueError(f"record {uneven[0]} has not {len(header)} fields")
+        values = {name: np.array([float(row[i]) for row in rows]) for i, name in enumerate(header) if i}
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is not a table of scores: {error}") from error
+    tiles = None
+    if header[1:3] == list(TILE_COLUMNS):
+        tiles = torch.from_numpy(np.stack([values.pop(name) for name in TILE_COLUMNS], 1)).long()
+    columns = {name: torch.from_numpy(column).float() for name, column in values.items()}
+    return ScoreTable([row[0] for row in rows], columns, tiles, spec)
+
+
+def read_spec(path: Path) -> dict[str, Any] | None:
+    """The JSON beside a table, or None; `ValueError` when it is something else."""
+    beside = spec_path(path)
+    if not beside.is_file():
+        return None
+    try:
+        spec = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{beside} is not a whole JSON file: {error}") from error
+    if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
+        raise ValueError(f"{beside} does not describe a table of scores of version {VERSION}")
+    return spec
+
+
+def spec_path(path: Path) -> Path:
+    """`scores.csv` -> `scores.csv.json`."""
+    return path.with_name(path.name + ".json")
