@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import multiprocessing
 import os
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ import torch
 
 from qa_hooks.demo.data import Images, load_digits_images, load_folder_images
 from qa_hooks.demo.evaluation import Evaluator
+from qa_hooks.demo.side_by_side import side_by_side
+from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.demo.training import VARIANTS, Job, train
 from qa_hooks.images import make_grid, save_image, to_uint8
 from qa_hooks.writers import check_writable
@@ -65,7 +65,14 @@ def run_demo(
         for variant in variants
     ]
     print(f"training {len(todo)} runs of {max(lengths.values())} steps, {jobs} at a time", flush=True)
-    results = _run_side_by_side(todo, evaluator, jobs)
+    longest_first = sorted(todo, key=lambda job: -VARIANTS.index(job.variant))
+    results = side_by_side(
+        functools.partial(_train_job, evaluator),
+        todo,
+        processes=jobs,
+        total=sum(job.steps for job in todo),
+        first=longest_first,
+    )
     strips = [images.train[:24], *(next(r["strip"] for r in results if r["variant"] == v) for v in variants)]
     save_image(make_grid(to_uint8(torch.cat(strips), (-1, 1)), columns=24, scale=3), out / "samples.png")
     plain_results = [{key: value for key, value in result.items() if key != "strip"} for result in results]
@@ -89,28 +96,23 @@ def format_table(
 ) -> str:
     """The results as a Markdown table: mean and deviation over seeds, and each seed's value."""
     has_score = "is" in real
-    head = f"| variant | steps | FD_{extractor} (n={samples}) | per seed |" + (" IS |" if has_score else "")
-    lines = [head + " CPU ms/step | cost |", "|---" * (head.count("|") + 1) + "|"]
+
+    def score(values: list[float]) -> list[str]:
+        return [mean_std(values)] if has_score else []
+
+    head = ["variant", "steps", f"FD_{extractor} (n={samples})", "per seed", *(["IS"] if has_score else [])]
     base = [r["ms"] for r in results if r["variant"] == "plain"]
+    rows: list[list[Any]] = []
     for variant in variants:
-        rows = [r for r in results if r["variant"] == variant]
-        milliseconds = sum(r["ms"] for r in rows) / len(rows)
+        runs = [r for r in results if r["variant"] == variant]
+        milliseconds = sum(r["ms"] for r in runs) / len(runs)
         cost = f"x{milliseconds / (sum(base) / len(base)):.2f}" if base else ""
-        score = f" {_mean_std([r['is'] for r in rows])} |" if has_score else ""
-        distances = [r["fd"] for r in rows]
+        distances = [r["fd"] for r in runs]
         each = " ".join(f"{distance:.1f}" for distance in distances)
-        cells = f"| {variant} | {rows[0]['steps']} | {_mean_std(distances)} | {each} |{score}"
-        lines.append(f"{cells} {milliseconds:.1f} | {cost} |")
-    score = f" {real['is']:.2f} |" if has_score else ""
-    lines.append(f"| held-out real images | | {real['fd']:.1f} | |{score} | |")
-    return "\n".join(lines)
-
-
-def _mean_std(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5:.2f}"
+        cells = [variant, runs[0]["steps"], mean_std(distances), each, *score([r.get("is", 0.0) for r in runs])]
+        rows.append([*cells, f"{milliseconds:.1f}", cost])
+    rows.append(["held-out real images", "", f"{real['fd']:.1f}", "", *score([real.get("is", 0.0)]), "", ""])
+    return write_table([*head, "CPU ms/step", "cost"], rows)
 
 
 def _check_demo(variants: tuple[str, ...], seeds: tuple[int, ...], steps: int, equal: str, jobs: int) -> None:
@@ -144,37 +146,11 @@ def _equal_time_steps(template: Job, variants: tuple[str, ...], evaluator: Evalu
     for variant in dict.fromkeys(("plain", *variants)):
         with tempfile.TemporaryDirectory() as folder:
             short = replace(template, variant=variant, steps=80, folder=Path(folder), samples=200)
-            milliseconds[variant] = _train_quietly(short, evaluator, None)["ms"]
+            milliseconds[variant] = _train_job(evaluator, short, None)["ms"]
         print(f"{variant}: {milliseconds[variant]:.1f} CPU ms a step", flush=True)
     return {v: round(template.steps * milliseconds["plain"] / milliseconds[v]) for v in variants}
 
 
-def _train_quietly(job: Job, evaluator: Evaluator, progress: Any) -> dict[str, Any]:
+def _train_job(evaluator: Evaluator, job: Job, progress: Any) -> dict[str, Any]:
     with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):  # one progress bar for all processes
         return train(job, evaluator, progress)
-
-
-def _run_side_by_side(todo: list[Job], evaluator: Evaluator, jobs: int) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
-    context = multiprocessing.get_context("spawn")
-    total = sum(job.steps for job in todo)
-    with (
-        context.Manager() as manager,
-        tqdm(total=total, desc="training", unit="step", disable=None) as bar,
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        progress = manager.Queue()
-        longest_first = sorted(todo, key=lambda job: -VARIANTS.index(job.variant))  # so that no core waits for the last
-        submitted = {id(job): pool.submit(_train_quietly, job, evaluator, progress) for job in longest_first}
-        futures = [submitted[id(job)] for job in todo]
-        while not all(future.done() for future in futures):
-            time.sleep(0.2)
-            while not progress.empty():
-                bar.update(progress.get())
-            for future in futures:
-                if future.done() and future.exception() is not None:
-                    pool.shutdown(cancel_futures=True)
-                    future.result()
-        bar.update(total - bar.n)
-        return [future.result() for future in futures]
