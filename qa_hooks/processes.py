@@ -67,6 +67,16 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)
 
 
+def gather_equal(values: Tensor) -> list[Tensor]:
+    """`values` of all ranks in rank order, on every rank, with one collective; the shapes must be equal."""
+    if not is_distributed():
+        return [values]
+    own = values.detach().to(_collective_device()).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return [part.to(values.device) for part in parts]
+
+
 def first_error(error: BaseException | None) -> str | None:
     """What the first failing rank has to say, on all ranks; None when every rank is well.
 

@@ -1,6 +1,7 @@
 """Where values go: TensorBoard, Weights & Biases, or memory; and the one place where tags are made.
 
-A writer has four methods: `scalar`, `image`, `histogram` and `close`. x is the optimizer step.
+A writer has four methods: `scalar`, `image`, `histogram` and `close`, and may have `flush`, which is called when a
+checkpoint is saved. x is the optimizer step.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class MemoryWriter:
 class TensorBoardWriter:
     """Writes TensorBoard event files.
 
+    A run that was killed and goes on in the same folder replaces the points that it makes again: its first write tells
+    TensorBoard to forget our points from that step on. Where other writers log into the folder this is left out, since
+    TensorBoard would forget theirs as well.
+
     Args:
         log_dir: the run's folder; made when it is missing.
 
@@ -83,24 +88,45 @@ class TensorBoardWriter:
         ValueError: the folder cannot be written. That is found out here, before training starts.
     """
 
+    SUFFIX = ".qa_hooks"  # of the file's name: which files are ours
+
     def __init__(self, log_dir: str | Path) -> None:
         check_writable(log_dir)
         from torch.utils.tensorboard import SummaryWriter
 
         self.log_dir = Path(log_dir)
-        self._writer: Any = SummaryWriter(str(log_dir), flush_secs=30)
+        self._make: Any = SummaryWriter
+        self._writer: Any = None
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, float(value), step)
+        self._open(step).add_scalar(tag, float(value), step)
 
     def image(self, tag: str, image: Tensor, step: int) -> None:
-        self._writer.add_image(tag, image.cpu(), step)
+        self._open(step).add_image(tag, image.cpu(), step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        self._writer.add_histogram(tag, values.detach().float().cpu().numpy(), step)
+        self._open(step).add_histogram(tag, values.detach().float().cpu().numpy(), step)
+
+    def flush(self) -> None:
+        """Put on disk what is pending, so that a run that is killed later finds it."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, step: int) -> Any:
+        # TensorBoard would find out in a thread of its own, with a traceback, and some points later.
+        if not self.log_dir.is_dir():
+            raise FileNotFoundError(f"the folder {self.log_dir} has vanished")
+        if self._writer is None:
+            names = [path.name for path in self.log_dir.glob("*tfevents*")]
+            ours = bool(names) and all(name.endswith(self.SUFFIX) for name in names)
+            self._writer = self._make(
+                str(self.log_dir), flush_secs=30, filename_suffix=self.SUFFIX, purge_step=step if ours else None
+            )
+        return self._writer
 
 
 class WandbWriter:
@@ -178,6 +204,10 @@ class GuardedWriter:
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         self._try("histogram", tag, values, step)
+
+    def flush(self) -> None:
+        if hasattr(self._writer, "flush"):
+            self._try("flush")
 
     def close(self) -> None:
         self._try("close")

@@ -51,11 +51,13 @@ class Callback:
         state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
+        reads: callbacks whose results this one uses; Hooks wants them before it.
     """
 
     every: int = 1
     budgeted: bool = False
     skipped: torch.optim.Optimizer | None = None
+    reads: tuple[Callback, ...] = ()
 
     @property
     def state_key(self) -> str:

@@ -214,7 +214,11 @@ class Hooks:
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it."""
+        """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it.
+
+        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap.
+        """
+        self._writer.flush()
         return {
             "step": self.step_count,
             "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
@@ -256,6 +260,13 @@ class Hooks:
         duplicates = sorted({key for key in keys if keys.count(key) > 1})
         if duplicates:
             raise ValueError(f"two callbacks have the state key {duplicates[0]!r}; give one of them another name=")
+        for position, callback in enumerate(self.callbacks):
+            for needed in callback.reads:
+                if not any(earlier is needed for earlier in self.callbacks[:position]):
+                    raise ValueError(
+                        f"{callback.state_key} reads {needed.state_key}, which must come before it in the list of "
+                        "callbacks"
+                    )
         for name, part in self.track.items():
             if not hasattr(part, "terms"):
                 raise ValueError(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
+from qa_hooks.cli.comparing import add_compare, add_watch
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
 
@@ -17,14 +18,14 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 1 with a message on bad input, 130 after Ctrl-C."""
+    """Run a command; 0 when it worked, 1 with a message on bad input, 130 after Ctrl-C, 3 after an alarm."""
     options = _parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0")
     who = f"qa-hooks {options.command}" + (f" (process {rank})" if rank != "0" else "")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            options.run(options)
+            code = options.run(options)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         print(f"{who}: {error}", file=sys.stderr)
         return 1
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "; the same command goes on where it stopped" if getattr(options, "resumes", False) else ""
         print(f"interrupted{again}", file=sys.stderr)
         return 130
-    return 0
+    return int(code or 0)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -52,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add_score(commands)
     add_filter(commands)
     add_pick(commands)
+    add_compare(commands)
+    add_watch(commands)
     add_scorers(commands)
     add_info(commands)
     return parser

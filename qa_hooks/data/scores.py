@@ -70,7 +70,7 @@ def score_folder(
             missing or needless, or not one image that could be scored.
     """
     started = time.time()
-    named = _name(scorers, device)
+    named = name_scorers(scorers, device)
     batch_size = check_count("batch_size", batch_size)
     tiles = None if tiles is None else check_count("tiles", tiles)
     if not 0 <= overlap < (tiles or 1):
@@ -116,7 +116,8 @@ def together() -> Iterator[None]:
         raise RuntimeError(message)
 
 
-def _name(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
+def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
+    """Scorers by a name that is unique among them, on the device; `ValueError` for one that a folder cannot feed."""
     specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
     if not specs:
         raise ValueError("scorers is empty: give at least one")

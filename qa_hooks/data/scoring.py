@@ -37,10 +37,7 @@ def score_images(
     share = f" (share {rank() + 1} of {world_size()})" if world_size() > 1 else ""
     quiet = None if progress and rank() == 0 else True
     with tqdm(total=total, desc=f"scores{share}", unit="image", disable=quiet) as bar, file.appender(rank()) as out:
-        for window in _windows(images, batch_size):
-            with isolated(*named.values()):
-                for name, scorer in named.items():
-                    _score_window(window, name, scorer, batch_size, device)
+        for window in scored_windows(images, named, batch_size, device):
             for image in window:
                 if image.problem:
                     failures[image.name] = image.problem
@@ -50,6 +47,17 @@ def score_images(
             if failures:
                 bar.set_postfix(failed=len(failures))
     return failures
+
+
+def scored_windows(
+    images: Iterable[PiecedImage], named: Mapping[str, Scorer], batch_size: int, device: str | torch.device | None
+) -> Iterator[list[PiecedImage]]:
+    """The images with their scores, or the problem that they had; a few batches of them at a time."""
+    for window in _windows(images, batch_size):
+        with isolated(*named.values()):
+            for name, scorer in named.items():
+                _score_window(window, name, scorer, batch_size, device)
+        yield window
 
 
 def read_ahead(read: Callable[[str], PiecedImage], names: Sequence[str]) -> Iterator[PiecedImage]:

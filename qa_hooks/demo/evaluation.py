@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks.callbacks import Context, Monitor
 from qa_hooks.demo.data import Images
+from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.frechet import frechet_distance, inception_score
 from qa_hooks.stats import Moments
-from qa_hooks.writers import make_tag
 
 
 class Evaluator:
@@ -24,6 +23,7 @@ class Evaluator:
     Attributes:
         name: of the extractor, part of each metric's name.
         accuracy: on the held-out part; None without labels.
+        extractor: the features for monitors, which take images in [0, 1].
     """
 
     def __init__(self, data: Images, *, epochs: int = 12) -> None:
@@ -38,6 +38,8 @@ class Evaluator:
         if self.head is not None and data.test_labels is not None:
             self.accuracy = float((self.logits(data.test).argmax(1) == data.test_labels).float().mean())
         self.name = f"{data.name}-cnn64" if self.head is not None else "random-cnn64"
+        name = re.sub(r"[^\w.-]", "_", self.name)
+        self.extractor = FeatureExtractor(self.features, name=name, mean=(0.5,), std=(0.5,), channels=channels)
         self.real = self.moments(data.train)
 
     @torch.no_grad()
@@ -90,18 +92,3 @@ def _train_classifier(features: nn.Module, head: nn.Module, images: Tensor, labe
             loss.backward()
             optimizer.step()
             schedule.step()
-
-
-class FrechetMonitor(Monitor):
-    """The demo's evaluation as a curve; `qa_hooks` users write their own in as few lines."""
-
-    def __init__(self, evaluator: Evaluator, sample: Any, *, every: int, n: int) -> None:
-        super().__init__(every=every)
-        self.evaluator, self.sample, self.n = evaluator, sample, n
-
-    def local(self, ctx: Context) -> dict[str, float]:
-        return self.evaluator.evaluate(self.sample(self.n, torch.Generator().manual_seed(1)))
-
-    def reduce(self, ctx: Context, part: dict[str, float]) -> None:
-        for metric, value in part.items():
-            ctx.writer.scalar(make_tag("eval", f"{metric}_{self.evaluator.name}(n={self.n})", "value"), value, ctx.step)

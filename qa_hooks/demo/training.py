@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.callbacks import Hooks, NaNGuard, SampleGrid, ScoreMonitor
-from qa_hooks.demo.evaluation import Evaluator, FrechetMonitor
+from qa_hooks.callbacks import GenerativeMonitor, Hooks, NaNGuard, SampleGrid, ScoreMonitor
+from qa_hooks.demo.evaluation import Evaluator
 from qa_hooks.demo.networks import LATENT, make_critic, make_generator
 from qa_hooks.penalties import QAGANPenalty
 from qa_hooks.scorers import FunctionScorer
@@ -61,7 +61,16 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
     every = max(1, job.steps // 8)
     callbacks = [
         SampleGrid(sample, every=every, value_range=(-1, 1), scale=3),
-        FrechetMonitor(evaluator, sample, every=every, n=min(1000, job.samples)),
+        GenerativeMonitor(
+            sample,
+            job.images,
+            extractor=evaluator.extractor,
+            metrics=("fd", "kid") if evaluator.head is None else ("fd", "kid", "is"),
+            classifier=lambda images: evaluator.logits(images * 2 - 1),
+            n=min(1000, job.samples),
+            every=every,
+            value_range=(-1, 1),
+        ),
         NaNGuard("stop", every=10),
     ]
     if evaluator.head is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qa_hooks.batches import Source, count_images, image_batches, is_shared
 from qa_hooks.features.extractor import FeatureExtractor
-from qa_hooks.images import Range, RangeGuard, check_range, to_unit
+from qa_hooks.images import Range, RangeGuard, check_range, to_uint8, to_unit
 from qa_hooks.isolation import isolated
 from qa_hooks.processes import first_error, gather_rows, rank, world_size
 from qa_hooks.writers import check_writable
@@ -76,6 +76,7 @@ def extract_features(
     batch_size: int = 64,
     value_range: Range = (0.0, 1.0),
     generated: bool = False,
+    quantised: bool = False,
     progress: bool = True,
     failures: dict[int, str] | None = None,
 ) -> Features:
@@ -92,6 +93,7 @@ def extract_features(
         value_range: what the numbers of floating images mean; uint8 images are [0, 255].
         generated: the images come from a model, so values outside the range are clamped and warned of at most; real
             images outside the range raise.
+        quantised: round floating images to 8 bits first, as files would: FID is defined on those.
         progress: show a bar (rank 0, terminals only).
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
             the first one raises.
@@ -108,7 +110,7 @@ def extract_features(
     rows, positions, error = torch.zeros(0, extractor.dim), torch.zeros(0, dtype=torch.int64), None
     try:
         with isolated(extractor):
-            guard = _guard(check_range(value_range), generated)
+            guard = _guard(check_range(value_range), generated, quantised)
             rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
     except Exception as caught:
         if world_size() == 1:
@@ -127,13 +129,13 @@ def extract_features(
     return Features(values[order], extractor.fingerprint, indices[order])
 
 
-def _guard(value_range: Range, generated: bool) -> Callable[[Tensor], Tensor]:
-    """Checks the first batches and maps all of them to [0, 1]."""
+def _guard(value_range: Range, generated: bool, quantised: bool) -> Callable[[Tensor], Tensor]:
+    """Checks the first batches and maps all of them to [0, 1], or to uint8."""
     check = RangeGuard(value_range)
 
     def to_clamped(images: Tensor) -> Tensor:
         check(**{"predictions" if generated else "data": {"images": images}})
-        return to_unit(images, value_range).clamp(0, 1)
+        return to_uint8(images, value_range) if quantised else to_unit(images, value_range).clamp(0, 1)
 
     return to_clamped
 

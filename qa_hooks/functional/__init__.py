@@ -3,6 +3,8 @@
 from qa_hooks.functional.aggd import aggd
 from qa_hooks.functional.frechet import frechet_distance, inception_score
 from qa_hooks.functional.gradient_penalty import gradient_penalty
+from qa_hooks.functional.intervals import bootstrap_interval, group_jackknife, paired_difference
+from qa_hooks.functional.kernel_distance import KernelDistance, kernel_distance
 from qa_hooks.functional.mixture import mixture_log_density
 from qa_hooks.functional.ms_ssim import ms_ssim
 from qa_hooks.functional.naturalness import naturalness_distance
@@ -13,16 +15,21 @@ from qa_hooks.functional.ssim import ssim, ssim_distance
 
 __all__ = [
     "FeatureConfig",
+    "KernelDistance",
     "PrecisionRecall",
     "aggd",
+    "bootstrap_interval",
     "frechet_distance",
     "gradient_penalty",
+    "group_jackknife",
     "inception_score",
+    "kernel_distance",
     "mixture_log_density",
     "ms_ssim",
     "naturalness_distance",
     "nearest_neighbours",
     "niqe_features",
+    "paired_difference",
     "precision_recall",
     "ssim",
     "ssim_distance",

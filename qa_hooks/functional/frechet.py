@@ -14,13 +14,18 @@ from torch import Tensor
 
 from qa_hooks.functional.precision import to_float64
 
+BLOCK = 256  # columns of a product at a time
 
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+
+def frechet_distance(
+    mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, *, factor_a: Tensor | None = None
+) -> Tensor:
     """The squared Frechet distance, the number that "FID" reports.
 
     Args:
         mean_a, mean_b: `(d,)`.
         cov_a, cov_b: `(d, d)`, symmetric; singular ones are fine.
+        factor_a: `frechet_factor(cov_a)`, where the same reference is compared with many sets.
 
     Returns:
         A float64 scalar, at least 0.
@@ -40,26 +45,48 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
         raise ValueError(f"means must be (d,) and covariances (d, d) with one d, got {shapes}")
     if not all(bool(torch.isfinite(value).all()) for value in (mean_a, cov_a, mean_b, cov_b)):
         raise ValueError("the moments hold non-finite values")
-    factor = _factor(cov_a)
-    product = factor.T @ cov_b @ factor
-    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()
+    other = cov_b
+    if factor_a is not None:
+        factor = to_float64(factor_a)
+    else:
+        factor, failed = torch.linalg.cholesky_ex(cov_a)
+        if bool(failed):  # fewer rows than dimensions; the other set may have more
+            factor, other = frechet_factor(cov_b), cov_a
+    if factor.shape[0] != dim or factor.ndim != 2:
+        raise ValueError(f"factor_a must be frechet_factor(cov_a), ({dim}, rank), got {tuple(factor.shape)}")
+    if not factor.shape[1]:
+        return distance
+    eigenvalues = torch.linalg.eigvalsh(_congruence(factor, other))
     # Rounding of the product leaves eigenvalues of about +-eps * scale where there should be zeros; their roots would
     # count.
     floor = eigenvalues.abs().max() * dim * torch.finfo(torch.float64).eps
     root_trace = torch.where(eigenvalues > floor, eigenvalues, torch.zeros_like(eigenvalues)).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root_trace
-    return distance.clamp_min(0)
+    return (distance - 2 * root_trace).clamp_min(0)
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """F with F F^T = covariance: Cholesky, and where that fails the eigenvectors with clamped eigenvalues."""
+def frechet_factor(covariance: Tensor) -> Tensor:
+    """F `(d, rank)` float64 with F F^T = covariance: Cholesky, or where that fails the eigenvectors of its range."""
+    covariance = to_float64(covariance)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if not bool(failed):
         return factor
     values, vectors = torch.linalg.eigh(covariance)
-    scaled: Tensor = vectors * values.clamp_min(0).sqrt()
+    positive = values > values.abs().max() * len(values) * torch.finfo(torch.float64).eps
+    scaled: Tensor = vectors[:, positive] * values[positive].sqrt()
     return scaled
+
+
+def _congruence(factor: Tensor, covariance: Tensor) -> Tensor:
+    """The lower triangle of F^T S F; without the zeros of a triangular F, a third of the work."""
+    if factor.shape[0] != factor.shape[1] or bool(factor.triu(1).any()):
+        return factor.T @ covariance @ factor
+    product = torch.zeros_like(factor)
+    for start in range(0, len(factor), BLOCK):
+        rest = factor[start:, start:]
+        product[start:, start : start + BLOCK] = rest.T @ (covariance[start:, start:] @ rest[:, :BLOCK])
+    return product
 
 
 def inception_score(logits: Tensor, *, splits: int = 10) -> tuple[Tensor, Tensor]:

@@ -20,3 +20,19 @@ def to_float64(tensor: Tensor) -> Tensor:
     if tensor.device.type == "mps":
         tensor = tensor.cpu()
     return tensor.to(torch.float64)
+
+
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """The type in which to multiply features: theirs, or float64 where torch may round float32 products further.
+
+    The user may have allowed TF32 or bfloat16 products for training (`torch.set_float32_matmul_precision`); a
+    distance of features loses its digits with them.
+
+    Example:
+        >>> product_dtype(torch.zeros(2), torch.zeros(2).half())
+        torch.float32
+    """
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype if torch.get_float32_matmul_precision() == "highest" else torch.float64

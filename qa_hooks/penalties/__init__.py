@@ -4,6 +4,7 @@ Each penalty is one term for the critic's loss and nothing else: the adversarial
 convention works, and the generator's loss is not touched.
 """
 
+from qa_hooks.penalties.attach import AttachedPenalty, attach_penalty
 from qa_hooks.penalties.gradient_model import fit_gradient_model
 from qa_hooks.penalties.niqe import NIQEPenalty
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
@@ -11,6 +12,7 @@ from qa_hooks.penalties.qagan import QAGANPenalty
 from qa_hooks.penalties.terms import DriftPenalty, GradientPenalty, SSIMPenalty
 
 __all__ = [
+    "AttachedPenalty",
     "CriticPass",
     "CriticPenalty",
     "DriftPenalty",
@@ -18,5 +20,6 @@ __all__ = [
     "NIQEPenalty",
     "QAGANPenalty",
     "SSIMPenalty",
+    "attach_penalty",
     "fit_gradient_model",
 ]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qa_hooks.functional.frechet import frechet_distance, inception_score
+from qa_hooks.functional.frechet import frechet_distance, frechet_factor, inception_score
+from qa_hooks.stats import Moments
 
 
 def moments(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,3 +84,57 @@ def test_inception_score_equals_the_definition():
     mean, std = inception_score(torch.from_numpy(logits), splits=3)
     assert float(mean) == pytest.approx(np.mean(scores), rel=1e-12)
     assert float(std) == pytest.approx(np.std(scores), rel=1e-9)
+
+
+def rectified(rows: int, dim: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(dim, dim, generator=torch.Generator().manual_seed(9)) / dim**0.5
+    return (torch.randn(rows, dim, generator=generator) * torch.logspace(0, -2, dim) @ basis + 0.2).relu()
+
+
+@pytest.mark.parametrize("counts", [(900, 700), (900, 60), (60, 900)])
+def test_equals_torch_fidelity_and_torchmetrics(counts):
+    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    sets = [rectified(count, 128, seed) for seed, count in enumerate(counts)]
+    statistics = [metric_fid.fid_features_to_statistics(rows) for rows in sets]
+    theirs = metric_fid.fid_statistics_to_metric(*statistics, False)[metric_fid.KEY_METRIC_FID]
+    ours = []
+    for rows in sets:
+        gathered = Moments(128)
+        for batch in rows.split(64):
+            gathered.update(batch)
+        ours += [gathered.mean(), gathered.covariance()]
+    found = float(frechet_distance(*ours))
+    assert found == pytest.approx(theirs, rel=1e-4)
+    assert float(frechet_distance(*ours, factor_a=frechet_factor(ours[1]))) == pytest.approx(found, rel=1e-9)
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    assert found == pytest.approx(float(fid._compute_fid(*ours)), rel=1e-4)
+
+
+def test_a_factor_reaches_over_blocks():
+    """More dimensions than a block, so that the products of a triangle are put together from several."""
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(900, 600)), rng.normal(size=(1000, 600)) * 1.3
+    distance = float(frechet_distance(*moments(a), *moments(b)))
+    assert distance == pytest.approx(oracle(a, b), rel=1e-8)
+    singular = torch.zeros(600, 600, dtype=torch.float64)
+    assert frechet_factor(singular).shape == (600, 0)
+    assert float(frechet_distance(*moments(a), torch.zeros(600), singular)) == pytest.approx(
+        float((moments(a)[0] ** 2).sum() + moments(a)[1].trace()), rel=1e-9
+    )
+
+
+def test_a_factor_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="factor_a must be"):
+        frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(3), torch.eye(3), factor_a=torch.eye(4))
+
+
+def test_inception_score_equals_torch_fidelity():
+    metric_isc = pytest.importorskip("torch_fidelity.metric_isc")
+    logits = torch.randn(203, 12, generator=torch.Generator().manual_seed(0)) * 2
+    theirs = metric_isc.isc_features_to_metric(logits, splits=1, shuffle=False)
+    assert float(inception_score(logits, splits=1)[0]) == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    theirs = metric_isc.isc_features_to_metric(logits[:200], splits=10, shuffle=False)
+    mean, std = inception_score(logits[:200], splits=10)
+    assert float(mean) == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    assert float(std) == pytest.approx(theirs["inception_score_std"], rel=1e-4)

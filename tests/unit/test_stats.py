@@ -66,3 +66,40 @@ def test_one_process_needs_no_collective():
     assert global_sum(rows) is rows
     assert first_error(None) is None
     assert first_error(ValueError("x")) == "ValueError: x"
+
+
+@pytest.mark.parametrize("batch", [1, 64, 700, 2000])
+def test_moments_do_not_depend_on_batches(batch):
+    """Rows wait until there are 512; dimensions go over blocks of 256."""
+    rows = torch.randn(2000, 300, generator=torch.Generator().manual_seed(0)) * 3 + 40
+    moments = Moments(300)
+    for part in rows.split(batch):
+        moments.update(part)
+    assert moments.count == 2000
+    assert np.allclose(moments.covariance(), np.cov(rows.double().numpy().T), rtol=1e-9, atol=1e-12)
+    assert torch.equal(moments.covariance(), moments.covariance().T)
+
+
+def test_moments_survive_a_save_bit_for_bit():
+    rows = torch.randn(900, 5, generator=torch.Generator().manual_seed(0)) + 10
+    whole, first, resumed = Moments(5), Moments(5), Moments(5)
+    for part in rows.split(100):
+        whole.update(part)
+    for part in rows[:300].split(100):
+        first.update(part)
+    state = first.state_dict()
+    first.covariance()  # looking must not change what is saved
+    resumed.load_state_dict(state)
+    for part in rows[300:].split(100):
+        resumed.update(part)
+    assert torch.equal(resumed.covariance(), whole.covariance())
+    assert resumed.count == 900
+
+
+def test_moments_keep_no_hold_on_the_rows():
+    rows = torch.ones(4, 2, dtype=torch.float64)
+    moments = Moments(2)
+    moments.update(rows)
+    rows += 5
+    assert moments.mean().tolist() == [1, 1]
+    assert float(moments.covariance().abs().max()) == 0

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each layer may import those on the left of it, and its own.
 LAYERS = [
-    {"checks", "images", "batches", "hashing", "contact_sheet", "isolation", "processes", "snapshots", "functional"},
+    {"checks", "images", "batches", "hashing", "isolation", "processes", "snapshots", "functional"}
+    | {"chart", "contact_sheet"},
     {"features", "stats", "writers"},
     {"scorers"},
-    {"weighting", "losses", "penalties", "picker", "data"},
-    {"callbacks"},
+    {"weighting", "losses", "penalties", "picker", "data", "generative", "reference"},
+    {"callbacks", "comparison"},
     {"integrations"},
     {"demo", "cli", "info", "__main__"},
 ]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
+from qa_hooks.callbacks import Hooks
 from qa_hooks.writers import GROUPS, MemoryWriter, TensorBoardWriter, WandbWriter, make_tag
 
 
@@ -93,3 +97,111 @@ def test_a_missing_wandb_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"pip install 'qa-hooks\[wandb\]'"):
         WandbWriter()
+
+
+def scalars(folder, tag="qa_loss/a/mean") -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+
+
+class TestARunThatGoesOn:
+    def test_its_first_point_hides_ours_from_there_on(self, tmp_path):
+        for steps, value in ((range(1, 8), 1.0), (range(5, 11), 2.0)):
+            writer = TensorBoardWriter(tmp_path)
+            for step in steps:
+                writer.scalar("qa_loss/a/mean", value, step)
+            writer.close()
+        assert scalars(tmp_path) == [(step, 1.0 if step < 5 else 2.0) for step in range(1, 11)]
+
+    def test_the_points_of_others_are_left_alone(self, tmp_path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        theirs = SummaryWriter(str(tmp_path))
+        for step in range(1, 8):
+            theirs.add_scalar("loss", 3.0, step)
+        theirs.close()
+        writer = TensorBoardWriter(tmp_path)
+        writer.scalar("qa_loss/a/mean", 1.0, 1)
+        writer.close()
+        assert scalars(tmp_path, "loss") == [(step, 3.0) for step in range(1, 8)]
+
+    def test_a_saved_state_puts_its_points_on_disk(self):
+        class Counting(MemoryWriter):
+            flushed = 0
+
+            def flush(self):
+                self.flushed += 1
+
+        writer = Counting()
+        hooks = Hooks([], writer=writer)
+        hooks.state_dict()
+        hooks.state_dict()
+        assert writer.flushed == 2
+        assert Hooks([], writer=MemoryWriter()).state_dict()["step"] == 0  # a writer need not have it
+
+
+def keeps_training(hooks: Hooks, steps: int = 5, *, close: bool = True) -> list[str]:
+    """Steps, saves and closes; what was warned about."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            hooks.record(loss=1.0)
+            hooks.step()
+            hooks.state_dict()
+        if close:
+            hooks.close()
+    return [str(warning.message) for warning in caught]
+
+
+class TestWhatCannotBeWritten:
+    def test_a_vanished_folder_ends_the_logging_with_one_warning(self, tmp_path):
+        hooks = Hooks([], log_dir=tmp_path / "run", log_every=1)
+        assert keeps_training(hooks, 2, close=False) == []
+        shutil.rmtree(tmp_path / "run")
+        said = keeps_training(hooks)
+        assert len(said) == 1
+        assert "logging is switched off for the rest of the run: FileNotFoundError: the folder" in said[0]
+        assert hooks.step_count == 7
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("method", ["scalar", "flush", "close"])
+    def test_a_full_disk(self, method):
+        class Full(MemoryWriter):
+            pass
+
+        def fail(self, *arguments):
+            raise OSError(28, "No space left on device")
+
+        Full.flush = lambda self: None
+        setattr(Full, method, fail)
+        hooks = Hooks([], writer=Full(), log_every=1)
+        hooks._owns_writer = True
+        said = keeps_training(hooks)
+        assert len(said) == 1
+        assert "logging is switched off for the rest of the run: OSError: [Errno 28] No space left" in said[0]
+
+    def test_a_real_limit_on_the_size_of_files(self, tmp_path):
+        """TensorBoard writes in a thread of its own: what fails there must reach us, and nothing may hang."""
+        code = (
+            "import resource, sys, torch, warnings\n"
+            "from qa_hooks import Hooks, SampleGrid\n"
+            "noise = lambda n, g: torch.rand(n, 3, 64, 64, generator=g)\n"
+            "hooks = Hooks([SampleGrid(noise, every=1)], log_dir=sys.argv[1], log_every=1)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1500000, 1500000))\n"
+            "with warnings.catch_warnings(record=True) as caught:\n"
+            "    warnings.simplefilter('always')\n"
+            "    for step in range(8):\n"
+            "        hooks.record(loss=1.0)\n"
+            "        hooks.step()\n"
+            "        hooks.state_dict()\n"
+            "    hooks.close()\n"
+            "print(hooks.step_count, [str(w.message) for w in caught])\n"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        )
+        last = run.stdout.splitlines()[-1]
+        assert last.startswith("8 [")
+        assert last.count("logging is switched off for the rest of the run: OSError: [Errno 27] File too large") == 1
+        assert last.count("', '") == 0  # nothing else was warned about

@@ -1,0 +1,85 @@
+"""Hugging Face Transformers: hooks as a `TrainerCallback`.
+
+    hooks = Hooks([SampleGrid(sample, every=500)], log_dir="runs/a")
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[trainer_callback(hooks)])
+
+A callback cannot change the loss: for that, override `compute_loss`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from qa_hooks.callbacks import Hooks
+from qa_hooks.integrations.wiring import attach_gently, load_state, save_state
+
+FILE = "qa_hooks.safetensors"
+
+
+def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> Any:
+    """A `TrainerCallback` that delegates to hooks; it watches and cannot change the loss.
+
+    The hooks fire after each step of the trainer's optimizer (not on micro-steps, not on steps that a GradScaler
+    skips) and end with `train`. Their state is written into each checkpoint folder as `qa_hooks.safetensors`, and read
+    from there on a resume. A callback that stops training sets `control.should_training_stop` on all ranks. Images
+    reach the callbacks through `sample=` or `hooks.capture(...)`.
+
+    Args:
+        hooks: fresh ones, for one `train`.
+        resume_from: the checkpoint folder, where it is not one of the trainer's own `output_dir`.
+
+    Returns:
+        A `transformers.TrainerCallback`.
+
+    Raises:
+        TypeError: no hooks.
+        ImportError: Transformers is not installed.
+    """
+    if not isinstance(hooks, Hooks):
+        raise TypeError(f"hooks must be a qa_hooks.Hooks, got {type(hooks).__name__}")
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise ImportError("the callback of a Trainer needs Transformers: pip install transformers") from error
+    base: Any = TrainerCallback
+
+    class TrainerHooks(base):  # type: ignore[misc]  # known only where Transformers is installed
+        """Delegates to `Hooks`: steps of the optimizer, state, end. It cannot change the loss."""
+
+        def __init__(self) -> None:
+            self.hooks = hooks
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+            if state.global_step:
+                _resume(hooks, Path(resume_from or _folder(args, state)))
+            attach_gently(hooks, parts["optimizer"], lambda: None)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> Any:
+            if hooks.should_stop:
+                control.should_training_stop = True
+            return control
+
+        def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+            if state.is_world_process_zero:
+                save_state(hooks.state_dict(), _folder(args, state) / FILE)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+            hooks.close()
+
+    return TrainerHooks()
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _resume(hooks: Hooks, folder: Path) -> None:
+    if (folder / FILE).is_file():
+        hooks.load_state_dict(load_state(folder / FILE))
+    else:
+        warnings.warn(
+            f"the run goes on from a checkpoint, but {folder / FILE} does not exist: the hooks start afresh; "
+            "trainer_callback(hooks, resume_from=folder) names another folder"
+        )

@@ -1,0 +1,115 @@
+"""What the adapters share: an optimizer's hooks that stop all ranks together without an exception, and a state file.
+
+No framework is needed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks.callbacks import Hooks, TrainingStopped
+from qa_hooks.processes import any_rank
+from qa_hooks.writers import check_writable
+
+FORMAT = "qa_hooks.state"
+
+
+def attach_gently(hooks: Hooks, optimizer: Any, on_stop: Callable[[], None]) -> None:
+    """`hooks.attach(optimizer)` for frameworks with a polite way to stop.
+
+    A callback that stops training on one rank sets `hooks.should_stop` and calls `on_stop()` on all of them, after the
+    same step; nothing is raised. (What `NaNGuard("stop")` sees in the gradients is still raised, before the step, on
+    all ranks.) On several processes that costs one small all-reduce after steps on which a callback was due.
+
+    Raises:
+        TypeError, RuntimeError: as `Hooks.attach`.
+    """
+    hooks.attach(optimizer)
+    plain: Any = hooks._optimizer  # unwrapped
+    hooks._handles.pop().remove()  # of the hook that attach() has just registered, which raises
+
+    def on_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        before = hooks.step_count
+        with contextlib.suppress(TrainingStopped):  # hooks.should_stop is set
+            hooks._on_optimizer_step(stepped, args, kwargs)
+        counted = hooks.step_count != before
+        if counted and any(callback.due(hooks.step_count) for callback in hooks.callbacks):
+            hooks.should_stop = any_rank(hooks.should_stop)
+            if hooks.should_stop:
+                on_stop()
+
+    hooks._handles.append(plain.register_step_post_hook(on_step))
+
+
+def save_state(state: dict[str, Any], path: str | Path) -> None:
+    """Write nested mappings and lists of tensors and numbers as safetensors with a JSON header.
+
+    The file appears whole or not at all.
+
+    Raises:
+        TypeError: something in it is neither, or a key is no string.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "state.safetensors"
+        >>> save_state({"step": 3, "sums": {"a": torch.ones(2)}}, path)
+        >>> load_state(path)
+        {'step': 3, 'sums': {'a': tensor([1., 1.])}}
+    """
+    from safetensors.torch import save_file
+
+    path, tensors = Path(path), dict[str, Tensor]()
+    header = {"format": FORMAT, "state": json.dumps(_described(state, "", tensors))}
+    check_writable(path.parent, name="path")
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what `save_state` wrote (tuples come back as lists); `ValueError` names a file that is something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"its format is {header.get('format')!r}, expected {FORMAT!r}")
+            state: dict[str, Any] = _restored(json.loads(header["state"]), file)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not hold the state of hooks: {error}") from error
+    return state
+
+
+def _described(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON in which `["tensor", key]` stands for a tensor and `["list", ...]` for a list."""
+    if isinstance(value, Tensor):
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[where] = value.detach().cpu().contiguous().clone()
+        return ["tensor", where]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the keys of a state must be strings, got {key!r} in {where or 'its root'}")
+        return {key: _described(item, f"{where}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return ["list", *(_described(item, f"{where}/{index}", tensors) for index, item in enumerate(value))]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a state holds tensors and numbers, got {type(value).__name__} in {where or 'its root'}")
+
+
+def _restored(value: Any, file: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _restored(item, file) for key, item in value.items()}
+    if isinstance(value, list):
+        kind, *items = value
+        return file.get_tensor(items[0]) if kind == "tensor" else [_restored(item, file) for item in items]
+    return value

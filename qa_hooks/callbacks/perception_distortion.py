@@ -1,0 +1,151 @@
+"""Perception against distortion: the two axes of a restoration run, and its path between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.samples import Sample, _check_sample, sample_block
+from qa_hooks.chart import Line, chart
+from qa_hooks.checks import check_count
+from qa_hooks.images import RangeGuard, as_tensor
+from qa_hooks.isolation import modules_of
+from qa_hooks.processes import gather_rows
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.writers import make_tag
+
+
+class PerceptionDistortion(Monitor):
+    """The two axes of a restoration run, and the path that it takes between them.
+
+    Distortion (PSNR, SSIM, LPIPS to the ground truth) and perception (NIQE, MUSIQ, without one) pull against each other
+    beyond some point (Blau and Michaeli, "The Perception-Distortion Tradeoff", CVPR 2018). Writes the picture
+    `qa_images/{name}/path`, older points paler, and the scalars `qa_eval/{name}/{scorer}`.
+
+    Args:
+        perception: a `Scorer` that needs no reference.
+        distortion: a `Scorer` that needs one.
+        images: the name under which the loop hands images over (`hooks.step(pred=pred)`), from all processes; or a
+            function `images(n, generator) -> (n, C, H, W)` that restores a validation set, called on the first one.
+        reference: likewise the name of the ground truth; or with a function the ground truths `(n, C, H, W)`. Fixed
+            validation images make points that can be compared; a training batch adds its own noise.
+        every: steps between two points.
+        batch_size: images to score at a time.
+        seed: of the function's generator.
+        name: in the tags.
+        folder: also write `path_{step:08d}.png` there.
+
+    Attributes:
+        last: `{"step", "perception", "distortion", "n"}`: mean scores, each in its scorer's direction.
+
+    Example:
+        >>> from qa_hooks.scorers import create_scorer
+        >>> axes = create_scorer("niqe_bsd100"), create_scorer("psnr")
+        >>> monitor = PerceptionDistortion(*axes, images="pred", reference="target", every=500)
+    """
+
+    def __init__(
+        self,
+        perception: Scorer,
+        distortion: Scorer,
+        *,
+        images: str | Sample,
+        reference: str | Tensor,
+        every: int = 1000,
+        batch_size: int = 16,
+        seed: int = 0,
+        name: str = "perception_distortion",
+        folder: str | Path | None = None,
+    ) -> None:
+        check_scorer(perception, "perception")
+        check_scorer(distortion, "distortion")
+        if perception.inputs:
+            raise ValueError(f"perception is judged without a reference; {perception.name} needs one")
+        if "reference" not in distortion.inputs:
+            raise ValueError(f"distortion is measured against a reference; {distortion.name} takes none")
+        if perception.value_range != distortion.value_range:
+            raise ValueError(
+                f"both scorers see the same images, but {perception.name} has value_range {perception.value_range} and "
+                f"{distortion.name} {distortion.value_range}"
+            )
+        if isinstance(images, str) != isinstance(reference, str):
+            raise ValueError(
+                "images and reference are two names that the loop hands over, or a function and a tensor, got "
+                f"{type(images).__name__} and {type(reference).__name__}"
+            )
+        if not isinstance(images, str):
+            _check_sample(images)
+        super().__init__(every=every)
+        self.perception, self.distortion = perception, distortion
+        self.images, self.reference = images, reference if isinstance(reference, str) else as_tensor(reference)
+        self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
+        self.folder = picture_folder(folder)
+        self.last: dict[str, float] = {}
+        self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
+        self._guard = RangeGuard(perception.value_range)
+
+    @property
+    def state_key(self) -> str:
+        return f"PerceptionDistortion({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return [] if isinstance(self.images, str) else modules_of(self.images)
+
+    def local(self, ctx: Context) -> Tensor:
+        rows = [torch.zeros(0, 2, dtype=torch.float64)]
+        if not isinstance(self.images, str) and ctx.rank != 0:
+            return rows[0]
+        images, reference = self._pair(ctx)
+        self._guard(data={"reference": reference}, predictions={"images": images})
+        low, high = self.perception.value_range
+        images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+        for start in range(0, len(images), self.batch_size):
+            chunk, truth = (part[start : start + self.batch_size] for part in (images, reference))
+            scores = self.distortion(chunk, reference=truth.to(chunk.device)), self.perception(chunk)
+            rows.append(torch.stack([part.cpu().double() for part in scores], 1))
+        return torch.cat(rows)
+
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        rows = gather_rows(part)
+        finite = rows[torch.isfinite(rows).all(1)]
+        if not len(finite):
+            raise ValueError(f"no pair of finite scores among {len(rows)} images")
+        distortion, perception = finite.mean(0).tolist()
+        self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
+        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64)
+        self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
+        for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
+            ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)
+        if ctx.rank == 0:
+            write_picture(ctx, self.folder, self.name, "path", self._picture())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last), "path": self.path.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self.path = dict(state["last"]), state["path"].clone()
+
+    def _pair(self, ctx: Context) -> tuple[Tensor, Tensor]:
+        if isinstance(self.reference, Tensor):
+            return sample_block(cast(Sample, self.images), len(self.reference), self.seed, 0), self.reference
+        missing = [name for name in (self.images, self.reference) if name not in ctx.images]
+        if missing:
+            raise ValueError(
+                f"no images named {missing[0]!r} were handed over by hooks.step(...); got {sorted(ctx.images)}"
+            )
+        return ctx.images[cast(str, self.images)], ctx.images[self.reference]
+
+    def _picture(self) -> Tensor:
+        ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]
+        return chart(
+            [Line(self.path[:, 1:], dots=True, fading=True)],
+            title=f"{len(self.path)} points; the numbers are steps",
+            x_label=axis_label(self.distortion),
+            y_label=axis_label(self.perception),
+            notes=[(float(end[1]), float(end[2]), str(int(end[0]))) for end in ends],
+        )

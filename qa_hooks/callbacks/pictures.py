@@ -1,0 +1,40 @@
+"""What the monitors that draw scores have in common: the check of their scorer, its label, and where pictures go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.images import save_image
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.writers import check_writable, make_tag
+
+
+def check_scorer(scorer: Any, name: str = "scorer") -> None:
+    """`TypeError` unless it is a `Scorer`; `ValueError` when it wants prompts, which monitors do not have."""
+    if not isinstance(scorer, Scorer):
+        raise TypeError(f"{name} must be a qa_hooks Scorer, got {type(scorer).__name__}")
+    if "prompt" in scorer.inputs:
+        raise ValueError(f"{name}: {scorer.name} needs prompts, which this monitor does not have")
+
+
+def axis_label(scorer: Scorer) -> str:
+    """The name and the direction of a scorer."""
+    return f"{scorer.name} ({'higher' if scorer.higher_is_better else 'lower'} is better)"
+
+
+def picture_folder(folder: str | Path | None) -> Path | None:
+    """A folder for pictures, made when it is missing; `ValueError` when it cannot be written."""
+    if folder is not None:
+        check_writable(folder, name="folder")
+    return Path(folder) if folder is not None else None
+
+
+def write_picture(ctx: Context, folder: Path | None, name: str, what: str, picture: Tensor) -> None:
+    """Write `qa_images/{name}/{what}`, and `{what}_{step:08d}.png` where there is a folder."""
+    ctx.writer.image(make_tag("images", name, what), picture, ctx.step)
+    if folder is not None:
+        save_image(picture, folder / f"{what}_{ctx.step:08d}.png")

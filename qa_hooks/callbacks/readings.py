@@ -1,0 +1,137 @@
+"""What a decision sees of a monitor: one metric, its interval and its step, the same on all ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from qa_hooks.callbacks.callback import Callback
+from qa_hooks.processes import broadcast_tensors, first_error, rank
+
+MODES = ("min", "max")
+
+
+class Reading(NamedTuple):
+    """A measurement. `low` and `high` bound its 95 % interval, and are NaN where the monitor gives none."""
+
+    step: int
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def beats(self, other: Reading | None, mode: str, *, min_delta: float = 0.0, certain: bool = False) -> bool:
+        """Whether this is better than the other by more than `min_delta`; what is not finite never is.
+
+        With `certain`, by more than chance as well, taking the errors of the two as independent:
+        |difference| > sqrt(a^2 + b^2), where a and b are the widths of the two intervals' sides that face each other.
+        """
+        if not math.isfinite(self.value):
+            return False
+        if other is None:
+            return True
+        gain = other.value - self.value if mode == "min" else self.value - other.value
+        if certain:
+            sides = (self.high - self.value, other.value - other.low)
+            if mode == "max":
+                sides = (self.value - self.low, other.high - other.value)
+            if not gain > math.hypot(*sides):  # also when an interval is not known
+                return False
+        return gain > min_delta
+
+
+class Watched:
+    """One metric of one monitor.
+
+    Raises:
+        TypeError: a monitor without `.last`.
+        ValueError: a mode other than "min" and "max".
+    """
+
+    def __init__(self, monitor: Callback, metric: str, mode: str) -> None:
+        if not isinstance(monitor, Callback) or not isinstance(getattr(monitor, "last", None), dict):
+            raise TypeError(
+                "monitor must be a callback that measures and has .last, such as ScoreMonitor, got "
+                f"{type(monitor).__name__}"
+            )
+        if mode not in MODES:
+            raise ValueError(f'mode must be "min" (lower is better) or "max", got {mode!r}')
+        self.monitor, self.metric, self.mode = monitor, metric, mode
+
+    @property
+    def spec(self) -> str | None:
+        """How the monitor says that it measures this metric (`monitor.spec[metric]`); None where it does not."""
+        spec = getattr(self.monitor, "spec", None)
+        found = spec.get(self.metric) if isinstance(spec, dict) else spec
+        return None if found is None else str(found)
+
+    def new(self, step: int, *, interval: bool = False, spec: str | None = None) -> Reading | None:
+        """The measurement of this step, None when there is none: rank 0's, on all ranks.
+
+        Raises:
+            ValueError: an unknown metric, with `interval` one without an interval, or one that is measured in another
+                way than `spec`; on all ranks.
+        """
+        reading, error = None, None
+        if rank() == 0:
+            try:
+                reading = self._own(step, interval, spec)
+            except ValueError as caught:
+                error = caught
+        message = first_error(error)
+        if message is not None:
+            raise ValueError(message.removeprefix("ValueError: "))
+        fields = {} if reading is None else reading._asdict()
+        shared = broadcast_tensors({name: torch.tensor(v, dtype=torch.float64) for name, v in fields.items()})
+        return from_plain({name: float(value) for name, value in shared.items()})
+
+    def _own(self, step: int, interval: bool, spec: str | None) -> Reading | None:
+        last: dict[str, float] = self.monitor.last  # type: ignore[attr-defined]
+        if last.get("step") != step:
+            return None
+        if self.metric not in last:
+            raise ValueError(
+                f"{self.monitor.state_key} measures no {self.metric!r}; it has {sorted(set(last) - {'step'})}"
+            )
+        bounds = [float(last.get(f"{self.metric}_{side}", math.nan)) for side in ("low", "high")]
+        if interval and any(f"{self.metric}_{side}" not in last for side in ("low", "high")):
+            raise ValueError(
+                f"{self.monitor.state_key} gives no interval for {self.metric!r}, which certain=True needs; it has "
+                f"{sorted(set(last) - {'step'})}"
+            )
+        if spec is not None and spec != self.spec:
+            raise ValueError(
+                f"the best so far is a value of {spec}, and this one is of {self.spec}: these cannot be compared; give "
+                "each its own folder"
+            )
+        return Reading(step, float(last[self.metric]), *bounds)
+
+
+def shared_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's dictionary of plain values on all ranks."""
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    shared: dict[str, Any] = json.loads(bytes(broadcast_tensors({"text": text})["text"].tolist()))
+    return shared
+
+
+def to_plain(reading: Reading | None) -> dict[str, Any]:
+    """For states and JSON: without what is not known; {} for None."""
+    if reading is None:
+        return {}
+    known = {name: value for name, value in reading._asdict().items() if math.isfinite(value)}
+    return {**known, "step": int(reading.step)}
+
+
+def from_plain(plain: dict[str, Any]) -> Reading | None:
+    """The inverse of `to_plain`."""
+    if "step" not in plain:
+        return None
+    bounds = (float(plain.get(side, math.nan)) for side in ("low", "high"))
+    return Reading(int(plain["step"]), float(plain.get("value", math.nan)), *bounds)
+
+
+def in_words(plain: dict[str, Any]) -> str:
+    """What `to_plain` gave, for messages."""
+    return f"{plain['value']:.6g} at step {plain['step']}" if "value" in plain else "none"

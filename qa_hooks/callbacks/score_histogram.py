@@ -1,0 +1,141 @@
+"""The scores of generated images beside those of real ones, as the run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks.batches import Source
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.samples import Sample, _check_sample, sample_block
+from qa_hooks.chart import GREY, ORANGE, Line, chart
+from qa_hooks.checks import check_count
+from qa_hooks.functional.distributions import ks_distance, score_histograms
+from qa_hooks.images import RangeGuard
+from qa_hooks.isolation import modules_of
+from qa_hooks.processes import gather_rows
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scoring import score_source
+from qa_hooks.writers import make_tag
+
+
+class ScoreHistogram(Monitor):
+    """The scores of generated images against those of real ones: two histograms, and how far they are apart.
+
+    Writes the histograms `qa_eval/{name}/generated` and `/real`, the scalars `/overlap` (`histogram_overlap`) and `/ks`
+    (`ks_distance`), and the picture `qa_images/{name}/distribution`. A mean can be that of reality while the spread is
+    not. Scores that are not finite are left out and counted in `/nonfinite`.
+
+    Args:
+        sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`. On several
+            processes the sampling is shared out.
+        real: anything that `image_batches` takes: a tensor, a folder, a dataset, a loader; scored once, all of it.
+        scorer: any `Scorer` that needs no reference.
+        every: steps between two measurements.
+        n: how many samples.
+        batch_size, seed: as in `ScoreMonitor`, which scores the same samples.
+        bins: of the picture and the overlap.
+        name: in the tags; the scorer's name by default.
+        folder: also write `distribution_{step:08d}.png` there.
+
+    Attributes:
+        last: `{"step", "overlap", "ks", "mean", "real_mean", "n"}` of the last measurement.
+
+    Example:
+        >>> from qa_hooks.scorers import FunctionScorer
+        >>> contrast = FunctionScorer(lambda x: x.std((1, 2, 3)), name="contrast", higher_is_better=True)
+        >>> noise = lambda n, generator: torch.rand(n, 1, 8, 8, generator=generator)
+        >>> monitor = ScoreHistogram(noise, torch.rand(100, 1, 8, 8), contrast, every=500)
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        real: Source,
+        scorer: Scorer,
+        *,
+        every: int = 1000,
+        n: int = 256,
+        batch_size: int = 64,
+        seed: int = 0,
+        bins: int = 32,
+        name: str | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        _check_sample(sample)
+        check_scorer(scorer)
+        if scorer.inputs:
+            raise ValueError(f"{scorer.name} needs a reference, which generated images do not have")
+        super().__init__(every=every)
+        self.sample, self.real, self.scorer, self.seed = sample, real, scorer, seed
+        self.n, self.batch_size = check_count("n", n, least=2), check_count("batch_size", batch_size)
+        self.bins, self.name = check_count("bins", bins, least=2), name or scorer.name
+        self.folder = picture_folder(folder)
+        self.last: dict[str, float] = {}
+        self._real_scores: Tensor | None = None
+        self._guard = RangeGuard(scorer.value_range)
+
+    @property
+    def state_key(self) -> str:
+        return f"ScoreHistogram({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample)
+
+    def local(self, ctx: Context) -> Tensor:
+        scores = [torch.zeros(0, device="cpu")]
+        low, high = self.scorer.value_range
+        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
+            images = sample_block(self.sample, min(self.batch_size, self.n - block * self.batch_size), self.seed, block)
+            self._guard(predictions={"samples": images})
+            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+            scores.append(self.scorer(images).cpu())
+        return torch.cat(scores)
+
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        generated = gather_rows(part)
+        if self._real_scores is None:  # shared out over the processes, and it tells all of them when one fails
+            real = score_source(self.scorer, self.real, batch_size=self.batch_size, progress=False).scores
+            self._real_scores = real[torch.isfinite(real)]
+        real, finite = self._real_scores, generated[torch.isfinite(generated)]
+        if not len(finite) or not len(real):
+            raise ValueError(f"{len(finite)} finite scores of generated and {len(real)} of real images")
+        edges, own, theirs = score_histograms(finite, real, bins=self.bins)
+        overlap = min(1.0, float(torch.minimum(own, theirs).sum()))
+        self.last = {
+            "step": ctx.step,
+            "overlap": overlap,
+            "ks": ks_distance(finite, real),
+            "mean": float(finite.double().mean()),
+            "real_mean": float(real.double().mean()),
+            "n": len(finite),
+        }
+        if len(finite) < len(generated):
+            ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), len(generated) - len(finite), ctx.step)
+        for stat in ("overlap", "ks"):
+            ctx.writer.scalar(make_tag("eval", self.name, stat), self.last[stat], ctx.step)
+        ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)
+        ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)
+        if ctx.rank == 0:
+            lines = [Line(_outline(edges, theirs), GREY, "real"), Line(_outline(edges, own), ORANGE, "generated")]
+            title = f"step {ctx.step}: overlap {overlap:.2f}, KS {self.last['ks']:.2f}"
+            picture = chart(
+                lines, title=title, x_label=axis_label(self.scorer), y_label="share of images", from_zero=True
+            )
+            write_picture(ctx, self.folder, self.name, "distribution", picture)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last = dict(state["last"])
+
+
+def _outline(edges: Tensor, shares: Tensor) -> Tensor:
+    """The outline of a histogram as points."""
+    heights = torch.nn.functional.pad(shares.repeat_interleave(2), (1, 1))
+    return torch.stack([edges.repeat_interleave(2), heights], 1)

@@ -1,0 +1,41 @@
+"""Tables for a terminal: columns that line up, and numbers with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qa_hooks.functional.intervals import Interval
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first row a heading: the first column to the left, the others to the right.
+
+    Example:
+        >>> print(text_table([["", "A"], ["fd", "1.5"]]))
+              A
+        fd  1.5
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def interval_text(interval: Interval | tuple[float, float, float]) -> str:
+    """`value [low, high]`, as exact as the interval's width makes sense of.
+
+    Example:
+        >>> interval_text(Interval(12.34567, 12.1, 12.6))
+        '12.35 [12.10, 12.60]'
+    """
+    value, low, high = interval
+    width = high - low
+    if not 0 < width < float("inf"):
+        return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    digits = 0
+    while digits < 8 and width * 10**digits < 10:
+        digits += 1
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

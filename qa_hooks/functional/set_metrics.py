@@ -1,0 +1,194 @@
+"""What a set of generated images is worth beside a set of real ones, in features, each value with its error.
+
+The real set is held fixed: it is the yardstick. The group jackknife over the generated set (see `intervals`) gives one
+row of values per metric, the whole set's and those without each group. Rows of two models that were made from the same
+seeds, prompts or files can be subtracted: then what both share cancels, and the interval of the difference is that of
+a paired comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qa_hooks.functional.frechet import frechet_distance
+from qa_hooks.functional.intervals import (
+    Comparison,
+    Interval,
+    compare_interval,
+    jackknife_error,
+    jackknife_subsets,
+    t_interval,
+)
+from qa_hooks.functional.precision import to_float64
+from qa_hooks.functional.precision_recall import precision_recall
+
+
+class SetMetric(NamedTuple):
+    """Which direction is good, and the values that come of it, in their order."""
+
+    higher_is_better: bool
+    values: tuple[str, ...]
+
+
+SET_METRICS = {
+    "fd": SetMetric(False, ("fd",)),
+    "kid": SetMetric(False, ("kid",)),
+    "pr": SetMetric(True, ("precision", "recall", "density", "coverage")),
+}
+BLOCK = 512  # rows of a kernel matrix at a time
+NEIGHBOURS = 3  # k of precision and recall, as published
+
+
+def metric_name(key: str, extractor: str) -> str:
+    """The name that goes with a value: famous ones are for the canonical Inception alone (on uint8 images).
+
+    Example:
+        >>> metric_name("fd", "inception"), metric_name("kid", "random"), metric_name("recall", "vgg16")
+        ('fid', 'kd_random', 'recall_vgg16')
+    """
+    if extractor == "inception" and key in ("fd", "kid"):
+        return "fid" if key == "fd" else key
+    return f"{'kd' if key == 'kid' else key}_{extractor}"
+
+
+def resampled_metrics(
+    real: Tensor, fake: Tensor, metrics: Sequence[str], *, groups: int = 10, seed: int = 0
+) -> dict[str, Tensor]:
+    """Values of a generated set, and those without each of its groups.
+
+    Args:
+        real: `(m, d)` features; the same for all sets that are compared. Precision and recall take the first n of them
+            where there are more, so let them be in random order.
+        fake: `(n, d)`; rows in the order of the seeds or files where sets are paired.
+        metrics: of `SET_METRICS`.
+        groups, seed: of the jackknife.
+
+    Returns:
+        `(1 + groups,)` float64 by "fd", "kid", "precision", "recall", "density", "coverage".
+
+    Raises:
+        ValueError: an unknown metric, shapes that do not fit, too few rows, non-finite features.
+
+    Example:
+        >>> real, fake = torch.randn(2, 200, 4, generator=torch.Generator().manual_seed(0))
+        >>> resampled_metrics(real, fake, ["fd"])["fd"].shape
+        torch.Size([11])
+    """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise ValueError(f"features must be (m, d) and (n, d), got {tuple(real.shape)} and {tuple(fake.shape)}")
+    subsets = [torch.arange(len(fake)), *jackknife_subsets(len(fake), groups=groups, seed=seed)]
+    rows: dict[str, Tensor] = {}
+    for metric in check_metrics(metrics, SET_METRICS):
+        values = _MEASURES[metric](real, fake, subsets)
+        rows.update(zip(SET_METRICS[metric].values, values.T, strict=True))
+    return rows
+
+
+def check_metrics(metrics: Sequence[str], known: Sequence[str] | dict[str, SetMetric]) -> tuple[str, ...]:
+    """The names once each; `ValueError` that lists what there is."""
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        raise ValueError(f"unknown metric {unknown[0]!r}; known are {', '.join(known)}")
+    return tuple(dict.fromkeys(metrics))
+
+
+def higher_is_better(value: str) -> bool:
+    """The direction of one of the values."""
+    return value not in ("fd", "kid")
+
+
+def set_interval(row: Tensor, *, confidence: float = 0.95) -> Interval:
+    """The interval of a row of `resampled_metrics`."""
+    return t_interval(float(row[0]), jackknife_error(row[1:]), degrees=len(row) - 2, confidence=confidence)
+
+
+def compare_sets(
+    key: str, row_a: Tensor, row_b: Tensor, *, paired: bool, n: int, confidence: float = 0.95
+) -> Comparison:
+    """Is set B better than set A, by rows of `resampled_metrics` with the same groups and seed?
+
+    A Frechet distance is too large by about c / n, where c grows with a model's variance, and with n below ten times
+    the features' dimension that can decide the sign: the plain interval then is narrow around a wrong difference. So
+    "fd" needs two agreeing verdicts, on the difference and on that after the jackknife's correction of the bias.
+
+    Args:
+        key: "fd", "kid", "precision", ...
+        row_a, row_b: `(1 + groups,)`.
+        paired: the i-th images of both sets belong together; otherwise the sets are independent.
+        n: images in each set.
+
+    Example:
+        >>> a = torch.tensor([5.0, 5.1, 4.9, 5.0])
+        >>> compare_sets("kid", a, a - 1, paired=True, n=100).verdict
+        'B better'
+    """
+    rows = row_b - row_a
+    error = jackknife_error(rows[1:]) if paired else math.hypot(*(jackknife_error(row[1:]) for row in (row_a, row_b)))
+    groups = len(rows) - 1
+    degrees = groups - 1 if paired else 2 * (groups - 1)
+    options: dict[str, Any] = {"higher_is_better": higher_is_better(key), "n": n}
+    value = float(rows[0])
+    plain = compare_interval(t_interval(value, error, degrees=degrees, confidence=confidence), **options)
+    if key != "fd":
+        return plain
+    unbiased = groups * value - (groups - 1) * float(rows[1:].mean())
+    corrected = compare_interval(t_interval(unbiased, error, degrees=degrees, confidence=confidence), **options)
+    return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
+
+
+def _frechet(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
+    moments = _moments(real)
+    values = [float(frechet_distance(*moments, *_moments(fake[rows]))) for rows in subsets]
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = to_float64(rows)
+    if len(rows) < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 images in each set, got {len(rows)}")
+    mean = rows.mean(0)
+    return mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1)
+
+
+def _kernel(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
+    """`kernel_distance` of all subsets in one pass over the kernel matrix, summed by membership."""
+    if min(len(real), *map(len, subsets)) < 2:
+        raise ValueError(f"a kernel distance needs at least 2 images in each set, got {len(real)} and {len(fake)}")
+    member = torch.zeros(len(fake), len(subsets), dtype=torch.float64)
+    for column, rows in enumerate(subsets):
+        member[rows, column] = 1
+    everyone = torch.ones(len(real), 1, dtype=torch.float64)
+    own, own_real = _kernel_sums(fake, fake, member), _kernel_sums(real, real, everyone)
+    diagonal, diagonal_real = (_cubic(to_float64(rows).square().sum(1), rows.shape[1]) for rows in (fake, real))
+    cross = (_kernel_sums(fake, real, everyone) * member).sum(0) / (member.sum(0) * len(real))
+    count = member.sum(0)
+    within = ((own * member).sum(0) - diagonal @ member) / (count * (count - 1))
+    within_real = (own_real.sum() - diagonal_real.sum()) / (len(real) * (len(real) - 1))
+    return (within + within_real - 2 * cross)[:, None]
+
+
+def _kernel_sums(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """`k(a, b) @ weights`, block by block: `(len(a), columns)` float64."""
+    b = to_float64(b)
+    return torch.cat([_cubic(to_float64(rows) @ b.T, b.shape[1]) @ weights for rows in a.split(BLOCK)])
+
+
+def _cubic(products: Tensor, dim: int) -> Tensor:
+    return (products / dim + 1) ** 3
+
+
+def _precision_recall(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
+    found = [precision_recall(real[: len(fake)], fake[rows], k=NEIGHBOURS) for rows in subsets]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+_MEASURES: dict[str, Callable[[Tensor, Tensor, list[Tensor]], Tensor]] = {
+    "fd": _frechet,
+    "kid": _kernel,
+    "pr": _precision_recall,
+}

@@ -1,0 +1,177 @@
+"""What monitors keep of the real images: moments of their features and some of the rows, on disk if wanted."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks.batches import Source
+from qa_hooks.features import FeatureExtractor, extract_features
+from qa_hooks.functional.frechet import frechet_factor
+from qa_hooks.images import Range
+from qa_hooks.processes import any_rank, broadcast_tensors, first_error, rank
+from qa_hooks.scorers.fingerprint import data_fingerprint
+from qa_hooks.stats import Moments
+from qa_hooks.writers import check_writable
+
+FORMAT = "qa_hooks.reference"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What is kept of the real images.
+
+    Attributes:
+        count: real images.
+        mean, covariance: of all their features, `(d,)` and `(d, d)` float64.
+        rows: `(m, d)` float32, the features of some of them, drawn with a fixed seed.
+        data: the fingerprint of the images.
+        extractor: that of the extractor.
+    """
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor
+    data: str
+    extractor: str
+
+    @functools.cached_property
+    def factor(self) -> Tensor:
+        """What `frechet_distance` needs again and again."""
+        return frechet_factor(self.covariance)
+
+    def to(self, device: torch.device) -> Reference:
+        """The same on another device (covariances stay where float64 is)."""
+        double = torch.device("cpu") if device.type == "mps" else device
+        moments = self.mean.to(double), self.covariance.to(double)
+        return Reference(self.count, *moments, self.rows.to(device), self.data, self.extractor)
+
+    def save(self, path: Path) -> None:
+        """Write safetensors; the file appears whole or not at all."""
+        from safetensors.torch import save_file
+
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        metadata = {"format": FORMAT, "count": str(self.count), "data": self.data, "extractor": self.extractor}
+        tensors = {"mean": self.mean, "covariance": self.covariance, "rows": self.rows}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+                mean, covariance, rows = (file.get_tensor(name) for name in ("mean", "covariance", "rows"))
+                return cls(int(metadata["count"]), mean, covariance, rows, metadata["data"], metadata["extractor"])
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} does not hold a reference: {error}") from error
+
+
+def make_reference(
+    extractor: FeatureExtractor,
+    real: Source,
+    *,
+    rows: int = 2048,
+    value_range: Range = (0.0, 1.0),
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Reference:
+    """Statistics of the real images, from the folder `cache` where they are there already.
+
+    The file's name holds the fingerprints of images and extractor, so other images are another file. On several
+    processes the work is shared, all of them must call it, and all get the same. While it is computed the features of
+    all real images are in memory, `4 d` bytes each.
+
+    Args:
+        extractor: from `create_extractor`.
+        real: anything that `image_batches` takes, except an iterator, which could be read only once. Of a loader that
+            shuffles or divides a dataset the dataset is taken, once and on every process alike.
+        rows: how many images' features to keep besides the moments.
+        value_range: what the numbers of floating images mean.
+        batch_size: images at a time.
+        cache: the folder; None keeps nothing.
+        progress: show a bar (rank 0, terminals only).
+
+    Raises:
+        ValueError: fewer than two images, broken ones, a folder that cannot be written.
+
+    Example:
+        >>> from qa_hooks.features import create_extractor
+        >>> make_reference(create_extractor("random"), torch.rand(5, 3, 16, 16)).rows.shape
+        torch.Size([5, 448])
+    """
+    source, data, path, error = _dataset_of(real), "", None, None
+    try:
+        data = data_fingerprint(source, value_range)
+        if cache is not None:
+            check_writable(cache, name="cache")
+            path = Path(cache) / f"reference-{extractor.name}-{data}-{extractor.fingerprint}-{rows}.safetensors"
+    except Exception as caught:
+        error = caught
+    message = first_error(error)
+    if message is not None:
+        raise error or ValueError(message)
+    found = _from_cache(path, data, extractor.fingerprint)
+    if found is not None:
+        return found
+    failures: dict[int, str] = {}
+    options: dict[str, Any] = {"value_range": value_range, "batch_size": batch_size, "progress": progress}
+    features = extract_features(extractor, source, quantised=True, failures=failures, **options)
+    if failures:
+        warnings.warn(
+            f"{len(failures)} real images could not be read and were left out; {next(iter(failures.values()))}"
+        )
+    moments = Moments(features.values.shape[1])
+    for part in features.values.split(512):
+        moments.update(part)
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows].sort().values
+    statistics = moments.mean(), moments.covariance(), features.values[chosen]
+    reference = Reference(len(features), *statistics, data, extractor.fingerprint)
+    if path is not None and rank() == 0:
+        try:
+            reference.save(path)
+        except OSError as error:
+            warnings.warn(f"the statistics of the real images cannot be kept: {error}")
+    return reference
+
+
+def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | None:
+    """What rank 0 finds, on every process."""
+    found = None
+    if path is not None and rank() == 0 and path.is_file():
+        try:
+            found = Reference.load(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; it is computed again")
+    if not any_rank(found is not None):
+        return None
+    own = {}
+    if found is not None:
+        own = {"mean": found.mean, "covariance": found.covariance, "rows": found.rows}
+        own["count"] = torch.tensor(found.count)
+    got = broadcast_tensors(own)
+    return Reference(int(got["count"]), got["mean"], got["covariance"], got["rows"], data, extractor)
+
+
+def _dataset_of(real: Source) -> Source:
+    """A loader's dataset, unless its sampler chooses: of a distributed one each process sees a part, padded."""
+    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+
+    everything = (SequentialSampler, RandomSampler, DistributedSampler)
+    if isinstance(real, DataLoader) and isinstance(real.sampler, everything) and hasattr(real.dataset, "__len__"):
+        return real.dataset
+    return real

@@ -1,0 +1,44 @@
+"""A comparison on two processes gives the numbers of one, and a model that fails on one rank fails on both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import two_ranks
+
+from qa_hooks.comparison import compare_checkpoints
+from qa_hooks.scorers import FunctionScorer
+
+
+def compared() -> list:
+    real = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    result = compare_checkpoints(
+        lambda n, g: torch.rand(n, 3, 8, 8, generator=g),
+        lambda n, g: torch.rand(n, 3, 8, 8, generator=g) ** 1.1,
+        scorer, n=50, batch_size=16, real=real, extractor={"type": "random", "width": 8},
+    )  # fmt: skip
+    return [value for comparison in result.comparisons.values() for value in comparison[:3]]
+
+
+def on_rank(rank: int) -> list:
+    def fails(n, generator):
+        if rank == 1:
+            raise ValueError("no samples here")
+        return torch.rand(n, 3, 8, 8, generator=generator)
+
+    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    try:
+        compare_checkpoints(fails, fails, scorer, n=40, batch_size=10)
+        message = ""
+    except RuntimeError as error:
+        message = str(error)
+    return [compared(), message]
+
+
+@pytest.mark.timeout(120)
+def test_two_ranks_are_one(tmp_path):
+    alone = compared()
+    for values, message in two_ranks(on_rank, tmp_path):
+        assert values == pytest.approx(alone, rel=1e-6, abs=1e-9)
+        assert "no samples here (on rank 1)" in message
