@@ -1,6 +1,8 @@
 """Per-sample weights from scores: which generated images count more in a GAN's loss.
 
-    d_loss = loss(D(real), 1).mean() + (weights * loss(D(fake), 0)).mean()      weights = ohem(fake)
+    d_loss = loss(D(real), 1).mean() + (ohem(fake) * loss(D(fake), 0).flatten(1).mean(1)).mean()
+
+The weights are (N,): bring the losses to that shape first, as above, since (N,) times (N, 1) is (N, N).
 
 OHEM (Gu, Bao, Chen, Wen, GIQA, ECCV 2020): w_i = w_l if S(x_i) < T_q, else 1, on the fake term of the critic's loss.
 Top-k (Sinha et al., Top-k Training of GANs, NeurIPS 2020): w_i = 1 for the share of the batch that the critic finds
@@ -304,6 +306,13 @@ class TopK(Weighter):
         if not 0 < check_weight("fraction", fraction) <= 1:
             raise ValueError(f"fraction must be more than 0 and at most 1, got {fraction!r}")
         self._fraction = float(fraction)
+
+    def run_state(self) -> dict[str, Any]:
+        return {**super().run_state(), "fraction": self.fraction}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.fraction = state["fraction"]
 
     def rule(self, goodness: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         threshold = _cut(goodness, 1 - self.fraction)
