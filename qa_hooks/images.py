@@ -22,7 +22,7 @@ Range = tuple[float, float]
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
 GREY_WEIGHTS = (0.298936021293775, 0.587043074451121, 0.114020904255103)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
 
 def check_range(value_range: Sequence[float]) -> Range:
@@ -216,13 +216,16 @@ def _from_pil(image: Any) -> Tensor:
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file."""
-    from PIL import Image, UnidentifiedImageError
+    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file.
+
+    Turned upright where the camera noted how it was held; transparency is dropped; of several frames the first is read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
     from PIL.Image import DecompressionBombError
 
     try:
         with Image.open(path) as image:
-            return _from_pil(image)[0]
+            return _from_pil(ImageOps.exif_transpose(image))[0]
     except FileNotFoundError:
         raise
     except (UnidentifiedImageError, DecompressionBombError, OSError, SyntaxError, ValueError) as error:

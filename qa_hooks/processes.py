@@ -5,7 +5,9 @@ All of it works without a process group, where it costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -98,6 +100,26 @@ def first_error(error: BaseException | None) -> str | None:
     dist.broadcast(text, source)
     raw = bytes(text.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
     return f"{raw} (on rank {source})"
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A part that may fail on some ranks: then every rank raises at its end, and none waits for another.
+
+    Raises:
+        Exception: what the part raised on this rank.
+        RuntimeError: it failed on another; the message is that rank's.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    message = first_error(error)
+    if error is not None:
+        raise error
+    if message is not None:
+        raise RuntimeError(message)
 
 
 def any_rank(flag: bool) -> bool:

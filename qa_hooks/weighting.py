@@ -1,6 +1,8 @@
 """Per-sample weights from scores: which generated images count more in a GAN's loss.
 
-    d_loss = loss(D(real), 1).mean() + (weights * loss(D(fake), 0)).mean()      weights = ohem(fake)
+    d_loss = loss(D(real), 1).mean() + (ohem(fake) * loss(D(fake), 0).flatten(1).mean(1)).mean()
+
+The weights are (N,): bring the losses to that shape first, as above, since (N,) times (N, 1) is (N, N).
 
 OHEM (Gu, Bao, Chen, Wen, GIQA, ECCV 2020): w_i = w_l if S(x_i) < T_q, else 1, on the fake term of the critic's loss.
 Top-k (Sinha et al., Top-k Training of GANs, NeurIPS 2020): w_i = 1 for the share of the batch that the critic finds
@@ -189,6 +191,11 @@ class Weighter:
 class OHEM(Weighter):
     """Online hard example mining of GIQA: the worst images of a batch count more in the fake term of the critic's loss.
 
+    Where it helps: nowhere that we have looked. On digits (1200 steps, seeds 0, 1, 2, docs/giqa.md) it was worse than
+    the same weights given to random images, with WGAN-GP, hinge and logistic losses alike, in Frechet distance by 4.0,
+    2.6 and 5.7 (unweighted: 15.0, 11.8, 13.3); precision rose a little and recall fell. The paper reports a gain of 3 %
+    with StyleGAN. Compare with a shuffled control: `weights[torch.randperm(len(weights))]`.
+
     Args:
         scorer, higher_is_better, every: as in `Weighter`.
         worst: with "quantile", the share of the joint batch that gets the weight. A batch of equal scores gets ones.
@@ -304,6 +311,13 @@ class TopK(Weighter):
         if not 0 < check_weight("fraction", fraction) <= 1:
             raise ValueError(f"fraction must be more than 0 and at most 1, got {fraction!r}")
         self._fraction = float(fraction)
+
+    def run_state(self) -> dict[str, Any]:
+        return {**super().run_state(), "fraction": self.fraction}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.fraction = state["fraction"]
 
     def rule(self, goodness: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         threshold = _cut(goodness, 1 - self.fraction)

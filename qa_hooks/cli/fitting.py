@@ -60,6 +60,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--extractor", default="random", metavar="E", help=EXTRACTORS)
+    parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
     _add_held_out(parser)
     add_device(parser, batch_size=64)
@@ -73,12 +74,17 @@ def _add_held_out(parser: argparse.ArgumentParser) -> None:
 
 def _pca(text: str) -> float | int | None:
     """ "none", a whole number of dimensions, or a share of the variance."""
-    return None if text.lower() == "none" else int(text) if text.isdigit() else float(text)
+    try:
+        return None if text.lower() == "none" else int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share, whole number or 'none'") from None
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("extractor", "limit", "held_out", "calibration", "seed", "batch_size")
-    return {name: getattr(options, name) for name in names} | {"device": read_device(options.device)}
+    names = ("limit", "held_out", "calibration", "seed", "batch_size")
+    extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
+    own = {name: getattr(options, name) for name in names}
+    return {**own, "extractor": extractor, "device": read_device(options.device)}
 
 
 def _fit_gmm(options: argparse.Namespace) -> None:

@@ -101,7 +101,10 @@ def add_filter(commands: Commands) -> None:
 
 def _share(text: str) -> float | int:
     """0.8 is a share, 100 a number of images."""
-    return int(text) if text.isdigit() and text != "1" else float(text)
+    try:
+        return int(text) if text.isdigit() and text != "1" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.8 nor a number of images") from None
 
 
 def _filter(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def fit_gmm(
     folder: str | Path,
     output: str | Path,
     *,
-    extractor: str | FeatureExtractor = "random",
+    extractor: str | Mapping[str, Any] | FeatureExtractor = "random",
     components: int = 7,
     pca: float | int | None = 0.95,
     covariance: str = "full",
@@ -54,7 +55,7 @@ def fit_knn(
     folder: str | Path,
     output: str | Path,
     *,
-    extractor: str | FeatureExtractor = "random",
+    extractor: str | Mapping[str, Any] | FeatureExtractor = "random",
     k: int = 1,
     variant: str = "paper",
     seed: int = 0,

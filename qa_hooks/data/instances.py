@@ -76,7 +76,7 @@ def select_instances(
             "DataLoader pass its .dataset"
         )
     with isolated():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs
         np.random.seed(seed % 2**32)
         random.seed(seed)
         report = pick(

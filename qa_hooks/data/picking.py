@@ -23,11 +23,11 @@ from qa_hooks.contact_sheet import contact_sheet
 from qa_hooks.data.filtering import choose_best
 from qa_hooks.data.score_file import line, number
 from qa_hooks.data.score_table import TEXT, ScoreTable
-from qa_hooks.data.scores import Spec, score_folder, together
+from qa_hooks.data.scores import Spec, score_folder
 from qa_hooks.features import create_extractor
 from qa_hooks.images import load_image, save_image
 from qa_hooks.picker import Picked, pick
-from qa_hooks.processes import rank
+from qa_hooks.processes import rank, together
 from qa_hooks.scorers import create_scorer
 from qa_hooks.writers import check_writable
 
@@ -106,6 +106,7 @@ def pick_folder(
         raise ValueError(
             f"out={str(out)!r} must not lie inside {str(folder)!r}, nor around it: choose a folder beside it"
         )
+    choose_best(torch.zeros(1), keep)  # a keep that makes no sense is told before hours of scoring
     made = create_scorer(scorer)
     check_writable(out, name="out")
     if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():

@@ -8,9 +8,8 @@ the paths, and at the end the rows as text.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from qa_hooks.data.score_file import ScoreFile
 from qa_hooks.data.score_table import FORMAT, VERSION, ScoreTable, read_scores
 from qa_hooks.data.scoring import read_ahead, score_images
 from qa_hooks.images import list_images
-from qa_hooks.processes import first_error, rank, world_size
+from qa_hooks.processes import rank, together, world_size
 from qa_hooks.scorers import Scorer, create_scorer
 from qa_hooks.writers import check_writable
 
@@ -99,21 +98,6 @@ def score_folder(
         first = next(iter(table.failures.items()), ("", "no image was left"))
         raise ValueError(f"none of {len(paths)} images could be scored; the first, {first[0]}: {first[1]}")
     return table
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A part that may fail on one rank: then all raise, so that none waits for it."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    message = first_error(error)
-    if error is not None:
-        raise error
-    if message is not None:
-        raise RuntimeError(message)
 
 
 def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:

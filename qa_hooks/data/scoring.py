@@ -9,15 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from qa_hooks.batches import THREADS
+from qa_hooks.batches import BATCH_PIXELS, THREADS
 from qa_hooks.data.pieces import PiecedImage
 from qa_hooks.data.score_file import ScoreFile, line, number
 from qa_hooks.isolation import isolated
 from qa_hooks.processes import rank, world_size
 from qa_hooks.scorers import Scorer
-
-# Pixels that a scorer sees at once: 64 images of 256 x 256. Larger images come in smaller batches.
-BATCH_PIXELS = 2**22
 
 
 def score_images(

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qa_hooks.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
 from qa_hooks.features.extractor import FeatureExtractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8, to_unit
 from qa_hooks.isolation import isolated
-from qa_hooks.processes import first_error, gather_rows, rank, world_size
+from qa_hooks.processes import gather_rows, rank, together, world_size
 from qa_hooks.writers import check_writable
 
 FORMAT = "qa_hooks.features"
@@ -83,8 +83,9 @@ def extract_features(
     """Features of every image of a source, in its order, on every process.
 
     The work on a tensor, a folder or a dataset is divided among the processes; of a loader each process works through
-    its own and the parts follow one another by rank. The caller's random state, gradient mode and networks are left as
-    they are.
+    its own and the parts follow one another by rank. With torch's `DistributedSampler` the order is the dataset's, and
+    images that pad the last batch count once; padding that other loaders add cannot be told, so give their dataset.
+    The caller's random state, gradient mode and networks are left as they are.
 
     Args:
         extractor: from `create_extractor`.
@@ -100,32 +101,22 @@ def extract_features(
 
     Raises:
         ValueError: nothing in the source, broken files, images outside the range, features that are not finite.
-        RuntimeError: one of several processes failed; the message is its own.
+        RuntimeError: another process failed; the message is its own.
 
     Example:
         >>> from qa_hooks.features import create_extractor
         >>> len(extract_features(create_extractor("random"), torch.rand(5, 3, 16, 16)))
         5
     """
-    rows, positions, error = torch.zeros(0, extractor.dim), torch.zeros(0, dtype=torch.int64), None
-    try:
-        with isolated(extractor):
-            guard = _guard(check_range(value_range), generated, quantised)
-            rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
-    except Exception as caught:
-        if world_size() == 1:
-            raise
-        error = caught
-    message = first_error(error)
-    if message is not None:
-        raise RuntimeError(f"features could not be extracted: {message}") from error
-    values = gather_rows(rows)
+    with together(), isolated(extractor):
+        guard = _guard(check_range(value_range), generated, quantised)
+        rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
+    values, indices = gather_rows(rows), gather_rows(positions)
     if not len(values):
         raise ValueError("there is no readable image in the source")
-    if not is_shared(source):
+    if not has_positions(source):
         return Features(values, extractor.fingerprint, torch.arange(len(values)))
-    indices = gather_rows(positions)
-    order = indices.argsort()
+    order = first_of_each(indices)
     return Features(values[order], extractor.fingerprint, indices[order])
 
 

@@ -6,6 +6,7 @@ Two numbers can be compared only when they were computed in the same features, s
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,9 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureExtractor(KeepsFrozen):
-    """Any network as a feature extractor.
+    """Any network as a feature extractor: frozen and in eval mode, with gradients to the images.
 
-    The network is put into eval mode and its parameters need no gradient from then on; gradients to the images flow.
+    A network whose parameters need gradients is copied first, since somebody may be training it.
 
     Args:
         module: `(N, channels, H, W)` float32 -> `(N, dim)`; maps `(N, dim, h, w)` are averaged over their positions.
@@ -82,9 +83,9 @@ class FeatureExtractor(KeepsFrozen):
         self.channels, self.interpolation, self.amp = channels, interpolation, bool(amp)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.keep(module)
+        self.keep(copy.deepcopy(module) if any(p.requires_grad for p in module.parameters()) else module)
         self._dim: int | None = None
-        self._fingerprint: str | None = None
+        self._fingerprint: tuple[Any, str] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Features.
@@ -99,6 +100,8 @@ class FeatureExtractor(KeepsFrozen):
             TypeError, ValueError: no such images, or a network that does not give one vector per image.
         """
         check_images("images", images, floating=False)
+        if self.network.training:  # somebody else's .train() has reached it
+            self.network.eval()
         prepared = self.prepare(images)
         with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.network(prepared)
@@ -136,21 +139,27 @@ class FeatureExtractor(KeepsFrozen):
         if self._dim is None:
             side = self.size or 64
             with isolated():
-                self._dim = self(torch.full((1, 3, side, side), 0.5, device=self.mean.device)).shape[1]
+                try:
+                    self._dim = self(torch.full((1, 3, side, side), 0.5, device=self.mean.device)).shape[1]
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{self.name} does not take a batch (1, {self.channels}, {side}, {side}): {error}; "
+                        "create_extractor(network, name=..., channels=1, size=...) says what it takes"
+                    ) from error
         return self._dim
 
     @property
     def fingerprint(self) -> str:
         """Of layers, weights and preprocessing; equal where features can be compared."""
-        if self._fingerprint is None:
+        state = {k: v for k, v in self.network.state_dict().items() if isinstance(v, Tensor)}
+        # Networks are hashed again when a weight has been changed in place, or put elsewhere.
+        key = [(v.data_ptr(), None if v.is_inference() else v._version) for v in state.values()]
+        if self._fingerprint is None or self._fingerprint[0] != key:
             how: list[Any] = [self.size, self.mean.flatten().tolist(), self.std.flatten().tolist(), self.channels]
-            how += [self.interpolation, self.amp, *(type(part).__name__ for part in self.network.modules())]
-            state = sorted(self.network.state_dict().items())
-            weights = [
-                part for key, value in state for part in (key, value if isinstance(value, Tensor) else repr(value))
-            ]
-            self._fingerprint = fingerprint(json.dumps(how), *weights)
-        return self._fingerprint
+            how += [self.interpolation, self.amp, repr(self.network)]  # with strides, slopes and the like
+            weights = [part for pair in sorted(state.items()) for part in pair]
+            self._fingerprint = key, fingerprint(json.dumps(how), *weights)
+        return self._fingerprint[1]
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name}, size={self.size}, fingerprint={self.fingerprint})"
@@ -188,13 +197,20 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
         return spec
     if isinstance(spec, nn.Module):
         if "name" not in options:
-            raise ValueError("a network of yours needs name=, which goes into the names of scores and metrics")
+            raise ValueError(
+                "a network of yours needs a name, which goes into the names of scores and metrics: "
+                'create_extractor(network, name="mine")'
+            )
         return FeatureExtractor(spec, **options)
     if isinstance(spec, Mapping):
         if "type" not in spec:
             raise ValueError(f"an extractor's mapping needs the key 'type', got {sorted(spec)}")
         return create_extractor(**{"spec": spec["type"], **{k: v for k, v in spec.items() if k != "type"}, **options})
-    kind = str(spec)
+    with torch.inference_mode(False):  # parameters made in it could take no part in a graph
+        return _create_named(str(spec), options)
+
+
+def _create_named(kind: str, options: dict[str, Any]) -> FeatureExtractor:
     amp, size = options.pop("amp", False), options.pop("size", "default")
     if kind == "random":
         module, name, facts = networks.random_network(**options), _random_name(**options), _facts(None, (0.5,), (0.25,))

@@ -20,6 +20,14 @@ DINOV2 = {
     "dinov2_vitl14": "facebook/dinov2-large",
     "dinov2_vitg14": "facebook/dinov2-giant",
 }
+DINOV2_SIZES: dict[str, dict[str, Any]] = {  # what their files say, for untrained ones
+    "dinov2_vits14": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "dinov2_vitb14": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "dinov2_vitl14": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "dinov2_vitg14": {
+        "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True
+    },
+}  # fmt: skip
 
 
 class RandomNetwork(nn.Module):
@@ -44,10 +52,8 @@ class RandomNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = []
         for layer in self.layers:
-            images = F.relu(layer(F.pad(images, (1, 1, 1, 1), mode="replicate")))
-            mean = images.mean((2, 3))
-            variance = (images - mean[:, :, None, None]).square().mean((2, 3))
-            features += [mean, (variance + 1e-6).sqrt()]
+            images = F.relu_(layer(F.pad(images, (1, 1, 1, 1), mode="replicate")))
+            features += [images.mean((2, 3)), (images.var((2, 3), correction=0) + 1e-6).sqrt()]
         return (torch.cat(features, 1) + 0.01).log()
 
 
@@ -69,7 +75,7 @@ def torchvision_network(name: str, weights: str | Path | None = "DEFAULT") -> nn
 
     path = Path(str(weights)) if weights is not None and Path(str(weights)).is_file() else None
     with torch.random.fork_rng(devices=[]):  # an untrained network's initialisation
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs
         try:
             network: nn.Module = models.get_model(name, weights=None if path is not None else weights)
         except (KeyError, ValueError) as error:
@@ -77,14 +83,34 @@ def torchvision_network(name: str, weights: str | Path | None = "DEFAULT") -> nn
                 f"{name} has no weights {weights!r}: give one of torchvision's names, the path of a state dict that "
                 f"exists, or None ({error})"
             ) from error
-    if path is not None:
-        _load(network, _read(path), path)
+        except OSError as error:
+            raise RuntimeError(_no_download(name, error)) from error
     last = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not last:
         raise ValueError(f"{name} has no linear layer whose input could be its features; wrap the part that you want")
     parent, _, key = last[-1].rpartition(".")
     setattr(network.get_submodule(parent), key, nn.Identity())
+    if path is not None:
+        state = _plain_state(_read(path))
+        _load(network, {k: v for k, v in state.items() if not k.startswith(last[-1] + ".")}, path)
     return network
+
+
+def _no_download(name: str, error: Exception) -> str:
+    return (
+        f"the weights of {name} could not be downloaded ({error}); without a network give weights=PATH, a file on "
+        'this disk, or use the extractor "random"'
+    )
+
+
+def _plain_state(state: Any) -> dict[str, Any]:
+    """The state dict in a checkpoint: without a wrapping key and without DistributedDataParallel's prefix."""
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        return {}
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 class Inception(nn.Module):
@@ -120,13 +146,18 @@ def inception(weights: str | Path | None = None) -> nn.Module:
     def state(url: str, **_options: Any) -> Any:
         if weights is not None:
             return _read(Path(weights))
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+        try:
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise RuntimeError(_no_download("inception", error)) from error
 
     # torch-fidelity itself unpickles what it loads.
     with mock.patch.object(source, "load_state_dict_from_url", state), torch.random.fork_rng(devices=[]):
         try:
             network = source.FeatureExtractorInceptionV3("inception", ["2048"])
         except RuntimeError as error:
+            if weights is None:
+                raise
             raise ValueError(
                 f"{weights or 'the downloaded file'} does not fit torch-fidelity's Inception: {error}"
             ) from error
@@ -153,11 +184,14 @@ def dinov2(name: str, weights: str | Path | None = "DEFAULT") -> nn.Module:
         raise ImportError("DINOv2 needs transformers: pip install transformers") from error
     if weights is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return ClassToken(Dinov2Model(Dinov2Config()))
+            torch.default_generator.manual_seed(0)
+            return ClassToken(Dinov2Model(Dinov2Config(**DINOV2_SIZES[name])))
     source = DINOV2[name] if weights == "DEFAULT" else str(weights)
     with torch.random.fork_rng(devices=[]):
-        return ClassToken(Dinov2Model.from_pretrained(source, use_safetensors=True))
+        try:
+            return ClassToken(Dinov2Model.from_pretrained(source, use_safetensors=True))
+        except OSError as error:
+            raise RuntimeError(_no_download(name, error)) from error
 
 
 def _read(path: Path) -> Any:
@@ -171,7 +205,8 @@ def _read(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors have no common error
-        raise ValueError(f"{path} is not a readable state dict: {error}") from error
+        reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on to advise unpickling
+        raise ValueError(f"{path} is not a readable state dict: {reason}") from error
 
 
 def _load(network: nn.Module, state: Any, path: Path) -> None:

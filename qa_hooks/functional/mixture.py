@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from qa_hooks.functional.filters import full_precision
 from qa_hooks.functional.precision import to_float64
 
 MAX_FLOAT32_DIM = 512  # above, sums of squares in float32 lose more than 1e-5
@@ -75,7 +76,8 @@ def _weighted(values: Tensor, constants: Tensor, means: Tensor, factors: Tensor)
     difference = values - means[:, None]
     if factors.ndim == 3:
         log_det = factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        whitened = torch.bmm(difference, factors)
+        with full_precision(values.device):
+            whitened = torch.bmm(difference, factors)
     else:
         log_det = factors.log().sum(1)
         whitened = difference * factors[:, None]

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from qa_hooks.checks import check_count
+from qa_hooks.functional.filters import full_precision
 from qa_hooks.functional.precision import to_float64
 
 METRICS = ("euclidean", "l1")
 CHUNK = 1 << 22  # numbers in a temporary
 ROWS = 1024  # queries at a time
 SPARE = 4  # candidates beyond k
-# What torch's matrix products may round to, by the user's own setting.
-_PRODUCT_EPS = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 
 
 class Neighbours(NamedTuple):
@@ -154,15 +153,14 @@ def exact_distances(queries: Tensor, rows: Tensor, indices: Tensor, metric: str 
 
 def squared_distances(centred: Tensor, bank: Bank, rows: slice) -> Tensor:
     """Squared distances `(n, rows)` of centred queries to rows of the bank, by a matrix product: up to rounding."""
-    cross = torch.addmm(bank.norms[rows], centred, bank.centred[rows].T, alpha=-2)
+    with full_precision(centred.device):  # as the bound on the rounding supposes
+        cross = torch.addmm(bank.norms[rows], centred, bank.centred[rows].T, alpha=-2)
     return cross.add_(centred.square().sum(1, keepdim=True))
 
 
 def rounding_error(centred: Tensor, bank: Bank) -> Tensor:
     """By how much `squared_distances` may be wrong, `(n, 1)`: eps (|q| + |b|)^2 sqrt(d)."""
     eps = torch.finfo(centred.dtype).eps
-    if centred.dtype != torch.float64:
-        eps = max(eps, _PRODUCT_EPS[torch.get_float32_matmul_precision()])
     reach = torch.linalg.vector_norm(centred, dim=1, keepdim=True) + bank.norms.max().sqrt()
     error: Tensor = eps * centred.shape[1] ** 0.5 * reach.square()
     return error

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from qa_hooks.batches import Source
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.processes import any_rank, first_error, rank
+from qa_hooks.processes import any_rank, rank, together
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.fingerprint import data_fingerprint
 from qa_hooks.scorers.scorer import Scorer
@@ -141,6 +140,7 @@ def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range
     """Make and fit a scorer, or find it in the cache."""
     from qa_hooks.features import create_extractor
     from qa_hooks.scorers.feature_scorer import FeatureScorer
+    from qa_hooks.scorers.snapshot_images import split_snapshots
 
     own = {**entry.options, **options, "value_range": value_range}
     in_features = issubclass(entry.kind, FeatureScorer)
@@ -148,7 +148,10 @@ def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range
     missing = [name for name, source in sources.items() if source is None]
     if missing:
         what = {"fit": "fit=real_images" if in_features else "fit=snapshots", "real": "real=real_images"}
-        raise ValueError(f"{spec} has to be fitted: pass {' and '.join(what[name] for name in missing)}, or load one")
+        raise ValueError(
+            f"{spec} has to be fitted: pass {' and '.join(what[name] for name in missing)}, or fit it once "
+            "with `qa-hooks fit` and give the .safetensors file"
+        )
     if in_features and given["extractor"] is None:
         raise ValueError(f"{spec} needs extractor=, which decides its numbers: {EXTRACTORS}")
     if in_features and given["real"] is not None:
@@ -165,6 +168,8 @@ def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range
         if name in inspect.signature(fit).parameters and name not in constructed
     }
     scorer = entry.kind(**own)
+    if isinstance(sources["fit"], (tuple, list)) and "real" in sources:  # snapshots and their iterations, in any form
+        sources["fit"] = split_snapshots(tuple(sources["fit"]))
     if given["cache"] is None:
         return _run_fit(scorer, sources, settings)
     aside = {"progress", "batch_size"} if in_features else {"progress"}  # what does not change the result
@@ -176,15 +181,10 @@ def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range
     if not any_rank(not path.is_file()):
         return load_scorer(path, value_range, extractor=own.get("extractor"))
     check_writable(path.parent, name="cache")
-    fitted, error = _run_fit(scorer, sources, settings), None
-    try:
+    fitted = _run_fit(scorer, sources, settings)
+    with together():
         if rank() == 0:
             fitted.save(path)
-    except Exception as caught:
-        error = caught
-    message = first_error(error)
-    if message is not None:
-        raise error or ValueError(message)
     return fitted
 
 
@@ -246,14 +246,13 @@ def load_scorer(
         return create_scorer({"type": "niqe", "pristine": str(path)}, value_range)
     if metadata.get("format") != FORMAT or not isinstance(header, dict):
         raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    if header.get("class") not in _SAVED:
+    if str(header.get("class")) not in _SAVED:
         raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(_SAVED)}")
     own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
     try:
         scorer = _rebuilt(_SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
         if header.get("calibration"):
-            points = tensors.get("calibration.points", torch.empty(0))
-            scorer.calibration = Calibration(header["calibration"], points)
+            scorer.calibration = Calibration(header["calibration"], tensors["calibration.points"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
     return scorer

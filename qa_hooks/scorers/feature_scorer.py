@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from qa_hooks.batches import Source
 from qa_hooks.features import FeatureExtractor, Features, create_extractor, extract_features
+from qa_hooks.functional.filters import full_precision
 from qa_hooks.images import Range
-from qa_hooks.processes import broadcast_tensors, first_error, rank
+from qa_hooks.processes import broadcast_tensors, rank, together
 from qa_hooks.scorers.calibration import METHODS, Calibration
 from qa_hooks.scorers.scorer import Scorer
 
@@ -135,14 +136,18 @@ class FeatureScorer(Scorer):
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         self._check_fitted()
-        return self.score_rows(self.extractor(images))
+        features = self.extractor(images)
+        with full_precision(features.device):
+            return self.score_rows(features)
 
     def score_features(self, features: Features | Tensor) -> Tensor:
         """Raw scores `(n,)` float32 of features; `ValueError` for those of another extractor."""
         self._check_fitted()
         values = self._checked(features)
         device = next(self.buffers()).device
-        return torch.cat([self.score_rows(part.to(device)).to(values.device) for part in values.split(ROWS)]).float()
+        with full_precision(device):
+            scores = [self.score_rows(part.to(device)).to(values.device) for part in values.split(ROWS)]
+        return torch.cat(scores).float()
 
     def options(self) -> dict[str, Any]:
         return {**self.own_options(), "extractor": {name: getattr(self.extractor, name) for name in EXTRACTOR}}
@@ -182,21 +187,17 @@ class FeatureScorer(Scorer):
         return scorer
 
     def _fit(self, values: Tensor, like: FeatureScorer | None) -> None:
-        tensors, error = None, None
-        try:
+        tensors = None
+        with together():
             if rank() == 0:
                 tensors = self.fit_tensors(values, like)
-        except Exception as caught:
-            error = caught
-        message = first_error(error)
-        if message is not None:
-            raise error or ValueError(message)
         self._set(broadcast_tensors(tensors))
 
     def _set(self, tensors: dict[str, Tensor]) -> None:
         device = self.extractor.mean.device
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor.to(device))
+        with torch.inference_mode(False):  # tensors made in it could take no part in a graph
+            for name, tensor in tensors.items():
+                setattr(self, name, tensor.to(device, copy=True))
 
     def _check_fitted(self) -> None:
         if not self.fitted or getattr(self, self.fitted[0]) is None:

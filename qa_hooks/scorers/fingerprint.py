@@ -17,7 +17,7 @@ from qa_hooks.batches import Source, image_batches, image_paths, is_shared
 from qa_hooks.hashing import fingerprint, tensor_bytes
 from qa_hooks.images import Range
 from qa_hooks.isolation import isolated
-from qa_hooks.processes import first_error, gather_rows
+from qa_hooks.processes import gather_rows, together
 
 BYTES = 16
 
@@ -50,15 +50,8 @@ def data_fingerprint(source: Source, value_range: Range = (0.0, 1.0)) -> str:
         return fingerprint(repr(tuple(value_range)), *tensors)
     if isinstance(source, Iterator):
         raise ValueError("an iterator can be read once only: with cache= give a loader, dataset, folder or tensor")
-    total, error = torch.zeros(0, BYTES, dtype=torch.uint8), None
-    try:
-        with isolated():
-            total = _sum_of_images(source)
-    except Exception as caught:
-        error = caught
-    message = first_error(error)
-    if message is not None:
-        raise error or ValueError(message)
+    with together(), isolated():
+        total = _sum_of_images(source)
     parts = total[:1] if is_shared(source) else gather_rows(total)
     number = sum(int.from_bytes(bytes(part.tolist()), "little") for part in parts) % (1 << 8 * BYTES)
     return fingerprint(repr((tuple(value_range), number)))

@@ -113,10 +113,12 @@ class GMMScorer(FeatureScorer):
                 "singular but for reg_covar and likelihoods will be erratic: give more images, fewer components, a "
                 "smaller pca, or covariance='diag'"
             )
-        # A component that owns no image has the weight 0.
-        log_weights = np.log(np.maximum(mixture.weights_, np.finfo(float).tiny))
         dtype = torch.float32 if rows.shape[1] <= MAX_FLOAT32_DIM else torch.float64
-        arrays = {"log_weights": log_weights, "means": mixture.means_, "factors": mixture.precisions_cholesky_}
+        arrays = {
+            "log_weights": np.log(mixture.weights_),
+            "means": mixture.means_,
+            "factors": mixture.precisions_cholesky_,
+        }
         tensors = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
         return {**tensors, "center": center, "basis": basis}
 

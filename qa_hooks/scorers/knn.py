@@ -68,6 +68,8 @@ class KNNScorer(FeatureScorer):
     def fit_tensors(self, values: Tensor, like: FeatureScorer | None) -> dict[str, Tensor]:
         if len(values) < self.k:
             raise ValueError(f"k={self.k} neighbours need as many images in the bank, got {len(values)}")
+        if like is None and len(values) > 1 and bool((values == values[0]).all()):
+            raise ValueError(f"the features of all {len(values)} images are the same: there is nothing to fit")
         return {"bank": values.clone()}
 
     def score_rows(self, features: Tensor) -> Tensor:

@@ -118,13 +118,20 @@ class Scorer(KeepsFrozen):
         self._calibration = [calibration]
 
     def calibrated(self) -> Scorer:
-        """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it."""
+        """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it.
+
+        Below the worst and above the best held-out image "ecdf" and "minmax" are flat, so there is no gradient: for a
+        `ScoreLoss` on images that may be far off, take the raw scorer.
+        """
         if self.calibration is None:
             raise ValueError(
                 f"{self.name} has no calibration; fit it on held-out real images: "
                 "scorer.fit_calibration(scorer.goodness(real_images))"
             )
         return CalibratedScorer(self, self.calibration)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, value_range={self.value_range}"
 
     def options(self) -> dict[str, Any]:
         """The constructor's options as JSON can hold them, without `value_range`; for `save`."""

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
 from qa_hooks.features import Features
+from qa_hooks.images import RangeGuard
 from qa_hooks.isolation import isolated
-from qa_hooks.processes import first_error, gather_rows, rank, world_size
+from qa_hooks.processes import gather_rows, rank, together, world_size
 from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
 
 
@@ -37,7 +38,7 @@ def score_source(
     """Raw scores of every image; the work is divided among the processes as in `extract_features`.
 
     Args:
-        scorer: one that scores images alone.
+        scorer: one that scores images alone; they are clamped to its range.
         source: anything that `image_batches` takes.
         batch_size: images at a time.
         progress: show a bar (rank 0, terminals only).
@@ -46,23 +47,15 @@ def score_source(
 
     Raises:
         ValueError: nothing in the source, broken files.
-        RuntimeError: one of several processes failed; the message is its own.
+        RuntimeError: another process failed; the message is its own.
     """
-    rows, error = torch.zeros(0, 3, dtype=torch.float64), None
-    try:
-        with isolated():
-            rows = _own_scores(scorer, source, batch_size, progress, failures)
-    except Exception as caught:
-        if world_size() == 1:
-            raise
-        error = caught
-    message = first_error(error)
-    if message is not None:
-        raise RuntimeError(f"images could not be scored: {message}") from error
+    with together(), isolated():
+        rows = _own_scores(scorer, source, batch_size, progress, failures)
     rows = gather_rows(rows)
     if not len(rows):
         raise ValueError("there is no readable image in the source")
-    rows = rows[rows[:, 2].argsort()]
+    if has_positions(source):
+        rows = rows[first_of_each(rows[:, 2])]
     rows = rows[rows[:, 1].argsort(stable=True)]
     return Scored(rows[:, 0].float(), rows[:, 1].long(), rows[:, 2].long())
 
@@ -86,6 +79,7 @@ def _own_scores(
     from tqdm import tqdm
 
     shared, total, indices = is_shared(source), count_images(source), None
+    check = RangeGuard(scorer.value_range)
     if shared and world_size() > 1 and total is not None:
         indices = range(rank(), total, world_size())
         total = len(indices)
@@ -93,6 +87,9 @@ def _own_scores(
     hidden = None if progress and rank() == 0 else True  # None: where there is a terminal
     with tqdm(total=total, desc=f"scores ({scorer.name})", unit="image", disable=hidden) as bar:
         for chosen, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
+            if images.is_floating_point():
+                check(predictions={"images": images})
+                images = images.clamp(*scorer.value_range)
             scores = scorer(images if device is None else images.to(device)).cpu().double()
             part = torch.full_like(scores, 0 if shared else rank())
             rows.append(torch.stack([scores, part, torch.tensor(chosen, dtype=torch.float64)], 1))

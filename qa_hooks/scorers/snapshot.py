@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qa_hooks.batches import Source, is_shared
 from qa_hooks.checks import check_count
 from qa_hooks.images import Range
-from qa_hooks.processes import broadcast_tensors, first_error, gather_rows, rank
+from qa_hooks.processes import broadcast_tensors, gather_rows, rank, together
 from qa_hooks.scorers.calibration import METHODS, Calibration
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.scorers.snapshot_images import (
@@ -200,29 +200,22 @@ class SnapshotScorer(Scorer):
         training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "augment": augment}
         training |= {"flip": flip, "progress": progress, "seed": self.seed}
         reading: dict[str, Any] = {"value_range": self.value_range, "limit": max_images, "progress": progress}
-        failure: Exception | None = None
         fitted: dict[str, Tensor] | None = None
         with training_room(self._here.device, self.seed):
-            try:
+            with together():
                 source, iterations = split_snapshots(snapshots)
                 shape = input_shape(source, self.size, self.channels)
                 own = Read(torch.zeros(0, *shape, dtype=torch.uint8, device="cpu"))
                 if rank() == 0 or not is_shared(real):
                     own = read_images("real", real, shape, **reading)
-            except Exception as error:
-                failure = error
-            _raise_on_all_ranks(failure)
             if not is_shared(real):
                 own = own._replace(images=gather_rows(own.images))
-            try:
+            with together():
                 if rank() == 0:
                     generated = read_images("snapshots", source, shape, **reading)
                     warn_of_reading(own, generated)
                     quality = self._quality(iterations[generated.positions], max_iteration)
                     fitted = self._fit(generated, quality, own, held_out, calibration, training)
-            except Exception as error:
-                failure = error
-            _raise_on_all_ranks(failure)
             self._restore(broadcast_tensors(fitted))
         return self
 
@@ -372,12 +365,3 @@ def _split(count: int, share: float, least: int, generator: torch.Generator) -> 
 
 def _to_bytes(header: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(header).encode()), dtype=torch.uint8, device="cpu")
-
-
-def _raise_on_all_ranks(failure: Exception | None) -> None:
-    """Raise an error of any rank on each of them, so that none waits for the others."""
-    message = first_error(failure)
-    if failure is not None:
-        raise failure
-    if message is not None:
-        raise ValueError(message)

@@ -41,7 +41,7 @@ def on_two(rank: int, folder: str) -> dict:
     for real in (iter([mine if rank == 0 else mine * float("nan")]), real_images()[:19]):
         try:
             BCScorer().fit_snapshots(folder, real, steps=2, progress=False)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             result["errors"].append(str(error))
     return result
 

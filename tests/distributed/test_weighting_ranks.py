@@ -122,7 +122,7 @@ def pick_rank(rank: int) -> dict:
     result = picks(PARTS[rank], os.environ["QA_HOOKS_TEST_FOLDER"])
     try:
         score_source(FunctionScorer(fails_on(rank), name="fails", higher_is_better=True), images(8), **QUIET)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         result["error"] = str(error)
     return result
 

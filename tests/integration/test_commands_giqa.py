@@ -155,6 +155,26 @@ def test_pick_spares_what_is_not_its_own(samples, gmm, tmp_path, capsys):
     assert "cannot be continued with other settings" in err
 
 
+def test_a_keep_that_makes_no_sense_is_told_before_scoring(samples, gmm, tmp_path, capsys):
+    code, _, err = run(["pick", samples, "--scorer", gmm, "--keep", "1.5", "--out", tmp_path / "out"], capsys)
+    assert code == 1
+    assert "keep must be" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_extractors_weights_may_come_from_a_file(samples, tmp_path, capsys):
+    from torchvision import models
+
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), tmp_path / "none.pth")
+    torch.save(models.mobilenet_v3_small(weights=None).state_dict(), tmp_path / "mobile.pth")
+    arguments = ["fit", "knn", samples, "-o", tmp_path / "knn.safetensors", "--extractor", "mobilenet_v3_small"]
+    code, _, err = run([*arguments, "--weights", tmp_path / "none.pth"], capsys)
+    assert code == 1
+    assert "does not fit" in err
+    assert run([*arguments, "--weights", tmp_path / "mobile.pth"], capsys)[0] == 0
+    assert load_scorer(tmp_path / "knn.safetensors").extractor.name == "mobilenet_v3_small-mobile"
+
+
 def test_pick_tells_what_it_does_to_recall(samples, gmm, tmp_path, capsys):
     arguments = ["pick", samples, "--scorer", gmm, "--keep", "0.3", "--out", tmp_path / "picked", "--recall"]
     code, out, _ = run(arguments, capsys)

@@ -64,12 +64,25 @@ def test_every_row_of_the_table_runs(digits, photographs, critic):
         **{name: getattr(qa_hooks, name) for name in qa_hooks.__all__},
         "D": critic, "real": real, "fake": fake, "batches": digits[:512].split(64), "d_loss": 0.0, "loss": 0.0,
         "pred": photographs.clone().requires_grad_(), "target": photographs, "metric": lambda x: x.std((1, 2, 3)),
+        "F": torch.nn.functional, "G": lambda z: z, "z": fake.clone().requires_grad_(), "g_loss": 0.0,
         "optimizer": torch.optim.Adam(critic.parameters()), "sample": lambda n, rng: generator(torch.randn(n, 4)),
     }  # fmt: skip
     for row in rows:
         exec(row.replace('Hooks([...], log_dir="runs/x")', "Hooks([NaNGuard()])"), scope)
     assert scope["d_loss"].requires_grad
     assert scope["loss"].requires_grad
+    assert scope["g_loss"].requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:a component has about")
+def test_the_lines_on_giqa_run(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Scores for generated images")[1], re.S)
+    scope: dict = {"real_images": digits[:300], "samples": digits[300:340]}
+    exec(code.replace('"resnet50"', '"random"'), scope)
+    assert len(scope["best"]) == 36
+    weights = scope["ohem"](digits[:20])
+    assert sorted(set(weights.tolist())) == pytest.approx([20 / 24, 40 / 24])
 
 
 def test_no_placeholder_is_left():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from qa_hooks.batches import count_images, image_batches, image_paths, is_shared
+from qa_hooks.batches import count_images, first_of_each, has_positions, image_batches, image_paths, is_shared
 from qa_hooks.images import save_image
 
 
@@ -121,6 +121,7 @@ def test_what_is_shared_and_how_many(images, folder):
         (17, TypeError, "a tensor"),
         ([{"label": 3}], ValueError, "no image under"),
         ([torch.zeros(2, 2, 3, 4, 4)], ValueError, "shape"),
+        (iter([torch.zeros(3, 8, 8)]), ValueError, r"add the channels: images\[:, None\]"),
     ],
 )
 def test_bad_sources(source, error, message):
@@ -146,3 +147,43 @@ def test_a_reader_that_stops_early_leaves_no_threads(folder):
 def test_floats_stay_as_they_are():
     values = np.float32(np.random.rand(3, 6, 6, 1)) * 2 - 1
     assert torch.equal(torch.stack(list(gathered(values).values())), torch.from_numpy(values).permute(0, 3, 1, 2))
+
+
+def test_a_loader_gives_its_images_again_and_its_generator_is_put_back(images):
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(images), batch_size=2, shuffle=True, generator=generator)
+    before = generator.get_state()
+    first, second = (torch.cat([batch for _, batch in image_batches(loader)]) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(before, generator.get_state())
+    assert not torch.equal(first, images)
+
+
+def test_the_padding_of_a_distributed_sampler_is_told_by_its_positions(images):
+    found = []
+    for rank in range(2):
+        sampler = DistributedSampler(images, num_replicas=2, rank=rank, shuffle=True, seed=1)
+        loader = DataLoader(TensorDataset(images), batch_size=3, sampler=sampler)
+        assert has_positions(loader)
+        for positions, batch in image_batches(loader):
+            assert all(torch.equal(image, images[p]) for p, image in zip(positions, batch, strict=True))
+            found += positions
+    assert len(found) == 8
+    assert torch.tensor(found)[first_of_each(torch.tensor(found))].tolist() == list(range(7))
+
+
+def test_labelled_items_may_be_lists(images):
+    class Labelled(Items):
+        def __getitem__(self, index):
+            return [self.images[index], 3]
+
+    assert len(gathered(Labelled(images, "tensor"))) == 7
+
+
+def test_large_images_come_in_small_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("qa_hooks.batches.BATCH_PIXELS", 2 * 12 * 10)
+    images = torch.zeros(5, 3, 12, 10, dtype=torch.uint8)
+    for number, image in enumerate(images):
+        save_image(image, tmp_path / f"{number}.png")
+    for source in (images, tmp_path, Items(images, "pil")):
+        assert [len(batch) for _, batch in image_batches(source, batch_size=64)] == [2, 2, 1]

@@ -59,14 +59,67 @@ def test_it_is_frozen_and_the_gradient_reaches_the_images():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
     extractor = create_extractor(net, name="net")
     parent = nn.ModuleList([extractor]).train()
-    assert not net[1].training
+    assert not extractor.network[1].training
     assert not list(parent.parameters())
     assert not parent.state_dict()
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
-    before = net[1].running_mean.clone()
+    before = extractor.network[1].running_mean.clone()
     extractor(images).square().sum().backward()
     assert images.grad.abs().sum() > 0
-    assert torch.equal(net[1].running_mean, before)
+    assert torch.equal(extractor.network[1].running_mean, before)
+
+
+def test_a_network_in_training_is_copied_and_a_frozen_one_is_used():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    extractor = create_extractor(net, name="net")
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+    images = torch.rand(2, 3, 8, 8)
+    before = extractor(images)
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    assert torch.equal(extractor(images), before)
+    frozen = net.requires_grad_(False)
+    shared = create_extractor(frozen, name="net")
+    assert shared.network is frozen
+    first = shared.fingerprint
+    nn.ModuleList([frozen]).train()  # a parent of the user's
+    statistics = frozen[1].running_mean.clone()
+    shared(images)
+    assert torch.equal(frozen[1].running_mean, statistics)
+    with torch.no_grad():
+        frozen[0].weight.add_(1)
+    assert shared.fingerprint != first
+
+
+def test_an_extractor_made_in_inference_mode_can_be_differentiated():
+    with torch.inference_mode():
+        extractor = create_extractor("random", width=4)
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    extractor(images).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_a_network_of_one_channel_is_told_how():
+    with pytest.raises(ValueError, match=r"channels=1"):
+        _ = create_extractor(nn.Conv2d(1, 4, 3), name="grey").dim
+
+
+def test_without_a_network_the_way_out_is_told(monkeypatch):
+    from urllib.error import URLError
+
+    def fail(*_args, **_options):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", fail)
+    with pytest.raises(RuntimeError, match=r"could not be downloaded.*weights=PATH.*random"):
+        create_extractor("resnet18")
+
+
+@pytest.mark.parametrize(("name", "dim"), [("dinov2_vits14", 384)])
+def test_untrained_dinov2_has_the_size_of_its_name(name, dim):
+    pytest.importorskip("transformers")
+    assert create_extractor(name, weights=None, size=28).dim == dim
 
 
 def test_fingerprints_tell_what_differs():
@@ -81,6 +134,8 @@ def test_fingerprints_tell_what_differs():
     others.append(make(size=8, interpolation="bicubic"))
     torch.manual_seed(0)
     others.append(create_extractor(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), name="net").fingerprint)
+    torch.manual_seed(0)
+    others.append(create_extractor(nn.Conv2d(3, 4, 3, stride=2), name="net").fingerprint)
     assert len({same, *others}) == 1 + len(others)
 
 
@@ -143,8 +198,12 @@ def test_weights_from_disk(tmp_path):
     state = models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "mine.pth")
     save_file(state, tmp_path / "mine.safetensors")
+    wrapped = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / "wrapped.pth")
+    torch.save({**state, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, tmp_path / "ten.pth")
     prints = {
-        create_extractor("resnet18", weights=str(tmp_path / f"mine.{s}")).fingerprint for s in ("pth", "safetensors")
+        create_extractor("resnet18", weights=str(tmp_path / name)).fingerprint
+        for name in ("mine.pth", "mine.safetensors", "wrapped.pth", "ten.pth")
     }
     assert len(prints) == 1
     assert create_extractor("resnet18", weights=str(tmp_path / "mine.pth")).name == "resnet18-mine"
@@ -292,7 +351,7 @@ def test_files_of_features(tmp_path):
     ("call", "error", "message"),
     [
         (lambda: create_extractor("no_such_net"), ValueError, "unknown extractor 'no_such_net'"),
-        (lambda: create_extractor(Mean()), ValueError, "needs name="),
+        (lambda: create_extractor(Mean()), ValueError, "needs a name"),
         (lambda: create_extractor(Mean(), name="a/b"), ValueError, "letters, digits"),
         (lambda: create_extractor("random", depth=3), TypeError, "depth"),
         (lambda: create_extractor({"seed": 3}), ValueError, "needs the key 'type'"),

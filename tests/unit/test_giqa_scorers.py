@@ -223,6 +223,22 @@ class TestBoth:
         assert (scorer(images) > before).all()
         assert all(p.grad is None for p in scorer.extractor.network.parameters())
 
+    def test_fitted_in_inference_mode_it_can_be_a_loss(self, name, digits, tmp_path):
+        with torch.inference_mode():
+            scorer = SCORERS[name]("random", value_range=SYMMETRIC).fit(digits[:80], progress=False)
+            scorer.save(tmp_path / "scorer.safetensors")
+            loaded = load_scorer(tmp_path / "scorer.safetensors", SYMMETRIC)
+        for each in (scorer, loaded):
+            images = digits[80:84].clone().requires_grad_()
+            each(images).sum().backward()
+            assert images.grad.abs().sum() > 0
+
+    def test_the_users_autocast_does_not_reach_scores_of_features(self, name, extractor, features):
+        scorer = SCORERS[name](extractor).fit_features(features)
+        expected = scorer.score_features(features)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(scorer.score_features(features), expected)
+
     def test_refit_keeps_options_and_basis(self, name, extractor, features):
         scorer = SCORERS[name](extractor).fit_features(features[:400])
         other = scorer.refit(features[400:800])
@@ -340,6 +356,14 @@ class TestCreate:
         with pytest.raises(ValueError, match="takes no extractor"):
             create_scorer("giqa-mbc", SYMMETRIC, **sources, extractor="random")
 
+    def test_snapshots_may_be_cached_with_iterations_in_any_form(self, digits, tmp_path):
+        spec = {"type": "giqa-bc", "steps": 2, "progress": False}
+        images = (digits[:30] + 1) / 2
+        for iterations in ([0, 100, 200] * 10, torch.tensor([0, 100, 200] * 10)):
+            scorer = create_scorer(spec, fit=(images, iterations), real=images, cache=tmp_path)
+            assert scorer(images[:2]).shape == (2,)
+        assert len(list(tmp_path.iterdir())) == 1
+
     def test_the_cache(self, digits, tmp_path, monkeypatch):
         spec = {"type": "giqa-gmm", "components": 2, "pca": 4, "extractor": RANDOM, "value_range": SYMMETRIC}
         first = create_scorer(spec, fit=digits[:200], cache=tmp_path / "new")
@@ -366,7 +390,7 @@ class TestCreate:
             create_scorer(spec, fit=digits[:200], cache=tmp_path / "new")
 
     def test_what_is_missing_or_too_much_is_named(self, digits, gmm, tmp_path):
-        with pytest.raises(ValueError, match="giqa-gmm has to be fitted: pass fit=real_images, or load one"):
+        with pytest.raises(ValueError, match="giqa-gmm has to be fitted: pass fit=real_images, or fit it once"):
             create_scorer("giqa-gmm", extractor="random")
         with pytest.raises(ValueError, match=r"giqa-knn needs extractor=, .*'inception', 'dinov2_vits14', 'random'"):
             create_scorer("giqa-knn", fit=digits)

@@ -149,3 +149,11 @@ def test_a_bomb_is_a_broken_image(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"huge\.png is not a readable image"):
         load_image(tmp_path / "huge.png")
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    picture = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways
+    picture.save(tmp_path / "sideways.png", exif=exif)
+    assert torch.equal(load_image(tmp_path / "sideways.png")[0], torch.arange(12).view(3, 4).rot90(-1).byte() * 20)

@@ -88,3 +88,11 @@ def test_shapes_that_do_not_fit_are_named():
             mixture_log_density(*wrong)
     with pytest.raises(ValueError, match=r"log_weights must be \(2,\)"):
         mixture_log_density(good[0], torch.zeros(3), *good[2:])
+
+
+def test_the_users_autocast_does_not_reach_it():
+    values, means = torch.randn(50, 16), torch.randn(3, 16)
+    model = torch.full((3,), 1 / 3).log(), means, torch.randn(3, 16, 16).tril() * 0.1 + torch.eye(16)
+    expected = mixture_log_density(values, *model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixture_log_density(values, *model), expected)

@@ -93,14 +93,27 @@ class TestNearestNeighbours:
         check(cluster[:10] + 1e-5, bank, 3, metric=metric)
         check(bank, bank, 3, metric=metric, exclude_self=True)
 
-    def test_rounded_products(self):
-        """With the user's own "medium" precision products may be bfloat16: the answer does not change."""
+    def test_the_users_autocast_does_not_reach_the_products(self):
+        queries, bank = torch.randn(200, 64), torch.randn(3000, 64)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = (queries @ bank.T).float()
+            check(queries, bank, 3)
+        assert (rounded - queries @ bank.T).abs().max() > 0.01
+
+    @pytest.mark.parametrize("switch", ["high", "medium", "tf32"])
+    def test_the_users_precision_of_products_changes_nothing(self, switch):
         queries, bank = torch.randn(23, 7), torch.randn(60, 7)
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium")
+        newer = hasattr(torch.backends.mkldnn, "matmul")
         try:
+            if switch == "tf32" and newer:
+                torch.backends.cuda.matmul.fp32_precision = "tf32"
+            elif switch != "tf32":
+                torch.set_float32_matmul_precision(switch)
             check(queries, bank, 3)
         finally:
+            if newer:
+                torch.backends.cuda.matmul.fp32_precision = "none"
             torch.set_float32_matmul_precision(before)
 
     def test_a_bank_of_equal_rows(self):

@@ -170,6 +170,14 @@ def test_scores_from_features_are_those_from_images(data, scorer):
             assert torch.allclose(score_features(one, features), one(data.test[:20]), rtol=1e-4)
 
 
+def test_overshoot_is_clamped_on_either_way(data, scorer):
+    images = data.test[:60] * 1.2
+    features = extract_features(scorer.extractor, images, value_range=(-1, 1), generated=True, progress=False)
+    direct = quality_score(scorer, images, **QUIET)
+    assert float(direct) == pytest.approx(float(quality_score(scorer, features, **QUIET)), abs=1e-6)
+    assert float(direct) == pytest.approx(float(quality_score(scorer, images.clamp(-1, 1), **QUIET)), abs=1e-6)
+
+
 def test_scoring_leaves_the_callers_state_alone(data):
     class Noisy(torch.utils.data.Dataset):
         def __len__(self):

@@ -306,3 +306,10 @@ def test_hooks_log_the_terms_as_weights():
         f"qa_weight/ohem/{name}" for name in ("weighted", "effective_sample_size", "threshold", "nonfinite")
     }
     assert writer.scalars["qa_weight/ohem/weighted"] == [(1, 0.25)]
+
+
+def test_top_k_resumes_with_the_fraction_it_had_come_to():
+    topk, resumed = TopK(0.9), TopK(0.9)
+    topk.fraction = 0.3
+    resumed.load_run_state(topk.run_state())
+    assert resumed.fraction == 0.3
