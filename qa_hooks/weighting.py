@@ -191,10 +191,10 @@ class Weighter:
 class OHEM(Weighter):
     """Online hard example mining of GIQA: the worst images of a batch count more in the fake term of the critic's loss.
 
-    Where it helps: nowhere that we have looked. On digits (1200 steps, seeds 0, 1, 2, docs/giqa.md) it was worse than the
-    same weights given to random images with WGAN-GP, hinge and logistic losses alike, in Frechet distance by 4.0, 2.6
-    and 5.7 (unweighted: 15.0, 11.8, 13.3); precision rose a little and recall fell. The paper reports a gain of 3 % with
-    StyleGAN. Compare with a shuffled control: `weights[torch.randperm(len(weights))]`.
+    Where it helps: nowhere that we have looked. On digits (1200 steps, seeds 0, 1, 2, docs/giqa.md) it was worse than
+    the same weights given to random images, with WGAN-GP, hinge and logistic losses alike, in Frechet distance by 4.0,
+    2.6 and 5.7 (unweighted: 15.0, 11.8, 13.3); precision rose a little and recall fell. The paper reports a gain of 3 %
+    with StyleGAN. Compare with a shuffled control: `weights[torch.randperm(len(weights))]`.
 
     Args:
         scorer, higher_is_better, every: as in `Weighter`.
