@@ -79,7 +79,8 @@ class TensorBoardWriter:
 
     A run that was killed and goes on in the same folder replaces the points that it makes again: its first write tells
     TensorBoard to forget our points from that step on. Where other writers log into the folder this is left out, since
-    TensorBoard would forget theirs as well.
+    TensorBoard would forget theirs as well. Values that come with `/low` and `/high` are also drawn as one curve with
+    its band, on the page CUSTOM SCALARS.
 
     Args:
         log_dir: the run's folder; made when it is missing.
@@ -97,9 +98,15 @@ class TensorBoardWriter:
         self.log_dir = Path(log_dir)
         self._make: Any = SummaryWriter
         self._writer: Any = None
+        self._bands: dict[str, list[Any]] = {}
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        self._open(step).add_scalar(tag, float(value), step)
+        writer = self._open(step)
+        writer.add_scalar(tag, float(value), step)
+        base, _, stat = tag.rpartition("/")
+        if stat == "high" and base not in self._bands:
+            self._bands[base] = ["Margin", [f"{base}/{part}" for part in ("value", "low", "high")]]
+            writer.add_custom_scalars({"95 % intervals": self._bands})
 
     def image(self, tag: str, image: Tensor, step: int) -> None:
         self._open(step).add_image(tag, image.cpu(), step)
