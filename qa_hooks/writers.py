@@ -98,14 +98,17 @@ class TensorBoardWriter:
         self.log_dir = Path(log_dir)
         self._make: Any = SummaryWriter
         self._writer: Any = None
+        self._middles: dict[str, str] = {}
         self._bands: dict[str, list[Any]] = {}
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         writer = self._open(step)
         writer.add_scalar(tag, float(value), step)
         base, _, stat = tag.rpartition("/")
-        if stat == "high" and base not in self._bands:
-            self._bands[base] = ["Margin", [f"{base}/{part}" for part in ("value", "low", "high")]]
+        if stat in ("value", "mean"):
+            self._middles[base] = tag
+        elif stat == "high" and base in self._middles and base not in self._bands:
+            self._bands[base] = ["Margin", [self._middles[base], f"{base}/low", f"{base}/high"]]
             writer.add_custom_scalars({"95 % intervals": self._bands})
 
     def image(self, tag: str, image: Tensor, step: int) -> None:

@@ -152,3 +152,25 @@ class TestRefreshGradientModel:
     def test_needs_a_niqe_term(self, critic):
         with pytest.raises(ValueError, match="no NIQE term: SSIMPenalty"):
             RefreshGradientModel(SSIMPenalty(value_range=(-1, 1)), critic, [], every=1)
+
+
+def test_scores_come_with_their_interval_and_their_change_image_by_image():
+    shift = [0.0]
+    sample = lambda n, rng: torch.rand(n, 1, 4, 4, generator=rng) * 0.5 + shift[0]  # noqa: E731
+    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    monitor, writer = ScoreMonitor(scorer, every=1, sample=sample, n=50), MemoryWriter()
+    hooks = Hooks([monitor], writer=writer)
+    hooks.step()
+    assert "change" not in monitor.last
+    assert monitor.last["mean_low"] < monitor.last["mean"] < monitor.last["mean_high"]
+    resumed = ScoreMonitor(scorer, every=1, sample=sample, n=50)
+    resumed.load_state_dict(monitor.state_dict())
+    shift[0] = 0.25
+    hooks.step()
+    # The noise is the same, so the change is exact though the scores themselves are spread.
+    assert monitor.last["change"] == pytest.approx(0.25, abs=1e-6)
+    assert monitor.last["change_low"] == pytest.approx(0.25, abs=1e-6)
+    assert writer.scalars["qa_eval/brightness_change/mean"][0][1] == pytest.approx(0.25, abs=1e-6)
+    again = Hooks([resumed], writer=MemoryWriter())
+    again.step()
+    assert resumed.last == {**monitor.last, "step": 1}

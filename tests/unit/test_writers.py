@@ -205,3 +205,22 @@ class TestWhatCannotBeWritten:
         assert last.startswith("8 [")
         assert last.count("logging is switched off for the rest of the run: OSError: [Errno 27] File too large") == 1
         assert last.count("', '") == 0  # nothing else was warned about
+
+
+def test_values_with_bounds_are_drawn_as_bands(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    writer = TensorBoardWriter(tmp_path)
+    for name in ("fd_random(n=64)", "kid"):
+        for step in (1, 2):
+            for part, value in (("value", 2.0), ("low", 1.0), ("high", 3.0)):
+                writer.scalar(make_tag("eval", name, part), value, step)
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
+    assert list(charts) == ["qa_eval/fd_random(n=64)", "qa_eval/kid"]
+    series = charts["qa_eval/kid"]
+    assert (series.lower, series.value, series.upper) == tuple(f"qa_eval/kid/{p}" for p in ("low", "value", "high"))
