@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "FunctionScorer": "qa_hooks.scorers",
     "GMMScorer": "qa_hooks.scorers",
+    "GenerativeMonitor": "qa_hooks.callbacks",
     "GradientPenalty": "qa_hooks.penalties",
     "Hooks": "qa_hooks.callbacks",
     "NIQEPenalty": "qa_hooks.penalties",

@@ -85,6 +85,31 @@ def test_the_lines_on_giqa_run(digits, tmp_path, monkeypatch):
     assert sorted(set(weights.tolist())) == pytest.approx([20 / 24, 40 / 24])
 
 
+def test_the_lines_on_checkpoints_run(digits, tmp_path, monkeypatch):
+    from qa_hooks import GMMScorer
+    from qa_hooks.images import save_image, to_uint8
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(to_uint8(digits[:80], (-1, 1))):
+        save_image(image, tmp_path / "photos" / f"{number}.png")
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Which checkpoint")[1].split("## Scores")[0], re.S)
+    small = code.replace('"inception"', '"random"').replace("10_000", "64").replace("5000", "2")
+    scope: dict = {"digits": digits}
+    exec(STRANGER, scope)
+    G, optimizer = scope["G"], scope["opt_G"]
+    scope["sample"] = lambda n, rng: G(torch.randn(n, 128, generator=rng))
+    scope["scorer"] = GMMScorer("random", components=1, pca=8, value_range=(-1, 1)).fit(digits[:100], progress=False)
+    exec(small, scope)
+    for _ in range(4):
+        optimizer.zero_grad()
+        G(torch.randn(16, 128)).square().mean().backward()
+        optimizer.step()
+    scope["hooks"].close()
+    assert len(list((tmp_path / "best").glob("step_*.pt"))) == 1
+    assert scope["monitor"].last["fd"] > 0
+
+
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"`[^`]*`|```.*?```", "", README, flags=re.S)
 
