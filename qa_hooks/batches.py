@@ -158,13 +158,18 @@ def _distributed_sampler(source: Source) -> DistributedSampler[Any] | None:
     return sampler if isinstance(sampler, DistributedSampler) else None
 
 
-@contextlib.contextmanager
-def _generators_put_back(source: Source) -> Iterator[None]:
-    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
+def own_generators(source: Source) -> list[torch.Generator]:
+    """The random generators that a loader or its samplers own."""
     batch_sampler = getattr(source, "batch_sampler", None)
     owners = (source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    states = [(g, g.get_state()) for g in generators.values() if isinstance(g, torch.Generator)]
+    return [g for g in generators.values() if isinstance(g, torch.Generator)]
+
+
+@contextlib.contextmanager
+def _generators_put_back(source: Source) -> Iterator[None]:
+    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
+    states = [(g, g.get_state()) for g in own_generators(source)]
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.batches import Source
+from qa_hooks.batches import Source, image_batches
 from qa_hooks.callbacks.samples import Sample, sample_block
 from qa_hooks.checks import check_count
 from qa_hooks.data.text_table import interval_text, text_table
@@ -33,9 +33,11 @@ from qa_hooks.functional.set_metrics import (
     resampled_metrics,
     set_interval,
 )
+from qa_hooks.generative import check_comparable
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
 from qa_hooks.isolation import isolated, modules_of
 from qa_hooks.processes import first_error, gather_rows, rank, world_size
+from qa_hooks.scorers.fingerprint import fixed_random
 from qa_hooks.scorers.scorer import Scorer
 
 OUTSIDE = 0.25  # the share of pixels beyond which images have another range
@@ -169,17 +171,21 @@ def compare_checkpoints(
         first, second = (bootstrap_interval(part, confidence=confidence, seed=seed) for part in pair)
         values[scorer.name] = first, second
     if network is not None and real is not None:
+        with fixed_random(real):
+            first_real = next(image_batches(real, batch_size=1))[1]
+        check_comparable(network, first_real.shape[1:], [int(side) for side in rows[0, 1:4]])
         features = extract_features(
-            network, real, batch_size=batch_size, value_range=value_range, progress=progress
+            network, real, batch_size=batch_size, value_range=value_range, quantised=True, progress=progress
         ).values
         options: dict[str, Any] = {"groups": groups, "seed": seed}
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
         sets = [resampled_metrics(features[order], part[:, len(scorers) :], metrics, **options) for part in (a, b)]
         for key, row_a in sets[0].items():
-            name, row_b = metric_name(key, network.name), sets[1][key]
+            name, row_b = metric_name(key, network), sets[1][key]
             directions[name] = higher_is_better(key)
             comparisons[name] = compare_sets(key, row_a, row_b, paired=True, n=n, confidence=confidence)
-            values[name] = set_interval(row_a, confidence=confidence), set_interval(row_b, confidence=confidence)
+            first, second = (set_interval(key, row, n=n, confidence=confidence) for row in (row_a, row_b))
+            values[name] = first, second
     spec: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "images": shape}
     spec |= {"value_range": value_range, "confidence": confidence}
     spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8]} if network is not None else {}

@@ -8,8 +8,9 @@
 
 The 95 % intervals are about chance, not about bias: they hold the value that other samples of this size would have on
 average, against the same real images. A Frechet distance of n images is too large by about c / n, so compare equal n.
-Sets of features leave groups out in turn (`group_jackknife`); the kernel distance brings its own error; means have
-theirs, which for the diversity score leaves out how its model varies with the generated images.
+Sets of features leave groups out in turn (`group_jackknife`); precision, a share of independent images, has Wilson's
+interval; those of recall and coverage are conservative; the kernel distance brings its own error; means have theirs,
+which for the diversity score leaves out how its model varies with the generated images.
 
 Everything here is in features of images quantised to 8 bits, real and generated alike.
 """
@@ -26,7 +27,14 @@ from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.frechet import frechet_distance, inception_score
 from qa_hooks.functional.intervals import Interval, group_jackknife, t_interval
 from qa_hooks.functional.kernel_distance import kernel_distance
-from qa_hooks.functional.set_metrics import NEIGHBOURS, metric_name, resampled_metrics, set_interval
+from qa_hooks.functional.set_metrics import (
+    NEIGHBOURS,
+    extractor_label,
+    is_canonical,
+    metric_name,
+    resampled_metrics,
+    set_interval,
+)
 from qa_hooks.reference import Reference
 from qa_hooks.scorers.quality import diversity_score, quality_score
 from qa_hooks.stats import Moments
@@ -95,14 +103,12 @@ def measure(
         raise ValueError(f"the reference was made by an extractor {reference.extractor}, not by {extractor!r}")
     found: dict[str, Measurement] = {}
     n, rows = len(features), reference.rows
-    famous = extractor.name != "inception" or (extractor.spec or {}).get("type") == "inception"
-    label = extractor.name if famous else "own-inception"  # a network of the user's does not make an FID
-    facts = f"{label}, {extractor.fingerprint[:4]}, uint8, ref={reference.data[:4]}"
+    facts = f"{extractor_label(extractor)}, {extractor.fingerprint[:4]}, uint8, ref={reference.data[:4]}"
 
     def add(key: str, interval: Interval, count: int, *more: str) -> None:
         low, high = LIMITS.get(key, (0.0, 1.0))
         ends = max(interval.low, low), min(interval.high, high)
-        spec = f"{metric_name(key, label)}[{', '.join([facts, *more, f'n={count}'])}]"
+        spec = f"{metric_name(key, extractor)}[{', '.join([facts, *more, f'n={count}'])}]"
         found[key] = Measurement(interval.value, *ends, count, spec)
 
     if "fd" in metrics:
@@ -115,7 +121,7 @@ def measure(
         equal = min(n, len(rows))
         resampled = resampled_metrics(rows[:equal], features[:equal], ["pr"], groups=groups)
         for key, row in resampled.items():
-            add(key, set_interval(row), equal, f"k={NEIGHBOURS}", f"real={equal}")
+            add(key, set_interval(key, row, n=n), equal, f"k={NEIGHBOURS}", f"real={equal}")
     if "is" in metrics and logits is not None:
         value, error = group_jackknife(lambda chosen: _inception(logits[chosen]), n, groups=groups)
         add("is", t_interval(value, error, degrees=groups - 1), n, f"classes={logits.shape[1]}", "splits=1")
@@ -129,6 +135,21 @@ def measure(
             interval = t_interval(score.value, score.error, degrees=score.n - 1)
             found[key] = Measurement(score.value, max(interval.low, 0.0), min(interval.high, 1.0), score.n, score.spec)
     return found
+
+
+def check_comparable(extractor: FeatureExtractor, real: Sequence[int], generated: Sequence[int]) -> None:
+    """Refuse images of other sizes or channels, (C, H, W), whose features would differ for that reason alone.
+
+    Raises:
+        ValueError: channels that differ; or sizes that differ where the extractor does not resize.
+    """
+    resizes = extractor.size is not None or is_canonical(extractor)
+    if real[0] != generated[0] or (tuple(real[1:]) != tuple(generated[1:]) and not resizes):
+        shapes = ["x".join(map(str, shape)) for shape in (real, generated)]
+        raise ValueError(
+            f"real images are {shapes[0]} and generated ones {shapes[1]} (channels x height x width), and that is what "
+            f"the features of {extractor.name} would measure; bring them to one size, or give the extractor a size="
+        )
 
 
 def check_metrics(metrics: Sequence[str], *, classifier: Any = None, scorer: Any = None) -> tuple[str, ...]:

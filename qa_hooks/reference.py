@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -17,7 +18,7 @@ from qa_hooks.features import FeatureExtractor, extract_features
 from qa_hooks.functional.frechet import frechet_factor
 from qa_hooks.images import Range
 from qa_hooks.processes import any_rank, broadcast_tensors, first_error, rank
-from qa_hooks.scorers.fingerprint import data_fingerprint
+from qa_hooks.scorers.fingerprint import data_fingerprint, fixed_random
 from qa_hooks.stats import Moments
 from qa_hooks.writers import check_writable
 
@@ -31,7 +32,8 @@ class Reference:
     Attributes:
         count: real images.
         mean, covariance: of all their features, `(d,)` and `(d, d)` float64.
-        rows: `(m, d)` float32, the features of some of them, drawn with a fixed seed.
+        rows: `(m, d)` float32, the features of some of them, drawn with a fixed seed and in random order, so that the
+            first ones are a random choice too.
         data: the fingerprint of the images.
         extractor: that of the extractor.
     """
@@ -55,14 +57,20 @@ class Reference:
         return Reference(self.count, *moments, self.rows.to(device), self.data, self.extractor)
 
     def save(self, path: Path) -> None:
-        """Write safetensors; the file appears whole or not at all."""
+        """Write safetensors; the file appears whole or not at all. `OSError` says why it cannot."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         metadata = {"format": FORMAT, "count": str(self.count), "data": self.data, "extractor": self.extractor}
         tensors = {"mean": self.mean, "covariance": self.covariance, "rows": self.rows}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-        partial.replace(path)
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise OSError(f"{path} could not be written: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> Reference:
@@ -130,7 +138,8 @@ def make_reference(
         return found
     failures: dict[int, str] = {}
     options: dict[str, Any] = {"value_range": value_range, "batch_size": batch_size, "progress": progress}
-    features = extract_features(extractor, source, quantised=True, failures=failures, **options)
+    with fixed_random(source):  # the images that the fingerprint is of
+        features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     if failures:
         warnings.warn(
             f"{len(failures)} real images could not be read and were left out; {next(iter(failures.values()))}"
@@ -138,7 +147,7 @@ def make_reference(
     moments = Moments(features.values.shape[1])
     for part in features.values.split(512):
         moments.update(part)
-    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows].sort().values
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]
     statistics = moments.mean(), moments.covariance(), features.values[chosen]
     reference = Reference(len(features), *statistics, data, extractor.fingerprint)
     if path is not None and rank() == 0:

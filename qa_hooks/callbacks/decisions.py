@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,10 @@ from qa_hooks.processes import first_error
 from qa_hooks.writers import check_writable
 
 Save = Callable[[Path], Any]
+
+
+_CHECKPOINT = re.compile(r"step_\d{8}[^/\\]*")  # the names that we give, and that may be deleted
+_LEFT_OVER = re.compile(r"partial_(old_)?step_\d{8}[^/\\]*|partial_best\.json")
 
 
 class BestCheckpoint(Callback):
@@ -187,8 +192,10 @@ class BestCheckpoint(Callback):
                     _remove(self.folder / entry["path"])
 
     def _clear_away(self) -> None:
-        """What a killed run left: halves go, and what it had moved aside comes back."""
+        """What a killed run left: halves go, and what it had moved aside comes back. Only names of our own."""
         for left_over in self.folder.glob("partial_*"):
+            if not _LEFT_OVER.fullmatch(left_over.name):
+                continue
             target = self.folder / left_over.name.removeprefix("partial_old_")
             if left_over.name.startswith("partial_old_") and not target.exists():
                 left_over.rename(target)
@@ -225,6 +232,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
             raise ValueError("it lacks metric, step, value or path")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by BestCheckpoint, or is damaged: {error}") from error
+    strange = [str(entry["path"]) for entry in found["kept"] if not _CHECKPOINT.fullmatch(str(entry["path"]))]
+    if strange:  # what it names would be deleted one day
+        raise ValueError(f"{path} names {strange[0]!r}, which is no checkpoint of BestCheckpoint (step_00001000...)")
     found["kept"] = [entry for entry in found["kept"] if (folder / entry["path"]).exists()]
     return found
 

@@ -68,7 +68,7 @@ class EarlyStop(Callback):
             self._best, self.waited = reading, 0
             return
         self.waited += 1
-        if self.waited >= self.patience:
+        if self.waited == self.patience:  # once: a loop that goes on all the same was told
             raise TrainingStopped(
                 f"{self.state_key}: {self.waited} measurements without an improvement; the best was "
                 f"{in_words(to_plain(self._best))}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.batches import Source
+from qa_hooks.batches import Source, image_batches, image_paths
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.readings import shared_json
 from qa_hooks.callbacks.samples import Sample, _check_sample, sample_block
 from qa_hooks.checks import check_count
 from qa_hooks.features import FeatureExtractor, create_extractor
-from qa_hooks.generative import Measurement, check_metrics, measure
+from qa_hooks.generative import METRICS, Measurement, check_comparable, check_metrics, measure
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.isolation import modules_of
 from qa_hooks.processes import first_error, gather_rows
 from qa_hooks.reference import Reference, make_reference
+from qa_hooks.scorers.fingerprint import fixed_random
 from qa_hooks.writers import check_writable, make_tag
 
 
@@ -56,7 +59,8 @@ class GenerativeMonitor(Monitor):
         last: of the last measurement: "step", and for each value ("fd", "kid", "precision", "recall", "density",
             "coverage", "is", "qs", "ds") its number and those under "{value}_low" and "{value}_high".
         spec: how each value was made, for example `fd_random[random, 3e1f, uint8, ref=ab12, real=1400, n=2048]`;
-            printed with the first measurement. A run that is resumed with another spec is told so.
+            printed with the first measurement. A run that is resumed with other real images warns and goes on under the
+            new spec; one with other settings is refused.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -91,6 +95,9 @@ class GenerativeMonitor(Monitor):
                 "real must be images that can be read again (a tensor, folder, list of files, dataset or loader), got "
                 f"the iterator {type(real).__name__}"
             )
+        if real is None:
+            raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
+        image_paths(real)  # a folder that is missing is told now and not after hours
         super().__init__(every=every)
         self.metrics = check_metrics(metrics, classifier=classifier, scorer=scorer)
         self._follows = isinstance(extractor, (str, dict))
@@ -110,6 +117,7 @@ class GenerativeMonitor(Monitor):
         self.last: dict[str, float] = {}
         self.spec: dict[str, str] = {}
         self._reference: Reference | None = None
+        self._shape: torch.Size | None = None  # (C, H, W) of the first real image
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
@@ -139,6 +147,8 @@ class GenerativeMonitor(Monitor):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
+            if self._shape is not None:
+                check_comparable(self.extractor, self._shape, images.shape[1:])
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
@@ -199,6 +209,8 @@ class GenerativeMonitor(Monitor):
         options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
         reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
         self._reference = reference.to(self.extractor.mean.device)
+        with fixed_random(self.real):
+            self._shape = next(image_batches(self.real, batch_size=1))[1].shape[1:]
         if ctx.rank == 0:
             seconds = time.perf_counter() - start
             print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)
@@ -214,12 +226,26 @@ class GenerativeMonitor(Monitor):
         return measure(features, self._reference, chosen, extractor=self.extractor, **options)
 
     def _check_spec(self, spec: dict[str, str]) -> None:
-        for key in spec:
-            if self.spec.get(key, spec[key]) != spec[key]:
+        """Other real images are told and measured with; other settings are a mistake of the user's."""
+        changed = [key for key in spec if self.spec.get(key, spec[key]) != spec[key]]
+        for key in changed:
+            if _without_data(self.spec[key]) != _without_data(spec[key]):
                 raise ValueError(
                     f"this run measured {self.spec[key]} until now, and now {spec[key]}: these cannot be compared; "
                     "give a monitor with other settings another name="
                 )
+        if changed:
+            warnings.warn(
+                f"{self.state_key}: the real images are others than before, or are read in another way: this run "
+                f"measured {self.spec[changed[0]]} until now, and goes on with {spec[changed[0]]}; values from before "
+                "cannot be compared with those from here on"
+            )
+
+
+def _without_data(spec: str) -> str:
+    """A spec without what is said of the real images; precision and its kin take as many generated ones, at most."""
+    said = "ref|real|n" if spec.startswith(METRICS["precision_recall"]) else "ref|real"
+    return re.sub(rf", ({said})=[^],]*", "", spec) if ", ref=" in spec else spec
 
 
 def _gather(rows: Tensor) -> Tensor:

@@ -216,14 +216,19 @@ class Hooks:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it.
 
-        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap.
+        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap. Means
+        that are still being gathered (`log_every`) are this rank's: on several processes the one point of the curve
+        that they belong to is exact after a resume when each rank saves and loads its own state, or when the state is
+        saved at a multiple of `log_every`; with rank 0's state alone it is the mean of what the ranks saw since then
+        and of rank 0's earlier values.
         """
         self._writer.flush()
         return {
             "step": self.step_count,
             "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
             "track": {name: _state_of(part) for name, part in self.track.items() if _is_stateful(part)},
-            "means": {} if is_distributed() else self._means.state_dict(),
+            "means": self._means.state_dict(),
+            "rank": rank(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,7 +253,8 @@ class Hooks:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
         for name in stateful & set(state.get("track", {})):
             _load_state(self.track[name], state["track"][name])
-        self._means.load_state_dict(state.get("means", {}))
+        if state.get("rank", 0) == rank():
+            self._means.load_state_dict(state.get("means", {}))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -334,27 +340,34 @@ class Hooks:
         self._busy = True
         try:
             with isolated():
-                for callback in callbacks:
-                    if event != "on_step_end" or self._budget.allows(callback):
-                        self._call(callback, event, ctx)
+                stops = [
+                    self._call(callback, event, ctx)
+                    for callback in callbacks
+                    if event != "on_step_end" or self._budget.allows(callback)
+                ]
         finally:
             self._busy = False
+        for stop in stops:
+            if stop is not None:  # after the others of this step: one of them may keep the best checkpoint
+                self.should_stop = True
+                if self._optimizer is not None:
+                    raise stop
+                warnings.warn(f"{stop}; hooks.should_stop is set")
 
-    def _call(self, callback: Callback, event: str, ctx: Context) -> None:
-        start = time.perf_counter()
+    def _call(self, callback: Callback, event: str, ctx: Context) -> TrainingStopped | None:
+        """Run a callback; what it raised when it asks for the end of training."""
+        start, stopped = time.perf_counter(), None
         try:
             getattr(callback, event)(ctx)
         except TrainingStopped as stop:
-            self.should_stop = True
-            if self._optimizer is not None:
-                raise
-            warnings.warn(f"{stop}; hooks.should_stop is set")
+            stopped = stop
         except Exception as error:
             self._active.remove(callback)
             if rank() == 0 or not callback.budgeted:
                 warnings.warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
         if callback.budgeted and event == "on_step_end" and callback in self._active:
             self._budget.account(callback, time.perf_counter() - start, self.step_count, self._writer)
+        return stopped
 
     def _flush(self) -> None:
         try:

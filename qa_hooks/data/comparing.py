@@ -136,7 +136,7 @@ def compare_folders(
             and "ds" (GIQA's quality and diversity score, of a mixture fitted on the real images); or none.
         scorers: whatever `create_scorer` takes; mean scores of each folder and of the real images.
         extractor: for `create_extractor`. "random" needs no download, but papers use "inception" or DINOv2.
-        paired: files of the same name in all folders belong together; others are left out.
+        paired: files of the same name in all folders belong together; others are left out and counted in the notes.
         n: images of each folder; at most as many as the smallest has, which is the default.
         n_real: real images, all by default; precision, recall and ds use at most n of them.
         seed: of the choice of images and of the intervals.
@@ -190,6 +190,11 @@ def compare_folders(
         f"{p.label}: {len(p.failures)} images could not be read and were left out"
         for p in (real_set, *sets)
         if p.failures
+    ]
+    notes += [
+        f"{p.label}: {p.unmatched} files have no partner of the same name in every folder and were left out"
+        for p in sets
+        if p.unmatched
     ]
     return FolderComparison(
         real_set, sets, measured.values, measured.comparisons, measured.directions, spec, measured.notes + notes

@@ -76,17 +76,17 @@ class Measured:
         ]
         n, dim = self.generated[0].features.shape
         for key in rows[0]:
-            name = metric_name(key, extractor.name)
+            name = metric_name(key, extractor)
             self.directions[name] = higher_is_better(key)
             for part, row in zip(self.generated, rows, strict=True):
-                self.values[part.label][name] = set_interval(row[key], confidence=self.confidence)
+                self.values[part.label][name] = set_interval(key, row[key], n=n, confidence=self.confidence)
             for part, row in zip(self.generated[1:], rows[1:], strict=True):
                 self.comparisons[part.label][name] = compare_sets(
                     key, rows[0][key], row[key], paired=self.paired, n=n, confidence=self.confidence
                 )
         if "fd" in wanted and n < 10 * dim:
             self.notes.append(
-                f"{metric_name('fd', extractor.name)} is too large for want of images: n={n} is below ten times the "
+                f"{metric_name('fd', extractor)} is too large for want of images: n={n} is below ten times the "
                 f"{dim} dimensions; compare it at this n only"
             )
         if {"qs", "ds"} & set(metrics):
@@ -99,7 +99,7 @@ class Measured:
 
         model = GMMScorer(extractor)
         model.fit_features(_features(self.real, extractor), seed=self.seed)
-        quality, diversity = (metric_name(key, extractor.name) for key in ("qs", "ds"))
+        quality, diversity = (metric_name(key, extractor) for key in ("qs", "ds"))
         if "qs" in metrics:
             calibrated = model.calibrated()
             for part in self.generated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from qa_hooks.checks import check_count
 from qa_hooks.data.pieces import PiecedImage, find_references, read_pieces
 from qa_hooks.data.scoring import read_ahead, scored_windows
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.functional.set_metrics import is_canonical
 from qa_hooks.hashing import fingerprint
 from qa_hooks.images import list_images, load_image
 from qa_hooks.processes import any_rank, gather_rows, rank, together, world_size
@@ -36,6 +38,7 @@ class ImageSet:
         scores: `(n,)` float64 by scorer; nan where a scorer could not.
         failures: `{relative path: message}` of files that cannot be read.
         refused: likewise of images that a scorer refused.
+        unmatched: how many files of the folder have no partner of their name, where sets are paired.
     """
 
     label: str
@@ -45,6 +48,7 @@ class ImageSet:
     scores: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unmatched: int = 0
 
     def name(self, path: Path) -> str:
         """Relative to the folder, with forward slashes."""
@@ -113,7 +117,7 @@ def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
 
 def resize_of(extractor: FeatureExtractor) -> str:
     """What the extractor does with the images' size, in words."""
-    if extractor.name == "inception":
+    if is_canonical(extractor):
         return "299 bilinear (TensorFlow's)"
     return "none" if extractor.size is None else f"{extractor.size} {extractor.interpolation}"
 
@@ -137,7 +141,8 @@ def image_sets(folders: Sequence[str | Path], *, n: int | None, paired: bool, se
     count = count if n is None else min(count, check_count("n", n))
     for label, root, of_one, chosen in zip(labels(roots), roots, files, names, strict=True):
         order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:count]
-        sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()]))
+        unmatched = len(of_one) - len(chosen)
+        sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()], unmatched=unmatched))
     return sets
 
 
@@ -165,8 +170,7 @@ def add_features(
     if cache is not None:
         key = fingerprint(extractor.fingerprint, data_fingerprint(images.paths))
         file = cache / f"features-{extractor.name}-{key}.safetensors"
-        if not any_rank(not file.is_file()):
-            features = Features.load(file)
+        features = _kept_features(file)
     if features is None:
         features = extract_features(extractor, images.paths, batch_size=batch_size, progress=progress, failures={})
         with together():
@@ -179,6 +183,17 @@ def add_features(
         images.failures[images.name(path)] = _why(path)
     images.features = torch.zeros(len(images.paths), features.values.shape[1])
     images.features[features.indices] = features.values
+
+
+def _kept_features(file: Path) -> Features | None:
+    """Those of the cache, on every process or on none; a damaged file is warned of and made again."""
+    found = None
+    if file.is_file():
+        try:
+            found = Features.load(file)
+        except ValueError as error:
+            warnings.warn(f"{error}; they are extracted again")
+    return None if any_rank(found is None) else found
 
 
 def add_scores(

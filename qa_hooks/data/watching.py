@@ -210,7 +210,9 @@ class _Watcher:
             step: {k: math.nan if v is None else v for k, v in v_.items()} for step, v_ in steps.items()
         }
         for step in sorted(self.result.steps):
-            self._consider(step, [])
+            self._consider(step)
+        if self.result.best is not None and not self._is_written(self.result.best):
+            self._write_best([path for path, _, _ in self._scan().get(self.result.best["step"], [])])
 
     # -- a look ------------------------------------------------------------------------------------------------------
 
@@ -288,7 +290,8 @@ class _Watcher:
             self._alarm(step, key, message)
         self._write(step, values, images)
         self.result.steps[step] = values
-        self._consider(step, images.paths)
+        if self._consider(step):
+            self._write_best([str(path) for path in images.paths])
         self._save()
         left_out = f", {len(images.failures)} left out" if images.failures else ""
         seconds = time.perf_counter() - started
@@ -308,7 +311,7 @@ class _Watcher:
                 self._tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST and len(images.features):
             for key, row in resampled_metrics(self.real.features, images.features, self.metrics).items():
-                interval = set_interval(row)
+                interval = set_interval(key, row, n=len(images.features))
                 values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         elif self.real is not None:
             self._tell(f"steps of fewer than {FEWEST} images have no {', '.join(self.metrics)}")
@@ -339,24 +342,37 @@ class _Watcher:
         for value in (v for metric in self.metrics for v in SET_METRICS[metric].values):
             for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
                 if f"{value}{end}" in values:
-                    name = f"{metric_name(value, self.extractor.name)}(n={int(values['n'])})"
+                    name = f"{metric_name(value, self.extractor)}(n={int(values['n'])})"
                     self.writer.scalar(make_tag("eval", name, stat), values[f"{value}{end}"], step)
 
-    def _consider(self, step: int, paths: list[Path]) -> None:
-        """Keep the best step. Distances depend on n, so they are compared at the first step's n only."""
+    def _consider(self, step: int) -> bool:
+        """Whether the step is the best so far. Distances depend on n, so they are compared at the largest n only."""
         values, best = self.result.steps[step], self.result.best
         value, n = values.get(self.best_key, math.nan), int(values["n"])
         if not math.isfinite(value):
-            return
+            return False
         if best is not None and self.best_of_set and best["n"] != n:
-            self._tell(f"steps of other than {best['n']} images are not compared by {self.best_key}")
-            return
-        if best is None or (value > best["value"] if self.higher else value < best["value"]):
+            self._tell(f"steps of other than {max(best['n'], n)} images are not compared by {self.best_key}")
+            if n < best["n"]:
+                return False
+            best = None
+        better = best is None or (value > best["value"] if self.higher else value < best["value"])
+        if better:
             mode = "max" if self.higher else "min"
             self.result.best = {"key": self.best_key, "mode": mode, "step": step, "value": value, "n": n}
-            if paths:
-                described = {**self.result.best, "files": [str(path) for path in paths]}
-                _replace(self.log_dir / "best.json", json.dumps(described, indent=1))
+        return better
+
+    def _write_best(self, files: list[str]) -> None:
+        described = {**(self.result.best or {}), "files": files}
+        _replace(self.log_dir / "best.json", json.dumps(described, indent=1))
+
+    def _is_written(self, best: dict[str, Any]) -> bool:
+        """Whether best.json says the same: it does not after a change of `best` or `mode`, or when it got lost."""
+        try:
+            written = json.loads((self.log_dir / "best.json").read_text(encoding="utf-8"))
+            return all(written.get(key) == value for key, value in best.items())
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def _save(self) -> None:
         steps = {
@@ -376,7 +392,7 @@ class _Watcher:
     def _line(self, values: dict[str, float]) -> str:
         parts = [f"{name} {values[name]:.4g} (std {values[f'{name}_std']:.3g})" for name in self.scorers]
         for value in (v for metric in self.metrics for v in SET_METRICS[metric].values if v in values):
-            name = metric_name(value, self.extractor.name)
+            name = metric_name(value, self.extractor)
             parts.append(f"{name} {values[value]:.4g} [{values[f'{value}_low']:.4g}, {values[f'{value}_high']:.4g}]")
         return ", ".join(parts)
 

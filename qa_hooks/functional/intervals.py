@@ -205,6 +205,22 @@ def t_interval(value: float, error: float, *, degrees: int = 9, confidence: floa
     return Interval(value, value - width, value + width)
 
 
+def wilson_interval(share: float, n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a share of n independent trials, which holds also near 0 and 1 (Wilson 1927).
+
+    Example:
+        >>> wilson_interval(1.0, 100).low
+        0.963006...
+    """
+    check_count("n", n)
+    if not 0 <= share <= 1 or not 0 < confidence < 1:
+        raise ValueError(f"share must be in [0, 1] and confidence in (0, 1), got {share!r} and {confidence!r}")
+    z = float(_NORMAL.icdf(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    width = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return Interval(share, min(middle - width, share), max(middle + width, share))
+
+
 def t_quantile(degrees: int, confidence: float) -> float:
     """How many standard errors reach to each side of the middle in Student's distribution."""
     from scipy.special import stdtrit  # scikit-learn brings it

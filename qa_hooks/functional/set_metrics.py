@@ -9,8 +9,8 @@ a paired comparison.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from qa_hooks.functional.intervals import (
     jackknife_error,
     jackknife_subsets,
     t_interval,
+    wilson_interval,
 )
+from qa_hooks.functional.kernel_distance import squared_mmd
 from qa_hooks.functional.precision import to_float64
 from qa_hooks.functional.precision_recall import precision_recall
 
@@ -40,20 +42,38 @@ SET_METRICS = {
     "kid": SetMetric(False, ("kid",)),
     "pr": SetMetric(True, ("precision", "recall", "density", "coverage")),
 }
-BLOCK = 512  # rows of a kernel matrix at a time
 NEIGHBOURS = 3  # k of precision and recall, as published
 
 
-def metric_name(key: str, extractor: str) -> str:
+class Described(Protocol):
+    """What names need to know of a `FeatureExtractor`."""
+
+    name: str
+    spec: Any
+
+
+def is_canonical(extractor: Described) -> bool:
+    """Whether it is the Inception of the published FID: made by `create_extractor`, not just called so."""
+    return isinstance(extractor.spec, Mapping) and extractor.spec.get("type") == "inception"
+
+
+def extractor_label(extractor: Described) -> str:
+    """Its name; a network of the user's cannot take the canonical one's."""
+    return "own-inception" if extractor.name == "inception" and not is_canonical(extractor) else extractor.name
+
+
+def metric_name(key: str, extractor: Described) -> str:
     """The name that goes with a value: famous ones are for the canonical Inception alone (on uint8 images).
 
     Example:
-        >>> metric_name("fd", "inception"), metric_name("kid", "random"), metric_name("recall", "vgg16")
-        ('fid', 'kd_random', 'recall_vgg16')
+        >>> from qa_hooks.features import create_extractor
+        >>> extractor = create_extractor("random")
+        >>> metric_name("fd", extractor), metric_name("kid", extractor), metric_name("recall", extractor)
+        ('fd_random', 'kd_random', 'recall_random')
     """
-    if extractor == "inception" and key in ("fd", "kid"):
+    if is_canonical(extractor) and key in ("fd", "kid"):
         return "fid" if key == "fd" else key
-    return f"{'kd' if key == 'kid' else key}_{extractor}"
+    return f"{'kd' if key == 'kid' else key}_{extractor_label(extractor)}"
 
 
 def resampled_metrics(
@@ -102,8 +122,19 @@ def higher_is_better(value: str) -> bool:
     return value not in ("fd", "kid")
 
 
-def set_interval(row: Tensor, *, confidence: float = 0.95) -> Interval:
-    """The interval of a row of `resampled_metrics`."""
+def set_interval(key: str, row: Tensor, *, n: int, confidence: float = 0.95) -> Interval:
+    """The interval of a row of `resampled_metrics`.
+
+    Precision is a share of n independent images and has Wilson's interval. The others' is the jackknife's; for recall
+    and coverage, which are no means over the generated images, it is conservative (about 99 % coverage for 95 %).
+
+    Args:
+        key: "fd", "kid", "precision", ...
+        row: `(1 + groups,)`.
+        n: generated images.
+    """
+    if key == "precision":
+        return wilson_interval(float(row[0]), n, confidence=confidence)
     return t_interval(float(row[0]), jackknife_error(row[1:]), degrees=len(row) - 2, confidence=confidence)
 
 
@@ -156,30 +187,13 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
-    """`kernel_distance` of all subsets in one pass over the kernel matrix, summed by membership."""
+    """All subsets in one pass over the kernel matrix."""
     if min(len(real), *map(len, subsets)) < 2:
         raise ValueError(f"a kernel distance needs at least 2 images in each set, got {len(real)} and {len(fake)}")
-    member = torch.zeros(len(fake), len(subsets), dtype=torch.float64)
-    for column, rows in enumerate(subsets):
-        member[rows, column] = 1
-    everyone = torch.ones(len(real), 1, dtype=torch.float64)
-    own, own_real = _kernel_sums(fake, fake, member), _kernel_sums(real, real, everyone)
-    diagonal, diagonal_real = (_cubic(to_float64(rows).square().sum(1), rows.shape[1]) for rows in (fake, real))
-    cross = (_kernel_sums(fake, real, everyone) * member).sum(0) / (member.sum(0) * len(real))
-    count = member.sum(0)
-    within = ((own * member).sum(0) - diagonal @ member) / (count * (count - 1))
-    within_real = (own_real.sum() - diagonal_real.sum()) / (len(real) * (len(real) - 1))
-    return (within + within_real - 2 * cross)[:, None]
-
-
-def _kernel_sums(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """`k(a, b) @ weights`, block by block: `(len(a), columns)` float64."""
-    b = to_float64(b)
-    return torch.cat([_cubic(to_float64(rows) @ b.T, b.shape[1]) @ weights for rows in a.split(BLOCK)])
-
-
-def _cubic(products: Tensor, dim: int) -> Tensor:
-    return (products / dim + 1) ** 3
+    members = torch.zeros(len(subsets), len(fake), dtype=torch.float64)
+    for member, rows in zip(members, subsets, strict=True):
+        member[rows] = 1
+    return squared_mmd(real, fake, torch.ones(1, len(real), dtype=torch.float64), members)[0].cpu()[:, None]
 
 
 def _precision_recall(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:

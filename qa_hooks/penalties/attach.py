@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qa_hooks.functional.gradient_penalty import Critic
 from qa_hooks.isolation import modules_of
 from qa_hooks.penalties.penalty import CriticPenalty
-from qa_hooks.processes import all_reduce_sum, world_size
+from qa_hooks.processes import all_reduce_sum, any_rank, together, world_size
 
 Batch = Callable[[], tuple[Tensor, Tensor]]
 
@@ -66,7 +66,9 @@ class AttachedPenalty:
                 "no parameter of this optimizer requires a gradient when it steps: the trainer switches requires_grad "
                 "off before the step, as StyleGAN does (there, use qa_hooks.integrations.stylegan.QALoss)"
             )
-        gradients = self._gradients(parameters)
+        with together():
+            own = self._own_gradients(parameters)
+        gradients = self._agreed(own)
         if gradients is None:
             return
         # A fused optimizer divides the gradients itself, in its step; all others find them unscaled by now.
@@ -77,10 +79,11 @@ class AttachedPenalty:
                     continue
                 if scale is not None:
                     gradient = gradient * scale.to(gradient.device)
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                # A copy: parameters that enter as a sum have one gradient tensor between them.
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def _gradients(self, parameters: list[Tensor]) -> list[Tensor | None] | None:
-        """The penalty's gradients, averaged over the ranks as DDP would; None when it has none or is not finite."""
+    def _own_gradients(self, parameters: list[Tensor]) -> list[Tensor | None] | None:
+        """This rank's gradients of the penalty; None when it has none. No collectives."""
         real, fake = self._images()
         with torch.enable_grad(), contextlib.ExitStack() as stack:
             # DDP's own reduction is left out: it waits for parameters that a penalty alone does not reach.
@@ -93,6 +96,12 @@ class AttachedPenalty:
             gradients: list[Tensor | None] = list(torch.autograd.grad(value, parameters, allow_unused=True))
         if all(gradient is None for gradient in gradients):
             raise RuntimeError("the penalty reaches no parameter of this optimizer: is it the critic's?")
+        return gradients
+
+    def _agreed(self, gradients: list[Tensor | None] | None) -> list[Tensor | None] | None:
+        """Averaged over the ranks as DDP would; None when one of them has none, or they are not finite."""
+        if any_rank(gradients is None) or gradients is None:
+            return None
         reached = [gradient for gradient in gradients if gradient is not None]
         if world_size() > 1:
             total = all_reduce_sum(torch.cat([gradient.flatten() for gradient in reached])) / world_size()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,36 @@ def test_paired_files_and_references(folders, brightness):
     )
 
 
+def test_files_without_a_partner_are_counted(folders, brightness):
+    real, good, noisy = folders
+    options = {"metrics": (), "scorers": [brightness], "progress": False}
+    found = compare_folders(real, [good, noisy], paired=True, **options)
+    assert "noisy: 1 files have no partner of the same name in every folder and were left out" in found.notes
+    assert not any("good" in note for note in found.notes)
+    assert not any("partner" in note for note in compare_folders(real, [good, noisy], **options).notes)
+
+
+def test_a_damaged_cache_is_made_again(folders, tmp_path):
+    real, good, _ = folders
+    options = {"metrics": ("kid",), "cache": tmp_path / "cache", "progress": False}
+    first = compare_folders(real, good, **options)
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="does not hold features.*extracted again"):
+        again = compare_folders(real, good, **options)
+    assert again.values == first.values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compare_folders(real, good, **options).values == first.values
+
+
+def test_a_network_called_inception_makes_no_fid(folders):
+    own = create_extractor(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()), name="inception")
+    found = compare_folders(*folders[:2], metrics=("fd", "kid"), extractor=own, progress=False)
+    assert list(found.values["good"]) == ["fd_own-inception", "kd_own-inception"]
+    assert found.spec["resize"] == "none"
+
+
 def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
     real, good, _ = folders
     write(digits[:30, :, :8, :8], tmp_path / "small")
@@ -162,6 +193,39 @@ def test_watch_scores_each_step_once(tmp_path, digits, brightness, capsys):
         watch_folder(samples, **{**options, "log_dir": samples / "log"})
     with pytest.raises(ValueError, match="there is no value 'fd'"):
         watch_folder(samples, **{**options, "best": "fd"})
+
+
+def test_the_best_step_follows_another_key(tmp_path, digits, brightness):
+    samples, log = tmp_path / "samples", tmp_path / "log"
+    for step in (1, 2, 3):
+        write(digits[:2] / step, samples / f"step_{step}")
+    darkness = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="darkness", higher_is_better=False)
+    options = {"scorers": [brightness, darkness], "every": 0.05, "once": True, "log_dir": log, "say": lambda line: None}
+    for changes, step in (({}, 3), ({"best": "darkness"}, 1), ({"mode": "min"}, 1), ({"mode": "max"}, 3)):
+        result = watch_folder(samples, **options, **changes)
+        written = json.loads((log / "best.json").read_text())
+        assert result.best is not None
+        assert {key: written[key] for key in result.best} == result.best
+        assert written["step"] == step
+        assert [Path(file).parent.name for file in written["files"]] == [f"step_{step}"] * 2
+    (log / "best.json").unlink()
+    watch_folder(samples, **options)
+    assert json.loads((log / "best.json").read_text())["step"] == 3
+
+
+def test_a_first_step_with_fewer_images_does_not_stay_the_yardstick(tmp_path, digits):
+    samples, real = tmp_path / "samples", write(digits[:60], tmp_path / "real")
+    options = {"real": real, "metrics": ("kid",), "every": 0.05, "once": True, "say": lambda line: None}
+    write(digits[100:120], samples / "step_1")  # as good as real ones, so its distance is the smallest of all
+    assert watch_folder(samples, log_dir=tmp_path / "log", **options).best["n"] == 20
+    write(-digits[100:130], samples / "step_2")
+    write(digits[100:130] * 0.2, samples / "step_3")
+    write(digits[100:122], samples / "step_4")
+    best = watch_folder(samples, log_dir=tmp_path / "log", **options).best
+    assert best["n"] == 30
+    assert best["step"] in (2, 3)
+    assert json.loads((tmp_path / "log" / "best.json").read_text())["step"] == best["step"]
+    assert watch_folder(samples, log_dir=tmp_path / "log", **options).best == best
 
 
 def test_alarms():

@@ -169,3 +169,22 @@ def test_what_does_not_fit_is_refused(digits, critic):
     lbfgs = torch.optim.LBFGS(critic.parameters())
     with attach_penalty(lbfgs, critic, penalty, batch=lambda: None), pytest.raises(ValueError, match="closure"):
         lbfgs.step(lambda: critic(digits[:8]).mean())
+
+
+def test_parameters_that_enter_as_a_sum_do_not_share_a_gradient(digits):
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
+
+        def forward(self, images):
+            return images.mean((1, 2, 3)) * (1 + self.a + self.b)
+
+    critic = Sum()
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.0)
+    penalty = GradientPenalty(value_range=(-1, 1))
+    with attach_penalty(optimizer, critic, penalty, batch=lambda: (digits[:8], digits[8:16])):
+        optimizer.step()
+    before = critic.b.grad.clone()
+    critic.a.grad.add_(1)
+    assert torch.equal(critic.b.grad, before)

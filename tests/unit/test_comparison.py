@@ -130,3 +130,22 @@ def test_a_users_extractor_and_its_name():
     extractor = create_extractor(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), name="mine")
     result = compare_checkpoints(plain, plain, extractor=extractor, real=torch.rand(60, 3, 8, 8), n=40)
     assert list(result.verdicts) == ["fd_mine", "kd_mine"]
+    famous = create_extractor(extractor.network, name="inception")
+    result = compare_checkpoints(plain, plain, extractor=famous, real=torch.rand(60, 3, 8, 8), n=40)
+    assert list(result.verdicts) == ["fd_own-inception", "kd_own-inception"]
+
+
+@pytest.mark.filterwarnings("ignore:.*lies in:UserWarning")
+def test_real_images_are_rounded_like_the_generated_ones():
+    extractor = create_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), name="mine")
+
+    def dark(n, generator):
+        return 0.6 / 255 * torch.rand(n, 3, 8, 8, generator=generator)
+
+    real = dark(100, torch.Generator().manual_seed(9))
+    options = {"extractor": extractor, "n": 60, "metrics": ("fd",)}
+    floating, whole = (
+        compare_checkpoints(dark, dark, real=images, **options).values["fd_mine"]
+        for images in (real, (255 * real).round().byte())
+    )
+    assert floating == whole

@@ -12,6 +12,7 @@ from torch import nn
 
 from qa_hooks.callbacks import BestCheckpoint, EarlyStop, Hooks, Monitor, SampleGrid, ScoreMonitor, TrainingStopped
 from qa_hooks.callbacks.readings import Reading
+from qa_hooks.scorers import FunctionScorer
 
 
 class Told(Monitor):
@@ -441,3 +442,51 @@ def test_with_a_real_monitor(tmp_path, digits):
     found = json.loads((tmp_path / "best.json").read_text())
     assert found["step"] == 2
     assert found["value"] == pytest.approx(float((digits[:20] * 0.45 + 0.5).std((1, 2, 3)).mean()))
+
+
+class TestOnlyItsOwnFiles:
+    def monitor(self):
+        scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+        return ScoreMonitor(scorer, every=1, images="x")
+
+    def test_a_best_json_that_names_another_place_is_refused(self, tmp_path):
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "thesis.tex").write_text("years of work")
+        monitor, folder = self.monitor(), tmp_path / "best"
+        save = lambda path: path.write_text("x")  # noqa: E731
+        best = BestCheckpoint(monitor, "mean", mode="max", save=save, folder=folder)
+        Hooks([monitor, best]).step(x=torch.zeros(2, 1, 4, 4))
+        facts = json.loads((folder / "best.json").read_text())
+        for path in ("../precious", str(precious), "step_00000001/../../precious"):
+            facts["kept"][0]["path"] = path
+            (folder / "best.json").write_text(json.dumps(facts))
+            with pytest.raises(ValueError, match="no checkpoint of BestCheckpoint"):
+                BestCheckpoint(self.monitor(), "mean", mode="max", save=save, folder=folder)
+        assert (precious / "thesis.tex").exists()
+
+    def test_files_of_the_users_are_left_alone(self, tmp_path):
+        for name in ("partial_results", "partial_step_1", "step_notes"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "partial_step_00000003.pt").write_text("half")
+        monitor = self.monitor()
+        save = lambda path: path.write_text("x")  # noqa: E731
+        best = BestCheckpoint(monitor, "mean", mode="max", save=save, folder=tmp_path, suffix=".pt")
+        Hooks([monitor, best]).step(x=torch.zeros(2, 1, 4, 4))
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"partial_results", "partial_step_1", "step_notes", "best.json", "step_00000001.pt"}
+
+
+def test_the_best_checkpoint_of_the_step_that_stops_is_kept(tmp_path):
+    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    monitor = ScoreMonitor(scorer, every=1, images="x")
+    stop = EarlyStop(monitor, "std", mode="min", patience=2)
+    best = BestCheckpoint(monitor, "mean", mode="max", save=lambda p: p.write_text("x"), folder=tmp_path)
+    hooks = Hooks([monitor, stop, best])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(1, 6):
+            hooks.step(x=torch.full((2, 1, 4, 4), step / 10))
+            if hooks.should_stop and step == 3:
+                assert best.best["step"] == 3
+    assert len([w for w in caught if "should_stop is set" in str(w.message)]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_values_are_those_of_the_functions(digits, capsys):
         images = noisy(digits)(count, torch.Generator().manual_seed(mixed_key(0, block)))
         blocks.append(extractor(to_uint8(images, (-1, 1))))
     fake, real = torch.cat(blocks), extractor(to_uint8(digits[:400], (-1, 1)))
-    chosen = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:150].sort().values
+    chosen = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:150]
     linalg = pytest.importorskip("scipy.linalg")
     (mean_a, cov_a), (mean_b, cov_b) = (
         (r.double().mean(0).numpy(), np.cov(r.double().numpy().T)) for r in (real, fake)
@@ -226,11 +227,78 @@ def test_state_survives_and_another_spec_is_refused(digits):
     assert second.last == whole.last
     own = {tag: points for tag, points in curve.items() if tag.startswith("qa_eval")}
     assert {tag: points for tag, points in writer.scalars.items() if tag.startswith("qa_eval")} == own
-    other = make_monitor(digits, real=digits[:401], every=1)
+    other = make_monitor(digits, n=160, every=1)
     moved = Hooks([other], writer=writer)
     moved.load_state_dict(hooks.state_dict())
-    with pytest.warns(UserWarning, match="cannot be compared"):
+    with pytest.warns(UserWarning, match="cannot be compared; give a monitor with other settings"):
         moved.step()
+    assert other.last == first.last  # nothing was measured
+
+
+@pytest.mark.parametrize("count", [120, 401])  # fewer real images than generated ones change precision's n too
+def test_other_real_images_are_told_and_the_run_goes_on(digits, count):
+    hooks = Hooks([make_monitor(digits, real=digits[: count - 1], every=1)], writer=MemoryWriter())
+    hooks.step()
+    other = make_monitor(digits, real=digits[:count], every=1)
+    moved = Hooks([other], writer=MemoryWriter())
+    moved.load_state_dict(hooks.state_dict())
+    with pytest.warns(UserWarning, match=rf"the real images are others than before.*real={count - 1}.*real={count}"):
+        moved.step()
+    assert other.last["step"] == 2
+    assert f"real={count}" in other.spec["fd"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved.step()
+    assert other.last["step"] == 3
+
+
+class Flipped(torch.utils.data.Dataset):
+    """Random augmentation, as in training."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index].flip(-1) if torch.rand(()) < 0.5 else self.images[index]
+
+
+@pytest.mark.filterwarnings("error")
+def test_random_augmentation_of_the_real_images_does_not_end_a_resumed_run(digits):
+    torch.manual_seed(1)
+    hooks = Hooks([make_monitor(digits, real=Flipped(digits[:100]), every=1)], writer=MemoryWriter())
+    hooks.step()
+    torch.manual_seed(2)
+    again = make_monitor(digits, real=Flipped(digits[:100]), every=1)
+    resumed = Hooks([again], writer=MemoryWriter())
+    resumed.load_state_dict(hooks.state_dict())
+    first = dict(again.last)
+    resumed.step()
+    assert again.last == {**first, "step": 2}  # the same noise and the same augmentation
+
+
+def test_rows_of_a_sorted_data_set_are_in_random_order(digits):
+    extractor = create_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), name="brightness")
+    levels = torch.linspace(0, 1, 200)[:, None, None, None].expand(-1, 3, 8, 8)
+    first = make_reference(extractor, levels, rows=100).rows[:20, 0]
+    assert 0.3 < float(first.mean()) < 0.7
+    assert float(first.max()) > 0.8
+
+
+def test_a_reference_that_cannot_be_written_is_warned_of(digits, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.warns(UserWarning, match="cannot be kept: .*No space left"):
+        reference = make_reference(create_extractor(EXTRACTOR), digits[:40], value_range=(-1, 1), cache=tmp_path)
+    assert reference.count == 40
+    assert list(tmp_path.iterdir()) == []
 
 
 class Generator(nn.Module):
@@ -308,3 +376,24 @@ def test_famous_names_are_for_the_canonical_network(digits):
     assert found["fd"].spec.startswith("fd_own-inception[")
     with pytest.raises(ValueError, match="reference was made by"):
         measure(torch.zeros(60, 56), reference, ["fd"], extractor=create_extractor(EXTRACTOR))
+
+
+@pytest.mark.parametrize(("real", "message"), [((3, 16, 16), "real images are 3x16x16"), ((1, 8, 8), "are 1x8x8")])
+def test_images_of_another_size_are_not_measured(real, message):
+    sample = lambda n, rng: torch.rand(n, 1, 16, 16, generator=rng)  # noqa: E731
+    monitor = GenerativeMonitor(sample, torch.rand(60, *real), extractor="random", n=50, every=1, metrics=("fd",))
+    with pytest.warns(UserWarning, match=message):
+        Hooks([monitor]).step()
+    resized = GenerativeMonitor(
+        sample, torch.rand(60, 1, 8, 8), extractor={"type": "random", "size": 16}, n=50, every=1, metrics=("fd",)
+    )
+    Hooks([resized]).step()
+    assert resized.last["fd"] > 0
+
+
+def test_real_images_that_are_not_there_are_told_at_once():
+    sample = lambda n, rng: torch.rand(n, 1, 16, 16, generator=rng)  # noqa: E731
+    with pytest.raises(ValueError, match="is not a folder"):
+        GenerativeMonitor(sample, "/no/such/folder", extractor="random", n=50)
+    with pytest.raises(TypeError, match="real is None"):
+        GenerativeMonitor(sample, None, extractor="random", n=50)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import warnings
 
 import numpy as np
@@ -425,11 +427,46 @@ class TestDataFingerprint:
             save_image(image, tmp_path / f"{index}.png")
         first = data_fingerprint(tmp_path)
         assert data_fingerprint(tmp_path) == first
-        os.utime(tmp_path / "1.png", ns=(1, 1))
-        changed = data_fingerprint(tmp_path)
-        assert changed != first
+        files = sorted(tmp_path.iterdir())
+        listed = data_fingerprint(files)
+        copy = shutil.copytree(tmp_path, tmp_path.parent / "copy", copy_function=shutil.copyfile)
+        os.utime(copy / "1.png", ns=(1, 1))
+        assert data_fingerprint(copy) == first  # on another disk, with other times
+        assert data_fingerprint(sorted(copy.iterdir())) == listed
+        status = (copy / "1.png").stat()
+        content = bytearray((copy / "1.png").read_bytes())
+        content[-20] ^= 1
+        (copy / "1.png").write_bytes(content)
+        os.utime(copy / "1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+        changed = data_fingerprint(copy)
+        assert changed != first  # with the same size and times
         (tmp_path / "1.png").rename(tmp_path / "9.png")
         assert data_fingerprint(tmp_path) not in (first, changed)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_random_augmentation_is_the_same_at_each_pass(self, digits, workers):
+        class Augmented(torch.utils.data.Dataset):
+            def __len__(self):
+                return 20
+
+            def __getitem__(self, index):
+                flipped = torch.rand(()) < 0.5, np.random.rand() < 0.5, random.random() < 0.5
+                return digits[index].flip([d for d, flip in zip((0, 1, 2), flipped, strict=True) if flip])
+
+        generator = torch.Generator().manual_seed(1)
+        loader = DataLoader(Augmented(), 5, shuffle=True, num_workers=workers, generator=generator)
+        seen = set()
+        for seed in (1, 2):
+            torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+            generator.manual_seed(seed)
+            before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate(), generator.get_state()
+            seen.add((data_fingerprint(Augmented(), SYMMETRIC), data_fingerprint(loader, SYMMETRIC)))
+            after = torch.get_rng_state(), np.random.get_state()[1], random.getstate(), generator.get_state()
+            assert torch.equal(before[0], after[0])
+            assert np.array_equal(before[1], after[1])
+            assert before[2] == after[2]
+            assert torch.equal(before[3], after[3])
+        assert len(seen) == 1
 
     def test_what_cannot_be_read_twice(self, digits):
         with pytest.raises(ValueError, match="an iterator can be read once only"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from qa_hooks.functional.intervals import (
     jackknife_subsets,
     paired_difference,
     t_interval,
+    wilson_interval,
 )
 from qa_hooks.functional.kernel_distance import kernel_distance
 from qa_hooks.functional.precision_recall import precision_recall
@@ -60,9 +62,9 @@ def test_the_jackknife_interval_covers_the_frechet_distance_expected_at_this_n()
         resampled_metrics(real, normal(n, dim, seed=100 + i) * 1.2 + 0.3, ["fd"], seed=i)["fd"] for i in range(repeats)
     ]
     expected = float(torch.stack(rows)[:, 0].mean())
-    covered = sum(i.low <= expected <= i.high for i in map(set_interval, rows)) / repeats
+    covered = sum(i.low <= expected <= i.high for i in (set_interval("fd", r, n=n) for r in rows)) / repeats
     assert 0.90 <= covered <= 0.99
-    errors = torch.tensor([(set_interval(row).high - float(row[0])) / 2.262157 for row in rows])
+    errors = torch.tensor([(set_interval("fd", row, n=n).high - float(row[0])) / 2.262157 for row in rows])
     assert float(errors.mean()) == pytest.approx(float(torch.stack(rows)[:, 0].std()), rel=0.2)
 
 
@@ -74,7 +76,7 @@ def test_a_frechet_verdict_needs_the_bias_out_of_the_way():
     a = noise * torch.linspace(0.7, 1.3, dim).double() + 0.3
     b = (noise + 0.3) * 1.1
     rows = [resampled_metrics(real, part, ["fd"])["fd"] for part in (a, b)]
-    plain = set_interval(rows[1] - rows[0])
+    plain = set_interval("fd", rows[1] - rows[0], n=n)
     assert plain.low > 0  # FD says that A is better, and is sure of it
     means, scales = (0.3, 0.33), (torch.linspace(0.7, 1.3, dim).double(), torch.full((dim,), 1.1).double())
     truth = [dim * m**2 + float(((s - 1) ** 2).sum()) for m, s in zip(means, scales, strict=True)]
@@ -104,8 +106,33 @@ def test_set_metrics_are_those_of_the_pure_functions():
         assert float(rows["kid"][position]) == pytest.approx(kernel_distance(real, fake[subset]).value, abs=1e-5)
         found = precision_recall(real[:60], fake[subset], k=3)
         assert [float(rows[k][position]) for k in found._fields] == pytest.approx(list(found))
-    assert metric_name("kid", "inception") == "kid"
-    assert metric_name("fd", "random") == "fd_random"
+    big = resampled_metrics(real + 300, fake + 300, ["kid"], groups=5, seed=1)["kid"]
+    assert float(big[0]) == pytest.approx(kernel_distance(real.double() + 300, fake.double() + 300).value, rel=1e-3)
+
+
+def test_only_the_canonical_network_makes_a_fid():
+    canonical = SimpleNamespace(name="inception", spec={"type": "inception"})
+    own = SimpleNamespace(name="inception", spec=None)
+    other = SimpleNamespace(name="random", spec={"type": "random"})
+    assert [metric_name(key, canonical) for key in ("fd", "kid", "recall")] == ["fid", "kid", "recall_inception"]
+    assert [metric_name(key, own) for key in ("fd", "kid")] == ["fd_own-inception", "kd_own-inception"]
+    assert [metric_name(key, other) for key in ("fd", "kid")] == ["fd_random", "kd_random"]
+
+
+@pytest.mark.parametrize("share", [0.98, 0.5])
+def test_the_interval_of_precision_covers_the_share(share):
+    """With exact binomial probabilities; the jackknife's has no width where all images count, or none."""
+    n = 100
+    rows = [torch.full((11,), count / n, dtype=torch.float64) for count in range(n + 1)]
+    intervals = [set_interval("precision", row, n=n) for row in rows]
+    chances = [math.comb(n, count) * share**count * (1 - share) ** (n - count) for count in range(n + 1)]
+    covered = sum(p for p, i in zip(chances, intervals, strict=True) if i.low <= share <= i.high)
+    assert 0.93 < covered < 0.99
+    ends = pytest.importorskip("scipy.stats").binomtest(93, 100).proportion_ci(method="wilson")
+    assert intervals[93][1:] == pytest.approx((ends.low, ends.high), rel=1e-9)
+    assert (intervals[0].low, intervals[100].high) == (0, 1)
+    with pytest.raises(ValueError, match="share must be in"):
+        wilson_interval(1.2, 10)
 
 
 def test_nothing_random_is_touched_and_seeds_repeat():
