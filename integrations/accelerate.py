@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qa_hooks.callbacks import Hooks, Monitor
-from qa_hooks.integrations.wiring import attach_gently
-from qa_hooks.writers import GuardedWriter, WandbWriter
+from qa_hooks.writers import WandbWriter
 
 
 def attach(accelerator: Any, hooks: Hooks, *, optimizer: Any = None) -> Hooks:
@@ -67,9 +66,8 @@ def attach(accelerator: Any, hooks: Hooks, *, optimizer: Any = None) -> Hooks:
                 "sample from accelerator.unwrap_model(model)"
             )
     if optimizer is not None:
-        attach_gently(hooks, optimizer, accelerator.set_trigger)
-    if hooks._owns_writer and hooks._writer._writer is None and accelerator.is_main_process:
-        hooks._writer = GuardedWriter(TrackerWriter(accelerator))
+        hooks.attach(optimizer, on_stop=accelerator.set_trigger)
+    hooks.use_writer(TrackerWriter(accelerator))
     accelerator.register_for_checkpointing(hooks)
     return hooks
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from qa_hooks.callbacks import Hooks
 from qa_hooks.checks import check_count
-from qa_hooks.integrations.wiring import attach_gently
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -53,7 +52,7 @@ def lightning_callback(hooks: Hooks, *, optimizer: int = 0) -> Any:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             if index >= len(trainer.optimizers):
                 raise ValueError(f"optimizer={index}, but the module has {len(trainer.optimizers)} optimizer(s)")
-            attach_gently(hooks, trainer.optimizers[index], lambda: setattr(trainer, "should_stop", True))
+            hooks.attach(trainer.optimizers[index], on_stop=lambda: setattr(trainer, "should_stop", True))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             hooks.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks.callbacks import Hooks
-from qa_hooks.integrations.wiring import attach_gently, load_state, save_state
+from qa_hooks.integrations.wiring import load_state, save_state
 
 FILE = "qa_hooks.safetensors"
 
@@ -23,8 +23,9 @@ def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> 
 
     The hooks fire after each step of the trainer's optimizer (not on micro-steps, not on steps that a GradScaler
     skips) and end with `train`. Their state is written into each checkpoint folder as `qa_hooks.safetensors`, and read
-    from there on a resume. A callback that stops training sets `control.should_training_stop` on all ranks. Images
-    reach the callbacks through `sample=` or `hooks.capture(...)`.
+    from there on a resume; where it cannot be written, one warning says so and training goes on. A callback that stops
+    training sets `control.should_training_stop` on all ranks. Images reach the callbacks through `sample=` or
+    `hooks.capture(...)`.
 
     Args:
         hooks: fresh ones, for one `train`.
@@ -50,11 +51,12 @@ def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> 
 
         def __init__(self) -> None:
             self.hooks = hooks
+            self.warned = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
             if state.global_step:
                 _resume(hooks, Path(resume_from or _folder(args, state)))
-            attach_gently(hooks, parts["optimizer"], lambda: None)
+            hooks.attach(parts["optimizer"], on_stop=lambda: None)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> Any:
             if hooks.should_stop:
@@ -62,8 +64,18 @@ def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> 
             return control
 
         def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-            if state.is_world_process_zero:
-                save_state(hooks.state_dict(), _folder(args, state) / FILE)
+            if not state.is_world_process_zero:
+                return
+            path = _folder(args, state) / FILE
+            try:
+                save_state(hooks.state_dict(), path)
+            except Exception as error:
+                if not self.warned:
+                    warnings.warn(
+                        f"{path} was not written, and a run that goes on from this checkpoint starts its hooks afresh: "
+                        f"{type(error).__name__}: {error}. It tries again at the next checkpoint; said once"
+                    )
+                self.warned = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
             hooks.close()

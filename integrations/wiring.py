@@ -1,51 +1,16 @@
-"""What the adapters share: an optimizer's hooks that stop all ranks together without an exception, and a state file.
-
-No framework is needed here.
-"""
+"""What the adapters share: the file that keeps the state of hooks. No framework is needed here."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from qa_hooks.callbacks import Hooks, TrainingStopped
-from qa_hooks.processes import any_rank
 from qa_hooks.writers import check_writable
 
 FORMAT = "qa_hooks.state"
-
-
-def attach_gently(hooks: Hooks, optimizer: Any, on_stop: Callable[[], None]) -> None:
-    """`hooks.attach(optimizer)` for frameworks with a polite way to stop.
-
-    A callback that stops training on one rank sets `hooks.should_stop` and calls `on_stop()` on all of them, after the
-    same step; nothing is raised. (What `NaNGuard("stop")` sees in the gradients is still raised, before the step, on
-    all ranks.) On several processes that costs one small all-reduce after steps on which a callback was due.
-
-    Raises:
-        TypeError, RuntimeError: as `Hooks.attach`.
-    """
-    hooks.attach(optimizer)
-    plain: Any = hooks._optimizer  # unwrapped
-    hooks._handles.pop().remove()  # of the hook that attach() has just registered, which raises
-
-    def on_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        before = hooks.step_count
-        with contextlib.suppress(TrainingStopped):  # hooks.should_stop is set
-            hooks._on_optimizer_step(stepped, args, kwargs)
-        counted = hooks.step_count != before
-        if counted and any(callback.due(hooks.step_count) for callback in hooks.callbacks):
-            hooks.should_stop = any_rank(hooks.should_stop)
-            if hooks.should_stop:
-                on_stop()
-
-    hooks._handles.append(plain.register_step_post_hook(on_step))
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
@@ -57,7 +22,7 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
         TypeError: something in it is neither, or a key is no string.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "state.safetensors"
         >>> save_state({"step": 3, "sums": {"a": torch.ones(2)}}, path)
         >>> load_state(path)
@@ -92,8 +57,9 @@ def _described(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """JSON in which `["tensor", key]` stands for a tensor and `["list", ...]` for a list."""
     if isinstance(value, Tensor):
         # A copy: safetensors refuses tensors that share memory.
-        tensors[where] = value.detach().cpu().contiguous().clone()
-        return ["tensor", where]
+        number = str(len(tensors))  # and not its path: two of these can be equal when keys hold slashes
+        tensors[number] = value.detach().cpu().contiguous().clone()
+        return ["tensor", number]
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):

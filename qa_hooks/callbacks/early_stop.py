@@ -17,7 +17,7 @@ class EarlyStop(Callback):
     """Ends training when a metric has not become better for a while: on all ranks, at the same step.
 
     Attached to an optimizer it raises `TrainingStopped` out of `optimizer.step()`, otherwise it sets
-    `hooks.should_stop`. Put it last: where it raises, callbacks after it do not run.
+    `hooks.should_stop`; the other callbacks of the step run in any case.
 
     Args:
         monitor, metric, mode: as in `BestCheckpoint`.
@@ -68,7 +68,7 @@ class EarlyStop(Callback):
             self._best, self.waited = reading, 0
             return
         self.waited += 1
-        if self.waited == self.patience:  # once: a loop that goes on all the same was told
+        if self.waited >= self.patience:  # again at each one: a run that is resumed past its end stops, too
             raise TrainingStopped(
                 f"{self.state_key}: {self.waited} measurements without an improvement; the best was "
                 f"{in_words(to_plain(self._best))}"

@@ -23,7 +23,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,7 +36,7 @@ from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Capture
 from qa_hooks.checks import check_count
 from qa_hooks.isolation import isolated
-from qa_hooks.processes import is_distributed, rank, world_size
+from qa_hooks.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.stats import Stats
 from qa_hooks.writers import GuardedWriter, TensorBoardWriter, Writer, make_tag
 
@@ -91,6 +91,7 @@ class Hooks:
         self._budget = Budget(budget)
         self._check_arguments(writer, log_dir)
         self._owns_writer = writer is None
+        self._lacks_writer = writer is None and log_dir is None
         if writer is None and log_dir is not None and rank() == 0:
             writer = TensorBoardWriter(log_dir)
         self._writer = GuardedWriter(writer if rank() == 0 else None)
@@ -104,6 +105,7 @@ class Hooks:
         self._busy = False
         self._handles: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._on_stop: Callable[[], Any] | None = None
         self._events = self._silent_calls = 0
         self._running = False
         self._over = False
@@ -129,14 +131,21 @@ class Hooks:
                 raise TypeError(f"hooks.step({name}=...) takes a tensor (N, C, H, W), got {type(image).__name__}")
         self._advance(self.step_count + 1 if step is None else int(step), images)
 
-    def attach(self, optimizer: Any) -> Hooks:
+    def attach(self, optimizer: Any, *, on_stop: Callable[[], Any] | None = None) -> Hooks:
         """Let the optimizer call the hooks after each of its steps: no edit of the loop.
 
         Wrappers (`AcceleratedOptimizer`, ...) are unwrapped. Steps that a GradScaler skips do not count. The step
         number is taken from the optimizer's state where it has one, so that the x axis survives a resume.
 
+        Args:
+            optimizer: of torch, or a wrapper with `.optimizer`.
+            on_stop: for frameworks with a polite way to stop. A callback that ends training on one rank then sets
+                `should_stop` and calls `on_stop()` on all of them, after the same step, and nothing is raised. (What
+                `NaNGuard("stop")` sees in the gradients is still raised, before the step, on all ranks.) On several
+                processes that costs one small all-reduce after steps on which a callback was due.
+
         Raises:
-            TypeError: not an optimizer.
+            TypeError: not an optimizer, or an `on_stop` that cannot be called.
             RuntimeError: already attached, or `step()` has been called, or the optimizer has hooks already.
         """
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -145,11 +154,13 @@ class Hooks:
             raise TypeError(
                 f"attach needs a torch optimizer (or a wrapper with .optimizer), got {type(optimizer).__name__}"
             )
+        if on_stop is not None and not callable(on_stop):
+            raise TypeError(f"on_stop must be callable as on_stop(), got {type(on_stop).__name__}")
         if self._optimizer is not None or self._events:
             raise RuntimeError("attach() goes with neither a second attach() nor explicit step() calls")
         if optimizer in _ATTACHED:
             raise RuntimeError("this optimizer has hooks already; put all callbacks into one Hooks, or close the other")
-        self._optimizer = optimizer
+        self._optimizer, self._on_stop = optimizer, on_stop
         _ATTACHED.add(optimizer)
         self._handles.append(optimizer.register_step_post_hook(self._on_optimizer_step))
         try:
@@ -158,6 +169,18 @@ class Hooks:
         except BaseException:
             self._end()
             raise
+        return self
+
+    def use_writer(self, writer: Writer) -> Hooks:
+        """Log to this writer, unless these hooks were made with a `writer` or `log_dir`; it is not closed at the end.
+
+        Raises:
+            TypeError: it lacks methods of a `Writer`.
+        """
+        _check_writer(writer)
+        if self._lacks_writer:
+            self._writer = GuardedWriter(writer if rank() == 0 else None)
+            self._owns_writer = self._lacks_writer = False
         return self
 
     def capture(self, name: str, module: nn.Module) -> None:
@@ -281,9 +304,8 @@ class Hooks:
                 )
         if writer is not None and log_dir is not None:
             raise ValueError("give writer or log_dir, not both")
-        missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
-        if writer is not None and missing:
-            raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
+        if writer is not None:
+            _check_writer(writer)
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # A fused optimizer under a GradScaler also "steps" when it skips.
@@ -300,7 +322,12 @@ class Hooks:
                 f"the loaded hooks are at step {self.step_count}, the optimizer makes step {known}; the optimizer's "
                 "count is used"
             )
+        first = not self._events
         self._advance(following if known is None else known, self._captured)
+        if self._on_stop is not None and (first or any(c.due(self.step_count) for c in self.callbacks)):
+            self.should_stop = any_rank(self.should_stop)
+            if self.should_stop:
+                self._on_stop()
 
     def _advance(self, step: int, images: Mapping[str, Tensor]) -> None:
         if self._over:
@@ -349,10 +376,11 @@ class Hooks:
             self._busy = False
         for stop in stops:
             if stop is not None:  # after the others of this step: one of them may keep the best checkpoint
-                self.should_stop = True
-                if self._optimizer is not None:
+                told, self.should_stop = self.should_stop, True
+                if self._optimizer is not None and self._on_stop is None:
                     raise stop
-                warnings.warn(f"{stop}; hooks.should_stop is set")
+                if not told:
+                    warnings.warn(f"{stop}; hooks.should_stop is set")
 
     def _call(self, callback: Callback, event: str, ctx: Context) -> TrainingStopped | None:
         """Run a callback; what it raised when it asks for the end of training."""
@@ -414,6 +442,12 @@ def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:
     if hooks is not None and hooks._running and not is_distributed() and os.getpid() == process:  # not a forked child
         hooks._flush()
         hooks._end()
+
+
+def _check_writer(writer: Any) -> None:
+    missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
+    if missing:
+        raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
 
 
 def _number(name: str, value: Any) -> Tensor | float:

@@ -132,3 +132,66 @@ def test_an_attached_penalty_adds_up_under_ddp(tmp_path):
     for result in two_ranks(penalised, tmp_path):
         for name in ("module", "closure"):
             assert torch.allclose(result[name], alone, rtol=0, atol=1e-9), name
+
+
+def one_rank_fails(rank: int) -> dict:
+    """On rank 1 the batch, then the penalty fails, then it alone has no gradient; the run goes on after each."""
+
+    class Uneven(DriftPenalty):
+        trouble = ""
+
+        def forward(self, critic, real, fake):
+            value = super().forward(critic, real, fake)
+            if rank == 1 and self.trouble == "penalty":
+                raise MemoryError("no room for the penalty")
+            return value.detach() if rank == 1 and self.trouble == "gradient" else value
+
+    critic, said = make_critic(), {}
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.05)
+    images = load_digits_images().train[:16].double()
+    penalty = Uneven(value_range=(-1, 1), weight=0.1)
+
+    def batch():
+        if rank == 1 and penalty.trouble == "batch":
+            raise LookupError("no batch")
+        return images, images.flip(-1)
+
+    attach_penalty(optimizer, critic, penalty, batch=batch)
+    for trouble in ("batch", "penalty", "gradient", ""):
+        penalty.trouble = trouble
+        optimizer.zero_grad()
+        try:
+            optimizer.step()
+        except Exception as error:
+            said[trouble] = f"{type(error).__name__}: {error}"
+        said[f"gradient after {trouble!r}"] = critic[-1].weight.grad is not None
+    return said
+
+
+def test_a_penalty_that_fails_on_one_rank_fails_on_all(tmp_path):
+    first, second = two_ranks(one_rank_fails, tmp_path)
+    assert second["batch"] == "LookupError: no batch"
+    assert first["batch"] == "RuntimeError: LookupError: no batch (on rank 1)"
+    assert second["penalty"] == "MemoryError: no room for the penalty"
+    assert first["penalty"] == "RuntimeError: MemoryError: no room for the penalty (on rank 1)"
+    for result in (first, second):
+        assert "gradient" not in result
+        assert not any(result[f"gradient after {trouble!r}"] for trouble in ("batch", "penalty", "gradient"))
+        assert result["gradient after ''"]
+
+
+def stopped_by_one_rank(rank: int) -> dict:
+    """`attach(on_stop=...)` without a framework: both ranks are told after the same step."""
+    critic, stops = make_critic(), []
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.05)
+    hooks = Hooks([StopsOnOneRank()]).attach(optimizer, on_stop=lambda: stops.append(hooks.step_count))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while not hooks.should_stop:
+            critic[-1].weight.grad = torch.ones_like(critic[-1].weight)
+            optimizer.step()
+    return {"stops": stops, "step": hooks.step_count}
+
+
+def test_a_stop_of_one_rank_is_told_to_all(tmp_path):
+    assert two_ranks(stopped_by_one_rank, tmp_path) == [{"stops": [5], "step": 5}] * 2

@@ -259,3 +259,17 @@ def test_transformers_messages(digits, tmp_path):
     with pytest.warns(UserWarning, match=r"qa_hooks.safetensors does not exist"):
         train(digits, tmp_path, Autoencoder(), trainer_callback(hooks), steps=4, resume=resume)
     assert hooks.step_count == 4  # the optimizer knows
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_training_of_transformers(digits, tmp_path):
+    class Odd(Callback):
+        def state_dict(self):
+            return {1: "a key that is no string"}
+
+    model = Autoencoder()
+    hooks, _ = make_hooks(model.net, Odd())
+    with pytest.warns(UserWarning, match="qa_hooks.safetensors was not written.*TypeError") as caught:
+        trainer = train(digits, tmp_path, model, trainer_callback(hooks))
+    assert trainer.state.global_step == 6
+    assert len([w for w in caught if "was not written" in str(w.message)]) == 1  # of two checkpoints
+    assert not list(tmp_path.rglob("qa_hooks.safetensors*"))

@@ -358,6 +358,26 @@ class TestEarlyStop:
         state = json.loads(json.dumps(hooks.state_dict()))
         assert self.stopped_at(values, patience=3, state=state) == 5
 
+    def test_a_run_that_is_resumed_past_its_end_stops_again(self):
+        values = [5.0, 6.0, 6.0, 6.0, 6.0, 6.0]
+        monitor = Told(values)
+        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=2)])
+        for _ in range(2):
+            hooks.step()
+        with pytest.warns(UserWarning, match="should_stop is set"):
+            hooks.step()
+        state = json.loads(json.dumps(hooks.state_dict()))
+        assert self.stopped_at(values, patience=2, state=state) == 4
+
+    def test_a_loop_that_goes_on_is_told_once(self):
+        monitor = Told([5.0] * 6)
+        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=1)])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(6):
+                hooks.step()
+        assert [str(w.message).count("should_stop is set") for w in caught] == [1]
+
 
 @pytest.fixture
 def make(tmp_path):

@@ -512,3 +512,77 @@ class TestNaNGuard:
             NaNGuard(every=2.7)
         with pytest.warns(UserWarning, match="sees no gradients"):
             Hooks([NaNGuard("skip")]).step()
+
+
+class StopsAt(Callback):
+    """Stops training at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, ctx) -> None:
+        if ctx.step == self.step:
+            raise TrainingStopped("enough")
+
+
+def test_stopping_is_told_and_not_raised():
+    parameter, stops = nn.Parameter(torch.zeros(1)), []
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    hooks = Hooks([StopsAt(2), NaNGuard("skip")])
+    hooks.attach(optimizer, on_stop=lambda: stops.append(hooks.step_count))
+    for step in range(4):
+        parameter.grad = torch.ones(1) * (float("nan") if step == 0 else 1.0)
+        if step == 0:
+            with pytest.warns(UserWarning, match="skipped"):
+                optimizer.step()
+        elif step == 2:
+            with pytest.warns(UserWarning, match="enough; hooks.should_stop is set"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert hooks.step_count == 3
+    assert hooks.should_stop
+    assert stops == [2, 3]
+    hooks.close()
+    optimizer.step()
+    assert hooks.step_count == 3
+
+
+def test_on_stop_must_be_callable(optimizer):
+    with pytest.raises(TypeError, match="on_stop must be callable as on_stop\\(\\), got int"):
+        Hooks().attach(optimizer, on_stop=3)
+    Hooks().attach(optimizer)  # the refused one left nothing behind
+
+
+def test_a_stop_waits_for_the_others_of_its_step(optimizer):
+    log = Log()
+    hooks = Hooks([StopsAt(2), log]).attach(optimizer)
+    step(optimizer)
+    with pytest.raises(TrainingStopped, match="enough"):
+        step(optimizer)
+    assert log.events == ["start", 1, 2]
+    hooks.close()
+
+
+def test_a_writer_may_come_later_where_there_is_none(tmp_path):
+    class Closing(MemoryWriter):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    own, late, later = MemoryWriter(), Closing(), MemoryWriter()
+    for hooks in (Hooks(writer=own, log_every=1), Hooks(log_every=1)):
+        with hooks:
+            hooks.use_writer(late).use_writer(later)
+            hooks.record(loss=1.0)
+            hooks.step()
+    with Hooks(log_dir=tmp_path, log_every=1) as hooks:
+        hooks.use_writer(later)
+        hooks.record(loss=1.0)
+        hooks.step()
+    points = {"qa_train/loss/mean": [(1, 1.0)]}
+    assert (own.scalars, late.scalars, later.scalars) == (points, points, {})
+    assert not late.closed  # it is its maker's
+    with pytest.raises(TypeError, match="writer must have the methods of a Writer; int lacks"):
+        Hooks().use_writer(3)
