@@ -20,7 +20,7 @@ test-slow: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -p qa_hooks
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)

@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.giqa import precision_recall_work
 from benchmarks.timing import OURS, Candidate, Row, compare, device, parser, print_times
 from qa_hooks.callbacks import Callback, Hooks
+from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_distance, frechet_factor
-from qa_hooks.functional.kernel_distance import kernel_distance
-from qa_hooks.stats import Moments
+from qa_hooks.functional.kid import kernel_distance
 
 PEERS = ["torch-fidelity", "torchmetrics", "clean-fid", "pytorch-ignite", "scipy", "numpy"]
 FEW = 64  # rows of an update

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.timing import OURS, Candidate, Row, compare, device, parser, peak_memory, print_times, table
 from qa_hooks.functional.mixture import mixture_log_density
 from qa_hooks.functional.neighbours import nearest_neighbours, prepare_bank
-from qa_hooks.functional.precision_recall import precision_recall
+from qa_hooks.functional.precision_and_recall import precision_recall
 
 PEERS = ["scikit-learn", "faiss-cpu", "torch-fidelity"]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks.timing import OURS, Candidate, compare, device, header, parser, table
 from qa_hooks.functional.niqe import niqe_features
 from qa_hooks.images import as_tensor
-from qa_hooks.scorers.naturalness import NaturalnessModel
-from qa_hooks.scorers.niqe import NIQE
-from qa_hooks.scorers.niqe_original import load_original
+from qa_hooks.scorers.niqe.model import NaturalnessModel
+from qa_hooks.scorers.niqe.original import load_original
+from qa_hooks.scorers.niqe.scorer import NIQE
 
 
 def crops(count: int, side: int = 256) -> Tensor:

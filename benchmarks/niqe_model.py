@@ -23,8 +23,8 @@ from torch import Tensor
 from qa_hooks.functional.naturalness import image_naturalness
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
 from qa_hooks.images import as_tensor, list_images, load_image
-from qa_hooks.scorers.naturalness import NaturalnessModel
-from qa_hooks.scorers.niqe import to_luma
+from qa_hooks.scorers.niqe.model import NaturalnessModel
+from qa_hooks.scorers.niqe.scorer import to_luma
 
 THRESHOLDS = (0.75, 0.5, 0.3, 0.2, 0.1)
 SHRINKS = (0.0, 0.01, 0.03, 0.1)

@@ -32,7 +32,7 @@ from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.functional.degradations import degrade
 from qa_hooks.functional.intervals import wilson_interval
 from qa_hooks.images import list_images, load_image
-from qa_hooks.reward_alarms import KINDS, Finding, is_suspicious
+from qa_hooks.rewards.alarm_rule import KINDS, Finding, is_suspicious
 from qa_hooks.scorers import FunctionScorer, GMMScorer, KNNScorer
 
 SIDE, SCALE = 72, 3

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import OURS, Candidate, Row, compare, device, header, parser, peak_memory, table
-from qa_hooks.functional.ms_ssim import ms_ssim
-from qa_hooks.functional.ssim import ssim, ssim_distance
+from qa_hooks.functional.multiscale_similarity import ms_ssim
+from qa_hooks.functional.structural_similarity import ssim, ssim_distance
 
 INEXACT = frozenset({"torchmetrics"})
 PEERS = ["kornia", "piq", "pytorch-msssim", "torchmetrics"]

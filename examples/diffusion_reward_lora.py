@@ -28,13 +28,11 @@ from qa_hooks.callbacks import RewardGuard
 from qa_hooks.demo import Evaluator, load_digits_images
 from qa_hooks.demo.diffusion import distances_to_base, peak_memory, train_digits_pipeline
 from qa_hooks.demo.tables import write_table
-from qa_hooks.generative import measure
+from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.images import make_grid, save_image, to_uint8
-from qa_hooks.integrations.diffusers import PipelineSampler, grad_last_steps, reward_sample
+from qa_hooks.integrations.diffusers import PipelineSampler, RewardFinetuner, grad_last_steps, reward_sample
 from qa_hooks.integrations.peft import inject_lora, load_lora, save_lora, scale_lora
-from qa_hooks.integrations.reward_finetuner import RewardFinetuner
 from qa_hooks.losses import ScoreLoss
-from qa_hooks.reference import make_reference
 
 
 class Recipe(NamedTuple):

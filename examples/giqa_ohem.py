@@ -37,14 +37,13 @@ from qa_hooks.demo import (
 )
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
+from qa_hooks.evaluation import diversity_score, quality_score
 from qa_hooks.features import create_extractor, extract_features
-from qa_hooks.functional.precision_recall import precision_recall
+from qa_hooks.functional import precision_recall
 from qa_hooks.images import make_grid, save_image, to_uint8
 from qa_hooks.penalties import GradientPenalty
-from qa_hooks.picker import pick
 from qa_hooks.scorers import GMMScorer
-from qa_hooks.scorers.quality import diversity_score, quality_score
-from qa_hooks.weighting import OHEM, TopK
+from qa_hooks.weighting import OHEM, TopK, pick
 
 VARIANTS = ("uniform", "ohem", "shuffled", "letter", "top_k", "random_k")
 LOSSES = {  # critic on real, critic on fake, generator; each per image

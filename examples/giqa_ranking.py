@@ -26,19 +26,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from qa_hooks import Hooks
-from qa_hooks.batches import image_batches
 from qa_hooks.callbacks import SnapshotCollector
 from qa_hooks.demo import LATENT, Evaluator, Images, load_digits_images, make_critic, make_generator
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import write_table
 from qa_hooks.features import create_extractor, extract_features
-from qa_hooks.functional.agreement import PairwiseAccuracy, pairwise_accuracy
+from qa_hooks.functional import pairwise_accuracy
+from qa_hooks.functional.agreement import PairwiseAccuracy
 from qa_hooks.functional.degradations import chain
 from qa_hooks.images import list_images, load_image
 from qa_hooks.penalties import QAGANPenalty
 from qa_hooks.scorers import NIQE, BCScorer, GMMScorer, IRScorer, KNNScorer, MBCScorer, RankScorer, Scorer
-from qa_hooks.scorers.niqe import fit_naturalness
-from qa_hooks.snapshots import step_of
+from qa_hooks.scorers.niqe.scorer import fit_naturalness
+from qa_hooks.sources.batches import image_batches
+from qa_hooks.sources.snapshots import step_of
 
 KINDS = ("blur", "noise", "jpeg", "downsample")
 

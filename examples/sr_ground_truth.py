@@ -35,15 +35,15 @@ from torchvision.transforms.functional import center_crop
 from qa_hooks import Hooks
 from qa_hooks.callbacks import ScoreMonitor
 from qa_hooks.data import MultiGTDataset, QualityTable, select_ground_truth
-from qa_hooks.data.degradation import bicubic_degradation
 from qa_hooks.data.ground_truth import STRATEGIES
+from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.enhancement import ENHANCERS, ask_viewers, soften, write_candidates
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, super_resolve, train_l1
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.images import list_images, load_image, make_grid, save_image, to_uint8
 from qa_hooks.scorers import create_scorer
-from qa_hooks.scorers.niqe import fit_naturalness
+from qa_hooks.scorers.niqe.scorer import fit_naturalness
 
 SCALE, TILE, CROP, BATCH = 3, 96, 72, 12
 DOWNLOADED = ("lpips", "dists", "pyiqa:piqe")  # in the table where they load; PIQE needs pyiqa, and no weights

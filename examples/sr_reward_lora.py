@@ -32,11 +32,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks, RewardGuard
-from qa_hooks.contact_sheet import contact_sheet
-from qa_hooks.data.degradation import bicubic_degradation
+from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, super_resolve, train_l1
 from qa_hooks.demo.tables import write_table
+from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.functional.spectrum import high_frequency_share, power_spectrum, spectral_peak
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.integrations.peft import inject_lora, save_lora, scale_lora

@@ -3,12 +3,12 @@
     accelerate      attach(accelerator, hooks, optimizer=...)
     diffusers       PipelineSampler(pipeline, prompts), sweep_guidance(pipeline, scales, scorers, ...)
                     grad_last_steps(pipeline, k=1): the gradient of a reward through it
-    reward_finetuner RewardFinetuner(sample, reward, denoiser=...): the loss of a step, held to the base model
-    lora_checkpoint save_adapter_only(accelerator, model): save_state without the base
-    adapter_sync    reduce_gradients(parameters), sync_adapter(optimizer): that gradient over several processes
+                    RewardFinetuner(sample, reward, denoiser=...): the loss of a step, held to the base model
     lightning       lightning_callback(hooks)
     transformers    trainer_callback(hooks)
     peft            inject_lora(model, rank=16), save_lora, load_lora, merge_lora, scale_lora, without_lora(model)
+                    save_adapter_only(accelerator, model): save_state without the base
+                    reduce_gradients(parameters), sync_adapter(optimizer): the gradient over several processes
     sr              register("basicsr" | "traiNNer" | "neosr"), launch(...): parts for their configs
     stylegan        QALoss, chosen by class name
 

@@ -12,8 +12,8 @@ import importlib
 import sys
 from typing import Any
 
+from qa_hooks._base.checks import check_count
 from qa_hooks.callbacks import Hooks
-from qa_hooks.checks import check_count
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 

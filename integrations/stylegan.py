@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 from qa_hooks.penalties import QAGANPenalty
 
 VALUE_RANGE = (-1.0, 1.0)  # of real and generated images there

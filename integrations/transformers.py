@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks.callbacks import Hooks
-from qa_hooks.integrations.wiring import load_state, save_state
+from qa_hooks.integrations.hook_state import load_state, save_state
 
 FILE = "qa_hooks.safetensors"
 

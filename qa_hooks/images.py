@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks.files import whole_file
-
 Range = tuple[float, float]
 
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
@@ -271,6 +269,8 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 def save_image(image: Tensor, path: str | Path) -> None:
     """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
     from PIL import Image
+
+    from qa_hooks._base.files import whole_file
 
     array = image.permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")

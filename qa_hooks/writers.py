@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from qa_hooks.files import check_writable
+from qa_hooks._base.files import check_writable
 
 GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from qa_hooks._base.processes import any_rank, rank
 from qa_hooks.callbacks.callback import Callback
-from qa_hooks.processes import any_rank, rank
 from qa_hooks.writers import Writer, make_tag
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.checks import check_count
-from qa_hooks.isolation import isolated
-from qa_hooks.processes import first_error, world_size
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import first_error, world_size
 from qa_hooks.writers import Writer
 
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from qa_hooks.callbacks.hooks import Hooks
-
 
 class Capture:
-    """Gives the outputs of one module, and of no copy of it, to one Hooks."""
+    """Gives the outputs of one module, and of no copy of it, to the method `keep(name, output)` of one Hooks."""
 
-    def __init__(self, hooks: Hooks, name: str, module: nn.Module) -> None:
+    def __init__(self, keep: Callable[[str, Any], bool], name: str, module: nn.Module) -> None:
         self.name = name
-        self._hooks: Callable[[], Hooks | None] = weakref.ref(hooks)
+        self._keep: Callable[[], Callable[[str, Any], bool] | None] = weakref.WeakMethod(keep)
         self._module = weakref.ref(module)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
-        hooks = self._hooks()
-        if hooks is not None and module is self._module() and not hooks.keep_captured(self.name, output):
-            self._hooks = _nobody
+        keep = self._keep()
+        if keep is not None and module is self._module() and not keep(self.name, output):
+            self._keep = _nobody
 
     def __reduce__(self) -> Any:
         return _Silent, ()

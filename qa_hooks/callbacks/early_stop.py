@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from qa_hooks._base.checks import check_count, check_weight
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.readings import Reading, Watched, from_plain, in_words, to_plain
-from qa_hooks.checks import check_count, check_weight
 
 
 class EarlyStop(Callback):

@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Capture
-from qa_hooks.checks import check_count
-from qa_hooks.isolation import isolated
-from qa_hooks.processes import any_rank, is_distributed, rank, world_size
-from qa_hooks.stats import Stats
+from qa_hooks.callbacks.means import Stats
 from qa_hooks.writers import GuardedWriter, TensorBoardWriter, Writer, make_tag
 
 SILENT_CALLS = 200
@@ -191,9 +191,9 @@ class Hooks:
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"capture needs a module whose outputs are images, got {type(module).__name__}")
-        self._handles.append(module.register_forward_hook(Capture(self, name, module)))
+        self._handles.append(module.register_forward_hook(Capture(self._keep_captured, name, module)))
 
-    def keep_captured(self, name: str, output: Any) -> bool:
+    def _keep_captured(self, name: str, output: Any) -> bool:
         """What `capture`'s hook calls; False when it should not be called again."""
         if self._busy or self._over:
             return not self._over

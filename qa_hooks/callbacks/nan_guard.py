@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
-from qa_hooks.checks import check_count
-from qa_hooks.processes import any_rank
 
 ACTIONS = ("warn", "skip", "stop")
 

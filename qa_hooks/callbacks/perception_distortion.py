@@ -8,15 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
-from qa_hooks.callbacks.samples import Sample, check_sample, sample_block
-from qa_hooks.chart import Line, chart
-from qa_hooks.checks import check_count
+from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.images import RangeGuard, as_tensor
-from qa_hooks.isolation import modules_of
-from qa_hooks.processes import gather_rows
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.samples import Sample, check_sample, sample_block
 from qa_hooks.writers import make_tag
 
 

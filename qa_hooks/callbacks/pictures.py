@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from qa_hooks._base.files import check_writable
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.files import check_writable
 from qa_hooks.images import save_image
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.writers import make_tag

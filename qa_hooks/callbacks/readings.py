@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks.callbacks.callback import Callback
-from qa_hooks.processes import broadcast_tensors, rank, together
 
 MODES = ("min", "max")
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.batches import Source
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
-from qa_hooks.callbacks.samples import Sample, check_sample, sample_block
-from qa_hooks.chart import GREY, ORANGE, Line, chart
-from qa_hooks.checks import check_count
+from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import ks_distance, score_histograms
 from qa_hooks.images import RangeGuard
-from qa_hooks.isolation import modules_of
-from qa_hooks.processes import gather_rows
+from qa_hooks.scorers.score_source import score_source
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.scorers.scoring import score_source
+from qa_hooks.sources.batches import Source
+from qa_hooks.sources.samples import Sample, check_sample, sample_block
 from qa_hooks.writers import make_tag
 
 

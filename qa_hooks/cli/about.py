@@ -60,7 +60,7 @@ def add_scorers(commands: Commands) -> None:
 
 
 def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.info import describe_scorers
+    from qa_hooks.cli.inventory import describe_scorers
 
     print(describe_scorers(cost=not options.no_cost))
 
@@ -76,6 +76,6 @@ def add_info(commands: Commands) -> None:
 
 
 def _info(_options: argparse.Namespace) -> None:
-    from qa_hooks.info import describe_environment
+    from qa_hooks.cli.inventory import describe_environment
 
     print(describe_environment())

@@ -57,9 +57,9 @@ def read_metrics(text: str) -> tuple[str, ...]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from qa_hooks.data.comparing import compare_folders
-    from qa_hooks.data.comparison_report import check_report, write_report
-    from qa_hooks.files import check_writable
+    from qa_hooks._base.files import check_writable
+    from qa_hooks.folders.comparing.compare_folders import compare_folders
+    from qa_hooks.folders.comparing.report import check_report, write_report
 
     if options.report is not None:
         check_report(options.report)
@@ -128,7 +128,7 @@ def add_watch(commands: Commands) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from qa_hooks.data.watching import watch_folder
+    from qa_hooks.folders.watching.watcher import watch_folder
 
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the trainer goes first

@@ -31,7 +31,7 @@ def add_doctor(commands: Commands) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from qa_hooks.doctor import BROKEN, diagnose, read_pictures
+    from qa_hooks.rewards.doctor import BROKEN, diagnose, read_pictures
     from qa_hooks.scorers import create_scorer
 
     if options.size < 8:

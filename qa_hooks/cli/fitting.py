@@ -209,8 +209,8 @@ def _add_niqe(kinds: Commands) -> None:
 
 
 def _fit_niqe(options: argparse.Namespace) -> None:
-    from qa_hooks.files import check_writable
-    from qa_hooks.scorers.niqe import fit_naturalness
+    from qa_hooks._base.files import check_writable
+    from qa_hooks.scorers.niqe.scorer import fit_naturalness
 
     check_writable(Path(options.output).parent, name="--output")
     model = fit_naturalness(

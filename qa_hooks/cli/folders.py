@@ -37,7 +37,7 @@ def add_score(commands: Commands) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from qa_hooks.data import score_folder
+    from qa_hooks.folders import score_folder
 
     with launched_processes():
         table = score_folder(
@@ -108,7 +108,7 @@ def _share(text: str) -> float | int:
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from qa_hooks.data import filter_scores
+    from qa_hooks.folders import filter_scores
 
     kept, count = filter_scores(
         options.table,
@@ -152,7 +152,7 @@ def add_pick(commands: Commands) -> None:
 
 
 def _pick(options: argparse.Namespace) -> None:
-    from qa_hooks.data import pick_folder
+    from qa_hooks.folders import pick_folder
 
     with launched_processes():
         picked = pick_folder(

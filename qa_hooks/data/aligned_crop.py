@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.data.candidates import CandidateSet
-from qa_hooks.data.degradation import Degradation
+from qa_hooks.data.low_resolution import Degradation
 from qa_hooks.images import load_image
 
 # Low-resolution pixels around a crop that the degradation sees too, so that crops have no edges of their own.

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from qa_hooks.data.pairs import inside_folder
+from qa_hooks._base.files import inside_folder
 from qa_hooks.images import IMAGE_SUFFIXES, list_images
 
 LAYOUTS = ("plain", "folders", "csv", "hggt")

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
-from qa_hooks.batches import THREADS
+from qa_hooks._base.hashing import fingerprint
 from qa_hooks.data.candidates import CandidateSet, some
-from qa_hooks.data.score_table import read_spec
-from qa_hooks.hashing import fingerprint
+from qa_hooks.folders.scoring.score_table import read_spec
+from qa_hooks.sources.batches import THREADS
 
 Size = tuple[int, int]
 Contents = Mapping[str, Sequence[str | None]]  # sample -> K fingerprints, None where a candidate is missing

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qa_hooks.batches import Source
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.processes import rank
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
-from qa_hooks.files import check_writable
 from qa_hooks.images import list_images
-from qa_hooks.processes import rank
 from qa_hooks.scorers import Scorer
+from qa_hooks.sources.batches import Source
 
 if TYPE_CHECKING:
-    from qa_hooks.scorers.rank import RankScorer
+    from qa_hooks.scorers.rank.scorer import RankScorer
 
 
 def fit_gmm(
@@ -47,7 +47,7 @@ def fit_gmm(
     Raises:
         ValueError: no images, fewer than the model needs, an output that cannot be written.
     """
-    from qa_hooks.scorers.gmm import GMMScorer
+    from qa_hooks.scorers.giqa.gmm import GMMScorer
 
     _check_output(output)
     scorer = GMMScorer(create_extractor(extractor), components, pca=pca, covariance=covariance, seed=seed)
@@ -65,7 +65,7 @@ def fit_knn(
     **options: Any,
 ) -> Scorer:
     """Fit `KNNScorer` on a folder and save it; `k` and `variant` are the scorer's, the rest is as in `fit_gmm`."""
-    from qa_hooks.scorers.knn import KNNScorer
+    from qa_hooks.scorers.giqa.knn import KNNScorer
 
     _check_output(output)
     return _fit(KNNScorer(create_extractor(extractor), k, variant=variant), folder, output, seed=seed, **options)
@@ -119,14 +119,14 @@ def fit_snapshot(
     """Fit `SnapshotScorer` on a folder of snapshots and save it.
 
     Args:
-        snapshots: a folder of images with their training step in the names (`qa_hooks.snapshots.step_of`).
+        snapshots: a folder of images with their training step in the names (`qa_hooks.sources.snapshots.step_of`).
         output: the `.safetensors` file to write.
         real: a folder of real images, prepared like the run's own data.
         targets, classifiers, backbone, pretrained, seed: of `SnapshotScorer`.
         device: where it trains.
         options: of `SnapshotScorer.fit_snapshots`.
     """
-    from qa_hooks.scorers.snapshot import SnapshotScorer
+    from qa_hooks.scorers.giqa.snapshot import SnapshotScorer
 
     _check_output(output)
     scorer = SnapshotScorer(targets, classifiers, backbone=backbone, pretrained=pretrained, seed=seed)
@@ -150,7 +150,7 @@ def fit_rank(
         device: where it trains.
         options: of `RankScorer.fit`.
     """
-    from qa_hooks.scorers.rank import RankScorer
+    from qa_hooks.scorers.rank.scorer import RankScorer
 
     _check_output(output)
     scorer = RankScorer(seed=seed)

@@ -48,11 +48,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.batches import BATCH_PIXELS
-from qa_hooks.functional.precision import to_float64
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.random import OwnRandom
+from qa_hooks.functional.numerics import to_float64
 from qa_hooks.images import Range
-from qa_hooks.isolation import OwnRandom, isolated
 from qa_hooks.scorers import Scorer
+from qa_hooks.sources.batches import BATCH_PIXELS
 
 STRATEGIES = ("originals", "random", "upos", "sma", "smp", "amo")
 NORMALIZE = ("range", "zscore", "none")

@@ -54,16 +54,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.processes import rank as process_rank
+from qa_hooks._base.random import mixed_key
 from qa_hooks.data.aligned_crop import AlignedCrop
 from qa_hooks.data.candidates import CandidateSet, list_candidates
-from qa_hooks.data.degradation import Degradation, bicubic_degradation
 from qa_hooks.data.ground_truth import STRATEGIES, draw_index, selection_probabilities
 from qa_hooks.data.judgements import KEEP, Judgements, read_judgements
+from qa_hooks.data.low_resolution import Degradation, bicubic_degradation
 from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.images import list_images
-from qa_hooks.isolation import mixed_key
-from qa_hooks.processes import rank as process_rank
 
 SPOT_CHECKS = 4  # samples whose files are compared with the table's: another data set often has the same names
 
@@ -86,7 +86,7 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         rotations: also turn them by multiples of 90 degrees.
         lq: a folder of low-resolution images with the originals' names (another suffix will do, and DIV2K's `x4`).
         degradation: makes them from the originals where there is no `lq`; antialiased bicubic by default,
-            `HGGTDegradation()`, or any callable as described in `qa_hooks.data.degradation`.
+            `HGGTDegradation()`, or any callable as described in `qa_hooks.data.low_resolution`.
         table: raw scores of these very images, for "sma" and "smp". Whether it knows the samples is checked here, and
             of a few of them whether the files are the same; `table.check(data.sets, content=True)` reads all files.
         temperature, normalize: as in `selection_probabilities`; range and direction are the table's. "zscore" wants a

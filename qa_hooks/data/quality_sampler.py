@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from qa_hooks import processes
-from qa_hooks.checks import check_count
+from qa_hooks._base import processes
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.random import mixed_key
 from qa_hooks.data.quality_table import QualityTable
-from qa_hooks.data.quality_weights import quality_weights
-from qa_hooks.hashing import fingerprint
+from qa_hooks.data.weights import quality_weights
 from qa_hooks.images import Range
-from qa_hooks.isolation import mixed_key
 
 
 class QualitySampler(Sampler[int]):

@@ -1,7 +1,7 @@
 """Raw scores of every candidate of every sample, computed once: the state behind samplers and data sets.
 
     niqe.csv       path,niqe_bsd100                       path: the fingerprint of a file's content
-    niqe.csv.json  as `qa_hooks.data.score_table`, and "sets": {"a.png": ["9f86d081884c7d65", ...], ...}
+    niqe.csv.json  as `qa_hooks.folders.scoring.score_table`, and "sets": {"a.png": ["9f86d081884c7d65", ...], ...}
 
 It is a table of `score_folder` whose rows are contents instead of paths. So a file that was moved, renamed or copied
 keeps its score, one that was changed gets a new one, and what a killed run has written is never taken for another
@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.processes import rank, together, world_size
 from qa_hooks.data.candidates import CandidateSet, check_keys, list_candidates, some
 from qa_hooks.data.contents import Contents, all_contents, compare_contents, contents_of
-from qa_hooks.data.pieces import check_tiles, read_pieces
-from qa_hooks.data.score_file import ScoreFile
-from qa_hooks.data.score_table import FORMAT, VERSION, read_scores, read_spec
-from qa_hooks.data.scores import Spec, describe_scorers, name_scorers
-from qa_hooks.data.scoring import read_ahead, score_images
-from qa_hooks.files import check_writable
+from qa_hooks.folders.scoring.growing import ScoreFile
+from qa_hooks.folders.scoring.score_folder import Spec, describe_scorers, name_scorers
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, read_scores, read_spec
+from qa_hooks.folders.scoring.tiles import check_tiles, read_pieces
+from qa_hooks.folders.scoring.windows import read_ahead, score_images
 from qa_hooks.images import Range
-from qa_hooks.processes import rank, together, world_size
 
 Source = str | Path | Sequence[CandidateSet] | Sequence[str | Path]
 

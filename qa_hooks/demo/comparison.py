@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from qa_hooks._base.files import check_writable
 from qa_hooks.demo.data import Images, load_digits_images, load_folder_images
 from qa_hooks.demo.evaluation import Evaluator
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.demo.training import VARIANTS, Job, train
-from qa_hooks.files import check_writable
 from qa_hooks.images import make_grid, save_image, to_uint8
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.hashing import fingerprint
 from qa_hooks.demo.networks import update_ema
-from qa_hooks.files import check_writable
-from qa_hooks.hashing import fingerprint
 
 
 def make_digits_pipeline() -> Any:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from qa_hooks.demo.data import Images
 from qa_hooks.features import FeatureExtractor
+from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_distance, inception_score
-from qa_hooks.stats import Moments
 
 
 class Evaluator:

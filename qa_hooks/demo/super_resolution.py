@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks
-from qa_hooks.data.degradation import bicubic_degradation
+from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import PSNR, SSIM
 

@@ -1,6 +1,5 @@
 """Features of images: what GIQA's models, Frechet distances, precision and recall are computed in."""
 
-from qa_hooks.features.extraction import Features, extract_features
-from qa_hooks.features.extractor import FeatureExtractor, create_extractor
+import lazy_loader
 
-__all__ = ["FeatureExtractor", "Features", "create_extractor", "extract_features"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qa_hooks.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
+from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import gather_rows, rank, together, world_size
 from qa_hooks.features.extractor import FeatureExtractor
-from qa_hooks.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8, to_unit
-from qa_hooks.isolation import isolated
-from qa_hooks.processes import gather_rows, rank, together, world_size
+from qa_hooks.sources.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
 
 FORMAT = "qa_hooks.features"
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.frozen import KeepsFrozen
+from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.isolation import isolated
 from qa_hooks.features import networks
-from qa_hooks.hashing import fingerprint
 from qa_hooks.images import check_images, to_grey, to_unit
-from qa_hooks.isolation import KeepsFrozen, isolated
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 
 DINOV2 = {
     "dinov2_vits14": "facebook/dinov2-small",

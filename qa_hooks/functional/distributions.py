@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 
 
 def ks_distance(a: Tensor, b: Tensor) -> float:

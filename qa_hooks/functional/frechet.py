@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.precision import to_float64
+from qa_hooks.functional.numerics import to_float64
 
 BLOCK = 256  # columns of a product at a time
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 
 _CHUNK = 1 << 22  # numbers drawn at a time
 _NORMAL = torch.distributions.Normal(0.0, 1.0)

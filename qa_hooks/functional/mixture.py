@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.filters import full_precision
-from qa_hooks.functional.precision import to_float64
+from qa_hooks.functional.numerics import to_float64
 
 MAX_FLOAT32_DIM = 512  # above, sums of squares in float32 lose more than 1e-5
 CHUNK = 1 << 23  # numbers in a temporary, and in a converted part of the factors

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks.functional._once import differentiable_once
 from qa_hooks.functional.filters import filter_small, full_precision, gaussian_filter, gaussian_taps
+from qa_hooks.functional.numerics import differentiable_once
 
 # (rows, columns) of MATLAB's circshift. The pristine parameters in circulation were fitted with this order.
 ORIENTATIONS = ((0, 1), (1, 0), (1, 1), (1, -1))

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.functional._once import differentiable_once
 from qa_hooks.functional.niqe import valid_rows
-from qa_hooks.functional.precision import to_float64
+from qa_hooks.functional.numerics import differentiable_once, to_float64
 
 _EPSILON = 1e-12
 _RIDGE = 1e-6

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 from qa_hooks.functional.filters import full_precision
-from qa_hooks.functional.precision import to_float64
+from qa_hooks.functional.numerics import to_float64
 
 METRICS = ("euclidean", "l1")
 CHUNK = 1 << 22  # numbers in a temporary

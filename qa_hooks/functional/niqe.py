@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.aggd import aggd_from_moments
+from qa_hooks.functional.generalized_gaussian import aggd_from_moments
 from qa_hooks.functional.mscn import Normalization, block_moments, sigma_map, to_blocks
 from qa_hooks.functional.resize import halve
 from qa_hooks.images import check_images

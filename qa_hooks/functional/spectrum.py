@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
 from qa_hooks.images import check_images
 
 NEARLY = 4 / 255  # of the range: what no eye tells from black or white

@@ -5,8 +5,6 @@
 A loss always returns something to minimise; the sign of a score is applied in `ScoreLoss` and nowhere else.
 """
 
-from qa_hooks.losses.full_reference import MSSSIMLoss, SSIMDistanceLoss, SSIMLoss
-from qa_hooks.losses.loss import QALoss
-from qa_hooks.losses.score_loss import ScoreLoss
+import lazy_loader
 
-__all__ = ["MSSSIMLoss", "QALoss", "SSIMDistanceLoss", "SSIMLoss", "ScoreLoss"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

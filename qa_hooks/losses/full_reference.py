@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from qa_hooks.functional.ms_ssim import ms_ssim
-from qa_hooks.functional.ssim import ssim, ssim_distance
+from qa_hooks.functional.multiscale_similarity import ms_ssim
+from qa_hooks.functional.structural_similarity import ssim, ssim_distance
 from qa_hooks.images import Range
 from qa_hooks.losses.loss import QALoss, needs_target
 

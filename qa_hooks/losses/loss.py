@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_weight
+from qa_hooks._base.checks import check_weight
+from qa_hooks._base.frozen import KeepsFrozen
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
-from qa_hooks.isolation import KeepsFrozen
 
 REDUCTIONS = ("mean", "none")
 

@@ -13,9 +13,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_weight
-from qa_hooks.functional.precision import to_float64
-from qa_hooks.processes import all_reduce_sum
+from qa_hooks._base.checks import check_weight
+from qa_hooks._base.processes import all_reduce_sum
+from qa_hooks.functional.numerics import to_float64
 
 DECAY = 0.99
 LARGEST = 2.0

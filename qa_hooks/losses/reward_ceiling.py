@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.processes import gather_rows, together
+from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.scorers.scorer import Scorer
 
 REAL_IMAGES = 64

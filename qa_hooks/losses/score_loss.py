@@ -29,11 +29,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
-from qa_hooks.isolation import OwnRandom
 from qa_hooks.losses.loss import QALoss, needs_target
 from qa_hooks.losses.reward_balance import GradientBalance, image_gradients, with_gradient
 from qa_hooks.losses.reward_ceiling import Ceiling
@@ -46,7 +46,7 @@ class ScoreLoss(QALoss):
 
     The scorer is frozen and kept aside: it follows `.to(device)`, but is in no optimizer and no checkpoint of yours,
     and `.train()` does not reach it. The range is the scorer's. The first call with a gradient tries the scorer on
-    those images and refuses one that cannot teach (`qa_hooks.scorers.reward_check`).
+    those images and refuses one that cannot teach (`qa_hooks.rewards.check`).
 
     Called as `loss(pred, target=None, *, real=None, fidelity=None, prompt=None, sample_weight=None)`:
     `real` are real images for `ceiling="real"`, needed until 64 have been seen; `fidelity` is the scalar loss that
@@ -243,7 +243,7 @@ class ScoreLoss(QALoss):
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")
-        from qa_hooks.scorers.reward_check import check_reward
+        from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range
         noise = torch.randn(pred.shape, generator=torch.Generator().manual_seed(0)).to(pred.device)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks.functional.gradient_penalty import Critic
-from qa_hooks.isolation import modules_of
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
+from qa_hooks.functional.input_gradients import Critic
 from qa_hooks.penalties.penalty import CriticPenalty
-from qa_hooks.processes import all_reduce_sum, any_rank, together, world_size
 
 Batch = Callable[[], tuple[Tensor, Tensor]]
 

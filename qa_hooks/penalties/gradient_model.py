@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
-from qa_hooks.functional.gradient_penalty import Critic, OutputFn, input_gradient
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import gather_rows, world_size
+from qa_hooks.features.moments import Moments
+from qa_hooks.functional.input_gradients import Critic, OutputFn, input_gradient
 from qa_hooks.functional.naturalness import naturalness_distance
 from qa_hooks.functional.niqe import FeatureConfig, niqe_features, valid_rows
 from qa_hooks.images import Range, RangeGuard, check_images, check_range, to_grey
-from qa_hooks.isolation import isolated
-from qa_hooks.processes import gather_rows, world_size
-from qa_hooks.scorers.niqe import NaturalnessModel
-from qa_hooks.stats import Moments
+from qa_hooks.scorers.niqe.scorer import NaturalnessModel
 
 MIN_MAPS = 360  # ten for each of the 36 features
 MAX_CONDITION = 1e10

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.processes import gather_rows, global_sum, world_size
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.images import Range
 from qa_hooks.penalties.gradient_model import MIN_MAPS, MODES, gradient_features, gradient_model, map_features
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
-from qa_hooks.processes import gather_rows, global_sum, world_size
-from qa_hooks.scorers.niqe import NaturalnessModel
+from qa_hooks.scorers.niqe.scorer import NaturalnessModel
 
 WARMUP_MAPS = 4096
 

@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.checks import check_count, check_weight
-from qa_hooks.functional.gradient_penalty import (
-    Critic,
-    OutputFn,
-    critic_scores,
-    input_gradient,
-    points_at,
-)
+from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.random import OwnRandom
+from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
-from qa_hooks.isolation import OwnRandom, modules_of
 
 
 class CriticPass:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.checks import check_weight
-from qa_hooks.functional.gradient_penalty import OutputFn
+from qa_hooks._base.checks import check_weight
+from qa_hooks.functional.input_gradients import OutputFn
 from qa_hooks.images import Range
+from qa_hooks.penalties.drift import DriftPenalty
+from qa_hooks.penalties.gradient import GradientPenalty
 from qa_hooks.penalties.niqe import NIQEPenalty
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
-from qa_hooks.penalties.terms import DriftPenalty, GradientPenalty, SSIMPenalty
-from qa_hooks.scorers.niqe import NaturalnessModel
+from qa_hooks.penalties.ssim import SSIMPenalty
+from qa_hooks.scorers.niqe.scorer import NaturalnessModel
 
 QUALITIES = {"ssim": ("ssim",), "niqe": ("niqe",), "both": ("ssim", "niqe"), "none": ()}
 

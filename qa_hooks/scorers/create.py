@@ -1,81 +1,28 @@
-"""One way to make a scorer, in code, YAML and on the command line; and the file format of fitted ones."""
+"""One way to make a scorer, in code, YAML and on the command line."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from qa_hooks.batches import Source
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.processes import any_rank, rank, together
 from qa_hooks.features import FeatureExtractor
-from qa_hooks.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks.images import Range
-from qa_hooks.processes import any_rank, rank, together
-from qa_hooks.scorers.adapters import LIBRARIES, create_library_scorer
-from qa_hooks.scorers.calibration import Calibration
-from qa_hooks.scorers.fingerprint import data_fingerprint
+from qa_hooks.scorers.catalogue import SPECS, Entry
+from qa_hooks.scorers.libraries.adapter import LIBRARIES, create_library_scorer
+from qa_hooks.scorers.loading import load_scorer
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.batches import Source
+from qa_hooks.sources.fingerprint import data_fingerprint
 
-FORMAT = "qa_hooks.scorer"
-NATURALNESS = "qa_hooks.naturalness"
 EXTRACTORS = "'inception', 'dinov2_vits14', 'random' (no download), a torchvision network by name, or a module of yours"
-
-
-class Entry(NamedTuple):
-    """A scorer that has a name: where it is, and what a table of scorers says of it.
-
-    Attributes:
-        module, cls: imported when asked for.
-        options: of the constructor, under this name.
-        licence: of its code and parameters.
-        requires: packages beyond the core, by their pip names.
-        needs_fit: it has to be fitted on the user's images before it scores.
-        weights: the file of torchvision's that it downloads when it is not in torch.hub's folder.
-    """
-
-    module: str
-    cls: str
-    options: Mapping[str, Any] = {}
-    licence: str = "Apache-2.0"
-    requires: tuple[str, ...] = ()
-    needs_fit: bool = False
-    weights: str = ""
-
-    @property
-    def kind(self) -> type[Scorer]:
-        """The class."""
-        kind: type[Scorer] = getattr(importlib.import_module(self.module), self.cls)
-        return kind
-
-
-_HERE = "qa_hooks.scorers"
-SPECS: dict[str, Entry] = {
-    "psnr": Entry(f"{_HERE}.full_reference", "PSNR"),
-    "ssim": Entry(f"{_HERE}.full_reference", "SSIM"),
-    "ms_ssim": Entry(f"{_HERE}.full_reference", "MSSSIM"),
-    "niqe": Entry(f"{_HERE}.niqe", "NIQE", {"pristine": "original"}),
-    "niqe_bsd100": Entry(f"{_HERE}.niqe", "NIQE", {"pristine": "bsd100"}),
-    "lpips": Entry(
-        f"{_HERE}.adapters_torchmetrics", "LPIPS", requires=("torchmetrics",), weights="alexnet-owt-7be5be79.pth"
-    ),
-    "dists": Entry(f"{_HERE}.adapters_torchmetrics", "DISTS", requires=("torchmetrics",), weights="vgg16-397923af.pth"),
-    "giqa-gmm": Entry(f"{_HERE}.gmm", "GMMScorer", needs_fit=True),
-    "giqa-sgm": Entry(f"{_HERE}.gmm", "GMMScorer", {"components": 1}, needs_fit=True),
-    "giqa-knn": Entry(f"{_HERE}.knn", "KNNScorer", needs_fit=True),
-    "giqa-mbc": Entry(f"{_HERE}.snapshot", "MBCScorer", needs_fit=True),
-    "giqa-bc": Entry(f"{_HERE}.snapshot", "BCScorer", needs_fit=True),
-    "giqa-ir": Entry(f"{_HERE}.snapshot", "IRScorer", needs_fit=True),
-    "rank": Entry(f"{_HERE}.rank", "RankScorer", needs_fit=True),
-}
-_SAVED = {entry.cls: entry for entry in SPECS.values()} | {
-    "SnapshotScorer": Entry(f"{_HERE}.snapshot", "SnapshotScorer", needs_fit=True)
-}
 
 
 def create_scorer(
@@ -147,15 +94,16 @@ def create_scorer(
         )
     if entry.needs_fit:
         return _fitted(str(spec), entry, options, value_range, given)
-    return entry.kind(**{**entry.options, **options}, value_range=value_range)
+    scorer: Scorer = entry.kind(**{**entry.options, **options}, value_range=value_range)
+    return scorer
 
 
 def _fitted(spec: str, entry: Entry, options: dict[str, Any], value_range: Range, given: Mapping[str, Any]) -> Scorer:
     """Make and fit a scorer, or find it in the cache."""
     from qa_hooks.features import create_extractor
-    from qa_hooks.scorers.feature_scorer import FeatureScorer
-    from qa_hooks.scorers.snapshot import SnapshotScorer
-    from qa_hooks.scorers.snapshot_images import split_snapshots
+    from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
+    from qa_hooks.scorers.giqa.snapshot import SnapshotScorer
+    from qa_hooks.scorers.giqa.snapshot_images import split_snapshots
 
     own = {**entry.options, **options, "value_range": value_range}
     in_features, from_run = issubclass(entry.kind, FeatureScorer), issubclass(entry.kind, SnapshotScorer)
@@ -209,67 +157,3 @@ def _run_fit(scorer: Any, sources: Mapping[str, Source], settings: Mapping[str, 
     else:
         fitted = scorer.fit(sources["fit"], **settings)
     return fitted
-
-
-def save_scorer(scorer: Scorer, path: str | Path) -> None:
-    """Write a scorer; the file appears whole or not at all."""
-    if type(scorer).__name__ not in _SAVED:
-        raise TypeError(f"{type(scorer).__name__} cannot be saved; the scorers that can are {sorted(_SAVED)}")
-    tensors, calibration = scorer.tensors(), scorer.calibration
-    header = {"class": type(scorer).__name__, "options": scorer.options(), "calibration": None}
-    if calibration is not None:
-        header["calibration"] = calibration.method
-        tensors["calibration.points"] = calibration.points
-    check_writable(Path(path).parent, name="path")
-    write_safetensors(path, tensors, {"format": FORMAT, "version": "1", "scorer": json.dumps(header)})
-
-
-def load_scorer(
-    path: str | Path,
-    value_range: Range = (0.0, 1.0),
-    *,
-    extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
-) -> Scorer:
-    """Read a scorer that `save` wrote, or a NIQE model that `qa-hooks fit niqe` wrote.
-
-    Args:
-        path: the file.
-        value_range: what the numbers of the images mean.
-        extractor: for scorers fitted in features of a network of yours; for others it may stand in for the one that
-            the file names. Its fingerprint must be the file's.
-
-    Raises:
-        ValueError: not such a file, or a broken one; the message names it.
-    """
-    tensors, metadata = read_safetensors(path, "is not a whole safetensors file")
-    try:
-        header = json.loads(metadata.get("scorer", "null"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if metadata.get("format") == NATURALNESS:
-        return create_scorer({"type": "niqe", "pristine": str(path)}, value_range)
-    if metadata.get("format") != FORMAT or not isinstance(header, dict):
-        raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    if str(header.get("class")) not in _SAVED:
-        raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(_SAVED)}")
-    own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
-    try:
-        scorer = _rebuilt(_SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
-        if header.get("calibration"):
-            scorer.calibration = Calibration(header["calibration"], tensors["calibration.points"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
-    return scorer
-
-
-def _rebuilt(
-    kind: Any, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range, extractor: Any
-) -> Scorer:
-    scorer: Scorer
-    if extractor is not None and "extractor" not in options:
-        raise ValueError("it has no features of an extractor, so it takes no extractor=")
-    if extractor is not None:
-        scorer = kind.from_saved(options, tensors, value_range, extractor=extractor)
-    else:
-        scorer = kind.from_saved(options, tensors, value_range)
-    return scorer

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.ms_ssim import ms_ssim
-from qa_hooks.functional.ssim import ssim
+from qa_hooks.functional.multiscale_similarity import ms_ssim
+from qa_hooks.functional.structural_similarity import ssim
 from qa_hooks.images import Range
 from qa_hooks.scorers.scorer import Scorer
 

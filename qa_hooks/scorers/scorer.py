@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.hashing import fingerprint
+from qa_hooks._base.frozen import KeepsFrozen, moves_only
+from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.isolation import modules_of
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
-from qa_hooks.isolation import KeepsFrozen, modules_of, moves_only
 from qa_hooks.scorers.calibration import Calibration
 
 INPUTS = frozenset({"reference", "prompt"})
@@ -152,7 +153,7 @@ class Scorer(KeepsFrozen):
 
     def save(self, path: str | Path) -> None:
         """Write options, calibration and tensors as safetensors with a JSON header; nothing is pickled."""
-        from qa_hooks.scorers.create import save_scorer
+        from qa_hooks.scorers.saving import save_scorer
 
         save_scorer(self, path)
 

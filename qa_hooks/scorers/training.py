@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.processes import rank
+from qa_hooks._base.processes import rank
 
 LOOK = 50  # steps between two looks at the loss, each of which synchronises a GPU
 

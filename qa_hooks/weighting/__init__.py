@@ -6,8 +6,6 @@ The weights are (N,): bring the losses to that shape first, as above, since (N,)
 processes thresholds and means are those of the joint batch.
 """
 
-from qa_hooks.weighting.ohem import OHEM, ohem_weights
-from qa_hooks.weighting.top_k import TopK
-from qa_hooks.weighting.weighter import Weighter
+import lazy_loader
 
-__all__ = ["OHEM", "TopK", "Weighter", "ohem_weights"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_weight
+from qa_hooks._base.checks import check_weight
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qa_hooks.checks import check_weight
+from qa_hooks._base.checks import check_weight
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 

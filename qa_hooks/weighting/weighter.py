@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.checks import check_count
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import gather_rows
 from qa_hooks.images import RangeGuard, check_images
-from qa_hooks.isolation import isolated
-from qa_hooks.processes import gather_rows
 from qa_hooks.scorers.scorer import Scorer
 
 

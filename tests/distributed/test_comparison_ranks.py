@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import two_ranks
 
-from qa_hooks.comparison import compare_checkpoints
+from qa_hooks.evaluation.checkpoints import compare_checkpoints
 from qa_hooks.scorers import FunctionScorer
 
 

@@ -34,9 +34,9 @@ def tune(rank: int | None, *, wrapped: bool, optimizer_class=torch.optim.SGD, lr
     from accelerate.state import AcceleratorState
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    from qa_hooks.integrations.adapter_sync import reduce_gradients
     from qa_hooks.integrations.diffusers import RewardFinetuner, denoising_loss, reward_sample
     from qa_hooks.integrations.peft import inject_lora
+    from qa_hooks.integrations.peft.sync import reduce_gradients
     from qa_hooks.losses import ScoreLoss
     from qa_hooks.scorers import FunctionScorer
 

@@ -10,8 +10,8 @@ from ranks import two_ranks
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from qa_hooks.callbacks import GenerativeMonitor, Hooks
+from qa_hooks.features.moments import Moments
 from qa_hooks.scorers import GMMScorer
-from qa_hooks.stats import Moments
 from qa_hooks.writers import MemoryWriter
 
 EXTRACTOR = {"type": "random", "width": 4}
@@ -127,7 +127,7 @@ def test_a_failing_process_does_not_hang_the_other(tmp_path):
 def cached(rank: int) -> dict:
     import tempfile
 
-    from qa_hooks.processes import broadcast_tensors
+    from qa_hooks._base.processes import broadcast_tensors
 
     own = torch.tensor(list(tempfile.mkdtemp().encode()), dtype=torch.uint8) if rank == 0 else None
     folder = bytes(broadcast_tensors({"folder": own} if rank == 0 else None)["folder"].tolist()).decode()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from ranks import two_ranks
 
+from qa_hooks._base.processes import broadcast_tensors, is_distributed
 from qa_hooks.demo import load_digits_images
 from qa_hooks.features import create_extractor
-from qa_hooks.processes import broadcast_tensors, is_distributed
 from qa_hooks.scorers import GMMScorer, KNNScorer, Scorer, create_scorer
-from qa_hooks.scorers.fingerprint import data_fingerprint
+from qa_hooks.sources.fingerprint import data_fingerprint
 
 RANGE = (-1.0, 1.0)
 

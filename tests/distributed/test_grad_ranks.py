@@ -10,7 +10,7 @@ import torch
 from ranks import WORLD, two_ranks
 from torch import nn
 
-from qa_hooks.integrations.adapter_sync import check_same_weights, reduce_gradients, sync_adapter
+from qa_hooks.integrations.peft.sync import check_same_weights, reduce_gradients, sync_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 ROWS = 8
@@ -66,7 +66,7 @@ def edges(rank: int) -> dict:
     low.grad = torch.tensor([1.0 if rank else 1 / 128], dtype=torch.bfloat16)
     reduce_gradients([low])
     result["bfloat16"] = low.grad.float()
-    from qa_hooks.integrations import adapter_sync
+    from qa_hooks.integrations.peft import sync as adapter_sync
 
     adapter_sync.BUCKET = 5
     many = [nn.Parameter(torch.zeros(n)) for n in (4, 4, 1, 20, 1)]

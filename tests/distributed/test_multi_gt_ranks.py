@@ -8,7 +8,7 @@ import torch
 from ranks import two_ranks
 
 from qa_hooks.data import MultiGTDataset, select_ground_truth
-from qa_hooks.data.degradation import HGGTDegradation
+from qa_hooks.data.low_resolution import HGGTDegradation
 from qa_hooks.images import save_image
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from ranks import two_ranks
 
-from qa_hooks.scorers.rank import RankScorer
+from qa_hooks.scorers.rank.scorer import RankScorer
 
 
 def images() -> torch.Tensor:

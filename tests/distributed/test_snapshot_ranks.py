@@ -9,7 +9,7 @@ import torch.distributed as dist
 from ranks import two_ranks
 
 from qa_hooks.callbacks import Hooks, SnapshotCollector
-from qa_hooks.scorers.snapshot import BCScorer, MBCScorer
+from qa_hooks.scorers.giqa.snapshot import BCScorer, MBCScorer
 
 
 def sample(n: int, generator: torch.Generator) -> torch.Tensor:

@@ -10,12 +10,13 @@ from ranks import two_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qa_hooks._base.processes import all_reduce_sum, first_error, gather_rows
+from qa_hooks._base.random import OwnRandom
 from qa_hooks.callbacks import Hooks, Monitor, NaNGuard, SampleGrid, ScoreMonitor, TrainingStopped
-from qa_hooks.isolation import OwnRandom
+from qa_hooks.callbacks.means import Stats
+from qa_hooks.features.moments import Moments
 from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, fit_gradient_model
-from qa_hooks.processes import all_reduce_sum, first_error, gather_rows
 from qa_hooks.scorers import FunctionScorer
-from qa_hooks.stats import Moments, Stats
 from qa_hooks.writers import MemoryWriter
 
 

@@ -9,14 +9,14 @@ import torch
 from ranks import two_ranks
 from torch.utils.data import DataLoader
 
+from qa_hooks.evaluation.quality_diversity import diversity_score, quality_score
 from qa_hooks.features import create_extractor
 from qa_hooks.images import save_image
-from qa_hooks.picker import pick
 from qa_hooks.scorers import FunctionScorer
-from qa_hooks.scorers.gmm import GMMScorer
-from qa_hooks.scorers.quality import diversity_score, quality_score
-from qa_hooks.scorers.scoring import score_source
+from qa_hooks.scorers.giqa.gmm import GMMScorer
+from qa_hooks.scorers.score_source import score_source
 from qa_hooks.weighting import OHEM, TopK
+from qa_hooks.weighting.picker import pick
 
 QUIET = {"progress": False}
 PARTS = slice(0, 21), slice(21, 32)  # uneven

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qa_hooks.integrations.sr_conventions import option
+from qa_hooks.integrations.sr.conventions import option
 
 
 class Registry:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from qa_hooks.cli import main
-from qa_hooks.data import read_scores
+from qa_hooks.folders import read_scores
 from qa_hooks.images import load_image, save_image, to_uint8
 from qa_hooks.scorers import load_scorer
 
@@ -281,7 +281,7 @@ def test_help_has_an_example(command, capsys):
 
 
 def test_scorers_lists_them_all(capsys):
-    from qa_hooks.scorers.create import SPECS
+    from qa_hooks.scorers.catalogue import SPECS
 
     code, out, _ = run(["scorers"], capsys)
     lines = {line.split()[0]: line for line in out.splitlines()}

@@ -26,7 +26,7 @@ from torch import nn
 from qa_hooks.callbacks import Hooks, SampleGrid, ScoreMonitor
 from qa_hooks.images import load_image
 from qa_hooks.integrations.diffusers import PipelineSampler, sweep_guidance
-from qa_hooks.integrations.guidance import diversity_within
+from qa_hooks.integrations.diffusers.guidance import diversity_within
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
 
@@ -128,7 +128,7 @@ def test_it_is_what_the_pipeline_itself_makes_of_the_same_seeds():
             return original(self, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qa_hooks.integrations.diffusers.torch.Generator", Spy)
+        patch.setattr("qa_hooks.integrations.diffusers.sampler.torch.Generator", Spy)
         images = sample(4, rng())
     pipeline.unet.eval()
     generators = [rng(seed) for seed in seen[-4:]]

@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("peft")
 
-from qa_hooks.files import read_safetensors, write_safetensors
+from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks.integrations.peft import (
     inject_lora,
     load_lora,

@@ -30,10 +30,10 @@ from tiny_pipelines import PIPELINES, denoiser_of, sample, stable_diffusion
 from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.data import quality_weights
 from qa_hooks.integrations.accelerate import attach
-from qa_hooks.integrations.adapter_sync import reduce_gradients
 from qa_hooks.integrations.diffusers import RewardFinetuner, denoising_loss, grad_last_steps, reward_sample
-from qa_hooks.integrations.lora_checkpoint import save_adapter_only
 from qa_hooks.integrations.peft import inject_lora, load_lora, lora_parameters, save_lora
+from qa_hooks.integrations.peft.checkpoint import save_adapter_only
+from qa_hooks.integrations.peft.sync import reduce_gradients
 from qa_hooks.losses import ScoreLoss
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter

@@ -29,7 +29,7 @@ from diffusers import (  # noqa: E402
 )
 
 from qa_hooks.integrations.diffusers import predicted_image, reward_sample  # noqa: E402
-from qa_hooks.integrations.predicted_image import predicted_clean  # noqa: E402
+from qa_hooks.integrations.diffusers.prediction import predicted_clean  # noqa: E402
 from qa_hooks.losses import ScoreLoss  # noqa: E402
 from qa_hooks.scorers import FunctionScorer  # noqa: E402
 

@@ -13,8 +13,8 @@ from sr_standins import install
 from qa_hooks.data import select_ground_truth
 from qa_hooks.images import save_image
 from qa_hooks.integrations.sr import launch, register
-from qa_hooks.integrations.sr_conventions import FRAMEWORKS, find_framework
-from qa_hooks.integrations.sr_metrics import framework_metrics
+from qa_hooks.integrations.sr.conventions import FRAMEWORKS, find_framework
+from qa_hooks.integrations.sr.metrics import framework_metrics
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.scorers import create as creation

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,56 +17,98 @@ import qa_hooks
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each layer may import those on the left of it, and its own.
-LAYERS = [
-    {"checks", "images", "batches", "files", "hashing", "isolation", "processes", "snapshots", "functional"}
-    | {"chart", "contact_sheet"},
-    {"features", "reward_alarms", "reward_measures", "set_metrics", "stats", "writers"},
-    {"scorers"},
-    {"weighting", "losses", "penalties", "picker", "data", "generative", "hggt", "reference", "reward_fn"}
-    | {"doctor", "doctor_checks", "doctor_gradients", "doctor_subject"},
-    {"callbacks", "comparison"},
-    {"integrations"},
-    {"demo", "cli", "info", "__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+def layers() -> dict[str, int]:
+    """The floor of each room, as docs/architecture.md has it."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    floors = re.search(r"```layers\n(.*?)```", text, re.DOTALL).group(1).splitlines()
+    return {room: floor for floor, rooms in enumerate(floors) for room in rooms.split()}
 
 
-def imports_at_the_top(path: Path) -> list[str]:
-    """What a module imports when it is imported; what functions import is their own affair."""
-    names = []
-    for node in ast.parse(path.read_text()).body:
+LEVEL = layers()
+
+
+def modules() -> dict[str, Path]:
+    """All modules by their dotted names, without the top one, which may name every room."""
+    found = {}
+    for top, prefix in ((ROOT / "qa_hooks", ""), (ROOT / "integrations", "qa_hooks.")):
+        for path in sorted(top.rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if parts[:2] != ("qa_hooks", "integrations") and parts != ("qa_hooks", "__init__"):
+                found[prefix + ".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports anywhere; a name of a lazy face counts as the module it stands for."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
+            names |= {behind(node.module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    return names
+            names |= {alias.name for alias in node.names}
+    assert not any(name.split(".")[0] == "integrations" for name in names), "import qa_hooks.integrations"
+    return {name for name in names if name.startswith("qa_hooks.")}
 
 
-def modules() -> list[Path]:
-    paths = sorted((ROOT / "qa_hooks").rglob("*.py"))
-    return [p for p in paths if p != ROOT / "qa_hooks" / "__init__.py"] + sorted((ROOT / "integrations").glob("*.py"))
+@functools.cache
+def face(module: str) -> dict[str, str]:
+    """What a package's face hands out: the module behind each name."""
+    stub = ROOT / Path(*module.removeprefix("qa_hooks.integrations").split(".")) / "__init__.pyi"
+    if module.startswith("qa_hooks.integrations"):
+        stub = ROOT / Path(*module.removeprefix("qa_hooks.").split(".")) / "__init__.pyi"
+    if not stub.is_file():
+        return {}
+    nodes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: f"{module}.{node.module or alias.name}" for node in nodes for alias in node.names}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    own = "integrations" if "integrations" in parts else parts[1]
-    assert own in LEVEL, f"{own} has no place in the layers"
-    for name in imports_at_the_top(path):
-        assert not name.startswith("integrations"), "import qa_hooks.integrations"
-        if name.startswith("qa_hooks."):
-            target = name.split(".")[1]
-            assert LEVEL[target] <= LEVEL[own], f"{own} imports {target}"
+def behind(module: str, name: str) -> str:
+    while name in face(module):
+        module = face(module)[name]
+    return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    own = name.split(".")[1]
+    assert own in LEVEL, f"{own} has no place in the layers of docs/architecture.md"
+    for target in imported(MODULES[name]):
+        room = target.split(".")[1]
+        assert LEVEL[room] <= LEVEL[own], f"{own} imports {target}"
+
+
+def test_no_circles():
+    """Neither between modules nor between rooms, wherever the imports stand."""
+    arrows = {name: imported(path) - {name} for name, path in MODULES.items()}
+    rooms: dict[str, set[str]] = {}
+    for name, targets in arrows.items():
+        own = name.split(".")[1]
+        rooms.setdefault(own, set()).update({target.split(".")[1] for target in targets} - {own})
+    for graph in (arrows, rooms):
+        graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_face_hides_a_module():
+    """A name that a face hands out must not be the name of a module beside it: the module, once loaded, would win."""
+    for name, path in {**MODULES, "qa_hooks": ROOT / "qa_hooks" / "__init__.py"}.items():
+        if path.name == "__init__.py":
+            beside = {p.stem for p in path.parent.glob("*.py")} | {
+                p.parent.name for p in path.parent.glob("*/__init__.py")
+            }
+            hidden = {
+                public for public, module in face(name).items() if public in beside and module != f"{name}.{public}"
+            }
+            assert not hidden, f"{name} hands out {hidden}"
 
 
 def test_the_packages_are_listed_and_all_of_them():
     tomllib = pytest.importorskip("tomllib")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {p.parent for p in (ROOT / "qa_hooks").rglob("__init__.py")}
-    found = {"qa_hooks", "qa_hooks.integrations"} | {
-        ".".join(f.relative_to(ROOT).parts) for f in folders if f.name != "integrations"
-    }
+    found = {"qa_hooks"} | {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert sorted(listed) == sorted(found)
 
 
@@ -85,23 +130,27 @@ def test_integrations_work_without_the_link(tmp_path):
                 target.write_bytes(path.read_bytes())
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet", "--target"]
     subprocess.run([*command, str(tmp_path / "site"), str(tmp_path / "src")], check=True, capture_output=True)
-    code = "import qa_hooks, qa_hooks.integrations as i, qa_hooks.scorers.niqe; print(i.__file__)"
+    code = "import qa_hooks, qa_hooks.integrations as i, qa_hooks.scorers.niqe.scorer; print(i.__file__)"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "site", check=True, capture_output=True, text=True
     ).stdout
     assert str(tmp_path / "site") in out
     assert (tmp_path / "site" / "qa_hooks" / "py.typed").exists()
-    assert list((tmp_path / "site" / "qa_hooks" / "scorers").glob("*.safetensors"))
+    assert list((tmp_path / "site" / "qa_hooks" / "scorers" / "niqe").glob("*.safetensors"))
 
 
-def test_the_public_surface_is_small_and_resolves():
-    names = [name for name in qa_hooks.__all__ if not name.startswith("_")]
-    assert len(names) <= 20
-    for name in names:
-        assert getattr(qa_hooks, name).__module__.startswith("qa_hooks")
+def test_the_public_names_resolve():
+    for name in qa_hooks.__all__:
+        assert getattr(qa_hooks, name) is not None
         assert name in dir(qa_hooks)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = qa_hooks.nonsense
+
+
+@pytest.mark.parametrize("package", sorted({name for name, path in MODULES.items() if path.name == "__init__.py"}))
+def test_every_name_of_a_face_resolves(package):
+    for name in face(package):
+        assert getattr(importlib.import_module(package), name) is not None
 
 
 def run(code: str) -> str:
@@ -122,9 +171,15 @@ def test_importing_costs_under_a_fifth_of_a_second():
     assert min(float(run(code)) for _ in range(2)) < 0.2
 
 
-def test_every_public_module_says_what_it_is_for():
-    for path in modules():
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).replace("integrations", "qa_hooks.integrations")
-        if name.endswith("__main__") or name.startswith("qa_hooks.qa_hooks"):
-            continue
-        assert importlib.import_module(name.removesuffix(".__init__")).__doc__, name
+def test_a_penalty_loads_little():
+    """Of our modules, that is: the packages' faces are lazy."""
+    loaded = run(
+        "import sys; from qa_hooks import SSIMPenalty; print(sum(m.startswith('qa_hooks') for m in sys.modules))"
+    )
+    assert int(loaded) <= 15
+
+
+def test_every_module_says_what_it_is_for():
+    for name in MODULES:
+        if not name.endswith("__main__"):
+            assert importlib.import_module(name).__doc__, name

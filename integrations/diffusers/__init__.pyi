@@ -1,0 +1,11 @@
+from .adapters import check_same_weights as check_same_weights
+from .adapters import reduce_gradients as reduce_gradients
+from .adapters import save_adapter_only as save_adapter_only
+from .adapters import sync_adapter as sync_adapter
+from .denoising import denoising_loss as denoising_loss
+from .finetuner import RewardFinetuner as RewardFinetuner
+from .guidance import sweep_guidance as sweep_guidance
+from .last_steps import grad_last_steps as grad_last_steps
+from .prediction import predicted_image as predicted_image
+from .reward_sampling import reward_sample as reward_sample
+from .sampler import PipelineSampler as PipelineSampler

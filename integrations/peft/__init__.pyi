@@ -1,0 +1,11 @@
+from .checkpoint import save_adapter_only as save_adapter_only
+from .lora import inject_lora as inject_lora
+from .lora import load_lora as load_lora
+from .lora import lora_parameters as lora_parameters
+from .lora import merge_lora as merge_lora
+from .lora import save_lora as save_lora
+from .lora import scale_lora as scale_lora
+from .lora import without_lora as without_lora
+from .sync import check_same_weights as check_same_weights
+from .sync import reduce_gradients as reduce_gradients
+from .sync import sync_adapter as sync_adapter

@@ -1,0 +1,74 @@
+"""Accelerate checkpoints that hold the adapter instead of the whole model.
+
+save_adapter_only(accelerator, unet)
+accelerator.save_state("step-100")            # optimizer, hooks and random states as ever; of `unet` the LoRA alone
+pipe.load_lora_weights("step-100")            # plain Diffusers reads it, too
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qa_hooks._base.adapters import unwrapped
+from qa_hooks.integrations.peft import load_lora, lora_parameters, save_lora
+from qa_hooks.integrations.training_checks import check_plain_training
+
+
+class AdapterCheckpoint:
+    """The two hooks of `save_adapter_only`; `remove()` takes them away."""
+
+    def __init__(self, accelerator: Any, model: nn.Module, folder: str) -> None:
+        self.accelerator, self.model, self.folder = accelerator, model, folder
+        self._handles = [
+            accelerator.register_save_state_pre_hook(self._save),
+            accelerator.register_load_state_pre_hook(self._load),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _own(self, models: list[Any]) -> list[int]:
+        network = unwrapped(self.model)
+        return [index for index, model in enumerate(models) if unwrapped(model) is network]
+
+    def _save(self, models: list[Any], weights: list[Any], output_dir: str) -> None:
+        for index in reversed(self._own(models[: len(weights)])):
+            weights.pop(index)  # what is left in `weights` Accelerate writes itself
+        if self.accelerator.is_main_process:
+            save_lora(self.model, Path(output_dir) / self.folder)
+
+    def _load(self, models: list[Any], input_dir: str) -> None:
+        for index in reversed(self._own(models)):
+            models.pop(index)
+        load_lora(self.model, Path(input_dir) / self.folder)
+
+
+def save_adapter_only(accelerator: Any, model: nn.Module, *, folder: str = "") -> AdapterCheckpoint:
+    """Let `save_state` and `load_state` store and restore the LoRA of `model` and nothing else of it.
+
+    Weights are set in place, so the optimizer goes on with its parameters; a resumed run builds the same pipeline and
+    injects the same adapter first. Register it for both, the run that saves and the one that loads; other prepared
+    models are saved as ever.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        model: with LoRA; prepared or not, since a pipeline's denoiser need not be.
+        folder: below the checkpoint's; needed when two models have an adapter.
+
+    Returns:
+        An object whose `remove()` ends it.
+
+    Raises:
+        TypeError: no accelerator or no module.
+        ValueError: no LoRA in the model, FSDP or DeepSpeed. From `load_state`: a checkpoint without an adapter, or with
+            one that does not fit.
+    """
+    if not hasattr(accelerator, "register_save_state_pre_hook"):
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+    check_plain_training(accelerator)
+    lora_parameters(model)
+    return AdapterCheckpoint(accelerator, model, folder)

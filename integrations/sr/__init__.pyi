@@ -1,0 +1,2 @@
+from .registration import launch as launch
+from .registration import register as register

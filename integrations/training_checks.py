@@ -1,0 +1,62 @@
+"""Ways of training under which a gradient would be wrong or missing: refused by name before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
+
+
+def check_plain_training(accelerator: Any) -> None:
+    """Refuse what shards the weights; `accelerator` may be None."""
+    if accelerator is None:
+        return
+    if not hasattr(accelerator, "sync_gradients"):
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise ValueError(f"{kind} shards weights and gradients, which is not supported here: use DDP (or one process)")
+
+
+def inside_ddp(module: nn.Module) -> nn.Module:
+    """The network in a DDP or DataParallel wrapper, which several calls before one backward pass confuse."""
+    return module.module if isinstance(module, (DistributedDataParallel, DataParallel)) else module
+
+
+def check_sharded(value: Any) -> None:
+    """Refuse FSDP and DeepSpeed by name."""
+    names = {kind.__name__ for kind in type(value).__mro__}
+    if found := names.intersection(REFUSED):
+        raise ValueError(
+            f"{sorted(found)[0]} shards the weights, which is not supported here: use DDP (or one process)"
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse sharded, offloaded and float16-trained networks."""
+    for module in model.modules():
+        check_sharded(module)
+    check_offloading(model)
+    halves = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16]
+    if halves:
+        raise ValueError(
+            f"{len(halves)} trainable parameters are float16, such as {halves[0]!r}: a GradScaler refuses them "
+            '("Attempting to unscale FP16 gradients") and small steps are lost. Freeze the base with '
+            "requires_grad_(False) and keep the adapter in float32"
+        )
+
+
+def check_offloading(model: nn.Module) -> None:
+    """Refuse weights that are elsewhere when the backward pass comes."""
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        group = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if (hook is not None and getattr(hook, "offload", True)) or "group_offloading" in group:
+            raise ValueError(
+                f"{type(model).__name__} is offloaded ({name or 'the whole of it'}): its weights would be gone when "
+                "the backward pass needs them; leave out enable_model_cpu_offload and the like"
+            )

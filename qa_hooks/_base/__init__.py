@@ -1,0 +1,1 @@
+"""Plumbing that nobody outside imports: checks, files, hashes, processes, random numbers, frozen networks."""

@@ -1,0 +1,106 @@
+"""Files that appear whole or not at all, and safetensors with a header that says what they hold.
+
+A process that is killed while it writes leaves the old file, or none, beside a `*.partial`; never half a file under the
+real name. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+
+def check_writable(folder: str | Path, *, name: str = "log_dir") -> None:
+    """Make `folder` and write a file in it; `ValueError` that names the argument when that fails."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"qa_hooks")
+    except OSError as error:
+        raise ValueError(f"{name}={str(folder)!r} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to; without an error it takes the place of `path` at the end, with one it is gone.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with whole_file(path) as partial:
+        ...     _ = partial.write_text("all of it")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('all of it', 1)
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8, with the line ends as they are."""
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode())
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and a header of texts; `OSError` says why it cannot (a full disk, a folder that is gone)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with whole_file(path) as partial:
+            save_file(plain, partial, metadata=dict(metadata))
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def read_safetensors(
+    path: str | Path, complaint: str, *, format: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file.
+
+    Args:
+        path: the file.
+        complaint: how the message goes on after the path: "does not hold features".
+        format: what the header must have under "format"; None leaves that to the caller.
+
+    Raises:
+        ValueError: no such file, a broken one, or one of another format; the message names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path} {complaint}: it does not exist")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} {complaint}: {error}") from error
+    if format is not None and metadata.get("format") != format:
+        raise ValueError(f"{path} {complaint}: its format is {metadata.get('format')!r}, expected {format!r}")
+    return tensors, metadata
+
+
+def inside_folder(name: str, folder: Path) -> Path:
+    """An existing file below `folder`, named relative to it; `ValueError` when it is absolute, outside or missing."""
+    relative = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+    if relative.is_absolute() or Path(name).is_absolute() or relative.parts[:1] == ("..",):
+        raise ValueError(f"{name!r} is outside the folder of the CSV")
+    path = folder / relative
+    if not path.is_file():
+        raise ValueError(f"{name!r} does not exist")
+    return path

@@ -1,0 +1,17 @@
+from .best_checkpoint import BestCheckpoint as BestCheckpoint
+from .callback import Callback as Callback
+from .callback import Context as Context
+from .callback import Monitor as Monitor
+from .callback import TrainingStopped as TrainingStopped
+from .early_stop import EarlyStop as EarlyStop
+from .generative_monitor import GenerativeMonitor as GenerativeMonitor
+from .hooks import Hooks as Hooks
+from .nan_guard import NaNGuard as NaNGuard
+from .perception_distortion import PerceptionDistortion as PerceptionDistortion
+from .refresh_gradient_model import RefreshGradientModel as RefreshGradientModel
+from .reward_guard.guard import RewardGuard as RewardGuard
+from .sample_grid import SampleGrid as SampleGrid
+from .score_histogram import ScoreHistogram as ScoreHistogram
+from .score_monitor import ScoreMonitor as ScoreMonitor
+from .score_panel import ScorePanel as ScorePanel
+from .snapshot_collector import SnapshotCollector as SnapshotCollector

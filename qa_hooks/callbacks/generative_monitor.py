@@ -1,0 +1,251 @@
+"""FID and its kin as curves with error bars while a model trains, on one process or many."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import gather_rows, together
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.readings import shared_json
+from qa_hooks.evaluation.measure import METRICS, Measurement, check_comparable, check_needs, measure
+from qa_hooks.evaluation.reference import Reference, make_reference
+from qa_hooks.features import FeatureExtractor, create_extractor
+from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
+from qa_hooks.sources.batches import Source, image_batches, image_paths
+from qa_hooks.sources.fingerprint import fixed_random
+from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.writers import make_tag
+
+
+class GenerativeMonitor(Monitor):
+    """Distances of generated to real images: Frechet and kernel distance, precision and recall, and others.
+
+    Writes `qa_eval/{metric}_{extractor}(n={n})/value` with `/low` and `/high`, the ends of the 95 % interval. `fid` and
+    `kid` are what they are called with the canonical Inception alone. Samples are quantised to 8 bits in memory, like
+    the files that these numbers are defined on. Each measurement uses the same noise. On several processes sampling
+    and features are shared out, and the numbers are those of one process.
+
+    Args:
+        sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`.
+        real: the real images: anything that `qa_hooks.sources.batches.image_batches` takes, except an iterator. Their
+            statistics are computed before the first step.
+        extractor: from `create_extractor`, or what it takes. One that is given by name follows the sampler's networks
+            to their device.
+        metrics: some of "fd", "kid", "precision_recall", "is", "qs", "ds"; see `qa_hooks.evaluation.measure`.
+        n: generated images; part of each tag.
+        every: steps between two measurements.
+        batch_size: images at a time.
+        seed: of the noise.
+        value_range: what the numbers of the samples and of floating real images mean; samples are clamped to it.
+        cache: a folder that keeps the statistics of the real images, under a name with the fingerprints of images and
+            extractor: changed images are noticed.
+        scorer: a fitted and calibrated `GMMScorer` or `KNNScorer` in the same extractor's features, for "qs" and "ds".
+        classifier: images `(N, C, H, W)` float in [0, 1] on the extractor's device -> logits `(N, classes)`, for "is".
+        groups: of the jackknife behind the intervals of "fd", "precision_recall" and "is": they cost that many
+            evaluations more (features are extracted once).
+        name: in the state's key, where several monitors share an extractor.
+
+    Attributes:
+        last: of the last measurement: "step", and for each value ("fd", "kid", "precision", "recall", "density",
+            "coverage", "is", "qs", "ds") its number and those under "{value}_low" and "{value}_high".
+        spec: how each value was made, for example `fd_random[random, 3e1f, uint8, ref=ab12, real=1400, n=2048]`;
+            printed with the first measurement. A run that is resumed with other real images warns and goes on under the
+            new spec; one with other settings is refused.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 192), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Sigmoid())
+        >>> sample = lambda n, generator: net(torch.randn(n, 8, generator=generator))
+        >>> monitor = GenerativeMonitor(sample, torch.rand(300, 3, 8, 8), extractor="random", n=256, every=500)
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        real: Source,
+        *,
+        extractor: FeatureExtractor | nn.Module | str | dict[str, Any],
+        metrics: Sequence[str] = ("fd", "kid", "precision_recall"),
+        n: int = 2048,
+        every: int = 1000,
+        batch_size: int = 64,
+        seed: int = 0,
+        value_range: Range = (0.0, 1.0),
+        cache: str | Path | None = None,
+        scorer: Any = None,
+        classifier: Callable[[Tensor], Tensor] | None = None,
+        groups: int = 10,
+        name: str | None = None,
+    ) -> None:
+        check_sample(sample)
+        if isinstance(real, Iterator):
+            raise TypeError(
+                "real must be images that can be read again (a tensor, folder, list of files, dataset or loader), got "
+                f"the iterator {type(real).__name__}"
+            )
+        if real is None:
+            raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
+        image_paths(real)  # a folder that is missing is told now and not after hours
+        super().__init__(every=every)
+        self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)
+        self._follows = isinstance(extractor, (str, dict))
+        self.extractor = create_extractor(extractor)
+        if {"qs", "ds"} & set(self.metrics) and scorer.extractor.fingerprint != self.extractor.fingerprint:
+            raise ValueError(
+                f"{scorer.name} works in features of {scorer.extractor.name} and the monitor in those of "
+                f"{self.extractor.name}: pass extractor=scorer.extractor"
+            )
+        self.groups = check_count("groups", groups, least=2)
+        self.n, self.batch_size = check_count("n", n, least=5 * groups), check_count("batch_size", batch_size)
+        self.sample, self.real, self.seed, self.cache = sample, real, seed, cache
+        self.value_range, self.scorer, self.classifier = check_range(value_range), scorer, classifier
+        if cache is not None:
+            check_writable(cache, name="cache")
+        self.name = name or self.extractor.name
+        self.last: dict[str, float] = {}
+        self.spec: dict[str, str] = {}
+        self.measures = tuple(value for metric in self.metrics for value in METRICS[metric])
+        self._reference: Reference | None = None
+        self._shape: torch.Size | None = None  # (C, H, W) of the first real image
+        self._guard = RangeGuard(self.value_range)
+        self._told = False
+
+    @property
+    def state_key(self) -> str:
+        return f"GenerativeMonitor({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
+
+    def on_train_start(self, ctx: Context) -> None:
+        """The statistics of the real images; here, so that their time does not count as that of each measurement."""
+        try:
+            self._prepare(ctx)
+        except Exception as error:
+            if ctx.world_size == 1:
+                raise
+            self._failure = error  # the other processes wait in the first measurement, and are told there
+
+    def local(self, ctx: Context) -> list[Tensor]:
+        """Positions of this process's samples, their features and, for "is", their logits."""
+        parts: list[list[Tensor]] = [[], [], []]
+        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
+            start = block * self.batch_size
+            samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
+            self._guard(predictions={"samples": samples})
+            if not bool(torch.isfinite(samples).all()):
+                raise ValueError("the samples are not finite")
+            images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
+            if self._shape is not None:
+                check_comparable(self.extractor, self._shape, images.shape[1:])
+            features = self.extractor(images)
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(f"{self.extractor.name} gives features that are not finite")
+            parts[0].append(torch.arange(start, start + len(images))[:, None])
+            parts[1].append(features)
+            if self.classifier is not None and "is" in self.metrics:
+                parts[2].append(self.classifier(images.float() / 255))
+        types = (torch.int64, torch.float32, torch.float32)
+        return [
+            torch.cat(part).to(kind) if part else torch.zeros(0, 0, dtype=kind)
+            for part, kind in zip(parts, types, strict=True)
+        ]
+
+    def reduce(self, ctx: Context, part: list[Tensor]) -> None:
+        positions, features, logits = (_gather(rows) for rows in part)
+        order = positions[:, 0].argsort().to(features.device)
+        features, logits = features[order], logits[order] if len(logits) else logits
+        found = {}
+        with together():
+            # A diversity score fits a model, for which all processes are needed; the rest is rank 0's.
+            found = self._measured(features, logits, {"ds"} & set(self.metrics))
+            if ctx.rank == 0:
+                found = self._measured(features, logits, set(self.metrics) - {"ds"}) | found
+                self._check_spec({key: value.spec for key, value in found.items()})
+        found = {key: Measurement(*value) for key, value in shared_json(found).items()}
+        self.spec = {key: value.spec for key, value in found.items()}
+        self.last = {"step": ctx.step}
+        for key, value in found.items():
+            self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+            name = (
+                value.spec.split("[")[0]
+                if key not in ("qs", "ds")
+                else f"{key}_{self.scorer.name}_{self.extractor.name}"
+            )
+            for stat in ("value", "low", "high"):
+                tag = make_tag("eval", f"{name}(n={value.n})", stat)
+                ctx.writer.scalar(tag, getattr(value, stat), ctx.step)
+        if ctx.rank == 0 and not self._told:
+            print("\n".join(f"qa_hooks: measuring {spec}" for spec in self.spec.values()), flush=True)
+        self._told = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last), "spec": dict(self.spec)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self.spec = dict(state["last"]), dict(state["spec"])
+
+    def _prepare(self, ctx: Context) -> None:
+        if self._follows:
+            on_cuda = [p.device for net in modules_of(self.sample) for p in net.parameters() if p.is_cuda]
+            self.extractor.to(on_cuda[0] if on_cuda else self.extractor.mean.device)
+        start = time.perf_counter()
+        options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
+        reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
+        self._reference = reference.to(self.extractor.mean.device)
+        with fixed_random(self.real):
+            self._shape = next(image_batches(self.real, batch_size=1))[1].shape[1:]
+        if ctx.rank == 0:
+            seconds = time.perf_counter() - start
+            print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)
+
+    def _measured(self, features: Tensor, logits: Tensor, metrics: set[str]) -> dict[str, Measurement]:
+        if not metrics:
+            return {}
+        if self._reference is None:
+            raise RuntimeError("the statistics of the real images are missing: on_train_start was not called")
+        options: dict[str, Any] = {"scorer": self.scorer, "groups": self.groups}
+        options["logits"] = logits if "is" in metrics else None
+        chosen = [metric for metric in self.metrics if metric in metrics]
+        return measure(features, self._reference, chosen, extractor=self.extractor, **options)
+
+    def _check_spec(self, spec: dict[str, str]) -> None:
+        """Other real images are told and measured with; other settings are a mistake of the user's."""
+        changed = [key for key in spec if self.spec.get(key, spec[key]) != spec[key]]
+        for key in changed:
+            if _without_data(self.spec[key]) != _without_data(spec[key]):
+                raise ValueError(
+                    f"this run measured {self.spec[key]} until now, and now {spec[key]}: these cannot be compared; "
+                    "give a monitor with other settings another name="
+                )
+        if changed:
+            warnings.warn(
+                f"{self.state_key}: the real images are others than before, or are read in another way: this run "
+                f"measured {self.spec[changed[0]]} until now, and goes on with {spec[changed[0]]}; values from before "
+                "cannot be compared with those from here on"
+            )
+
+
+def _without_data(spec: str) -> str:
+    """A spec without what is said of the real images; precision and its kin take as many generated ones, at most."""
+    said = "ref|real|n" if spec.startswith(METRICS["precision_recall"]) else "ref|real"
+    return re.sub(rf", ({said})=[^],]*", "", spec) if ", ref=" in spec else spec
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """`gather_rows` where a process without samples does not know how long a row is."""
+    width = int(gather_rows(torch.tensor([rows.shape[1]])).max())
+    return gather_rows(rows if len(rows) else torch.zeros(0, width, dtype=rows.dtype, device=rows.device))

@@ -1,0 +1,1 @@
+"""RewardGuard: is the reward being fooled?"""

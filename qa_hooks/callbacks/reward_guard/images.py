@@ -1,0 +1,244 @@
+"""What a `RewardGuard` looks at: the run's images, the base's of the same inputs, and real ones, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.adapters import without_lora
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import gather_rows, is_distributed
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.pictures import check_scorer, shrunk
+from qa_hooks.callbacks.readings import shared_json
+from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks.features import FeatureExtractor
+from qa_hooks.images import Range, to_uint8, to_unit
+from qa_hooks.rewards.alarm_rule import HELD_OUT
+from qa_hooks.rewards.measures import Rows, measure_change, measure_images
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.sources.fingerprint import fixed_random
+from qa_hooks.sources.samples import Sample, sample_block
+
+REAL = 512  # images for the levels, evenly from what there is
+KEPT = 128  # side of what is kept of the first look, to compare with
+
+
+class GuardImages:
+    """Measures one look's images.
+
+    Args:
+        source: `sample(n, generator)`, or the name of images that are handed over.
+        base: as in `RewardGuard`.
+        scorers: by the names of their values.
+        extractor, value_range, n, batch_size, seed: as there.
+
+    Attributes:
+        first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
+        first_features: of them, by the position of the batch.
+        real_shape: of a real image.
+    """
+
+    def __init__(
+        self,
+        source: Sample | str,
+        base: Sample | nn.Module | str | None,
+        scorers: Mapping[str, Scorer],
+        extractor: FeatureExtractor,
+        value_range: Range,
+        *,
+        n: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.name = source if isinstance(source, str) else ""
+        self.sample: Sample | None = None if isinstance(source, str) else source
+        self.base, self.scorers, self.extractor, self.value_range = base, scorers, extractor, value_range
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.first: Tensor | None = None
+        self.first_features: dict[int, Tensor] = {}
+        self.real_shape: Sequence[int] = ()
+
+    def networks(self) -> list[nn.Module]:
+        """The user's networks that are used."""
+        used = [part for part in (self.sample, self.base) if callable(part) and not isinstance(part, nn.Module)]
+        return [net for part in used for net in modules_of(part)] + (
+            [self.base] if isinstance(self.base, nn.Module) else []
+        )
+
+    def rows(self, ctx: Context, *, comparing: bool) -> Rows:
+        """What one look measures on this process.
+
+        Args:
+            ctx: with the images that were handed over.
+            comparing: raise when the real images are of another size.
+
+        Returns:
+            Rows of its images, "position" among them, "pictures" and "bases" for the sheet; at the first look "kept".
+        """
+        rows: list[Rows] = []
+        pictures, bases, kept = [], [], []
+        for start, images in self._batches(ctx):
+            if comparing and self.real_shape:
+                check_comparable(self.extractor, self.real_shape, images.shape[1:])
+            self.extractor.to(images.device)
+            unit = self._clamped(images)
+            row = measure_images(unit, self.extractor) | self._scores(images)
+            row["position"] = torch.arange(start, start + len(images))
+            crop = _centre(unit)
+            before = self._before(ctx, start, len(images))
+            if before is not None:
+                now = row["features"] if crop.shape == unit.shape else self.extractor(crop)
+                row |= measure_change(_in_8_bits(crop), before, now, self._features_before(start, before))
+                bases.append(_thumbnails(before))
+            if self.sample is not None and self.first is None:
+                kept.append(to_uint8(crop if before is None else before).cpu())
+            rows.append(row)
+            pictures.append(_thumbnails(unit))
+        tables: Rows = {key: torch.cat([row[key] for row in rows]) for key in rows[0]} if rows else {}
+        for name, parts in (("pictures", pictures), ("bases", bases), ("kept", kept)):
+            if parts:
+                tables[name] = torch.cat(parts)
+        return tables
+
+    def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor]]:
+        if self.sample is None:
+            images = _handed_over(ctx, self.name)
+            for start in range(0, len(images), self.batch_size):
+                yield start, images[start : start + self.batch_size]
+            return
+        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
+            count = min(self.batch_size, self.n - block * self.batch_size)
+            yield block * self.batch_size, sample_block(self.sample, count, self.seed, block)
+
+    def _before(self, ctx: Context, start: int, count: int) -> Tensor | None:
+        """The middle of what the base makes of the same inputs, in [0, 1]; it is asked once, at the first look."""
+        if isinstance(self.base, str) and self.sample is None:
+            images = _handed_over(ctx, self.base)[start : start + count]
+        elif self.first is not None:
+            return self.first[start : start + count].to(self.extractor.mean.device).float() / 255
+        elif self.base is None or isinstance(self.base, str) or self.sample is None:
+            return None
+        elif isinstance(self.base, nn.Module):
+            with without_lora(self.base):
+                images = sample_block(self.sample, count, self.seed, start // self.batch_size)
+        else:
+            images = sample_block(self.base, count, self.seed, start // self.batch_size)
+        return _in_8_bits(_centre(self._clamped(images.to(self.extractor.mean.device))))
+
+    def _features_before(self, start: int, before: Tensor) -> Tensor:
+        features: Tensor | None = self.first_features.get(start)
+        if features is None:
+            features = self.extractor(before)
+            if self.sample is not None:  # those do not change
+                self.first_features[start] = features
+        return features
+
+    def _clamped(self, images: Tensor) -> Tensor:
+        return to_unit(images, self.value_range).float().clamp(0, 1)  # clamp keeps nan, which is counted
+
+    def _scores(self, images: Tensor) -> Rows:
+        low, high = self.value_range
+        images = images if images.dtype == torch.uint8 else torch.nan_to_num(images.float(), low).clamp(low, high)
+        return {key: scorer.goodness(images).float().cpu() for key, scorer in self.scorers.items()}
+
+    def measure_real(self, real: Source) -> Rows:
+        """Rows of up to `REAL` of them."""
+        count = count_images(real) if is_shared(real) else None
+        indices = None if count is None else [i * count // min(count, REAL) for i in range(min(count, REAL))]
+        rows: list[Rows] = []
+        seen = 0
+        with fixed_random(real):
+            for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
+                self.real_shape = images.shape[1:]
+                images = images.to(self.extractor.mean.device)
+                rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
+                seen += len(images)
+                if seen >= REAL:
+                    break
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+
+def named_scorers(scorer: Scorer | None, heldout: Sequence[Scorer]) -> dict[str, Scorer]:
+    """By the names of their values."""
+    if isinstance(heldout, Scorer):
+        raise TypeError("heldout must be a list of scorers, got one scorer")
+    named = {} if scorer is None else {"score": scorer}
+    for part in heldout:
+        check_scorer(part, "heldout")
+        if HELD_OUT + part.name in named:
+            raise ValueError(f"two held-out scorers are called {part.name!r}")
+        named[HELD_OUT + part.name] = part
+    for part in named.values():
+        check_scorer(part)
+        if part.inputs:
+            raise ValueError(
+                f"{part.name} needs {', '.join(sorted(part.inputs))}, which the guard does not have: bind them in a "
+                "FunctionScorer"
+            )
+    return named
+
+
+def check_base(base: Any, *, sampling: bool) -> None:
+    """`TypeError` unless it goes with `sample=` (`sampling`) or `images=`."""
+    if base is None or ((callable(base) or base == "start") if sampling else isinstance(base, str)):
+        return
+    raise TypeError(
+        'base goes with sample= as a callable base(n, generator), a network with LoRA or "start", and with images= as '
+        f"the name of its images, got {base!r}"
+    )
+
+
+def gathered_rows(rows: Rows) -> Rows:
+    """Of all processes, in rank order; a process without images does not know what its rows would look like."""
+    if not is_distributed():
+        return dict(rows)
+    described = {key: [str(row.dtype).removeprefix("torch."), list(row.shape[1:])] for key, row in rows.items()}
+    found = {}
+    for key, (kind, shape) in shared_json(described).items():  # rank 0 always has some
+        found[key] = gather_rows(rows[key] if key in rows else torch.zeros(0, *shape, dtype=getattr(torch, kind)))
+    return found
+
+
+def in_order(rows: Rows) -> Rows:
+    """By position; where all processes begin at 0, the first of each comes first."""
+    if not rows:
+        return {}
+    order = rows.pop("position").argsort(stable=True)
+    return {key: row[order] for key, row in rows.items()}
+
+
+def joined_rows(before: Rows, rows: Rows) -> Rows:
+    """One after the other; `ValueError` where their thumbnails differ in size."""
+    if not (before and rows):
+        return before or rows
+    for key in ("pictures", "bases"):
+        if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
+            got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
+            raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
+    return {key: torch.cat([before[key], row]) for key, row in rows.items()}
+
+
+def _handed_over(ctx: Context, name: str) -> Tensor:
+    if name not in ctx.images:
+        raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(ctx.images)}")
+    return ctx.images[name]
+
+
+def _centre(images: Tensor) -> Tensor:
+    """The middle of `(n, C, H, W)`, at most `KEPT` pixels a side."""
+    top, left = (max(0, (side - KEPT) // 2) for side in images.shape[-2:])
+    return images[..., top : top + KEPT, left : left + KEPT]
+
+
+def _in_8_bits(images: Tensor) -> Tensor:
+    """As they are kept, so that what has not changed does not differ."""
+    return to_uint8(torch.nan_to_num(images)).float() / 255
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    return shrunk(to_uint8(torch.nan_to_num(images)).cpu(), 96)

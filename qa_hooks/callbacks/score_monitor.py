@@ -1,0 +1,157 @@
+"""The mean score of samples while a model trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import gather_rows
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.functional.intervals import bootstrap_interval
+from qa_hooks.images import RangeGuard
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.writers import make_tag
+
+
+class ScoreMonitor(Monitor):
+    """The scores of samples, or of images the loop hands over: mean, spread and histogram.
+
+    Writes `qa_eval/{scorer}/mean` with the ends of its 95 % interval, `/low` and `/high`, `/std` and `/histogram`; and
+    with `sample=`, whose noise is always the same, `qa_eval/{scorer}_change/mean`: by how much the scores have changed
+    since the last measurement, image by image, with its interval (a change whose interval holds 0 may be none). On
+    several processes the sampling is shared out and the numbers are those of one process. Images are clamped to the
+    scorer's range first. Scores that are not finite are left out and counted in `/nonfinite`.
+
+    Args:
+        scorer: any `Scorer`.
+        every: steps between two measurements.
+        sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
+        images: the name under which the loop hands images over (`hooks.step(fake=fake)`) or captures them.
+        reference: likewise the name of the ground truth, for scorers that need one.
+        n: how many samples to score.
+        batch_size: how many at a time.
+        seed: of the samples.
+        name: in the tag; the scorer's name by default.
+
+    Attributes:
+        last: `{"step", "mean", "mean_low", "mean_high", "std", "n"}` of the last measurement, and with `sample=` from
+            the second one on `"change"`, `"change_low"`, `"change_high"`.
+
+    Example:
+        >>> from qa_hooks.scorers import create_scorer
+        >>> monitor = ScoreMonitor(create_scorer("psnr"), every=100, images="pred", reference="target")
+    """
+
+    measures = ("mean", "std", "change", "n")
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        every: int = 500,
+        sample: Sample | None = None,
+        images: str | None = None,
+        reference: str | None = None,
+        n: int = 256,
+        batch_size: int = 64,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(scorer, Scorer):
+            raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}")
+        if (sample is None) == (images is None):
+            raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
+        if ("reference" in scorer.inputs) != (reference is not None):
+            raise ValueError(f"{scorer.name} needs reference=, the name of the ground truth" if reference is None
+                             else f"{scorer.name} takes no reference")  # fmt: skip
+        if reference is not None and images is None:
+            raise ValueError("a reference goes with images=, not with sample=")
+        if sample is not None:
+            check_sample(sample)
+        super().__init__(every=every)
+        self.scorer, self.sample, self.images, self.reference = scorer, sample, images, reference
+        self.n, self.batch_size = check_count("n", n), check_count("batch_size", batch_size)
+        self.seed, self.name = seed, name or scorer.name
+        self.last: dict[str, float] = {}
+        self._scores: Tensor | None = None  # of the last samples, which always have the same noise
+        self._guard = RangeGuard(scorer.value_range)
+
+    @property
+    def state_key(self) -> str:
+        return f"ScoreMonitor({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample) if self.sample is not None else []
+
+    def local(self, ctx: Context) -> Tensor:
+        scores, positions = [torch.zeros(0, device="cpu")], [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        for start, images, inputs in self._batches(ctx):
+            self._guard(predictions={"images": images})
+            low, high = self.scorer.value_range
+            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+            scores.append(self.scorer(images, **inputs).cpu())
+            positions.append(torch.arange(start, start + len(images), device="cpu"))
+        return torch.stack([torch.cat(scores).double(), torch.cat(positions).double()], 1)
+
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        rows = gather_rows(part)
+        scores = rows[rows[:, 1].argsort(stable=True), 0]  # in one order for any number of processes
+        finite = scores[torch.isfinite(scores)]
+        if finite.numel() < scores.numel():
+            lost = scores.numel() - finite.numel()
+            ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
+        if not finite.numel():
+            raise ValueError(f"no finite score among {scores.numel()}")
+        mean, std = float(finite.mean()), float(finite.std(unbiased=False))
+        self.last = {"step": ctx.step, "mean": mean, "std": std, "n": finite.numel()}
+        self._write(ctx, self.name, "mean", mean, finite)
+        ctx.writer.scalar(make_tag("eval", self.name, "std"), std, ctx.step)
+        ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
+        if self.sample is None:
+            return
+        if self._scores is not None:
+            change = scores - self._scores
+            change = change[torch.isfinite(change)]
+            if change.numel():
+                self._write(ctx, f"{self.name}_change", "change", float(change.mean()), change)
+        self._scores = scores
+
+    def _write(self, ctx: Context, name: str, key: str, mean: float, values: Tensor) -> None:
+        """A mean and, of more than one value, its interval."""
+        self.last[key] = mean
+        ctx.writer.scalar(make_tag("eval", name, "mean"), mean, ctx.step)
+        if values.numel() > 1:
+            interval = bootstrap_interval(values)
+            for part, value in (("low", interval.low), ("high", interval.high)):
+                self.last[f"{key}_{part}"] = value
+                ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last), "scores": self._scores}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self._scores = dict(state["last"]), state.get("scores")
+
+    def _batches(self, ctx: Context) -> Any:
+        if self.sample is not None:
+            blocks = range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size)
+            for block in blocks:
+                count = min(self.batch_size, self.n - block * self.batch_size)
+                yield block * self.batch_size, sample_block(self.sample, count, self.seed, block), {}
+            return
+        named = [name for name in (self.images, self.reference) if name is not None]
+        missing = [name for name in named if name not in ctx.images]
+        if missing:
+            raise ValueError(
+                f"no images named {missing[0]!r} were handed over by hooks.step(...); got {sorted(ctx.images)}"
+            )
+        images = ctx.images[named[0]]
+        for start in range(0, images.shape[0], self.batch_size):
+            stop = start + self.batch_size
+            inputs = {"reference": ctx.images[named[1]][start:stop]} if len(named) == 2 else {}
+            yield start, images[start:stop], inputs

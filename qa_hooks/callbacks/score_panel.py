@@ -1,0 +1,233 @@
+"""Samples of the same seeds with their scores: which are good, and which got worse.
+
+The mean of a score can rise while some samples lose theirs. So it is kept what each seed looked like on the last panel
+and on the best one, and the samples that fell most since then are drawn before and after.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.processes import broadcast_tensors
+from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
+from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.images import RangeGuard, save_image, to_uint8
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.writers import make_tag
+
+BATCH = 64
+COLUMNS = 8
+
+
+class ScorePanel(Monitor):
+    """Samples from best to worst with their scores, and those whose score fell most, before and after.
+
+    Writes `qa_images/{name}/ranked`, and from the second panel on `qa_images/{name}/regressions` and
+    `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
+    best panel is the one of the best mean. With several processes the first one samples, scores and draws.
+
+    The state holds scores and thumbnails of two panels: with the defaults at most 2 x 64 x 28 KB = 3.5 MB in colour.
+
+    Args:
+        sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`. For
+            restoration, `lambda n, generator: model(inputs[:n])`.
+        scorer: any `Scorer`.
+        every: steps between two panels.
+        n: samples.
+        seed: of the generator.
+        reference: `(n, C, H, W)`, the ground truths of the samples, for scorers that need them.
+        show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and a quarter
+            of it on the sheet of regressions.
+        name: in the tags; the scorer's name by default.
+        folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
+        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 128 pixels.
+
+    Attributes:
+        last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
+            scorer gives them, those that are not finite left out.
+
+    Example:
+        >>> from qa_hooks.scorers import FunctionScorer
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Unflatten(1, (1, 8, 8)), torch.nn.Sigmoid())
+        >>> contrast = FunctionScorer(lambda x: x.std((1, 2, 3)), name="contrast", higher_is_better=True)
+        >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
+    """
+
+    measures = ("mean", "worst", "best", "fell")
+
+    def __init__(
+        self,
+        sample: Sample,
+        scorer: Scorer,
+        *,
+        every: int = 1000,
+        n: int = 64,
+        seed: int = 0,
+        reference: Tensor | None = None,
+        show: int = 64,
+        name: str | None = None,
+        folder: str | Path | None = None,
+        thumbnail: int = 96,
+    ) -> None:
+        check_sample(sample)
+        check_scorer(scorer)
+        super().__init__(every=every)
+        self.sample, self.scorer, self.n, self.seed = sample, scorer, check_count("n", n, least=2), seed
+        self.reference, self.show = reference, check_count("show", show, least=4)
+        self.name, self.thumbnail = name or scorer.name, check_count("thumbnail", thumbnail, least=8)
+        if ("reference" in scorer.inputs) != (reference is not None):
+            raise ValueError(f"{scorer.name} needs reference=, the ground truths of the samples" if reference is None
+                             else f"{scorer.name} takes no reference")  # fmt: skip
+        if reference is not None and (not isinstance(reference, Tensor) or len(reference) != n):
+            raise ValueError(f"reference must be a tensor of the {n} samples' ground truths ({n}, C, H, W)")
+        self.folder = picture_folder(folder)
+        self.last: dict[str, float] = {}
+        self._panels: dict[str, dict[str, Any]] = {}  # "last" and "best": step, goodness (n,) and thumbnails
+        self._guard = RangeGuard(scorer.value_range)
+
+    @property
+    def state_key(self) -> str:
+        return f"ScorePanel({self.name})"
+
+    def networks(self) -> list[nn.Module]:
+        return modules_of(self.sample)
+
+    def local(self, ctx: Context) -> dict[str, Any] | None:
+        if ctx.rank != 0:
+            return None
+        pictures, scores = [], []
+        low, high = self.scorer.value_range
+        for block, start in enumerate(range(0, self.n, BATCH)):
+            images = sample_block(self.sample, min(BATCH, self.n - start), self.seed, block)
+            self._guard(predictions={"samples": images})
+            pictures.append(to_uint8(images, (low, high)).cpu())
+            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+            inputs = {}
+            if self.reference is not None:
+                inputs["reference"] = self.reference[start : start + len(images)].to(images.device)
+            scores.append(self.scorer(images, **inputs).cpu())
+        now: dict[str, Any] = {"step": ctx.step, "pictures": torch.cat(pictures), "scores": torch.cat(scores).double()}
+        now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
+        if not bool(torch.isfinite(now["scores"]).any()):
+            raise ValueError(f"no finite score among {self.n}")
+        now["sheets"] = {"ranked": self._ranked(now)}
+        if self._panels:
+            now["sheets"]["regressions"] = self._regressions(now)
+        for what, sheet in now["sheets"].items():
+            if self.folder is not None:
+                save_image(sheet, self.folder / f"{what}_{ctx.step:08d}.png")
+        return now
+
+    def reduce(self, ctx: Context, part: dict[str, Any] | None) -> None:
+        values: dict[str, Tensor] = {}
+        if part is not None:
+            values = {
+                key: torch.tensor(float(value), dtype=torch.float64) for key, value in self._numbers(part).items()
+            }
+            self._keep(part)
+        self.last = {"step": ctx.step, **{key: float(value) for key, value in broadcast_tensors(values).items()}}
+        if part is not None:
+            for what, sheet in part["sheets"].items():
+                ctx.writer.image(make_tag("images", self.name, what), sheet, ctx.step)
+        if "fell" in self.last:
+            ctx.writer.scalar(make_tag("eval", self.name, "fell"), self.last["fell"], ctx.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        panels = {name: dict(panel) for name, panel in self._panels.items()}
+        return {"last": dict(self.last), "n": self.n, "seed": self.seed, "panels": panels}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self._panels = dict(state["last"]), {}
+        if (state["n"], state["seed"]) == (self.n, self.seed):
+            self._panels = {name: dict(panel) for name, panel in state["panels"].items()}
+        else:
+            warnings.warn(
+                f"{self.state_key} was saved with n={state['n']}, seed={state['seed']} and has n={self.n}, "
+                f"seed={self.seed} now: these are other samples, so the next panel has none before it"
+            )
+
+    def _numbers(self, now: dict[str, Any]) -> dict[str, float]:
+        finite = now["goodness"][torch.isfinite(now["goodness"])]
+        sign = 1 if self.scorer.higher_is_better else -1
+        numbers = {name: sign * float(value) for name, value in
+                   (("mean", finite.mean()), ("worst", finite.min()), ("best", finite.max()))}  # fmt: skip
+        numbers["n"] = finite.numel()
+        if self._panels:
+            numbers["fell"] = float((_change(self._panels["last"], now) < 0).double().mean())
+        return numbers
+
+    def _keep(self, now: dict[str, Any]) -> None:
+        kept = {
+            "step": now["step"],
+            "goodness": now["goodness"],
+            "thumbnails": shrunk(now["pictures"], self.thumbnail),
+        }
+        self._panels["last"] = kept
+        if "best" not in self._panels or _mean(kept["goodness"]) > _mean(self._panels["best"]["goodness"]):
+            self._panels["best"] = kept
+
+    def _ranked(self, now: dict[str, Any]) -> Tensor:
+        order = torch.where(torch.isnan(now["goodness"]), -math.inf, now["goodness"]).argsort(descending=True).tolist()
+        title = f"step {now['step']}: {axis_label(self.scorer)}; #: the sample's number"
+        if self.n <= self.show:
+            parts = [(title, order)]
+        else:
+            half = self.show // 2
+            parts = [(f"{title}; the best {half} of {self.n}", order[:half]), (f"the worst {half}", order[-half:])]
+        pictures: list[Tensor | None] = []
+        labels = []
+        for heading, chosen in parts:
+            pictures += [None, *(now["pictures"][index] for index in chosen)]
+            labels += [heading, *(f"#{index}: {_text(now['scores'][index])}" for index in chosen)]
+        side = max(now["pictures"].shape[-2:])
+        return contact_sheet(pictures, labels, columns=COLUMNS, scale=max(1, 64 // side), max_side=128)
+
+    def _regressions(self, now: dict[str, Any]) -> Tensor:
+        sign = 1 if self.scorer.higher_is_better else -1
+        after = shrunk(now["pictures"], self.thumbnail)
+        pictures: list[Tensor | None] = []
+        labels: list[str] = []
+        last, best = self._panels["last"], self._panels["best"]
+        earlier = [("the last panel", last), ("the best panel", best)]
+        if best["step"] == last["step"]:
+            earlier = [("the last panel, the best so far", last)]
+        for name, before in earlier:
+            change = _change(before, now)
+            fell = int((change < 0).sum())
+            chosen = change.argsort()[: min(fell or COLUMNS, self.show // (4 * len(earlier)))].tolist()
+            what = "those that fell most" if fell else "none fell; those that rose least"
+            pictures.append(None)
+            labels.append(f"{fell} of {self.n} fell since {name}, step {before['step']}: {what}")
+            for start in range(0, len(chosen), COLUMNS):
+                row = chosen[start : start + COLUMNS]
+                pictures += [None, *(before["thumbnails"][index] for index in row)]
+                labels += [f"step {before['step']}, before"]
+                labels += [f"#{index}: {_text(sign * before['goodness'][index])}" for index in row]
+                pictures += [None, *(after[index] for index in row)]
+                labels += [f"step {now['step']}, now", *(f"#{index}: {_text(now['scores'][index])}" for index in row)]
+        side = max(after.shape[-2:])
+        return contact_sheet(pictures, labels, columns=COLUMNS, scale=max(1, 64 // side), max_side=128)
+
+
+def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:
+    """How each sample's goodness moved; one that is no longer finite fell by everything, one that was not rose."""
+    old, new = (torch.where(torch.isnan(panel["goodness"]), -math.inf, panel["goodness"]) for panel in (before, now))
+    return torch.where(old == new, 0.0, new - old)
+
+
+def _mean(goodness: Tensor) -> float:
+    return float(goodness.mean()) if bool(torch.isfinite(goodness).all()) else -math.inf
+
+
+def _text(score: Any) -> str:
+    return f"{float(score):#.3g}".removesuffix(".")

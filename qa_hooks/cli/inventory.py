@@ -1,0 +1,147 @@
+"""What a bug report needs to know, and what scorers there are."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import qa_hooks
+
+if TYPE_CHECKING:
+    from qa_hooks.scorers.catalogue import Entry
+
+
+def describe_environment() -> str:
+    """Versions of the package, Python and the libraries it uses, which extras are installed, and the devices.
+
+    Example:
+        >>> describe_environment().startswith("qa_hooks")
+        True
+    """
+    import torch
+
+    lines = [
+        f"qa_hooks     {qa_hooks.__version__}",
+        f"python       {platform.python_version()} on {platform.platform()}",
+    ]
+    required, extras = _requirements()
+    lines += [f"{name:<12} {_version(name)}" for name in required]
+    for extra, names in sorted(extras.items()):
+        missing = [name for name in names if _version(name) == "missing"]
+        lines.append(f"[{extra}]".ljust(13) + (f"missing: {', '.join(missing)}" if missing else "installed"))
+    lines.append(f"threads      {torch.get_num_threads()}")
+    if torch.cuda.is_available():
+        lines += [f"cuda:{i}       {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines.append(f"cuda         {torch.version.cuda if torch.cuda.is_available() else 'not available'}")
+    lines.append(f"mps          {'available' if torch.backends.mps.is_available() else 'not available'}")
+    return "\n".join(lines)
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Names from the installed package's own metadata; empty when it runs from a source folder."""
+    try:
+        requirements = metadata.requires("qa-hooks") or []
+    except metadata.PackageNotFoundError:
+        return [
+            "torch",
+            "torchvision",
+            "numpy",
+            "scikit-learn",
+            "tensorboard",
+            "accelerate",
+            "diffusers",
+            "safetensors",
+        ], {}
+    required: list[str] = []
+    extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        name = re.match(r"[\w.\-]+", requirement)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if name is not None and name.group() != "qa-hooks":
+            (extras.setdefault(extra.group(1), []) if extra else required).append(name.group())
+    return required, extras
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def describe_scorers(*, cost: bool = True) -> str:
+    """A table of every scorer: direction, range, inputs, gradient, licence, what it needs, installed or not, cost.
+
+    Args:
+        cost: measure milliseconds per 256 x 256 image here and now, on the CPU, of scorers that need neither fitting
+            nor a download; the others show a dash.
+
+    Example:
+        >>> print(describe_scorers(cost=False).splitlines()[0].split()[:3])
+        ['scorer', 'better', 'range']
+    """
+    from qa_hooks.scorers.catalogue import SPECS
+
+    rows = [("scorer", "better", "range", "inputs", "gradient", "licence", "needs", "installed", "ms/image")]
+    for name, entry in SPECS.items():
+        kind, missing = entry.kind, _missing(name, entry)
+        ends = kind.score_range
+        needs = [
+            *(["fitting"] if entry.needs_fit else []),
+            *(["a download"] if name == "niqe" or entry.weights else []),
+            *entry.requires,
+        ]
+        measured = cost and not entry.needs_fit and not missing
+        rows.append(
+            (
+                name,
+                "higher" if kind.higher_is_better else "lower",
+                "unbounded" if ends is None else f"{ends[0]:g} to {ends[1]:g}",
+                " + ".join(["images", *sorted(kind.inputs)]),
+                "yes" if kind.differentiable else "no",
+                entry.licence,
+                ", ".join(needs) or "nothing",
+                "yes" if not missing else f"no: {missing}",
+                f"{_milliseconds(name):.1f}" if measured else "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _missing(name: str, entry: Entry) -> str:
+    """What a scorer lacks on this machine; empty when it would run."""
+    import torch
+
+    from qa_hooks.scorers.niqe.original import find_original
+
+    absent = [package for package in entry.requires if _version(package) == "missing"]
+    if absent:
+        return f"pip install {' '.join(absent)}"
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / entry.weights
+    absent_weights = find_original() is None if name == "niqe" else bool(entry.weights) and not weights.is_file()
+    return "downloads when first used" if absent_weights else ""
+
+
+def _milliseconds(name: str, *, side: int = 256, batch: int = 8, runs: int = 3) -> float:
+    """The fastest of a few runs, per image; the first, which warms up, does not count."""
+    import torch
+
+    from qa_hooks.scorers import create_scorer
+
+    generator = torch.Generator().manual_seed(0)
+    scorer = create_scorer(name)
+    images = torch.rand(batch, 3, side, side, generator=generator)
+    inputs = {"reference": torch.rand(images.shape, generator=generator)} if "reference" in scorer.inputs else {}
+    times = []
+    with torch.no_grad():
+        for _ in range(runs + 1):
+            start = time.perf_counter()
+            scorer(images, **inputs)
+            times.append(time.perf_counter() - start)
+    return 1000 * min(times[1:]) / batch

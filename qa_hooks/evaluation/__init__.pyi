@@ -1,0 +1,9 @@
+from .checkpoints import CheckpointComparison as CheckpointComparison
+from .checkpoints import compare_checkpoints as compare_checkpoints
+from .measure import Measurement as Measurement
+from .measure import measure as measure
+from .quality_diversity import MeanScore as MeanScore
+from .quality_diversity import diversity_score as diversity_score
+from .quality_diversity import quality_score as quality_score
+from .reference import Reference as Reference
+from .reference import make_reference as make_reference

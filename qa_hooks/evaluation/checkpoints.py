@@ -1,0 +1,269 @@
+"""Which of two checkpoints is better? Both make images of the same seeds or prompts, and the differences decide.
+
+    result = compare_checkpoints(sample_a, sample_b, [scorer], n=512, real="photos/", extractor="dinov2_vits14")
+    print(result)
+    result.verdicts                                # {"niqe_bsd100": "B better", "fd_dinov2_vits14": "cannot tell"}
+
+Images of one seed share what the seed decides, so the spread of `b_i - a_i` is smaller than that of two independent
+sets, and fewer images settle the matter. What does not leave zero out of its interval is not decided: ask for more
+images, or keep either. Each metric is a test of its own at the stated confidence; of twenty, one errs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks.drawing.tables import interval_text, text_table
+from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks.evaluation.set_metrics import (
+    SET_METRICS,
+    check_metrics,
+)
+from qa_hooks.evaluation.verdicts import Found
+from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
+from qa_hooks.functional.intervals import Comparison, Interval
+from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.batches import Source, image_batches
+from qa_hooks.sources.fingerprint import fixed_random
+from qa_hooks.sources.samples import Sample, sample_block
+
+OUTSIDE = 0.25  # the share of pixels beyond which images have another range
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointComparison:
+    """What `compare_checkpoints` found; `print` shows it as a table.
+
+    Attributes:
+        comparisons: B minus A of each metric, with interval and verdict.
+        values: each metric's value of A and of B, with intervals.
+        higher_is_better: the direction of each metric.
+        spec: how it was measured: n, seed, size of the images, extractor; values of other specs are not comparable.
+    """
+
+    comparisons: dict[str, Comparison]
+    values: dict[str, tuple[Interval, Interval]]
+    higher_is_better: dict[str, bool]
+    spec: dict[str, Any]
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """ "B better", "A better" or "cannot tell", by metric."""
+        return {name: comparison.verdict for name, comparison in self.comparisons.items()}
+
+    def __str__(self) -> str:
+        rows = [["", "A", "B", "B - A", "verdict"]]
+        for name, comparison in self.comparisons.items():
+            arrow = "higher" if self.higher_is_better[name] else "lower"
+            values = [interval_text(value) for value in self.values[name]]
+            rows.append([f"{name} ({arrow} is better)", *values, interval_text(comparison[:3]), comparison.verdict])
+        facts = ", ".join(f"{name} {value}" for name, value in self.spec.items() if value is not None)
+        return f"{text_table(rows)}\n{facts}"
+
+
+def compare_checkpoints(
+    sample_a: Sample,
+    sample_b: Sample,
+    scorers: Scorer | Sequence[Scorer] = (),
+    *,
+    n: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+    inputs: Sequence[Any] | Tensor | None = None,
+    reference: Tensor | None = None,
+    real: Source | None = None,
+    extractor: FeatureExtractor | str | None = None,
+    metrics: Sequence[str] = ("fd", "kid"),
+    value_range: Range | None = None,
+    confidence: float = 0.95,
+    groups: int = 10,
+    progress: bool = False,
+) -> CheckpointComparison:
+    """Compare two models, or two states of one, on the same seeds.
+
+    Under several processes the images are shared out, in blocks of `batch_size`, and the numbers are those of one. The
+    caller's random state and networks stay as they are.
+
+    Args:
+        sample_a, sample_b: `sample(n, generator) -> (n, C, H, W)`, which draws its noise from the CPU generator; with
+            `inputs`, `sample(inputs[i:j], generator)`.
+        scorers: their per-image scores are compared; one `value_range` for all.
+        n: images of each; with `inputs`, as many as these.
+        seed: of the noise.
+        batch_size: images at a time. It belongs to the spec, for each block has a generator of its own.
+        inputs: what both are given: prompts (scorers that need a prompt get them too), or a tensor `(n, ...)`.
+        reference: `(n, C, H, W)`, for scorers that compare with one.
+        real, extractor: real images (anything that `image_batches` takes) and what `create_extractor` takes; then
+            `metrics` are compared too, by a jackknife of their difference. Images are rounded to uint8 for it.
+        metrics: of "fd", "kid" and "pr" (precision, recall, density, coverage).
+        value_range: what the numbers of images and `real` mean; by default the scorers', or [0, 1].
+        confidence: of the intervals.
+        groups: of the jackknife.
+        progress: show a bar for the real images where there is a terminal.
+
+    Raises:
+        TypeError: a sample function or scorer that is none.
+        ValueError: nothing to compare, images of two sizes, images outside the declared range as if they had another
+            one, scorers with several ranges, scores that are not finite.
+        RuntimeError: another process failed; the message is its own.
+
+    Example:
+        >>> from qa_hooks.scorers import FunctionScorer
+        >>> brightness = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+        >>> dark = lambda n, generator: torch.rand(n, 3, 8, 8, generator=generator) / 2
+        >>> bright = lambda n, generator: dark(n, generator) + 0.01
+        >>> compare_checkpoints(dark, bright, brightness, n=64).verdicts
+        {'brightness': 'B better'}
+    """
+    scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
+    value_range = _one_range(scorers, value_range)
+    metrics = check_metrics(metrics, SET_METRICS) if real is not None and extractor is not None else ()
+    if (real is None) != (extractor is None):
+        raise ValueError("fd and kid need both real= and extractor=")
+    if not scorers and not metrics:
+        raise ValueError("there is nothing to compare by: give scorers, or real= and extractor=")
+    for name, sample in (("sample_a", sample_a), ("sample_b", sample_b)):
+        if not callable(sample):
+            raise TypeError(f"{name} must be callable as sample(n, generator), got {type(sample).__name__}")
+    n = check_count("n" if inputs is None else "len(inputs)", n if inputs is None else len(inputs), least=2)
+    _check_needs(scorers, n, inputs, reference)
+    network = create_extractor(extractor) if extractor is not None else None
+    job = _Job(scorers, network, value_range, n, seed, check_count("batch_size", batch_size), inputs, reference)
+    with together(), isolated(*modules_of(sample_a), *modules_of(sample_b)):
+        rows = job.run(sample_a, sample_b)
+    rows = gather_rows(rows)
+    rows = rows[rows[:, 0].argsort()]
+    facts, shape = rows[:, 4:], "x".join(str(int(side)) for side in rows[0, 1:4])
+    if bool((rows[:, 1:4] != rows[0, 1:4]).any()):
+        raise ValueError("the images of one model have several sizes")
+    half = facts.shape[1] // 2
+    a, b = facts[:, :half], facts[:, half:]
+    found = Found(confidence, seed)
+    for column, scorer in enumerate(scorers):
+        found.add_scores(scorer, a[:, column], b[:, column])
+    spec: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "images": shape}
+    spec |= {"value_range": value_range, "confidence": confidence}
+    if network is not None and real is not None:
+        with fixed_random(real):
+            first_real = next(image_batches(real, batch_size=1))[1]
+        check_comparable(network, first_real.shape[1:], [int(side) for side in rows[0, 1:4]])
+        features = extract_features(
+            network, real, batch_size=batch_size, value_range=value_range, quantised=True, progress=progress
+        ).values
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+        own = (part[:, len(scorers) :] for part in (a, b))
+        found.add_sets(network, features[order], *own, metrics=metrics, groups=groups)
+        spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8], "real": len(features)}
+    return CheckpointComparison(found.comparisons, found.values, found.higher_is_better, spec)
+
+
+class _Job:
+    """What one process makes and measures: rows (position, C, H, W, scores and features of A, those of B)."""
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        extractor: FeatureExtractor | None,
+        value_range: Range,
+        n: int,
+        seed: int,
+        batch_size: int,
+        inputs: Sequence[Any] | Tensor | None,
+        reference: Tensor | None,
+    ) -> None:
+        self.scorers, self.extractor, self.value_range = scorers, extractor, value_range
+        self.n, self.seed, self.batch_size = n, seed, batch_size
+        self.inputs, self.reference = inputs, reference
+        self.guards = {name: RangeGuard(value_range) for name in ("sample_a", "sample_b")}
+
+    def run(self, sample_a: Sample, sample_b: Sample) -> Tensor:
+        width = 4 + 2 * (len(self.scorers) + (self.extractor.dim if self.extractor is not None else 0))
+        rows = [torch.zeros(0, width, dtype=torch.float64)]
+        for block in range(rank(), -(-self.n // self.batch_size), world_size()):
+            start = block * self.batch_size
+            stop = min(start + self.batch_size, self.n)
+            a, b = (
+                self.images(name, sample, block, start, stop)
+                for name, sample in (("sample_a", sample_a), ("sample_b", sample_b))
+            )
+            if a.shape != b.shape:
+                raise ValueError(
+                    f"A makes images of {tuple(a.shape[1:])} and B of {tuple(b.shape[1:])}: scores of two sizes cannot "
+                    "be compared; bring them to one"
+                )
+            positions = torch.arange(start, stop, dtype=torch.float64)[:, None]
+            shape = torch.tensor([a.shape[1:]], dtype=torch.float64).expand(stop - start, 3)
+            rows.append(torch.cat([positions, shape, *(self.measure(part, start, stop) for part in (a, b))], 1))
+        return torch.cat(rows)
+
+    def images(self, name: str, sample: Sample, block: int, start: int, stop: int) -> Tensor:
+        if self.inputs is None:
+            images = sample_block(sample, stop - start, self.seed, block)
+        else:
+            given: Any = self.inputs[start:stop]
+
+            def with_inputs(_: int, generator: torch.Generator) -> Any:
+                return sample(given, generator)
+
+            images = sample_block(with_inputs, stop - start, self.seed, block)
+        if not images.is_floating_point():
+            return images
+        low, high = self.value_range
+        slack = 0.01 * (high - low)
+        outside = float(((images < low - slack) | (images > high + slack)).double().mean())
+        if outside > OUTSIDE:
+            raise ValueError(
+                f"{outside:.0%} of the pixels of {name} lie outside value_range=({low:g}, {high:g}), which is no "
+                "overshoot but another range: convert them, or declare the range that both models' images have"
+            )
+        self.guards[name](predictions={f"{name}'s images": images})
+        return images.detach().float().clamp(*self.value_range)
+
+    def measure(self, images: Tensor, start: int, stop: int) -> Tensor:
+        columns = []
+        for scorer in self.scorers:
+            given: dict[str, Any] = {}
+            if "reference" in scorer.inputs and self.reference is not None:
+                given["reference"] = self.reference[start:stop].to(images.device)
+            if "prompt" in scorer.inputs and self.inputs is not None:
+                given["prompt"] = list(self.inputs[start:stop])
+            columns.append(scorer(images, **given).detach().cpu().double()[:, None])
+        if self.extractor is not None:
+            uint8 = to_uint8(images, self.value_range).to(self.extractor.mean.device)
+            columns.append(self.extractor(uint8).detach().cpu().double())
+        return torch.cat(columns, 1)
+
+
+def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
+    for scorer in scorers:
+        if not isinstance(scorer, Scorer):
+            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}; create_scorer makes them")
+    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    if len(ranges) > 1:
+        raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
+    return ranges.pop() if ranges else (0.0, 1.0)
+
+
+def _check_needs(
+    scorers: Sequence[Scorer], n: int, inputs: Sequence[Any] | Tensor | None, reference: Tensor | None
+) -> None:
+    names = [scorer.name for scorer in scorers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two scorers have one name: {', '.join(names)}")
+    needing = [scorer.name for scorer in scorers if "reference" in scorer.inputs]
+    if needing and (reference is None or len(as_tensor(reference)) != n):
+        raise ValueError(f"{', '.join(needing)} needs reference= with {n} images")
+    if reference is not None and not needing:
+        raise ValueError("reference= was given, but no scorer takes one")
+    prompted = [scorer.name for scorer in scorers if "prompt" in scorer.inputs]
+    if prompted and (inputs is None or isinstance(inputs, (Tensor, str))):
+        raise ValueError(f"{', '.join(prompted)} needs prompts: inputs= as a list of strings")

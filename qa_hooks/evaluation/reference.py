@@ -1,0 +1,158 @@
+"""What monitors keep of the real images: moments of their features and some of the rows, on disk if wanted."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
+from qa_hooks._base.processes import any_rank, broadcast_tensors, rank, together
+from qa_hooks.features import FeatureExtractor, extract_features
+from qa_hooks.features.moments import Moments
+from qa_hooks.functional.frechet import frechet_factor
+from qa_hooks.images import Range
+from qa_hooks.sources.batches import Source, warn_left_out
+from qa_hooks.sources.fingerprint import data_fingerprint, fixed_random
+
+FORMAT = "qa_hooks.reference"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What is kept of the real images.
+
+    Attributes:
+        count: real images.
+        mean, covariance: of all their features, `(d,)` and `(d, d)` float64.
+        rows: `(m, d)` float32, the features of some of them, drawn with a fixed seed and in random order, so that the
+            first ones are a random choice too.
+        data: the fingerprint of the images.
+        extractor: that of the extractor.
+    """
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor
+    data: str
+    extractor: str
+
+    @functools.cached_property
+    def factor(self) -> Tensor:
+        """What `frechet_distance` needs again and again."""
+        return frechet_factor(self.covariance)
+
+    def to(self, device: torch.device) -> Reference:
+        """The same on another device (covariances stay where float64 is)."""
+        double = torch.device("cpu") if device.type == "mps" else device
+        moments = self.mean.to(double), self.covariance.to(double)
+        return Reference(self.count, *moments, self.rows.to(device), self.data, self.extractor)
+
+    def save(self, path: Path) -> None:
+        """Write safetensors; the file appears whole or not at all. `OSError` says why it cannot."""
+        metadata = {"format": FORMAT, "count": str(self.count), "data": self.data, "extractor": self.extractor}
+        write_safetensors(path, {"mean": self.mean, "covariance": self.covariance, "rows": self.rows}, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
+        tensors, facts = read_safetensors(path, "does not hold a reference", format=FORMAT)
+        try:
+            moments = tensors["mean"], tensors["covariance"], tensors["rows"]
+            return cls(int(facts["count"]), *moments, facts["data"], facts["extractor"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a reference: {error}") from error
+
+
+def make_reference(
+    extractor: FeatureExtractor,
+    real: Source,
+    *,
+    rows: int = 2048,
+    value_range: Range = (0.0, 1.0),
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Reference:
+    """Statistics of the real images, from the folder `cache` where they are there already.
+
+    The file's name holds the fingerprints of images and extractor, so other images are another file. On several
+    processes the work is shared, all of them must call it, and all get the same. While it is computed the features of
+    all real images are in memory, `4 d` bytes each.
+
+    Args:
+        extractor: from `create_extractor`.
+        real: anything that `image_batches` takes, except an iterator, which could be read only once. Of a loader that
+            shuffles or divides a dataset the dataset is taken, once and on every process alike.
+        rows: how many images' features to keep besides the moments.
+        value_range: what the numbers of floating images mean.
+        batch_size: images at a time.
+        cache: the folder; None keeps nothing.
+        progress: show a bar (rank 0, terminals only).
+
+    Raises:
+        ValueError: fewer than two images, broken ones, a folder that cannot be written.
+
+    Example:
+        >>> from qa_hooks.features import create_extractor
+        >>> make_reference(create_extractor("random"), torch.rand(5, 3, 16, 16)).rows.shape
+        torch.Size([5, 448])
+    """
+    source, path = _dataset_of(real), None
+    with together():
+        data = data_fingerprint(source, value_range)
+        if cache is not None:
+            check_writable(cache, name="cache")
+            path = Path(cache) / f"reference-{extractor.name}-{data}-{extractor.fingerprint}-{rows}.safetensors"
+    found = _from_cache(path, data, extractor.fingerprint)
+    if found is not None:
+        return found
+    failures: dict[int, str] = {}
+    options: dict[str, Any] = {"value_range": value_range, "batch_size": batch_size, "progress": progress}
+    with fixed_random(source):  # the images that the fingerprint is of
+        features = extract_features(extractor, source, quantised=True, failures=failures, **options)
+    warn_left_out(failures, "real images")
+    moments = Moments.of(features.values)
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]
+    statistics = moments.mean(), moments.covariance(), features.values[chosen]
+    reference = Reference(len(features), *statistics, data, extractor.fingerprint)
+    if path is not None and rank() == 0:
+        try:
+            reference.save(path)
+        except OSError as error:
+            warnings.warn(f"the statistics of the real images cannot be kept: {error}")
+    return reference
+
+
+def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | None:
+    """What rank 0 finds, on every process."""
+    found = None
+    if path is not None and rank() == 0 and path.is_file():
+        try:
+            found = Reference.load(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; it is computed again")
+    if not any_rank(found is not None):
+        return None
+    own = {}
+    if found is not None:
+        own = {"mean": found.mean, "covariance": found.covariance, "rows": found.rows}
+        own["count"] = torch.tensor(found.count)
+    got = broadcast_tensors(own)
+    return Reference(int(got["count"]), got["mean"], got["covariance"], got["rows"], data, extractor)
+
+
+def _dataset_of(real: Source) -> Source:
+    """A loader's dataset, unless its sampler chooses: of a distributed one each process sees a part, padded."""
+    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+
+    everything = (SequentialSampler, RandomSampler, DistributedSampler)
+    if isinstance(real, DataLoader) and isinstance(real.sampler, everything) and hasattr(real.dataset, "__len__"):
+        return real.dataset
+    return real

@@ -1,0 +1,1 @@
+"""Is one folder of images better than another?"""

@@ -1,0 +1,203 @@
+"""Folders of generated images side by side, with intervals: what `qa-hooks compare` calls.
+
+    result = compare_folders("photos/", ["run_a/samples", "run_b/samples"], extractor="dinov2_vits14")
+    print(result)
+
+Every folder is measured on equally many images, in one extractor's features, against the same real images, which are
+the yardstick and held fixed. The second table says whether a folder is better than the first; where the files of two
+folders belong together by name (the same seeds, the same low-resolution inputs), `paired=True` compares them file by
+file, which needs fewer images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_hooks._base.files import check_writable, write_text
+from qa_hooks.drawing.tables import interval_text, text_table
+from qa_hooks.evaluation.set_metrics import check_metrics
+from qa_hooks.features import FeatureExtractor, create_extractor
+from qa_hooks.folders.comparing.image_sets import (
+    ImageSet,
+    add_features,
+    add_scores,
+    check_sizes,
+    image_sets,
+    keep_readable,
+    resize_of,
+)
+from qa_hooks.folders.comparing.measures import METRICS, Measured
+from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
+from qa_hooks.functional.intervals import Comparison, Interval
+from qa_hooks.scorers import Scorer
+
+FORMAT = "qa_hooks.evaluation.checkpoints"
+
+
+@dataclass(frozen=True, eq=False)
+class FolderComparison:
+    """What `compare_folders` found; `print` shows it as two tables.
+
+    Attributes:
+        real: the real images.
+        folders: the generated ones, in the order given.
+        values: by folder's label (and "real" for scores), then by metric: value and interval.
+        comparisons: by label of each folder but the first, then by metric: that folder minus the first, with a
+            verdict in which A is the first folder and B the other.
+        higher_is_better: the direction of each metric.
+        spec: how it was measured; values of other specs are not comparable.
+        notes: what was left out or drawn.
+    """
+
+    real: ImageSet
+    folders: list[ImageSet]
+    values: dict[str, dict[str, Interval]]
+    comparisons: dict[str, dict[str, Comparison]]
+    higher_is_better: dict[str, bool]
+    spec: dict[str, Any]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        columns = [label for label, found in self.values.items() if found]
+        rows = [["", *columns]]
+        for metric, higher in self.higher_is_better.items():
+            cells = [self.values[label].get(metric) for label in columns]
+            texts = ["" if cell is None else interval_text(cell) for cell in cells]
+            rows.append([f"{metric} ({'higher' if higher else 'lower'} is better)", *texts])
+        parts = [text_table(rows)]
+        if self.comparisons:
+            first = self.folders[0].label
+            rows = [["", *(f"{label} - {first}" for label in self.comparisons)]]
+            for metric in self.higher_is_better:
+                found = {label: values[metric] for label, values in self.comparisons.items()}
+                verdicts = {
+                    label: c.verdict.replace("A better", f"{first} better").replace("B better", f"{label} better")
+                    for label, c in found.items()
+                }
+                rows.append([metric, *(f"{interval_text(c[:3])} {verdicts[label]}" for label, c in found.items())])
+            parts.append(text_table(rows))
+        facts = ", ".join(f"{name} {value}" for name, value in self.spec.items())
+        return "\n\n".join([facts, *parts, *(["\n".join(self.notes)] if self.notes else [])])
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but features and single scores, as JSON can hold it."""
+        return {
+            "format": FORMAT,
+            "spec": self.spec,
+            "higher_is_better": self.higher_is_better,
+            "values": {k: {m: v._asdict() for m, v in values.items()} for k, values in self.values.items()},
+            "comparisons": {k: {m: v._asdict() for m, v in values.items()} for k, values in self.comparisons.items()},
+            "folders": {part.label: str(part.folder) for part in (self.real, *self.folders)},
+            "failures": {part.label: part.failures | part.refused for part in (self.real, *self.folders)},
+            "notes": self.notes,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `as_json()`; the file appears whole or not at all."""
+        check_writable(Path(path).parent, name="path")
+        write_text(path, json.dumps(self.as_json(), indent=1))
+
+
+def compare_folders(
+    real: str | Path,
+    folders: str | Path | Sequence[str | Path],
+    *,
+    metrics: Sequence[str] = ("fd", "kid", "pr"),
+    scorers: Spec | Sequence[Spec] = (),
+    extractor: str | FeatureExtractor = "random",
+    paired: bool = False,
+    n: int | None = None,
+    n_real: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    cache: str | Path | None = None,
+    confidence: float = 0.95,
+    progress: bool = True,
+) -> FolderComparison:
+    """Compare folders of generated images with real ones and with each other.
+
+    Under a process group the images are shared out, and every process returns the same numbers. Files that cannot be
+    read, and images that a scorer refuses, are left out, listed and counted.
+
+    Args:
+        real: a folder of real images; references for scorers that need one, by the same relative names.
+        folders: of generated images, sub-folders included.
+        metrics: of "fd" (Frechet distance), "kid" (kernel distance), "pr" (precision, recall, density, coverage), "qs"
+            and "ds" (GIQA's quality and diversity score, of a mixture fitted on the real images); or none.
+        scorers: whatever `create_scorer` takes; mean scores of each folder and of the real images.
+        extractor: for `create_extractor`. "random" needs no download, but papers use "inception" or DINOv2.
+        paired: files of the same name in all folders belong together; others are left out and counted in the notes.
+        n: images of each folder; at most as many as the smallest has, which is the default.
+        n_real: real images, all by default; precision, recall and ds use at most n of them.
+        seed: of the choice of images and of the intervals.
+        batch_size, device, progress: as in `score_folder`.
+        cache: a folder that keeps features; files that changed are noticed.
+        confidence: of the intervals.
+
+    Raises:
+        ValueError: no images, nothing to compare by, fewer than 20 images that all folders have.
+        RuntimeError: one of several processes failed; the message is its own.
+    """
+    folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    metrics = check_metrics(metrics, METRICS)
+    given = [scorers] if isinstance(scorers, (str, Path, Mapping, Scorer)) else list(scorers)
+    named = name_scorers(given, device) if given else {}
+    if not folders or not (metrics or named):
+        raise ValueError("give at least one folder, and metrics or scorers to compare by")
+    network = create_extractor(extractor) if metrics else None
+    if network is not None and device is not None:
+        network.to(device)
+    (real_set,) = image_sets([real], n=n_real, paired=False, seed=seed)
+    sets = image_sets(folders, n=n, paired=paired, seed=seed)
+    real_set.label = "real"
+    for part in sets:
+        part.label = str(part.folder) if part.label == "real" else part.label
+    sizes = check_sizes([real_set, *sets], network, named)
+    if network is not None:
+        where = Path(cache) if cache is not None else None
+        for part in (real_set, *sets):
+            add_features(part, network, cache=where, batch_size=batch_size, progress=progress)
+        keep_readable([real_set], paired=False)
+        keep_readable(sets, paired=paired)
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
+    for part in (*sets, real_set) if named else ():
+        usable = {k: scorer for k, scorer in named.items() if "reference" not in scorer.inputs or part is not real_set}
+        least = len(sets[0].paths) if part is real_set else len(part.paths)
+        add_scores(part, usable, reference=Path(real), first=least, **options)
+    if network is None:
+        keep_readable(sets, paired=paired)
+    measured = Measured(real_set, sets, paired=paired, seed=seed, confidence=confidence)
+    for name, scorer in named.items():
+        measured.scores(name, higher=scorer.higher_is_better)
+    if network is not None:
+        measured.sets(network, metrics)
+    spec: dict[str, Any] = {"n": len(sets[0].paths), "real": len(real_set.paths), "seed": seed, "paired": paired}
+    spec |= {"confidence": confidence, "images": sizes}
+    if network is not None:
+        spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
+    spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
+    notes = []
+    if n is not None and len(sets[0].paths) + max(len(part.failures) for part in sets) < n:
+        notes.append(f"n={n} was asked for, but the folders have {len(sets[0].paths)} images each to compare")
+    if network is not None and "," in sizes:
+        notes.append(f"images of different sizes are compared ({sizes}): resampling them alone moves the distances")
+    notes += [
+        f"{p.label}: {len(p.failures)} images could not be read and were left out"
+        for p in (real_set, *sets)
+        if p.failures
+    ]
+    notes += [
+        f"{p.label}: {p.unmatched} files have no partner of the same name in every folder and were left out"
+        for p in sets
+        if p.unmatched
+    ]
+    return FolderComparison(
+        real_set, sets, measured.values, measured.comparisons, measured.directions, spec, measured.notes + notes
+    )

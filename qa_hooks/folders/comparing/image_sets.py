@@ -1,0 +1,277 @@
+"""Folders of images as sets that can be compared: which files, their features (kept if wanted), their scores."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
+from qa_hooks.evaluation.set_metrics import is_canonical
+from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
+from qa_hooks.folders.scoring.windows import read_ahead, scored_windows
+from qa_hooks.images import list_images, load_image
+from qa_hooks.scorers import Scorer
+from qa_hooks.sources.fingerprint import data_fingerprint
+
+TEXT_BYTES = 300
+
+
+@dataclass
+class ImageSet:
+    """Files of one folder and what was measured on them.
+
+    Attributes:
+        label: short name, unique among the sets that are compared.
+        folder: where the files are.
+        paths: those in use, in an order drawn at random; the i-th files of paired sets have one name.
+        features: `(n, dim)`, row by row those of `paths`; empty without an extractor.
+        scores: `(n,)` float64 by scorer; nan where a scorer could not.
+        failures: `{relative path: message}` of files that cannot be read.
+        refused: likewise of images that a scorer refused.
+        unmatched: how many files of the folder have no partner of their name, where sets are paired.
+    """
+
+    label: str
+    folder: Path
+    paths: list[Path]
+    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    unmatched: int = 0
+
+    def name(self, path: Path) -> str:
+        """Relative to the folder, with forward slashes."""
+        return path.relative_to(self.folder).as_posix()
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all files but these."""
+        self.paths = [self.paths[row] for row in rows.tolist()]
+        if len(self.features):
+            self.features = self.features[rows]
+        self.scores = {name: values[rows] for name, values in self.scores.items()}
+
+    def readable(self) -> Tensor:
+        """`(n,)` bool."""
+        return torch.tensor([self.name(path) not in self.failures for path in self.paths], dtype=torch.bool)
+
+
+def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
+    """Drop what failed, and of the larger sets what makes them larger; of paired sets whole pairs."""
+    masks = [images.readable() for images in sets]
+    if paired:
+        masks = [torch.stack(masks).all(0)] * len(masks)
+    count = min(int(mask.sum()) for mask in masks)
+    if not count:
+        worst = min(zip(sets, masks, strict=True), key=lambda pair: int(pair[1].sum()))[0]
+        raise ValueError(f"no image of {worst.folder} can be used; {next(iter(worst.failures.items()), '')}")
+    for images, mask in zip(sets, masks, strict=True):
+        images.keep(mask.nonzero().flatten()[:count])
+
+
+def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, scorers: Mapping[str, Scorer]) -> str:
+    """The sizes of the images, in words, from some of the files' headers; the first set is the real one.
+
+    Raises:
+        ValueError: generated images of several sizes, one for each folder, where a scorer or an extractor that does
+            not resize would measure the size.
+    """
+    found = {images.label: _sizes(images) for images in sets}
+    texts = {
+        label: "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+        for label, sizes in found.items()
+    }
+    generated = {texts[images.label] for images in sets[1:]}
+    sensitive = [name for name, scorer in scorers.items() if "reference" not in scorer.inputs]
+    sensitive += [extractor.name] if extractor is not None and resize_of(extractor) == "none" else []
+    if len(generated) > 1 and all(len(sizes) == 1 for sizes in found.values()) and sensitive:
+        listed = ", ".join(f"{images.label} {texts[images.label]}" for images in sets[1:])
+        raise ValueError(
+            f"the folders hold images of different sizes ({listed}), and {sensitive[0]} depends on the size: bring "
+            "them to one size, or use an extractor that resizes"
+        )
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{label} {text}" for label, text in texts.items())
+
+
+def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
+    from PIL import Image
+
+    found = set()
+    for path in images.paths[:: max(1, len(images.paths) // probed)]:
+        with contextlib.suppress(Exception), Image.open(path) as image:  # what is broken is told later
+            found.add(image.size)
+    return found or {(0, 0)}
+
+
+def resize_of(extractor: FeatureExtractor) -> str:
+    """What the extractor does with the images' size, in words."""
+    if is_canonical(extractor):
+        return "299 bilinear (TensorFlow's)"
+    return "none" if extractor.size is None else f"{extractor.size} {extractor.interpolation}"
+
+
+def image_sets(folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int) -> list[ImageSet]:
+    """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
+
+    Raises:
+        ValueError: a folder without images, or folders with no name in common.
+    """
+    roots = [Path(folder) for folder in folders]
+    files = [_by_name(root, paired=paired) for root in roots]
+    sets = []
+    names = [list(of_one) for of_one in files]
+    if paired:
+        common = sorted(set(names[0]).intersection(*names[1:]))
+        if not common:
+            raise ValueError(f"{' and '.join(map(str, roots))} have no file name in common, so nothing can be paired")
+        names = [common] * len(files)
+    count = min(len(of_one) for of_one in names)
+    count = count if n is None else min(count, check_count("n", n))
+    for label, root, of_one, chosen in zip(labels(roots), roots, files, names, strict=True):
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:count]
+        unmatched = len(of_one) - len(chosen)
+        sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()], unmatched=unmatched))
+    return sets
+
+
+def labels(roots: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart.
+
+    Example:
+        >>> labels([Path("runs/a/samples"), Path("runs/b/samples")])
+        ['a/samples', 'b/samples']
+    """
+    parts = [root.resolve().parts for root in roots]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"one folder is given twice: {', '.join(map(str, roots))}")
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
+
+
+def add_features(
+    images: ImageSet, extractor: FeatureExtractor, *, cache: Path | None, batch_size: int, progress: bool
+) -> None:
+    """Extract the features of a set, or find them in the cache; files that cannot be read become its failures."""
+    features, file = None, None
+    if cache is not None:
+        key = fingerprint(extractor.fingerprint, data_fingerprint(images.paths))
+        file = cache / f"features-{extractor.name}-{key}.safetensors"
+        features = _kept_features(file)
+    if features is None:
+        features = extract_features(extractor, images.paths, batch_size=batch_size, progress=progress, failures={})
+        with together():
+            if file is not None and rank() == 0:
+                check_writable(file.parent, name="cache")
+                features.save(file)
+    missing = set(range(len(images.paths))) - set(features.indices.tolist())
+    for position in sorted(missing):
+        path = images.paths[position]
+        images.failures[images.name(path)] = _why(path)
+    images.features = torch.zeros(len(images.paths), features.values.shape[1])
+    images.features[features.indices] = features.values
+
+
+def _kept_features(file: Path) -> Features | None:
+    """Those of the cache, on every process or on none; a damaged file is warned of and made again."""
+    found = None
+    if file.is_file():
+        try:
+            found = Features.load(file)
+        except ValueError as error:
+            warnings.warn(f"{error}; they are extracted again")
+    return None if any_rank(found is None) else found
+
+
+def add_scores(
+    images: ImageSet,
+    scorers: Mapping[str, Scorer],
+    *,
+    reference: Path,
+    first: int,
+    batch_size: int,
+    device: str | torch.device | None,
+    progress: bool,
+) -> None:
+    """Score the first files of a set; the work is divided among the processes, and all have the scores of all.
+
+    References are read from their folder, for the scorers that need one.
+    """
+    from tqdm import tqdm
+
+    needed = any("reference" in scorer.inputs for scorer in scorers.values())
+    references = find_references(reference, scorers) if needed else None
+    paths = {str(position): path for position, path in enumerate(images.paths[:first])}
+    # References go by the names of the files.
+    named = None if references is None else _by_position(references, images)
+
+    def read(position: str) -> PiecedImage:
+        return read_pieces(position, paths[position], named, None, 0)
+
+    mine = list(paths)[rank() :: world_size()]
+    rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64)]
+    unread: dict[int, str] = {}
+    refused: dict[int, str] = {}
+    hidden = None if progress and rank() == 0 else True
+    with together(), tqdm(total=len(mine), desc=f"scores ({images.label})", unit="image", disable=hidden) as bar:
+        for window in scored_windows(read_ahead(read, mine), scorers, batch_size, device):
+            for image in window:
+                scores = [image.scores[name][0] if image.scores.get(name) else torch.nan for name in scorers]
+                rows.append(torch.tensor([[float(image.name), *scores]], dtype=torch.float64))
+                if image.problem:
+                    (refused if image.pieces else unread)[int(image.name)] = image.problem
+            bar.update(len(window))
+    table = gather_rows(torch.cat(rows))
+    table = table[table[:, 0].argsort()]
+    images.scores.update(zip(scorers, table[:, 1:].T.clone(), strict=True))
+    for messages, problems in ((images.failures, unread), (images.refused, refused)):
+        for position, message in sorted(_all_texts(problems).items()):
+            messages.setdefault(images.name(images.paths[position]), message)
+
+
+def _by_position(references: Callable[[str], Path | None], images: ImageSet) -> Callable[[str], Path | None]:
+    return lambda position: references(images.name(images.paths[int(position)]))
+
+
+def _by_name(root: Path, *, paired: bool) -> dict[str, Path]:
+    """The files by relative name, where sets are paired without the suffix: 0001.png belongs to 0001.jpg."""
+    files: dict[str, Path] = {}
+    for path in list_images(root):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        name = str(relative.with_suffix("") if paired else relative)
+        if name in files:
+            raise ValueError(f"{path} and {files[name].name} have one name, so neither can be paired")
+        files[name] = path
+    return files
+
+
+def _why(path: Path) -> str:
+    try:
+        load_image(path)
+    except Exception as error:
+        return " ".join(str(error).removeprefix(f"{path} ").split()) or type(error).__name__
+    return "could not be read when the features were made"
+
+
+def _all_texts(texts: Mapping[int, str]) -> dict[int, str]:
+    """Messages by position of all processes, on all of them; nothing is pickled."""
+    rows = torch.zeros(len(texts), TEXT_BYTES, dtype=torch.uint8)
+    for row, text in zip(rows, texts.values(), strict=True):
+        encoded = text.encode(errors="replace")[:TEXT_BYTES]
+        row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    positions = gather_rows(torch.tensor(list(texts), dtype=torch.int64)).tolist()
+    decoded = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in gather_rows(rows)]
+    return dict(zip(positions, decoded, strict=True))

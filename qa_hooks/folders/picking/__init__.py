@@ -1,0 +1,1 @@
+"""Keep the best images of a folder, or of a table of scores."""

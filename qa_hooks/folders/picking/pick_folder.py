@@ -1,0 +1,218 @@
+"""The best images of a folder in a folder of their own, with a manifest and a picture: what `qa-hooks pick` calls.
+
+OUT/images/...         the kept images under their relative names, copies or links; point a trainer here
+OUT/manifest.csv       path,score,kept,rank of every image, best first
+OUT/contact_sheet.png  best to worst
+OUT/scores.csv         the table (`qa_hooks.folders.scoring.score_table`), from which an interrupted run goes on
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks._base.files import check_writable, whole_file
+from qa_hooks._base.processes import rank, together
+from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.features import create_extractor
+from qa_hooks.folders.picking.filter_table import choose_best
+from qa_hooks.folders.scoring.growing import line, number
+from qa_hooks.folders.scoring.score_folder import Spec, score_folder
+from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable
+from qa_hooks.images import load_image, save_image
+from qa_hooks.scorers import create_scorer
+from qa_hooks.weighting.picker import Picked, pick
+
+SHOWN = 24  # images of the contact sheet from each end of the kept and of the dropped ones
+
+
+@dataclass(frozen=True, eq=False)
+class PickedFolder:
+    """What `pick_folder` did.
+
+    Attributes:
+        out: the folder that it made.
+        kept: relative paths, best first.
+        table: the scores of all images.
+        scorer_name, higher_is_better: what they were picked by.
+        recall: what it does to recall, in words, when that was asked for.
+    """
+
+    out: Path
+    kept: list[str]
+    table: ScoreTable
+    scorer_name: str
+    higher_is_better: bool
+    recall: str = ""
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Images that could not be scored: path -> message."""
+        return self.table.failures
+
+    def summary(self) -> str:
+        """One line."""
+        paths, scores = self.table.per_image(self.scorer_name)
+        known = dict(zip(paths, scores.tolist(), strict=True))
+        ends = f"{known[self.kept[0]]:.4g} to {known[self.kept[-1]]:.4g}"
+        total = len(set(paths) | set(self.failures))
+        problems = f"; {len(self.failures)} with problems" if self.failures else ""
+        return f"{self.out}: kept {len(self.kept)} of {total} images, {self.scorer_name} {ends}{problems}{self.recall}"
+
+
+def pick_folder(
+    folder: str | Path,
+    scorer: Spec,
+    out: str | Path,
+    *,
+    keep: float | int = 0.9,
+    link: bool = False,
+    reference: str | Path | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    recall: bool = False,
+    resume: bool = True,
+    progress: bool = True,
+) -> PickedFolder:
+    """Score a folder and put its best images into another one; the same call continues an interrupted one.
+
+    A repeated call keeps copies that are still right (by size and time) and takes away those that are no longer kept.
+
+    Args:
+        folder: image files, sub-folders included.
+        scorer: whatever `create_scorer` takes.
+        out: the folder to make, not inside `folder`; what comes into it is described above.
+        keep: a share in (0, 1] of the images that have a score, or a whole number of images.
+        link: symbolic links instead of copies.
+        recall: also report how much of the variety of all scored images the kept ones have, in the features of the
+            scorer, or of the extractor "random" where it has none; reads the images once more.
+        reference, batch_size, device, resume, progress: as in `score_folder`.
+
+    Raises:
+        ValueError: folders that contain each other, an `out` that holds something else, what `score_folder` raises.
+    """
+    folder, out = Path(folder), Path(out)
+    target = out / "images"
+    inside, around = folder.resolve(), target.resolve()
+    if around.is_relative_to(inside) or inside.is_relative_to(around):
+        raise ValueError(
+            f"out={str(out)!r} must not lie inside {str(folder)!r}, nor around it: choose a folder beside it"
+        )
+    choose_best(torch.zeros(1), keep)  # a keep that makes no sense is told before hours of scoring
+    made = create_scorer(scorer)
+    check_writable(out, name="out")
+    if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():
+        raise ValueError(f"{target} holds files that no earlier pick has put there: choose another folder")
+    options = {"reference": reference, "batch_size": batch_size, "device": device, "resume": resume}
+    table = score_folder(folder, made, out / "scores.csv", progress=progress, **options)  # type: ignore[arg-type]
+    paths, scores = table.per_image(made.name)
+    best = choose_best(scores if made.higher_is_better else -scores, keep)
+    kept = [paths[index] for index in best.kept]
+    told = ""
+    if recall:
+        extractor = getattr(made, "extractor", None) or create_extractor("random")
+        files, share = [folder / path for path in paths], len(kept) / len(best.order)
+        told = _recall(pick(files, made, scores=scores, keep=share, extractor=extractor, progress=progress))
+    with together():
+        if rank() == 0:
+            dropped = [index for index in range(len(paths)) if index not in set(best.order)]
+            rows: list[tuple[Any, ...]] = []
+            rows += [(paths[i], number(float(scores[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
+            rows += [(paths[i], "nan", 0, "") for i in dropped]
+            rows += [(path, "nan", 0, "") for path in table.failures if path not in set(paths)]
+            _refuse_strangers(out, {str(row[0]) for row in rows})
+            _write_manifest(out / "manifest.csv", rows)
+            _place(folder, target, kept, link=link, progress=progress)
+            save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
+    return PickedFolder(out, kept, table, made.name, made.higher_is_better, told)
+
+
+def _recall(picked: Picked) -> str:
+    """How much of the whole set's variety is left; precision of a part of a set in the whole is always 1."""
+    if picked.before is None or picked.after is None:
+        return "; too few images for a recall"
+    before, after = picked.before.recall, picked.after.recall
+    return f"; recall of the whole set {after:.3f}, of as many drawn at random {before:.3f}"
+
+
+def _refuse_strangers(out: Path, own: set[str]) -> None:
+    """Only what this pick, or an earlier one into the same folder, has put there may be there."""
+    if (out / "manifest.csv").is_file():
+        with (out / "manifest.csv").open(**TEXT) as file:
+            own |= {row[0] for row in csv.reader(file) if row}
+    for name in _files(out / "images"):
+        if name not in own:
+            raise ValueError(f"{out / 'images' / name} is not of this pick or an earlier one: choose another folder")
+
+
+def _files(root: Path) -> list[str]:
+    """Relative names of all files and links below a folder; links are not followed."""
+    found = []
+    for parent, _, names in os.walk(root):
+        found += [Path(parent, name).relative_to(root).as_posix() for name in names]
+    return found
+
+
+def _write_manifest(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
+    with whole_file(path) as partial, partial.open("w", **TEXT) as file:
+        file.write(line(["path", "score", "kept", "rank"]))
+        file.writelines(line(row) for row in rows)
+
+
+def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progress: bool) -> None:
+    """Copies or links of the kept files, and no others; each appears whole or not at all."""
+    from tqdm import tqdm
+
+    target.mkdir(exist_ok=True)
+    for name in set(_files(target)) - set(kept):
+        (target / name).unlink()
+    partial = target.parent / ".partial"  # not among the images
+    for name in tqdm(kept, desc="links" if link else "copies", unit="image", disable=None if progress else True):
+        source, copy = (folder / name).resolve(), target / name
+        if copy.is_symlink():
+            if link and copy.readlink() == source:
+                continue
+        elif not link and copy.is_file():
+            old, new = copy.stat(), source.stat()
+            if (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns):
+                continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        if link:
+            partial.symlink_to(source)
+        else:
+            shutil.copy2(source, partial)
+        partial.replace(copy)
+
+
+def _sheet(folder: Path, scorer: str, rows: Sequence[tuple[Any, ...]], kept: int) -> Tensor:
+    """The best and the worst of the kept images, then of the dropped ones, each with its score."""
+    ranked = [(str(path), float(score)) for path, score, _, place in rows if place != ""]
+    images: list[Tensor | None] = []
+    labels: list[str] = []
+
+    def heading(text: str) -> None:
+        images.append(None)
+        labels.append(text)
+
+    for title, part in (("kept", ranked[:kept]), ("dropped", ranked[kept:])):
+        if part:
+            heading(f"{title}: {len(part)} of {len(ranked)} by {scorer}, best to worst")
+        for place, (path, score) in enumerate(part):
+            if len(part) > 2 * SHOWN and SHOWN <= place < len(part) - SHOWN:
+                if place == SHOWN:
+                    heading(f"... {len(part) - 2 * SHOWN} between ...")
+                continue
+            images.append(load_image(folder / path))
+            labels.append(f"{score:.4g}")
+    sides = [max(image.shape[1:]) for image in images if image is not None]
+    scale = max(1, 64 // max(sides))
+    return contact_sheet(images, labels, columns=12 if len(sides) > 24 else None, scale=scale, max_side=128)

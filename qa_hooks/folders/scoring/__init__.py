@@ -1,0 +1,1 @@
+"""Score every image of a folder into a table that grows as it goes."""

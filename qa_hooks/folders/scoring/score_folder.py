@@ -1,0 +1,153 @@
+"""Score every image of a folder into a table that can be interrupted, continued and shared among processes.
+
+An image that cannot be read, or that a scorer refuses (too small, no reference), is listed and counted, and the rest
+goes on. Batches hold images of one size; how they are put together moves the last digits of some scorers, so tables
+made in one go, with interruptions or by several processes agree to float32 rounding. Memory holds one window of images,
+the paths, and at the end the rows as text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.files import check_writable
+from qa_hooks._base.processes import rank, together, world_size
+from qa_hooks.folders.scoring.growing import ScoreFile
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
+from qa_hooks.folders.scoring.tiles import check_tiles, find_references, read_pieces
+from qa_hooks.folders.scoring.windows import read_ahead, score_images
+from qa_hooks.images import list_images
+from qa_hooks.scorers import Scorer, create_scorer
+
+Spec = str | Path | Mapping[str, Any] | Scorer
+
+
+def score_folder(
+    folder: str | Path,
+    scorers: Spec | Sequence[Spec],
+    output: str | Path,
+    *,
+    tiles: int | None = None,
+    overlap: int = 0,
+    reference: str | Path | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> ScoreTable:
+    """Score a folder into a CSV with a JSON beside it; the same call continues what an earlier one has left.
+
+    Under a process group every process scores its share and all return the whole table.
+
+    Args:
+        folder: image files, sub-folders included.
+        scorers: one or several: whatever `create_scorer` takes. Files whose scorers share a name become
+            `{name}@{file's stem}`.
+        output: the CSV; columns are described in `qa_hooks.folders.scoring.score_table`. Beside the raw scores
+            stand calibrated ones where a scorer has a calibration.
+        tiles: score tiles of this side instead of whole images, from the left and the top; the last ones are shifted
+            inwards so that they are full. Where an image is smaller than a tile, the tile is as small as the image.
+        overlap: pixels that neighbouring tiles share.
+        reference: for full-reference scorers, a folder with files of the same relative names (another suffix will do).
+        batch_size: images, or tiles, at a time; large ones come in smaller batches.
+        device: where the scorers run; None leaves them where they are.
+        resume: continue an existing table; False replaces it. Images that changed since, by their file's time, are
+            scored again, images that are gone lose their rows, and images that failed are tried again.
+        progress: show a bar when stderr is a terminal.
+
+    Returns:
+        The whole table; `.failures` tells what could not be scored, `.summary()` counts.
+
+    Raises:
+        ValueError: no images, an output that belongs to other settings or to something else, a reference that is
+            missing or needless, or not one image that could be scored.
+    """
+    started = time.time()
+    named = name_scorers(scorers, device)
+    batch_size = check_count("batch_size", batch_size)
+    tiles = check_tiles(tiles, overlap)
+    folder, output = Path(folder), Path(output)
+    references = find_references(reference, named)
+    paths = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+    check_writable(output.parent, name="output")
+    if output.is_dir():
+        raise ValueError(f"output must be a file such as scores.csv, {str(output)!r} is a folder")
+    file = ScoreFile(output, _describe(folder, named, tiles, overlap, reference))
+    with together():
+        if rank() == 0:
+            file.start({name: _changed(path) for name, path in paths.items()}, started=started, resume=resume)
+    done = file.done()
+    mine = [name for name in sorted(paths) if name not in done][rank() :: world_size()]
+    with together():
+        images = read_ahead(lambda name: read_pieces(name, paths[name], references, tiles, overlap), mine)
+        failures = score_images(images, named, file, batch_size, device, total=len(mine), progress=progress)
+        file.leave_failures(rank(), failures)
+    with together():
+        if rank() == 0:
+            file.finish(paths)
+    table = read_scores(output)
+    if not len(table):
+        first = next(iter(table.failures.items()), ("", "no image was left"))
+        raise ValueError(f"none of {len(paths)} images could be scored; the first, {first[0]}: {first[1]}")
+    return table
+
+
+def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
+    """Scorers by a name that is unique among them, on the device; `ValueError` for one that a folder cannot feed."""
+    specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
+    if not specs:
+        raise ValueError("scorers is empty: give at least one")
+    made = [create_scorer(spec) for spec in specs]
+    names = [scorer.name for scorer in made]
+    named: dict[str, Scorer] = {}
+    for spec, scorer in zip(specs, made, strict=True):
+        is_file = str(spec).endswith(".safetensors")
+        name = f"{scorer.name}@{Path(spec).stem}" if is_file and names.count(scorer.name) > 1 else scorer.name
+        if name in named:
+            raise ValueError(f"two scorers are called {name!r}: score them into two tables")
+        if "prompt" in scorer.inputs:
+            raise ValueError(f"{name} needs a prompt for each image, which a folder does not have")
+        named[name] = scorer.to(device) if device is not None else scorer
+    return named
+
+
+def _describe(
+    folder: Path, named: Mapping[str, Scorer], tiles: int | None, overlap: int, reference: str | Path | None
+) -> dict[str, Any]:
+    """What the JSON says; rows of two tables may be mixed when these agree."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "folder": str(folder.resolve()),
+        "reference": None if reference is None else str(Path(reference).resolve()),
+        "tiles": tiles,
+        "overlap": overlap,
+        "scorers": describe_scorers(named),
+    }
+
+
+def describe_scorers(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
+    """What the JSON of a table says of its columns, in their order."""
+    return [
+        {
+            "name": name,
+            "class": type(scorer).__name__,
+            "fingerprint": scorer.fingerprint,
+            "higher_is_better": scorer.higher_is_better,
+            "score_range": scorer.score_range,
+            "calibrated": scorer.calibration is not None,
+        }
+        for name, scorer in named.items()
+    ]
+
+
+def _changed(path: Path) -> float:
+    """When a file last got its content, or its place: whichever is later."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)

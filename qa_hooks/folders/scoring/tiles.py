@@ -1,0 +1,100 @@
+"""The pieces of a folder of images that scorers see: whole images or tiles, with their references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from qa_hooks._base.checks import check_count
+from qa_hooks.images import list_images, load_image
+from qa_hooks.scorers import Scorer
+
+
+@dataclass
+class PiecedImage:
+    """One image on its way: its pieces (itself, or its tiles) and what has come of them."""
+
+    name: str
+    pieces: list[Tensor]
+    references: list[Tensor]
+    corners: list[tuple[int, int]]
+    problem: str = ""
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+def tile_corners(height: int, width: int, side: int, overlap: int = 0) -> list[tuple[int, int]]:
+    """`(x, y)` of the tiles that cover an image, row by row; the last of a row and a column are shifted inwards.
+
+    Example:
+        >>> tile_corners(100, 250, 100)
+        [(0, 0), (100, 0), (150, 0)]
+    """
+
+    def starts(length: int) -> list[int]:
+        return [*range(0, length - side, side - overlap), length - side] if length > side else [0]
+
+    return [(x, y) for y in starts(height) for x in starts(width)]
+
+
+def read_pieces(
+    name: str, path: Path, references: Callable[[str], Path | None] | None, tiles: int | None, overlap: int
+) -> PiecedImage:
+    try:
+        image = load_image(path)
+        reference = None if references is None else _read_reference(references(name), image)
+    except Exception as error:  # the parsers of a dozen formats raise what they like; one bad file must not end the run
+        message = str(error).removeprefix(f"{path} ").replace(f" {str(path)!r}", "")  # the name stands before it anyway
+        return PiecedImage(name, [], [], [], problem=" ".join(message.split()) or type(error).__name__)
+    _, height, width = image.shape
+    corners = tile_corners(height, width, tiles, overlap) if tiles else [(0, 0)]
+    side = tiles or max(height, width)
+
+    def cut(whole: Tensor) -> list[Tensor]:
+        return [whole[:, y : y + side, x : x + side] for x, y in corners]
+
+    return PiecedImage(name, cut(image), [] if reference is None else cut(reference), corners)
+
+
+def _read_reference(path: Path | None, image: Tensor) -> Tensor:
+    if path is None:
+        raise ValueError("it has no reference of the same name")
+    reference = load_image(path)
+    if reference.shape[1:] != image.shape[1:]:
+        (height, width), (own_height, own_width) = reference.shape[1:], image.shape[1:]
+        raise ValueError(f"its reference is {width}x{height}, itself it is {own_width}x{own_height}")
+    return reference
+
+
+def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -> Callable[[str], Path | None] | None:
+    """Relative path of an image -> its reference, by the same name or the same name with another suffix."""
+    needing = [name for name, scorer in named.items() if "reference" in scorer.inputs]
+    if reference is None:
+        if needing:
+            raise ValueError(
+                f"{', '.join(needing)} compares with references: name their folder with --reference DIR (reference=)"
+            )
+        return None
+    if not needing:
+        raise ValueError(f"reference= was given, but {', '.join(named)} takes none")
+    root = Path(reference)
+    by_name = {path.relative_to(root).as_posix(): path for path in list_images(root)}
+    by_stem: dict[str, list[Path]] = {}
+    for name, path in by_name.items():
+        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(path)
+
+    def find(name: str) -> Path | None:
+        alike = by_stem.get(str(PurePosixPath(name).with_suffix("")), [])
+        return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
+
+    return find
+
+
+def check_tiles(tiles: int | None, overlap: int) -> int | None:
+    """The side of the tiles, or None for whole images; `ValueError` for an overlap that does not leave room."""
+    tiles = None if tiles is None else check_count("tiles", tiles)
+    if not 0 <= overlap < (tiles or 1):
+        raise ValueError(f"overlap must lie in [0, tiles), got {overlap} with tiles={tiles}")
+    return tiles

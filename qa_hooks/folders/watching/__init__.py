@@ -1,0 +1,1 @@
+"""Watch a folder of samples that somebody else's trainer writes."""

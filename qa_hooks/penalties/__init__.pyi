@@ -1,0 +1,10 @@
+from .attach import AttachedPenalty as AttachedPenalty
+from .attach import attach_penalty as attach_penalty
+from .drift import DriftPenalty as DriftPenalty
+from .gradient import GradientPenalty as GradientPenalty
+from .gradient_model import fit_gradient_model as fit_gradient_model
+from .niqe import NIQEPenalty as NIQEPenalty
+from .penalty import CriticPass as CriticPass
+from .penalty import CriticPenalty as CriticPenalty
+from .qagan import QAGANPenalty as QAGANPenalty
+from .ssim import SSIMPenalty as SSIMPenalty

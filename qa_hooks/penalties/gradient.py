@@ -1,0 +1,36 @@
+"""The three penalties that need no fitted model: on the gradient's norm, on SSIM-Lipschitz ratios, on drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from qa_hooks._base.checks import check_weight
+from qa_hooks.functional.input_gradients import gradient_norm_penalty
+from qa_hooks.images import Range
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
+
+
+class GradientPenalty(CriticPenalty):
+    """WGAN-GP's gradient penalty (Gulrajani et al. 2017, eq. 3); R1 and R2 with `at="real"`/`"fake"` and `target=0`.
+
+    Example:
+        >>> import torch
+        >>> penalty = GradientPenalty(value_range=(-1, 1))
+        >>> critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
+        >>> penalty(critic, torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 8)).backward()
+    """
+
+    name = "gradient_penalty"
+
+    def __init__(
+        self, *, value_range: Range, weight: float = 10.0, at: str = "interpolated", target: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(value_range=value_range, weight=weight, **options)
+        if at not in ("interpolated", "real", "fake"):
+            raise ValueError(f'at must be "interpolated", "real" or "fake", got {at!r}')
+        self.at, self.target = at, check_weight("target", target)
+
+    def term(self, shared: CriticPass) -> Tensor:
+        return gradient_norm_penalty(shared.gradient(self.at), target=self.target)

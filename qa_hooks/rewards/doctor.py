@@ -1,0 +1,169 @@
+"""What can a metric be used for? Every scorer is tried before it is trusted: as a reward, as a monitor, or not at all.
+
+A score that looks reasonable in a table can still have no gradient, a gradient at the wrong image, or one that promises
+what the score does not do; it can depend on its neighbours in the batch, or be climbed without any image getting
+better. `diagnose` measures these on pictures drawn on the spot (dead leaves, which have the statistics of photographs)
+or on yours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qa_hooks._base.isolation import isolated
+from qa_hooks.functional.degradations import dead_leaves, degrade
+from qa_hooks.images import as_tensor, check_images, list_images, load_image, to_unit
+from qa_hooks.rewards.check import device_of
+from qa_hooks.rewards.doctor_checks import CHECKS, run_check
+from qa_hooks.rewards.doctor_subject import Outcome, Subject, smallest_side
+from qa_hooks.scorers.catalogue import SPECS
+from qa_hooks.scorers.scorer import Scorer
+
+REWARD, MONITOR, BROKEN = "usable as a reward", "monitor only", "broken"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One row: the check, "pass", "warn", "fail" or "skip", what was measured, and the threshold."""
+
+    check: str
+    verdict: str
+    measured: str
+    threshold: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        scorer: its name.
+        findings: one for each check.
+        verdict: "usable as a reward", "monitor only" or "broken".
+        reasons: the checks that decided it.
+    """
+
+    scorer: str
+    findings: tuple[Finding, ...]
+    verdict: str
+    reasons: tuple[str, ...]
+
+    def __getitem__(self, check: str) -> Finding:
+        return next(finding for finding in self.findings if finding.check == check)
+
+    def failed(self) -> list[str]:
+        """The names of the failed checks."""
+        return [finding.check for finding in self.findings if finding.verdict == "fail"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("", "check", "measured", "threshold")]
+        rows += [(f.verdict.upper() if f.verdict == "fail" else f.verdict, *_cells(f)) for f in self.findings]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        reason = f" ({', '.join(self.reasons)})" if self.reasons else ""
+        warned = [finding.check for finding in self.findings if finding.verdict == "warn"]
+        warning = [f"{self.scorer}: mind the {', '.join(warned)}"] if warned else []
+        return "\n".join([*table, "", *warning, f"{self.scorer}: {self.verdict}{reason}"])
+
+
+def diagnose(
+    scorer: Scorer, images: Any = None, *, size: int = 256, licence: str | None = None, progress: bool = False
+) -> Diagnosis:
+    """Try a scorer in every way in which metrics are known to fail; nothing outside changes, the random state included.
+
+    Args:
+        scorer: what `create_scorer` returned; it stays on its device.
+        images: clean pictures `(N, C, H, W)` in the scorer's range (uint8 is [0, 255]), two or more; the first two are
+            used. They are degraded here, and are the references of full-reference scorers. Without them: dead leaves.
+        size: the side of the pictures that are drawn; more when the scorer needs more.
+        licence: of the scorer, where it is known.
+        progress: show each check when stderr is a terminal.
+
+    Returns:
+        A `Diagnosis`; printing it gives a table.
+
+    Raises:
+        TypeError: not a scorer.
+        ValueError: fewer than two images.
+
+    Example:
+        >>> from qa_hooks.scorers import create_scorer
+        >>> diagnose(create_scorer("psnr"), size=64).verdict
+        'usable as a reward'
+    """
+    from tqdm import tqdm
+
+    if not isinstance(scorer, Scorer):
+        raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}; see create_scorer")
+    given = None if images is None else _given(images, scorer)
+    with isolated(), torch.inference_mode(False), torch.enable_grad():
+        device = device_of(scorer)
+        channels = 3 if given is None else given.shape[1]
+
+        def draw(side: int) -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            return dead_leaves(2, side, generator=generator, channels=channels).to(device)
+
+        minimum, refusal = smallest_side(scorer, draw)
+        if not minimum:
+            finding = Finding("minimum size", "fail", f"no size is scored: {refusal}"[:160], f"<= {size} px")
+            return Diagnosis(scorer.name, (finding,), BROKEN, ("minimum size",))
+        clean = draw(max(size, minimum)) if given is None else given.to(device)
+        generator = torch.Generator().manual_seed(0)
+        trial = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
+        asked = size if given is None else min(clean.shape[-2:])
+        subject = Subject(scorer, clean, trial, minimum, asked, licence or licence_of(scorer))
+        outcomes: dict[str, Outcome] = {}
+        bar = tqdm(CHECKS, disable=None if progress else True, leave=False)
+        for check in bar:
+            bar.set_description(f"{scorer.name}: {check.name}")
+            outcomes[check.name] = run_check(check, subject)
+    failed = [check for check in CHECKS if outcomes[check.name].verdict == "fail"]
+    spoiled = [check for check in failed if check.spoils_scores]
+    verdict = BROKEN if spoiled else MONITOR if failed else REWARD
+    findings = tuple(Finding(name, *outcome) for name, outcome in outcomes.items())
+    return Diagnosis(scorer.name, findings, verdict, tuple(check.name for check in spoiled or failed))
+
+
+def licence_of(scorer: Scorer) -> str:
+    """An adapter's own word, or that of the table of scorers."""
+    stated = getattr(scorer, "licence", None)
+    known = next((entry.licence for entry in SPECS.values() if entry.cls == type(scorer).__name__), "unknown")
+    return stated if isinstance(stated, str) else known
+
+
+def read_pictures(folder: str | Path, size: int) -> Tensor:
+    """The middle of the first two images of a folder that are large enough, `(2, C, size, size)` uint8.
+
+    Raises:
+        ValueError: fewer than two of them.
+    """
+    crops: list[Tensor] = []
+    for path in list_images(folder):
+        image = load_image(path)
+        top, left = ((side - size) // 2 for side in image.shape[1:])
+        if min(top, left) >= 0 and (not crops or len(image) == len(crops[0])):
+            crops.append(image[:, top : top + size, left : left + size])
+        if len(crops) == 2:
+            return torch.stack(crops)
+    raise ValueError(f"{folder} holds fewer than two images of at least {size} x {size}; give a smaller --size")
+
+
+def _given(images: Any, scorer: Scorer) -> Tensor:
+    pictures = check_images("images", as_tensor(images), floating=False)
+    if len(pictures) < 2:
+        raise ValueError("the doctor needs two images or more, to see whether they disturb each other; got 1")
+    return to_unit(pictures[:2].detach().clone(), scorer.value_range).float()
+
+
+def _cells(finding: Finding) -> tuple[str, str, str]:
+    return finding.check, finding.measured, finding.threshold

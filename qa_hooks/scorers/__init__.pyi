@@ -1,0 +1,17 @@
+from .calibration import Calibration as Calibration
+from .create import create_scorer as create_scorer
+from .full_reference import MSSSIM as MSSSIM
+from .full_reference import PSNR as PSNR
+from .full_reference import SSIM as SSIM
+from .giqa.gmm import GMMScorer as GMMScorer
+from .giqa.knn import KNNScorer as KNNScorer
+from .giqa.snapshot import BCScorer as BCScorer
+from .giqa.snapshot import IRScorer as IRScorer
+from .giqa.snapshot import MBCScorer as MBCScorer
+from .giqa.snapshot import SnapshotScorer as SnapshotScorer
+from .loading import load_scorer as load_scorer
+from .niqe.model import NaturalnessModel as NaturalnessModel
+from .niqe.scorer import NIQE as NIQE
+from .rank.scorer import RankScorer as RankScorer
+from .scorer import FunctionScorer as FunctionScorer
+from .scorer import Scorer as Scorer

@@ -1,0 +1,64 @@
+"""The scorers that have a name, as data: where each is, its licence, and what it needs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """A scorer that has a name: where it is, and what a table of scorers says of it.
+
+    Attributes:
+        module, cls: imported when asked for.
+        options: of the constructor, under this name.
+        licence: of its code and parameters.
+        requires: packages beyond the core, by their pip names.
+        needs_fit: it has to be fitted on the user's images before it scores.
+        weights: the file of torchvision's that it downloads when it is not in torch.hub's folder.
+    """
+
+    module: str
+    cls: str
+    options: Mapping[str, Any] = {}
+    licence: str = "Apache-2.0"
+    requires: tuple[str, ...] = ()
+    needs_fit: bool = False
+    weights: str = ""
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class."""
+        kind: type[Any] = getattr(importlib.import_module(self.module), self.cls)
+        return kind
+
+
+_HERE = "qa_hooks.scorers"
+
+
+SPECS: dict[str, Entry] = {
+    "psnr": Entry(f"{_HERE}.full_reference", "PSNR"),
+    "ssim": Entry(f"{_HERE}.full_reference", "SSIM"),
+    "ms_ssim": Entry(f"{_HERE}.full_reference", "MSSSIM"),
+    "niqe": Entry(f"{_HERE}.niqe.scorer", "NIQE", {"pristine": "original"}),
+    "niqe_bsd100": Entry(f"{_HERE}.niqe.scorer", "NIQE", {"pristine": "bsd100"}),
+    "lpips": Entry(
+        f"{_HERE}.libraries.torchmetrics", "LPIPS", requires=("torchmetrics",), weights="alexnet-owt-7be5be79.pth"
+    ),
+    "dists": Entry(
+        f"{_HERE}.libraries.torchmetrics", "DISTS", requires=("torchmetrics",), weights="vgg16-397923af.pth"
+    ),
+    "giqa-gmm": Entry(f"{_HERE}.giqa.gmm", "GMMScorer", needs_fit=True),
+    "giqa-sgm": Entry(f"{_HERE}.giqa.gmm", "GMMScorer", {"components": 1}, needs_fit=True),
+    "giqa-knn": Entry(f"{_HERE}.giqa.knn", "KNNScorer", needs_fit=True),
+    "giqa-mbc": Entry(f"{_HERE}.giqa.snapshot", "MBCScorer", needs_fit=True),
+    "giqa-bc": Entry(f"{_HERE}.giqa.snapshot", "BCScorer", needs_fit=True),
+    "giqa-ir": Entry(f"{_HERE}.giqa.snapshot", "IRScorer", needs_fit=True),
+    "rank": Entry(f"{_HERE}.rank.scorer", "RankScorer", needs_fit=True),
+}
+
+
+SAVED = {entry.cls: entry for entry in SPECS.values()} | {
+    "SnapshotScorer": Entry(f"{_HERE}.giqa.snapshot", "SnapshotScorer", needs_fit=True)
+}

@@ -1,0 +1,144 @@
+"""GMM-GIQA: the log-likelihood of an image's features under a mixture of Gaussians fitted on real images.
+
+    score = log sum_m w_m N(V^T (f - c); mu_m, Sigma_m)
+
+c and V are the centre and the principal components of the real features. Higher is better; the value depends on the
+number of dimensions and means something only in comparison, so calibrate it. One component is the paper's baseline of a
+single Gaussian (SGM). Fitted by scikit-learn, scored by our own code, differentiable through the extractor.
+
+Source: GIQA (Gu et al. 2020), Eq. 6, and its code, which takes the logarithm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks.features import FeatureExtractor
+from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
+from qa_hooks.images import Range
+from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
+
+COVARIANCES = ("full", "diag")
+
+
+class GMMScorer(FeatureScorer):
+    """Log-likelihood under a Gaussian mixture of real features.
+
+    Args:
+        extractor: from `create_extractor`, or its name.
+        components: Gaussians; 7 for LSUN and Cityscapes, 70 for FFHQ in the paper; 1 is the SGM baseline.
+        pca: share of the variance to keep, between 0 and 1; or a number of dimensions; or None for all features. Full
+            covariances need more images per component than dimensions.
+        covariance: "full" or "diag".
+        reg_covar: added to the diagonal of each covariance; scikit-learn's default.
+        seed: of the initialisation.
+        value_range: what the numbers of the images mean.
+
+    Attributes:
+        name: "giqa_gmm", or "giqa_sgm" for one component.
+
+    Raises:
+        ValueError: unknown options; when fitting: fewer images than components, constant or non-finite features.
+
+    Example:
+        >>> scorer = GMMScorer("random", components=2, pca=4).fit(torch.rand(80, 3, 16, 16))
+        >>> scorer(torch.rand(5, 3, 16, 16)).shape
+        torch.Size([5])
+    """
+
+    fitted = ("log_weights", "means", "factors", "center", "basis")
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+    center: Tensor
+    basis: Tensor
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | str | Mapping[str, Any],
+        components: int = 7,
+        *,
+        pca: float | int | None = 0.95,
+        covariance: str = "full",
+        reg_covar: float = 1e-6,
+        seed: int = 0,
+        value_range: Range = (0.0, 1.0),
+    ) -> None:
+        super().__init__(extractor, value_range=value_range)
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance must be one of {COVARIANCES}, got {covariance!r}")
+        share = isinstance(pca, float) and 0 < pca < 1
+        if pca is not None and not share and (isinstance(pca, (bool, float)) or pca < 1):
+            raise ValueError(f"pca must be a share between 0 and 1, a number of dimensions, or None, got {pca!r}")
+        self.components, self.pca, self.covariance = check_count("components", components), pca, covariance
+        self.reg_covar, self.seed = check_weight("reg_covar", reg_covar), check_count("seed", seed, least=0)
+        self.name = "giqa_gmm" if components > 1 else "giqa_sgm"
+
+    def own_options(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("components", "pca", "covariance", "reg_covar", "seed")}
+
+    def fit_tensors(self, values: Tensor, like: FeatureScorer | None) -> dict[str, Tensor]:
+        from sklearn.mixture import GaussianMixture
+
+        if len(values) < self.components:
+            raise ValueError(f"{self.components} components need as many images, got {len(values)}")
+        features = values.double().numpy()
+        if isinstance(like, GMMScorer):
+            center, basis = like.center.cpu(), like.basis.cpu()
+        else:
+            center, basis = (tensor.float() for tensor in self._principal(features))
+        rows = features - center.double().numpy()  # with what will be saved
+        rows = rows @ basis.double().numpy() if basis.numel() else rows
+        mixture = GaussianMixture(
+            self.components, covariance_type=self.covariance, reg_covar=self.reg_covar, random_state=self.seed
+        )
+        try:
+            mixture.fit(rows)
+        except ValueError as error:
+            raise ValueError(
+                f"the mixture could not be fitted on {len(rows)} images in {rows.shape[1]} dimensions: {error}; give "
+                "more images, fewer components, a smaller pca or a larger reg_covar"
+            ) from error
+        smallest = float(mixture.weights_.min()) * len(rows)
+        if self.covariance == "full" and smallest < rows.shape[1]:
+            warnings.warn(
+                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, so its covariance is "
+                "singular but for reg_covar and likelihoods will be erratic: give more images, fewer components, a "
+                "smaller pca, or covariance='diag'"
+            )
+        dtype = torch.float32 if rows.shape[1] <= MAX_FLOAT32_DIM else torch.float64
+        arrays = {
+            "log_weights": np.log(mixture.weights_),
+            "means": mixture.means_,
+            "factors": mixture.precisions_cholesky_,
+        }
+        tensors = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
+        return {**tensors, "center": center, "basis": basis}
+
+    def score_rows(self, features: Tensor) -> Tensor:
+        rows = features - self.center
+        rows = rows @ self.basis.to(rows.dtype) if self.basis.numel() else rows
+        return mixture_log_density(rows, self.log_weights, self.means, self.factors)
+
+    def _principal(self, features: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
+        """Centre `(dim,)` and principal components `(dim, d)`, the latter empty without PCA; float64."""
+        from sklearn.decomposition import PCA
+
+        count, dim = features.shape
+        center = torch.from_numpy(features.mean(0))
+        spread = features.std(0)
+        if spread.max() <= 1e-6 * max(abs(features).max(), 1e-30):
+            raise ValueError(f"the features of all {count} images are the same: there is nothing to fit")
+        if self.pca is None:
+            return center, torch.zeros(0, 0, dtype=torch.float64)
+        if self.pca >= 1 and self.pca > min(count, dim):
+            raise ValueError(f"pca={self.pca} dimensions need as many images and features, got {count} and {dim}")
+        principal = PCA(self.pca, random_state=self.seed).fit(features)
+        return torch.from_numpy(principal.mean_), torch.from_numpy(principal.components_.T.copy())

@@ -1,0 +1,134 @@
+"""The images that a snapshot scorer is fitted on: read, brought to one shape and held as bytes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import rank
+from qa_hooks.images import Range, RangeGuard, check_images, to_grey, to_uint8, to_unit
+from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared, warn_left_out
+from qa_hooks.sources.snapshots import list_snapshots
+
+READ_BATCH = 64
+MIN_SIDE = 8
+
+Shape = tuple[int, int, int]
+Snapshots = str | Path | tuple[Tensor, Tensor | Sequence[int]]
+
+
+class Read(NamedTuple):
+    """What became of a source.
+
+    Attributes:
+        images: uint8 `(n, C, H, W)`.
+        positions: of each in the source.
+        failures: messages by position, of what could not be read.
+        resized: whether any was.
+    """
+
+    images: Tensor
+    positions: Sequence[int] = ()
+    failures: Mapping[int, str] = {}
+    resized: bool = False
+
+
+def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
+    """A folder or a pair -> a source of images, and the iteration of each position, int64 `(n,)`.
+
+    Raises:
+        TypeError, ValueError: neither, no images, or iterations that do not go with them.
+    """
+    if isinstance(snapshots, (str, Path)):
+        paths, steps = list_snapshots(snapshots)
+        return paths, torch.tensor(steps, device="cpu")
+    if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and isinstance(snapshots[0], Tensor)):
+        raise TypeError(
+            "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
+            f"{type(snapshots).__name__}"
+        )
+    images, iterations = check_images("snapshots", snapshots[0], floating=False), torch.as_tensor(snapshots[1])
+    if iterations.shape != images.shape[:1]:
+        raise ValueError(
+            f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"
+        )
+    if iterations.is_complex() or not bool((torch.isfinite(iterations) & (iterations >= 0)).all()):
+        raise ValueError("iterations must be numbers that are finite and not negative")
+    return images, iterations.cpu()
+
+
+def input_shape(source: Source, size: tuple[int, int] | None, channels: int | None) -> Shape:
+    """(C, H, W) of a network's input: as asked for, otherwise that of the first image that can be read."""
+    first = next((images for _, images in image_batches(source, batch_size=1, failures={})), None)
+    if first is None:
+        raise ValueError("none of the snapshots can be read")
+    height, width = size or (first.shape[2], first.shape[3])
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"snapshots must have at least {MIN_SIDE} pixels a side, got {height} x {width}")
+    return channels or (1 if first.shape[1] == 1 else 3), height, width
+
+
+def to_shape(images: Tensor, shape: Shape) -> Tensor:
+    """Floating `(N, 1 or 3, H, W)` -> `(N, *shape)`: grey or RGB, resized with antialiasing; differentiable.
+
+    Example:
+        >>> to_shape(torch.rand(2, 3, 32, 32), (1, 16, 16)).shape
+        torch.Size([2, 1, 16, 16])
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]} (shape {tuple(images.shape)})")
+    images = to_grey(images) if shape[0] == 1 else images.expand(-1, 3, -1, -1)
+    if images.shape[2:] == shape[1:]:
+        return images
+    return F.interpolate(images, shape[1:], mode="bilinear", align_corners=False, antialias=True)
+
+
+def read_images(
+    name: str, source: Source, shape: Shape, value_range: Range, *, limit: int, progress: bool = True
+) -> Read:
+    """Read at most `limit` images, taken evenly where that can be; files that cannot be read are left out.
+
+    Raises:
+        ValueError: values that are not finite, or real ones outside the range.
+    """
+    from tqdm import tqdm
+
+    count = count_images(source) if is_shared(source) else None
+    indices = torch.linspace(0, count - 1, limit, device="cpu").long().tolist() if count and count > limit else None
+    parts, positions, failures = [torch.zeros(0, *shape, dtype=torch.uint8, device="cpu")], [], dict[int, str]()
+    guard, resized = RangeGuard(value_range), False
+    total = limit if indices is not None else count
+    disable = None if progress and rank() == 0 else True
+    with isolated(), tqdm(total=total, desc=f"reading {name}", unit="image", disable=disable) as bar:
+        for at, images in image_batches(source, batch_size=READ_BATCH, indices=indices, failures=failures):
+            if images.dtype != torch.uint8:
+                if not bool(torch.isfinite(images).all()):
+                    raise ValueError(f"{name} holds non-finite values (images {at[0]} to {at[-1]})")
+                guard(**{"data" if name == "real" else "predictions": {name: images}})
+            resized = resized or images.shape[2:] != shape[1:]
+            unit = to_unit(images if images.dtype == torch.uint8 else images.float(), value_range)
+            parts.append(to_uint8(to_shape(unit, shape)).cpu())
+            positions += at
+            bar.update(len(at))
+            if len(positions) >= limit:
+                break
+    return Read(torch.cat(parts)[:limit], positions[:limit], failures, resized)
+
+
+def warn_of_reading(real: Read, generated: Read) -> None:
+    """Say what was left out, and when resampling alone could tell the two apart."""
+    for name, read in (("snapshots", generated), ("real images", real)):
+        warn_left_out(read.failures, name)
+    if real.resized != generated.resized:
+        ours, theirs = ("real images", "snapshots") if real.resized else ("snapshots", "real images")
+        warnings.warn(
+            f"the {ours} had to be resized and the {theirs} had not: the scorer may learn to see that; give it real "
+            "images that were prepared like the training data of the run"
+        )

@@ -1,0 +1,72 @@
+"""Read a saved scorer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qa_hooks._base.files import read_safetensors
+from qa_hooks.features import FeatureExtractor
+from qa_hooks.images import Range
+from qa_hooks.scorers.calibration import Calibration
+from qa_hooks.scorers.catalogue import SAVED, SPECS
+from qa_hooks.scorers.saving import FORMAT
+from qa_hooks.scorers.scorer import Scorer
+
+NATURALNESS = "qa_hooks.naturalness"
+
+
+def load_scorer(
+    path: str | Path,
+    value_range: Range = (0.0, 1.0),
+    *,
+    extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
+) -> Scorer:
+    """Read a scorer that `save` wrote, or a NIQE model that `qa-hooks fit niqe` wrote.
+
+    Args:
+        path: the file.
+        value_range: what the numbers of the images mean.
+        extractor: for scorers fitted in features of a network of yours; for others it may stand in for the one that
+            the file names. Its fingerprint must be the file's.
+
+    Raises:
+        ValueError: not such a file, or a broken one; the message names it.
+    """
+    tensors, metadata = read_safetensors(path, "is not a whole safetensors file")
+    try:
+        header = json.loads(metadata.get("scorer", "null"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if metadata.get("format") == NATURALNESS:
+        scorer: Scorer = SPECS["niqe"].kind(pristine=str(path), value_range=value_range)
+        return scorer
+    if metadata.get("format") != FORMAT or not isinstance(header, dict):
+        raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    if str(header.get("class")) not in SAVED:
+        raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(SAVED)}")
+    own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
+    try:
+        scorer = _rebuilt(SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
+        if header.get("calibration"):
+            scorer.calibration = Calibration(header["calibration"], tensors["calibration.points"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
+    return scorer
+
+
+def _rebuilt(
+    kind: Any, options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range, extractor: Any
+) -> Scorer:
+    scorer: Scorer
+    if extractor is not None and "extractor" not in options:
+        raise ValueError("it has no features of an extractor, so it takes no extractor=")
+    if extractor is not None:
+        scorer = kind.from_saved(options, tensors, value_range, extractor=extractor)
+    else:
+        scorer = kind.from_saved(options, tensors, value_range)
+    return scorer

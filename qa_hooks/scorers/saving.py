@@ -1,0 +1,25 @@
+"""The file format of scorers: safetensors with a JSON header. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qa_hooks._base.files import check_writable, write_safetensors
+from qa_hooks.scorers.catalogue import SAVED
+
+FORMAT = "qa_hooks.scorer"
+
+
+def save_scorer(scorer: Any, path: str | Path) -> None:
+    """Write a scorer; the file appears whole or not at all."""
+    if type(scorer).__name__ not in SAVED:
+        raise TypeError(f"{type(scorer).__name__} cannot be saved; the scorers that can are {sorted(SAVED)}")
+    tensors, calibration = scorer.tensors(), scorer.calibration
+    header = {"class": type(scorer).__name__, "options": scorer.options(), "calibration": None}
+    if calibration is not None:
+        header["calibration"] = calibration.method
+        tensors["calibration.points"] = calibration.points
+    check_writable(Path(path).parent, name="path")
+    write_safetensors(path, tensors, {"format": FORMAT, "version": "1", "scorer": json.dumps(header)})

@@ -1,0 +1,1 @@
+"""Images from wherever a user has them: folders, tensors, data sets, loaders, and functions that draw samples."""

@@ -1,0 +1,267 @@
+"""Images from wherever a user has them, in batches: a tensor, a folder, files, a dataset, a loader.
+
+A *shared* source (tensor, folder, files, dataset) is the same on every process, so that work on it can be divided by
+position. A loader is not: each process brings its own part of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from qa_hooks._base.checks import check_count
+from qa_hooks.images import as_tensor, check_images, list_images, load_image
+
+Source = Any
+THREADS = 4
+# Pixels of a batch, 64 images of 256 x 256: larger images come in smaller batches, so that memory stays flat.
+BATCH_PIXELS = 2**22
+KEYS = ("image", "images", "pixel_values", "jpg", "png")
+
+
+def image_paths(source: Source) -> list[Path] | None:
+    """The files of a source that consists of files: a folder (sorted), one file, or a sequence of paths; else None."""
+    if isinstance(source, (str, Path)):
+        return [Path(source)] if Path(source).is_file() else list_images(source)
+    if isinstance(source, Sequence) and len(source) and all(isinstance(item, (str, Path)) for item in source):
+        return [Path(item) for item in source]
+    return None
+
+
+def is_shared(source: Source) -> bool:
+    """Whether every process sees the whole of it, so that positions mean the same everywhere.
+
+    Example:
+        >>> is_shared(torch.zeros(4, 3, 8, 8)), is_shared(iter([torch.zeros(4, 3, 8, 8)]))
+        (True, False)
+    """
+    return isinstance(source, (Tensor, str, Path)) or image_paths(source) is not None or _is_dataset(source)
+
+
+def has_positions(source: Source) -> bool:
+    """Whether positions mean the same everywhere: of a shared source, or a loader with torch's `DistributedSampler`."""
+    return is_shared(source) or _distributed_sampler(source) is not None
+
+
+def first_of_each(positions: Tensor) -> Tensor:
+    """Rows in the order of their positions, the first of each: without what pads the parts of several processes.
+
+    Example:
+        >>> first_of_each(torch.tensor([0, 2, 4, 1, 3, 0]))
+        tensor([0, 3, 1, 4, 2])
+    """
+    order = positions.argsort(stable=True)
+    ranked = positions[order]
+    fresh = torch.ones_like(ranked, dtype=torch.bool)
+    fresh[1:] = ranked[1:] != ranked[:-1]
+    return order[fresh]
+
+
+def count_images(source: Source) -> int | None:
+    """How many images a source holds; None where only its end would tell."""
+    paths = image_paths(source)
+    if paths is not None:
+        return len(paths)
+    if isinstance(source, Tensor) or _is_dataset(source):
+        return len(source)
+    dataset = getattr(source, "dataset", None)
+    sampler = getattr(source, "sampler", None)
+    try:
+        return len(sampler) if sampler is not None else len(dataset) if dataset is not None else None
+    except TypeError:
+        return None
+
+
+def image_batches(
+    source: Source,
+    *,
+    batch_size: int = 64,
+    indices: Sequence[int] | None = None,
+    failures: dict[int, str] | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Walk through a source once, in batches of one size. A loader's own generators are put back at the end.
+
+    Args:
+        source: a tensor `(N, C, H, W)`, a folder, a sequence of paths, a dataset (its items an image, or a tuple or
+            mapping that holds one), or an iterable of batches such as a `DataLoader`.
+        batch_size: images at a time, fewer of large ones (`BATCH_PIXELS`); an iterable's batches stay as they are.
+        indices: only these positions, for sources that have positions.
+        failures: collects `{position: message}` of files that cannot be read; without it the first one raises.
+
+    Yields:
+        Positions in the source and images `(n, C, H, W)`: files as uint8, tensors as they are. Where sizes differ the
+        images of one size come together, so positions do not always ascend.
+
+    Raises:
+        TypeError, ValueError: no such source, or nothing in it.
+
+    Example:
+        >>> [positions for positions, images in image_batches(torch.zeros(3, 1, 8, 8), batch_size=2)]
+        [[0, 1], [2]]
+    """
+    check_count("batch_size", batch_size)
+    paths = image_paths(source)
+    if isinstance(source, Tensor):
+        check_images("images", source, floating=False)
+        fitting = max(1, min(batch_size, BATCH_PIXELS // (source.shape[-2] * source.shape[-1])))
+        for chunk in _chunks(range(len(source)) if indices is None else indices, fitting):
+            yield chunk, source[chunk]
+    elif paths is not None:
+        chosen = list(range(len(paths)) if indices is None else indices)
+        yield from _windows(_from_files(paths, chosen, failures), batch_size)
+    elif _is_dataset(source):
+        positions = range(len(source)) if indices is None else indices
+        yield from _windows(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
+    elif isinstance(source, Iterable):
+        if indices is not None:
+            raise ValueError(
+                f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
+            )
+        with _generators_put_back(source):
+            yield from _from_batches(source)
+    else:
+        raise TypeError(
+            "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
+            f"{type(source).__name__}"
+        )
+
+
+def _is_dataset(source: Source) -> bool:
+    batched = isinstance(source, (Tensor, str, Mapping)) or hasattr(source, "batch_sampler")
+    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    return indexed and not batched and not (isinstance(source, Sequence) and len(source) and _is_batch(source[0]))
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether it is a tensor of several images, or a tuple or list that begins with one."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, Tensor) and first.ndim == 4
+
+
+def _chunks(positions: Iterable[int], size: int) -> Iterator[list[int]]:
+    chosen = list(positions)
+    for start in range(0, len(chosen), size):
+        yield chosen[start : start + size]
+
+
+def _distributed_sampler(source: Source) -> DistributedSampler[Any] | None:
+    sampler = getattr(getattr(source, "batch_sampler", None), "sampler", None)
+    return sampler if isinstance(sampler, DistributedSampler) else None
+
+
+def own_generators(source: Source) -> list[torch.Generator]:
+    """The random generators that a loader or its samplers own."""
+    batch_sampler = getattr(source, "batch_sampler", None)
+    owners = (source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [g for g in generators.values() if isinstance(g, torch.Generator)]
+
+
+@contextlib.contextmanager
+def _generators_put_back(source: Source) -> Iterator[None]:
+    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
+    states = [(g, g.get_state()) for g in own_generators(source)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _image_of(item: Any) -> Any:
+    """The image of a dataset's item, or the images of a loader's batch: a tuple's first, a mapping's image, itself."""
+    if isinstance(item, Mapping):
+        for key in KEYS:
+            if key in item:
+                return item[key]
+        raise ValueError(f"no image under {KEYS} in an item with the keys {sorted(item)}")
+    labelled = isinstance(item, list) and len(item) > 1 and (_is_batch(item) or not _is_image(item[1]))
+    return item[0] if isinstance(item, tuple) or labelled else item
+
+
+def _is_image(value: Any) -> bool:
+    return type(value).__module__.startswith("PIL.") or (hasattr(value, "shape") and len(value.shape) >= 2)
+
+
+def _single(position: int, image: Any) -> Tensor:
+    tensor = as_tensor(image)
+    if tensor.shape[0] != 1:
+        raise ValueError(f"item {position} of the dataset holds {tensor.shape[0]} images, expected one (C, H, W)")
+    return tensor
+
+
+def _windows(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Single images put together by size, as many at a time as make a batch."""
+    window: dict[Any, tuple[list[int], list[Tensor]]] = {}
+    count = pixels = 0
+    for position, image in images:
+        group = window.setdefault((*image.shape, image.dtype == torch.uint8), ([], []))
+        group[0].append(position)
+        group[1].append(image)
+        count, pixels = count + 1, pixels + image.shape[-2] * image.shape[-1]
+        if count >= batch_size or pixels >= BATCH_PIXELS:
+            yield from ((chosen, torch.cat(tensors)) for chosen, tensors in window.values())
+            window, count, pixels = {}, 0, 0
+    yield from ((chosen, torch.cat(tensors)) for chosen, tensors in window.values())
+
+
+def _from_files(paths: list[Path], chosen: list[int], failures: dict[int, str] | None) -> Iterator[tuple[int, Tensor]]:
+    """Files are decoded by a few threads, a few images ahead of what is being used."""
+
+    def read(position: int) -> Tensor | Exception:
+        try:
+            return load_image(paths[position])[None]
+        except (ValueError, OSError) as error:
+            return error
+
+    waiting: deque[tuple[int, Future[Tensor | Exception]]] = deque()
+    remaining = iter(chosen)
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            while True:
+                for position in itertools.islice(remaining, 2 * THREADS - len(waiting)):
+                    waiting.append((position, pool.submit(read, position)))
+                if not waiting:
+                    return
+                own, future = waiting.popleft()
+                image = future.result()
+                if isinstance(image, Tensor):
+                    yield own, image
+                elif failures is None:
+                    raise ValueError(str(image)) from image
+                else:
+                    failures[own] = str(image)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
+    sampler = _distributed_sampler(batches)
+    own = iter(sampler) if sampler is not None else itertools.count()
+    for batch in batches:
+        images = _image_of(batch)
+        if isinstance(images, Tensor) and images.ndim != 4:
+            raise ValueError(
+                f"a batch must have the shape (N, C, H, W), got {tuple(images.shape)}"
+                + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
+            )
+        images = as_tensor(images)
+        yield list(itertools.islice(own, images.shape[0])), images
+
+
+def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:
+    """One warning of what `image_batches(failures=...)` gathered, with the first reason; none where it is empty."""
+    if failures:
+        first = next(iter(failures.values()))
+        warnings.warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
