@@ -29,6 +29,7 @@ class LiveCalls:
         """What replaces `denoiser.forward`."""
         forward = denoiser.forward
         begin, end = torch.compiler.disable(self.begin_call), torch.compiler.disable(self.end_call)
+        again: Any = torch.compiler.disable(recomputed, recursive=False)
 
         @functools.wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -37,7 +38,7 @@ class LiveCalls:
             begin(denoiser, args, kwargs)
             live = torch.is_grad_enabled()
             if live and self.checkpoint:
-                output = recomputed(denoiser, forward, *args, **kwargs)
+                output = again(denoiser, forward, *args, **kwargs)
             else:
                 output = forward(*args, **kwargs)
             end(name, denoiser, output, live)

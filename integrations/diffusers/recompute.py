@@ -39,14 +39,16 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
     Raises:
         RuntimeError: from the backward pass: weights or inputs have changed since, or the call cannot be made again.
     """
-    state, first = CallState(module, (args, kwargs)), True
+    # Dynamo must not trace this bookkeeping, only the function.
+    state, first = torch.compiler.disable(CallState)(module, (args, kwargs)), True
+    check = torch.compiler.disable(state.check)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         nonlocal first
         if first:
             first = False
             return function(*args, **kwargs)
-        state.check()
+        check()
         with state.restored():
             try:
                 return function(*args, **kwargs)
@@ -94,17 +96,24 @@ class CallState:
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Within it, all attributes are as they were when this was made."""
+        replaced = torch.compiler.disable(self._put_back)()
+        try:
+            yield
+        finally:
+            torch.compiler.disable(self._undo)(replaced)
+
+    def _put_back(self) -> list[tuple[Any, dict[str, Any]]]:
         replaced = []
         for owner, held in self.attributes:
             now = self._attributes(owner)
             if not _alike(now, held):
                 replaced.append((owner, now))
                 _replace(vars(owner), now, _copied(held))
-        try:
-            yield
-        finally:
-            for owner, before in replaced:
-                _replace(vars(owner), self._attributes(owner), before)
+        return replaced
+
+    def _undo(self, replaced: list[tuple[Any, dict[str, Any]]]) -> None:
+        for owner, before in replaced:
+            _replace(vars(owner), self._attributes(owner), before)
 
     def _attributes(self, owner: Any) -> dict[str, Any]:
         own = vars(owner)
