@@ -95,12 +95,13 @@ def flux_with(channels: int) -> Member:
     return Member(lambda: {"transformer": flux_network(in_channels=channels, out_channels=16)})
 
 
+GUIDED = {"negative_prompt_embeds": noise(4, 16, seed=6), "negative_pooled_prompt_embeds": noise(16, seed=6)}
 ONE = {"true_cfg_scale": 1.0, "negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
 FLUX = Family(
     flux,
     lambda: text(**ONE),
     {
-        "FluxPipeline": Member(call={**ONE, "true_cfg_scale": 3.0, "negative_prompt_embeds": noise(4, 16, seed=6)}),
+        "FluxPipeline": Member(call={"true_cfg_scale": 3.0, **GUIDED}),
         "FluxImg2ImgPipeline": Member(),
         "FluxInpaintPipeline": Member(),
         "FluxFillPipeline": flux_with(48),
@@ -110,8 +111,8 @@ FLUX = Family(
         "FluxControlNetPipeline": Member(),
         "FluxControlNetImg2ImgPipeline": Member(),
         "FluxControlNetInpaintPipeline": Member(),
-        "FluxKontextPipeline": Member(call={"_auto_resize": False}),
-        "FluxKontextInpaintPipeline": Member(call={"_auto_resize": False}),
+        "FluxKontextPipeline": Member(call={"_auto_resize": False, "max_area": SIDE * SIDE}),
+        "FluxKontextInpaintPipeline": Member(call={"_auto_resize": False, "max_area": SIDE * SIDE}),
     },
 )
 
@@ -194,7 +195,12 @@ QWEN = Family(
 def z_image() -> dict[str, Any]:
     sizes = {"in_channels": 4, "dim": 32, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
     network = d.ZImageTransformer2DModel(
-        all_patch_size=(2,), all_f_patch_size=(1,), **sizes, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[64, 32, 32]
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        **sizes,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[64, 32, 32],
     )
     return {"transformer": network, "vae": autoencoder(shift_factor=0.06), "scheduler": FLOW()}
 

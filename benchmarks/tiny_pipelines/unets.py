@@ -1,4 +1,4 @@
-"""Families whose denoiser is a UNet: Stable Diffusion, SDXL, Kolors, Kandinsky, DeepFloyd IF, Stable Cascade, pixels."""
+"""Families whose denoiser is a UNet: Stable Diffusion, SDXL, Kandinsky, DeepFloyd IF, Stable Cascade, pixels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ ADDED = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 4,
     "projection_class_embeddings_input_dim": 40,
+}
+ADAPTED = {  # an adapter's features fit to a first block with attention
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 SMALL = {"conditioning_embedding_out_channels": (8, 8)}
 
@@ -84,7 +88,7 @@ STABLE_DIFFUSION = Family(
         "StableDiffusionControlNetPipeline": Member(),
         "StableDiffusionControlNetImg2ImgPipeline": Member(),
         "StableDiffusionControlNetInpaintPipeline": Member(),
-        "StableDiffusionAdapterPipeline": Member(),
+        "StableDiffusionAdapterPipeline": of_unet(**ADAPTED),
         "StableDiffusionPAGPipeline": Member(),
         "StableDiffusionPAGImg2ImgPipeline": Member(),
         "StableDiffusionPAGInpaintPipeline": Member(),
@@ -101,13 +105,11 @@ def xl_parts() -> dict[str, Any]:
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     encoder = CLIPTextModelWithProjection(CLIPTextConfig(**sizes, projection_dim=16, vocab_size=50))
-    union = {**ADDED, "num_control_type": 6, "num_trans_channel": 8, "num_trans_head": 2, "num_proj_channel": 8}
     return {
         **sd_parts(),
         "unet": unet(**ADDED),
         "text_encoder_2": encoder,
         "controlnet": d.ControlNetModel(**BLOCKS, **CROSS, **SMALL, **ADDED),
-        "union": union,
         "add_watermarker": False,
     }
 
@@ -119,7 +121,7 @@ def xl_call() -> dict[str, Any]:
 
 def union() -> dict[str, Any]:
     options = {**BLOCKS, **CROSS, **SMALL, **ADDED, "num_control_type": 6, "num_trans_channel": 8, "num_trans_head": 2}
-    options |= {"projection_class_embeddings_input_dim": 40, "addition_embed_type_num_heads": 2}
+    options |= {"num_proj_channel": 8, "projection_class_embeddings_input_dim": 40, "addition_embed_type_num_heads": 2}
     return {"controlnet": d.ControlNetUnionModel(**options)}
 
 
@@ -138,7 +140,7 @@ STABLE_DIFFUSION_XL = Family(
         "StableDiffusionXLControlNetUnionPipeline": Member(union, UNION),
         "StableDiffusionXLControlNetUnionImg2ImgPipeline": Member(union, UNION),
         "StableDiffusionXLControlNetUnionInpaintPipeline": Member(union, UNION),
-        "StableDiffusionXLAdapterPipeline": Member(),
+        "StableDiffusionXLAdapterPipeline": of_unet(**ADAPTED, **ADDED),
         "StableDiffusionXLPAGPipeline": Member(),
         "StableDiffusionXLPAGImg2ImgPipeline": Member(),
         "StableDiffusionXLPAGInpaintPipeline": Member(),
@@ -175,12 +177,12 @@ DEEPFLOYD = Family(
 
 def movq() -> Any:
     return d.VQModel(
-        block_out_channels=(8, 16),
+        block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         layers_per_block=1,
-        norm_num_groups=4,
+        norm_num_groups=32,
         num_vq_embeddings=12,
         vq_embed_dim=4,
         norm_type="spatial",

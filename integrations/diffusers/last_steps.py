@@ -33,6 +33,7 @@ from qa_hooks.integrations.diffusers.gradient_checks import check_pipeline
 from qa_hooks.integrations.diffusers.live_calls import OwnLoop
 from qa_hooks.integrations.diffusers.pipeline_parts import decoder_name, denoisers, networks
 from qa_hooks.integrations.diffusers.pipeline_run import PipelineRun
+from qa_hooks.integrations.diffusers.recompute import check_recomputable
 from qa_hooks.integrations.training_checks import check_model, check_plain_training, inside_ddp
 
 
@@ -106,6 +107,8 @@ def grad_last_steps(
     check_plain_training(accelerator)
     for part in parts.values():
         check_model(part)
+        if checkpoint:
+            check_recomputable(part)
         if getattr(part.forward, "_of_grad_last_steps", False):
             raise RuntimeError("grad_last_steps is already at work on this denoiser: leave that context first")
 

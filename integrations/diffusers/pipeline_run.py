@@ -52,7 +52,8 @@ class PipelineRun(LiveCalls):
 
     def watched(self) -> Iterator[tuple[Any, type]]:
         """The objects whose calls are followed, and the class of each meanwhile."""
-        yield self.pipe, subclass(self.pipe, __call__=self._call)
+        cutting = {"get_timesteps": self._get_timesteps} if hasattr(type(self.pipe), "get_timesteps") else {}
+        yield self.pipe, subclass(self.pipe, __call__=self._call, **cutting)
         if self.scheduler is None or not hasattr(self.scheduler, "step"):
             raise ValueError(
                 f"{self.name} has no scheduler whose steps could be counted: give the denoiser alone, and num_calls="
@@ -124,11 +125,25 @@ class PipelineRun(LiveCalls):
             f"sample with qa_hooks.integrations.diffusers.reward_sample(pipe.{denoiser}, pipe.scheduler, ...)"
         )
 
+    @property
+    def _get_timesteps(self) -> Callable[..., Any]:
+        plain = type(self.pipe).get_timesteps
+
+        def get_timesteps(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            """Those that `strength` leaves: not all pipelines tell them in any other way."""
+            result = plain(pipe, *args, **kwargs)
+            if pipe is self.pipe and isinstance(result, tuple) and hasattr(result[0], "__len__"):
+                self.cut = len(result[0])
+            return result
+
+        return get_timesteps
+
     # -- its steps ---------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """A schedule begins: until its first step autograd is on."""
         self.planned: int | None = None  # calls of scheduler.step
+        self.cut: int | None = None  # of them, those that `strength` leaves
         self.made = self.calls = 0
         self.first = 0
         self.called: dict[str, nn.Module] = {}  # denoisers called with a gradient
@@ -138,7 +153,7 @@ class PipelineRun(LiveCalls):
 
     def _plan(self) -> None:
         self.samplings += 1
-        self.planned = _timesteps(self.pipe)
+        self.planned = _timesteps(self.pipe, self.cut)
         self.first = self.planned - evaluations_of_last(self.scheduler, self.planned, self.k)
 
     def _set_mode(self) -> None:
@@ -282,13 +297,14 @@ def _detach_history(scheduler: Any) -> None:
             own[name] = [part.detach() if isinstance(part, Tensor) else part for part in value]
 
 
-def _timesteps(pipe: Any) -> int:
+def _timesteps(pipe: Any, cut: int | None) -> int:
     """How often the sampling that has begun will call `scheduler.step`: once for each of its timesteps."""
-    count = getattr(pipe, "num_timesteps", None)  # set by the pipeline, after any cut by strength or denoising_end
+    count = getattr(pipe, "num_timesteps", None)  # set by most pipelines, after any cut by strength or denoising_end
     if count is None:
-        scheduler = getattr(pipe, "scheduler", None)
-        timesteps = getattr(scheduler, "timesteps", None)
+        count = cut
+    if count is None:
+        timesteps = getattr(pipe.scheduler, "timesteps", None)
         if timesteps is None:
             raise ValueError(f"{type(pipe).__name__} does not tell its number of timesteps: give the denoiser alone")
-        count = len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+        count = len(timesteps) - (getattr(pipe.scheduler, "begin_index", None) or 0)
     return int(count)

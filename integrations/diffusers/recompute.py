@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 from qa_hooks.integrations.diffusers.gradient_checks import parts
@@ -43,7 +44,7 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
     state, first = torch.compiler.disable(CallState)(module, (args, kwargs)), True
     check = torch.compiler.disable(state.check)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run() -> Any:
         nonlocal first
         if first:
             first = False
@@ -58,7 +59,23 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
                     "use checkpoint=False, which keeps the activations instead"
                 ) from error
 
-    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+    return checkpoint(run, use_reentrant=False)
+
+
+def check_recomputable(module: nn.Module) -> None:
+    """Raise a `ValueError` for a network whose calls cannot be made again in the backward pass.
+
+    Diffusers' layerwise casting lends each layer its weights in a wider type for the length of its call. A convolution
+    saves the parameter itself for its gradient, which by then is narrow again.
+    """
+    for name, part in module.named_modules():
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
+        if "layerwise_casting" in hooks and isinstance(part, _ConvNd):
+            raise ValueError(
+                f"{type(module).__name__} uses enable_layerwise_casting, under which a convolution such as {name!r} "
+                "cannot be called again in the backward pass: use checkpoint=False (with a compute_dtype of bfloat16), "
+                "or load the model in bfloat16 as a whole"
+            )
 
 
 class CallState:

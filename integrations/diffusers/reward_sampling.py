@@ -41,7 +41,7 @@ from qa_hooks.integrations.diffusers.prediction import (
     to_images,
     without_variance,
 )
-from qa_hooks.integrations.diffusers.recompute import recomputed
+from qa_hooks.integrations.diffusers.recompute import check_recomputable, recomputed
 from qa_hooks.integrations.diffusers.steps import evaluations_of_last, step_sizes
 from qa_hooks.integrations.training_checks import check_model, inside_ddp
 
@@ -116,6 +116,8 @@ def reward_sample(
     if isinstance(denoiser, nn.Module):
         denoiser = inside_ddp(denoiser)
         check_model(denoiser)
+        if checkpoint:
+            check_recomputable(denoiser)
     if generator is None:
         generator = torch.Generator().manual_seed(int(fingerprint(noise), 16) >> 1)
     denoise = denoiser_function(denoiser, noise, condition, negative_condition, guidance_scale)

@@ -12,6 +12,7 @@ loss is a mean and the batches are of one size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,8 +29,9 @@ BUCKET = 2**24  # elements of a collective
 def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -> None:
     """Replace gradients by their mean over ranks; to be called by all ranks, after backward and before clipping.
 
-    A gradient that is None on some ranks counts as zero there; one that is None on all stays None. Sums are made in
-    float32. Under a GradScaler too it comes first, before unscaling: an overflow on one rank then is one on all.
+    A gradient that is None on some ranks counts as zero there; one that is None on all stays None, and a warning says
+    so. Sums are made in float32. Under a GradScaler too it comes first, before unscaling: an overflow on one rank then
+    is one on all.
 
     Args:
         parameters: the same on all ranks, in the same order; those that need no gradient are skipped.
@@ -50,11 +52,18 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
     if accelerator is not None and not accelerator.sync_gradients:
         return
     present = torch.tensor([float(p.grad is not None) for p in trained])
-    used = [p for p, ranks in zip(trained, all_reduce_sum(present).tolist(), strict=True) if ranks > 0]
+    counts = all_reduce_sum(present).tolist()
+    used = [p for p, ranks in zip(trained, counts, strict=True) if ranks]
     if not used:
         raise ValueError(
             f"none of {len(trained)} trainable parameters has a gradient on any rank: call this after backward, with "
             "the parameters of the network that made the images"
+        )
+    if missing := [index for index, ranks in enumerate(counts) if not ranks]:
+        warnings.warn(
+            f"{len(missing)} of {len(trained)} trainable parameters have no gradient on any rank, the first is number "
+            f"{missing[0]} of shape {tuple(trained[missing[0]].shape)}: they stay as they are",
+            stacklevel=2,
         )
     if not is_distributed():
         return

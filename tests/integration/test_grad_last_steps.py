@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-import itertools
 import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +26,7 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
-from tiny_pipelines import BATCH, PIPELINES, SIDE, denoiser_of, sample, vae
+from tiny_pipelines import BATCH, PIPELINES, SIDE, denoiser_of, last_calls, options_of_sample, reward, sample, vae
 from torch import nn
 
 from qa_hooks.integrations.diffusers import grad_last_steps
@@ -81,12 +77,6 @@ def sd(pipelines):
     return pipelines["sd"]
 
 
-def reward(images: torch.Tensor) -> torch.Tensor:
-    """Smooth, and different in each pixel."""
-    grid = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view_as(images[0])
-    return (images * grid).flatten(1).sum(1).sin().mean() + (images**2).mean()
-
-
 def gradients(pipe) -> dict[str, torch.Tensor]:
     denoiser = denoiser_of(pipe)
     found = {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
@@ -98,29 +88,6 @@ def gradient_of(pipe, call, k=1, *, steps=4, seed=0, sampled=None, **options) ->
     with grad_last_steps(pipe, k, **options):
         reward(sample(pipe, call, steps=steps, seed=seed, **(sampled or {}))).backward()
     return gradients(pipe)
-
-
-def options_of_sample(seed: int = 0, steps: int = 4) -> dict[str, Any]:
-    """What `sample` gives a pipeline besides its conditions."""
-    sizes = {"height": SIDE, "width": SIDE, "num_inference_steps": steps, "output_type": "pt"}
-    return {**sizes, "generator": torch.Generator().manual_seed(seed)}
-
-
-@contextlib.contextmanager
-def last_calls(denoiser: nn.Module, calls: int, live: int) -> Iterator[None]:
-    """Autograd is on from the last `live` calls of the denoiser on: for a pipeline's own code without its no_grad."""
-    own, made = denoiser.forward, itertools.count()
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        torch.set_grad_enabled(next(made) >= calls - live)
-        return own(*args, **kwargs)
-
-    denoiser.forward = forward
-    try:
-        yield
-    finally:
-        del denoiser.forward
-        torch.set_grad_enabled(True)
 
 
 def same(a: dict, b: dict) -> bool:
