@@ -22,7 +22,7 @@ from qa_hooks.integrations.diffusers.gradient_checks import (
 )
 from qa_hooks.integrations.diffusers.live_calls import LiveCalls
 from qa_hooks.integrations.diffusers.pipeline_parts import subclass, trained, without_no_grad
-from qa_hooks.integrations.diffusers.steps import evaluations_of_last
+from qa_hooks.integrations.diffusers.steps import detach_history, evaluations_of_last, evaluations_planned
 from qa_hooks.integrations.diffusers.unit_range import RangeOfPipeline
 
 _TOLD: weakref.WeakKeyDictionary[nn.Module, set[tuple[int, int]]] = weakref.WeakKeyDictionary()
@@ -90,7 +90,7 @@ class PipelineRun(LiveCalls):
                 self.running = False
                 self.outputs, self.arguments = [], {}
                 self.range.forget()
-                _detach_history(self.scheduler)
+                detach_history(self.scheduler)
 
         return call
 
@@ -153,7 +153,7 @@ class PipelineRun(LiveCalls):
 
     def _plan(self) -> None:
         self.samplings += 1
-        self.planned = _timesteps(self.pipe, self.cut)
+        self.planned = evaluations_planned(self.pipe, self.cut)
         self.first = self.planned - evaluations_of_last(self.scheduler, self.planned, self.k)
 
     def _set_mode(self) -> None:
@@ -285,26 +285,3 @@ class PipelineRun(LiveCalls):
                 "the denoiser was never called inside grad_last_steps: call the pipeline inside, and give the pipeline "
                 "that you call"
             )
-
-
-def _detach_history(scheduler: Any) -> None:
-    """Multistep schedulers keep past outputs, and with them the graph, so that they could no longer be copied."""
-    own = vars(scheduler) if scheduler is not None else {}
-    for name, value in own.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            own[name] = value.detach()
-        elif isinstance(value, list) and carries_gradient(value):
-            own[name] = [part.detach() if isinstance(part, Tensor) else part for part in value]
-
-
-def _timesteps(pipe: Any, cut: int | None) -> int:
-    """How often the sampling that has begun will call `scheduler.step`: once for each of its timesteps."""
-    count = getattr(pipe, "num_timesteps", None)  # set by most pipelines, after any cut by strength or denoising_end
-    if count is None:
-        count = cut
-    if count is None:
-        timesteps = getattr(pipe.scheduler, "timesteps", None)
-        if timesteps is None:
-            raise ValueError(f"{type(pipe).__name__} does not tell its number of timesteps: give the denoiser alone")
-        count = len(timesteps) - (getattr(pipe.scheduler, "begin_index", None) or 0)
-    return int(count)

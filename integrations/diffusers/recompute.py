@@ -6,7 +6,7 @@ Checkpointing (Chen et al., 2016) drops the activations of a call and computes t
 network may be another one: a pipeline has put its attention processors back, a callback has set another adapter weight,
 a cache has been emptied, an average has lent its weights. So the attributes of the network, of all its parts and of
 what these hold (processors, hooks, caches) are remembered, and put back while the call is made again. Weights and
-inputs are not copied: when these have changed, the backward pass raises.
+tensors are not copied: when these have changed, the backward pass raises.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
     # Dynamo must not trace this bookkeeping, only the function.
     state, first = torch.compiler.disable(CallState)(module, (args, kwargs)), True
     check = torch.compiler.disable(state.check)
+    again = _copied((args, kwargs))  # networks take things out of lists that they are given
 
     def run() -> Any:
         nonlocal first
@@ -52,7 +53,8 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
         check()
         with state.restored():
             try:
-                return function(*args, **kwargs)
+                positional, named = _copied(again)
+                return function(*positional, **named)
             except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
                 raise RuntimeError(
                     f"{state.name} could not be called again in the backward pass ({error}): "

@@ -125,6 +125,22 @@ def test_what_an_argument_holds_is_part_of_the_state():
     assert torch.equal(*found)
 
 
+def test_a_list_that_the_network_empties_is_full_again():
+    network, x = nn.Linear(3, 3), torch.randn(2, 3)
+
+    def forward(x: torch.Tensor, extra: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        return network(x + extra["residuals"].pop(0)).tanh()  # as Diffusers' UNets do with an adapter's features
+
+    found = []
+    for call in (forward, lambda *args: recomputed(network, forward, *args)):
+        network.zero_grad()
+        given = {"residuals": [torch.ones(2, 3)]}
+        call(x, given).square().sum().backward()
+        assert given == {"residuals": []}
+        found.append(network.weight.grad.clone())
+    assert torch.equal(*found)
+
+
 def test_flags_and_hooks_of_a_part_are_those_of_the_call():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
