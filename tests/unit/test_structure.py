@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import graphlib
 import importlib
 import re
@@ -12,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from map_imports import Tree
 
 import qa_hooks
 
@@ -26,69 +25,22 @@ def layers() -> dict[str, int]:
 
 
 LEVEL = layers()
-
-
-def modules() -> dict[str, Path]:
-    """All modules by their dotted names, without the top one, which may name every room."""
-    found = {}
-    for top, prefix in ((ROOT / "qa_hooks", ""), (ROOT / "integrations", "qa_hooks.")):
-        for path in sorted(top.rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            if parts[:2] != ("qa_hooks", "integrations") and parts != ("qa_hooks", "__init__"):
-                found[prefix + ".".join(parts).removesuffix(".__init__")] = path
-    return found
-
-
-MODULES = modules()
-
-
-def imported(path: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere; a name of a lazy face counts as the module it stands for."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {behind(node.module, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    assert not any(name.split(".")[0] == "integrations" for name in names), "import qa_hooks.integrations"
-    return {name for name in names if name.startswith("qa_hooks.")}
-
-
-@functools.cache
-def face(module: str) -> dict[str, str]:
-    """What a package's face hands out: the module behind each name."""
-    stub = ROOT / Path(*module.removeprefix("qa_hooks.integrations").split(".")) / "__init__.pyi"
-    if module.startswith("qa_hooks.integrations"):
-        stub = ROOT / Path(*module.removeprefix("qa_hooks.").split(".")) / "__init__.pyi"
-    if not stub.is_file():
-        return {}
-    nodes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: f"{module}.{node.module or alias.name}" for node in nodes for alias in node.names}
-
-
-def behind(module: str, name: str) -> str:
-    while name in face(module):
-        module = face(module)[name]
-    return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
+TREE = Tree(ROOT)
+MODULES, face = TREE.modules, TREE.face
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
     own = name.split(".")[1]
     assert own in LEVEL, f"{own} has no place in the layers of docs/architecture.md"
-    for target in imported(MODULES[name]):
+    for target in TREE.imported(name):
         room = target.split(".")[1]
         assert LEVEL[room] <= LEVEL[own], f"{own} imports {target}"
 
 
 def test_no_circles():
     """Neither between modules nor between rooms, wherever the imports stand."""
-    arrows = {name: imported(path) - {name} for name, path in MODULES.items()}
-    rooms: dict[str, set[str]] = {}
-    for name, targets in arrows.items():
-        own = name.split(".")[1]
-        rooms.setdefault(own, set()).update({target.split(".")[1] for target in targets} - {own})
-    for graph in (arrows, rooms):
+    for graph in (TREE.arrows(), TREE.rooms()):
         graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
