@@ -36,7 +36,6 @@ def on_rank(rank: int) -> list:
     return [compared(), message]
 
 
-@pytest.mark.timeout(120)
 def test_two_ranks_are_one(tmp_path):
     alone = compared()
     results = two_ranks(on_rank, tmp_path)

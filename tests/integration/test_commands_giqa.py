@@ -346,7 +346,7 @@ def test_torchrun_gives_the_table_of_one_process(many, tmp_path, capsys):
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "qa_hooks"]
     output = tmp_path / "two.csv"
     process = start([*launch, *arguments, output])
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert out == f"{output}: 240 images; 1 with problems\n"
     assert err.count("broken.png") == 1
@@ -362,7 +362,7 @@ def test_torchrun_gives_the_table_of_one_process(many, tmp_path, capsys):
         (tmp_path / "two.csv.part1").write_bytes(b"".join(lines[100:150]))
         (tmp_path / "two.csv.json").write_text(json.dumps({**specs[1], "complete": False}))
         process = start([*command, *arguments, output])
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate()
         assert process.returncode == 0, err
         assert output.read_bytes() == one
         assert not list(tmp_path.glob("two.csv.*[0-9]"))
@@ -373,7 +373,7 @@ def test_torchrun_tells_errors_and_ends(many, tmp_path):
     (tmp_path / "mine.csv").write_text("not,ours\n")
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "qa_hooks", "score"]
     process = start([*launch, many, "--scorer", "niqe_bsd100", "--device", "cpu", "-o", tmp_path / "mine.csv"])
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate()
     assert process.returncode == 1
     assert "qa-hooks score: " in err
     assert "is no table of qa_hooks" in err
