@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -265,12 +266,12 @@ def test_watch_ends_with_code_3_after_an_alarm(tmp_path, digits, capsys):
 
 
 def test_a_step_is_scored_when_it_is_whole(folders, tmp_path, monkeypatch):
-    """A slow trainer writes between two looks: other files each time, the last of them cut off."""
+    """A slow trainer writes between two looks: other files each time, the last of them often cut off."""
     real, good, _ = folders
     images = [path.read_bytes() for path in sorted(good.iterdir())][:24]
     step = tmp_path / "samples" / "step_100"
     step.mkdir(parents=True)
-    lines, looks = [], iter([3, 10, 17, 24])  # so many files; the last is whole at the end only
+    lines, looks = [], iter([(3, False), (20, True), (22, False), (24, False), (24, True)])  # files; is the last whole
 
     def put(count, *, whole):
         for index, data in enumerate(images[:count]):
@@ -281,8 +282,8 @@ def test_a_step_is_scored_when_it_is_whole(folders, tmp_path, monkeypatch):
     def sleep(seconds):
         if lines:
             raise KeyboardInterrupt
-        count = next(looks, None)
-        put(count or len(images), whole=count is None)
+        for count, whole in itertools.islice(looks, 1):
+            put(count, whole=whole)
 
     monkeypatch.setattr("time.sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
