@@ -304,9 +304,24 @@ def many(tmp_path_factory, photographs):
     return root
 
 
-def start(command: list[object]) -> subprocess.Popen[str]:
+# The command as ever, but it waits without end at the 100th image: whoever kills it has the time to.
+HANGS = """
+import itertools, sys, threading
+from qa_hooks.cli import main
+from qa_hooks.scorers import NIQE
+score, seen = NIQE.score, itertools.count(1)
+def hanging(self, images, **inputs):
+    if next(seen) == 100:
+        threading.Event().wait()
+    return score(self, images, **inputs)
+NIQE.score = hanging
+main(sys.argv[2:])
+"""
+
+
+def start(command: list[object], program: str | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)],
+        [sys.executable, *(["-m"] if program is None else ["-c", program]), *map(str, command)],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -321,9 +336,9 @@ def test_a_killed_run_goes_on(many, tmp_path, capsys):
     arguments = ["score", many, "--scorer", "niqe_bsd100", "--batch-size", "1", "-o"]
     assert run([*arguments, tmp_path / "whole.csv"], capsys)[0] == 0
     output = tmp_path / "killed.csv"
-    process = start(["qa_hooks", *arguments, output])
+    process = start(["qa_hooks", *arguments, output], program=HANGS)
     while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 20):
-        time.sleep(0.002)
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
