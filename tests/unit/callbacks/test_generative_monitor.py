@@ -81,6 +81,7 @@ def test_values_are_those_of_the_functions(digits, capsys):
     assert monitor.spec["fd"] in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_worse_samples_are_further_away(digits):
     near, far = make_monitor(digits, sample=noisy(digits, 0.05)), make_monitor(digits, sample=noisy(digits, 0.6))
     run(near)

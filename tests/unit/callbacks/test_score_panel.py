@@ -146,6 +146,7 @@ class TestScorePanel:
         assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 3.6e6
         assert state["panels"]["last"]["thumbnails"].shape == (64, 3, 96, 96)
 
+    @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
     def test_scores_that_are_not_finite(self):
         scorer = FunctionScorer(lambda x: (x.mean((1, 2, 3)) - 0.3).log(), name="log", higher_is_better=True)
         run, writer = Run([100, 150, 200]), MemoryWriter()
@@ -252,6 +253,7 @@ class TestScoreHistogram:
         with pytest.warns(UserWarning, match="0 finite scores of generated and 2 of real"):
             Hooks([ScoreHistogram(Run([0, 0]), flat(torch.tensor([100, 200])), scorer, every=1, n=2)]).step()
 
+    @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
     def test_bad_arguments(self, digits):
         with pytest.raises(ValueError, match="psnr needs a reference, which generated images do not have"):
             ScoreHistogram(lambda n, g: digits[:n], digits, PSNR())
