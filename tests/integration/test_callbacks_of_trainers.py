@@ -110,6 +110,7 @@ def test_lightning_counts_optimizer_steps_and_changes_nothing(digits, tmp_path):
     assert hooks._over
 
 
+@pytest.mark.filterwarnings("ignore:enough; hooks.should_stop is set")
 def test_lightning_stops_when_a_callback_says_so(digits, tmp_path, stops_at):
     module = lightning_module()
     hooks, _ = make_hooks(module.net, stops_at(3))
@@ -212,6 +213,7 @@ def test_transformers_counts_optimizer_steps_and_changes_nothing(digits, tmp_pat
     assert hooks._over
 
 
+@pytest.mark.filterwarnings("ignore:enough; hooks.should_stop is set")
 def test_transformers_stops_when_a_callback_says_so(digits, tmp_path, stops_at):
     model = Autoencoder()
     hooks, _ = make_hooks(model.net, stops_at(2))
