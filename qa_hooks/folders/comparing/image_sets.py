@@ -242,6 +242,18 @@ def add_scores(
             messages.setdefault(images.name(images.paths[position]), message)
 
 
+def missing_scores(images: ImageSet, name: str) -> str:
+    """A note that says how many images have no score, "" for none; `ValueError` when fewer than two have one."""
+    scores = images.scores[name]
+    known = int(scores.isfinite().sum())
+    if known < 2:
+        first = next(iter(images.refused.values()), "all scores are NaN or infinite")
+        raise ValueError(f"{name} has a score for {known} of {len(scores)} images of {images.folder}: {first}")
+    return (
+        "" if known == len(scores) else f"{images.label}: {len(scores) - known} of {len(scores)} images have no {name}"
+    )
+
+
 def _by_position(references: Callable[[str], Path | None], images: ImageSet) -> Callable[[str], Path | None]:
     return lambda position: references(images.name(images.paths[int(position)]))
 
