@@ -140,9 +140,9 @@ class GenerativeMonitor(Monitor):
                 raise
             self._failure = error  # the other processes wait in the first measurement, and are told there
 
-    def local(self, ctx: Context) -> list[Tensor]:
-        """Positions of this process's samples, their features and, for "is", their logits."""
-        parts: list[list[Tensor]] = [[], [], []]
+    def local(self, ctx: Context) -> Tensor:
+        """Rows of this process's samples: position, features and, for "is", logits."""
+        rows = []
         for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
             start = block * self.batch_size
             samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
@@ -155,20 +155,17 @@ class GenerativeMonitor(Monitor):
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            parts[0].append(torch.arange(start, start + len(images))[:, None])
-            parts[1].append(features)
+            columns = [torch.arange(start, start + len(images))[:, None], features]
             if self.classifier is not None and "is" in self.metrics:
-                parts[2].append(self.classifier(images.float() / 255))
-        types = (torch.int64, torch.float32, torch.float32)
-        return [
-            torch.cat(part).to(kind) if part else torch.zeros(0, 0, dtype=kind)
-            for part, kind in zip(parts, types, strict=True)
-        ]
+                columns.append(self.classifier(images.float() / 255))
+            rows.append(torch.cat([column.to(features) for column in columns], 1))
+        return torch.cat(rows) if rows else torch.zeros(0, 0)
 
-    def reduce(self, ctx: Context, part: list[Tensor]) -> None:
-        positions, features, logits = (_gather(rows) for rows in part)
-        order = positions[:, 0].argsort().to(features.device)
-        features, logits = features[order], logits[order] if len(logits) else logits
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        width = int(gather_rows(torch.tensor([part.shape[1]])).max())  # which a process without samples does not know
+        rows = gather_rows(part if len(part) else part.new_zeros(0, width))
+        rows = rows[rows[:, 0].argsort()]
+        features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]
         found = {}
         with together():
             # A diversity score fits a model, for which all processes are needed; the rest is rank 0's.
@@ -239,9 +236,3 @@ def _without_data(spec: str) -> str:
     """A spec without what is said of the real images; precision and its kin take as many generated ones, at most."""
     said = "ref|real|n" if spec.startswith(tuple(METRICS["pr"].values)) else "ref|real"
     return re.sub(rf", ({said})=[^],]*", "", spec) if ", ref=" in spec else spec
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """`gather_rows` where a process without samples does not know how long a row is."""
-    width = int(gather_rows(torch.tensor([rows.shape[1]])).max())
-    return gather_rows(rows if len(rows) else torch.zeros(0, width, dtype=rows.dtype, device=rows.device))
