@@ -25,13 +25,14 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
-    SET_METRICS,
+    METRICS,
+    Sets,
     check_metrics,
+    estimate_metrics,
     higher_is_better,
     metric_name,
-    resampled_metrics,
-    set_interval,
 )
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
@@ -108,7 +109,7 @@ def watch_folder(
     named = name_scorers(given, device) if given else {}
     watcher = _Watcher(Path(folder), Path(log_dir), named, batch_size, device, say, once=once)
     if real is not None:
-        watcher.use_real(real, extractor, check_metrics(metrics, SET_METRICS))
+        watcher.use_real(real, extractor, check_metrics(metrics, ("fd", "kid", "pr")))
     if guard:
         watcher.use_guard()
     watcher.prepare(best, mode, alarms)
@@ -184,7 +185,7 @@ class _Watcher:
         self.settings |= {"guard": True}
 
     def prepare(self, best: str | None, mode: str | None, alarms: Sequence[str]) -> None:
-        values = [value for metric in self.metrics for value in SET_METRICS[metric].values]
+        values = [value for metric in self.metrics for value in METRICS[metric].values]
         directions: dict[str, bool | None] = {n: s.higher_is_better for n, s in self.scorers.items()}
         directions |= {value: higher_is_better(value) for value in values}
         if not directions:
@@ -339,8 +340,9 @@ class _Watcher:
             if refused:
                 self._tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST and len(images.features):
-            for key, row in resampled_metrics(self.real.features, images.features, self.metrics).items():
-                interval = set_interval(key, row, n=len(images.features))
+            sets = Sets(Reference.of(self.real.features), images.features)
+            for key, estimate in estimate_metrics(sets, self.metrics).items():
+                interval = estimate.interval()
                 values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         elif self.real is not None:
             self._tell(f"steps of fewer than {FEWEST} images have no {', '.join(self.metrics)}")
@@ -373,7 +375,7 @@ class _Watcher:
         for key in KEYS:
             if math.isfinite(values.get(key, math.nan)):
                 self.writer.scalar(make_tag("eval", "guard", key.removeprefix("guard_")), values[key], step)
-        for value in (v for metric in self.metrics for v in SET_METRICS[metric].values):
+        for value in (v for metric in self.metrics for v in METRICS[metric].values):
             for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
                 if f"{value}{end}" in values:
                     name = f"{metric_name(value, self.extractor)}(n={int(values['n'])})"
@@ -425,7 +427,7 @@ class _Watcher:
 
     def _line(self, values: dict[str, float]) -> str:
         parts = [f"{name} {values[name]:.4g} (std {values[f'{name}_std']:.3g})" for name in self.scorers]
-        for value in (v for metric in self.metrics for v in SET_METRICS[metric].values if v in values):
+        for value in (v for metric in self.metrics for v in METRICS[metric].values if v in values):
             name = metric_name(value, self.extractor)
             parts.append(f"{name} {values[value]:.4g} [{values[f'{value}_low']:.4g}, {values[f'{value}_high']:.4g}]")
         return ", ".join(parts)
