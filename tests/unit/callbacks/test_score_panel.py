@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, PerceptionDistortion, ScoreHistogram, ScorePanel
 from qa_hooks.drawing.chart import GREY, ORANGE
 from qa_hooks.functional.degradations import degrade
 from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 from qa_hooks.writers import MemoryWriter
-
-
-def brightness(*, higher_is_better: bool = True, **options) -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=higher_is_better, **options)
 
 
 def flat(levels: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_scorers import brightness
 
 from qa_hooks.rewards.reward_fn import as_reward_fn
 from qa_hooks.scorers import NIQE, PSNR, FunctionScorer
 
-bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=True)
-dark = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="dark", higher_is_better=False)
+bright = brightness("bright")
+dark = brightness("dark", higher_is_better=False)
 
 
 def test_tensors_arrays_and_pil_images_score_alike(photographs):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
+from toy_scorers import brightness
 
 from qa_hooks.features import create_extractor
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.giqa.knn import KNNScorer
 from qa_hooks.weighting.instances import select_instances
@@ -54,7 +54,7 @@ class Augmented(Dataset):
 
 
 def test_random_transforms_are_seeded_and_the_callers_random_state_stays():
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     datasets = [Augmented(), Augmented(), Augmented()]
     chosen = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+from toy_scorers import brightness
 
 from qa_hooks.features import Features, create_extractor, extract_features
 from qa_hooks.functional.precision_and_recall import precision_recall
@@ -15,11 +16,6 @@ from qa_hooks.weighting.picker import pick
 
 QUIET = {"progress": False}
 DIGITS = {"value_range": (-1, 1)}
-
-
-def brightness(**options) -> FunctionScorer:
-    options = {"name": "brightness", "higher_is_better": True, **options}
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), **options)
 
 
 def grey(values) -> torch.Tensor:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+from toy_scorers import brightness
 
 from qa_hooks.features import Features, create_extractor
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.weighting import OHEM, ohem_weights, pick, select_instances
-
-
-def brightness(**options) -> FunctionScorer:
-    options = {"name": "brightness", "higher_is_better": True, **options}
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), **options)
 
 
 def images(count: int = 6) -> torch.Tensor:

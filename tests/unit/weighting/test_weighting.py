@@ -10,20 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.weighting import OHEM, TopK, ohem_weights
 from qa_hooks.writers import MemoryWriter
 
 
 def images(count: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def brightness(**options) -> FunctionScorer:
-    options = {"name": "brightness", "higher_is_better": True, **options}
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), **options)
 
 
 def test_the_papers_rule_is_strict():
