@@ -53,7 +53,7 @@ from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.numerics import to_float64
 from qa_hooks.images import Range
 from qa_hooks.scorers import Scorer
-from qa_hooks.sources.batches import BATCH_PIXELS
+from qa_hooks.sources.windows import fitting
 
 STRATEGIES = ("originals", "random", "upos", "sma", "smp", "amo")
 NORMALIZE = ("range", "zscore", "none")
@@ -291,9 +291,8 @@ def _best_crop(
             raise ValueError(f"'amo' knows nothing but the crops, and {scorer.name} needs {sorted(scorer.inputs)}")
     count, size = candidates.shape[:2]
     images = candidates.detach().flatten(0, 1)
-    chunk = max(1, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))
     with isolated():
-        parts = [_scores_of(scorer, part) for part in images.split(chunk)]
+        parts = [_scores_of(scorer, part) for part in images.split(fitting(len(images), *images.shape[-2:]))]
     quality = torch.cat(parts).view(count, size)
     quality = quality if higher_is_better else -quality
     return torch.where(quality.isfinite(), quality, -math.inf).argmax(1)
