@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ def chart(
         warnings.warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'", stacklevel=2)
         return None
     figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+    axes = figure.subplots()
     for line, array in zip(lines, arrays, strict=True):
         color = tuple(part / 255 for part in line.color)
         if line.fading:
