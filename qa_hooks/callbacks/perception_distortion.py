@@ -123,8 +123,9 @@ class PerceptionDistortion(Monitor):
         self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
         for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
             ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)
-        if ctx.rank == 0:
-            write_picture(ctx, self.folder, self.name, "path", self._picture())
+        picture = self._picture() if ctx.rank == 0 else None
+        if picture is not None:
+            write_picture(ctx, self.folder, self.name, "path", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last), "path": self.path.clone()}
@@ -142,7 +143,7 @@ class PerceptionDistortion(Monitor):
             )
         return ctx.images[cast(str, self.images)], ctx.images[self.reference]
 
-    def _picture(self) -> Tensor:
+    def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]
         return chart(
             [Line(self.path[:, 1:], dots=True, fading=True)],

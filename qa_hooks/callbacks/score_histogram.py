@@ -128,7 +128,8 @@ class ScoreHistogram(Monitor):
             picture = chart(
                 lines, title=title, x_label=axis_label(self.scorer), y_label="share of images", from_zero=True
             )
-            write_picture(ctx, self.folder, self.name, "distribution", picture)
+            if picture is not None:
+                write_picture(ctx, self.folder, self.name, "distribution", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last)}
