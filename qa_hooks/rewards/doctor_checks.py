@@ -166,4 +166,4 @@ def run_check(check: Check, subject: Subject) -> Outcome:
         outcome = check.run(subject)
     except REFUSALS as error:
         outcome = Outcome("fail", f"{type(error).__name__}: {error}", "runs")
-    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100))
+    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100), check=check.name)

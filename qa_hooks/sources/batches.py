@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from qa_hooks._base.checks import check_count
+from qa_hooks._base.warn import warn
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 
 Source = Any
@@ -264,4 +264,4 @@ def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:
     """One warning of what `image_batches(failures=...)` gathered, with the first reason; none where it is empty."""
     if failures:
         first = next(iter(failures.values()))
-        warnings.warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
+        warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
