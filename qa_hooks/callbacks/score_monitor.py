@@ -13,7 +13,7 @@ from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import RangeGuard
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample, check_sample, sample_block
 from qa_hooks.writers import make_tag
 
@@ -62,8 +62,7 @@ class ScoreMonitor(Monitor):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}")
+        check_is_scorer(scorer)
         if (sample is None) == (images is None):
             raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
         if ("reference" in scorer.inputs) != (reference is not None):

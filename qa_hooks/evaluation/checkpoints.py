@@ -27,7 +27,7 @@ from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.batches import Source, image_batches
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, sample_block
@@ -209,10 +209,9 @@ class _Job:
 
 
 def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
-    for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}; create_scorer makes them")
-    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    ranges = {check_is_scorer(scorer, "each of scorers").value_range for scorer in scorers} | (
+        {check_range(value_range)} if value_range else set()
+    )
     if len(ranges) > 1:
         raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
     return ranges.pop() if ranges else (0.0, 1.0)
