@@ -14,11 +14,13 @@ from qa_hooks.integrations.hook_state import load_state
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
+def golden():
+    """What makes the run, and the state that it saved then."""
+    return runpy.run_path(str(GOLDEN / "make_hooks.py"))["make_run"], load_state(GOLDEN / "hooks.safetensors")
+
+
 def test_a_saved_state_still_loads():
-    make_run, state = (
-        runpy.run_path(str(GOLDEN / "make_hooks.py"))["make_run"],
-        load_state(GOLDEN / "hooks.safetensors"),
-    )
+    make_run, state = golden()
     hooks, step = make_run()
     hooks.load_state_dict(state)
     assert hooks.step_count == 4
@@ -44,10 +46,7 @@ def test_a_saved_state_still_loads():
 
 def test_a_run_of_now_has_the_numbers_of_then():
     """Of everything that both states hold."""
-    make_run, state = (
-        runpy.run_path(str(GOLDEN / "make_hooks.py"))["make_run"],
-        load_state(GOLDEN / "hooks.safetensors"),
-    )
+    make_run, state = golden()
     hooks, step = make_run()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
