@@ -25,7 +25,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, image_batches, image_paths
 from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
 
@@ -124,10 +124,6 @@ class GenerativeMonitor(Monitor):
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
-    @property
-    def state_key(self) -> str:
-        return f"GenerativeMonitor({self.name})"
-
     def networks(self) -> list[nn.Module]:
         return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
 
@@ -143,10 +139,8 @@ class GenerativeMonitor(Monitor):
     def local(self, ctx: Context) -> Tensor:
         """Rows of this process's samples: position, features and, for "is", logits."""
         rows = []
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            start = block * self.batch_size
-            samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
-            self._guard(predictions={"samples": samples})
+        share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
+        for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)

@@ -19,10 +19,11 @@ from qa_hooks._base.processes import any_rank, gather_rows, rank, together, worl
 from qa_hooks.evaluation.set_metrics import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, scored_windows
+from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
+from qa_hooks.sources.windows import read_ahead
 
 
 @dataclass

@@ -44,7 +44,8 @@ def write_report(comparison: FolderComparison, path: str | Path) -> None:
     path = check_report(path)
     scores, directions = _scores(comparison)
     parts = [_text(str(comparison))]
-    parts += [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
+    drawn = [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
+    parts += [part for part in drawn if part is not None]  # charts need matplotlib
     by = next(iter(scores))
     parts += [_ends(part, by, scores[by][part.label], higher=directions[by]) for part in comparison.folders]
     picture = _stacked(parts)
@@ -107,8 +108,8 @@ def _text(text: str) -> Tensor:
     return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
 
 
-def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor:
-    """Shares of each set's images over one axis, as lines; uint8 `(3, h, w)`."""
+def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | None:
+    """Shares of each set's images over one axis, as lines; uint8 `(3, h, w)`, None without matplotlib."""
     known = {label: values[values.isfinite()].double().numpy() for label, values in sets.items()}
     low, high = np.percentile(np.concatenate(list(known.values())), [CLIPPED, 100 - CLIPPED])
     if not high > low:
