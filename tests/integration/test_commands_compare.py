@@ -55,6 +55,7 @@ def run(arguments, capsys):
     return (code, *capsys.readouterr())
 
 
+@pytest.mark.filterwarnings("ignore:a component has about")
 def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     real, good, noisy = folders
     files = {name: tmp_path / name for name in ("result.json", "report.png")}
@@ -146,6 +147,7 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
         assert message in err
 
 
+@pytest.mark.filterwarnings("ignore:a component has about")
 def test_torchrun_gives_the_same_numbers(folders, tmp_path, capsys):
     real, good, noisy = folders
     arguments = ["compare", str(real), str(good), str(noisy), "--metrics", "fd,kid,pr,qs,ds", "--device", "cpu"]
