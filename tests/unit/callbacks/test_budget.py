@@ -71,11 +71,12 @@ def test_a_callback_that_is_not_budgeted_and_a_budget_without_a_share_never_wait
         assert budget.allows(callback)
 
 
-def test_what_is_told_is_the_share_of_the_run(clock, capsys):
+def test_what_is_told_is_the_share_of_the_run(clock, caplog):
     """10 s for 10 steps besides the monitor, which takes 2.5 s each 10 steps: a fifth."""
     budget, monitor, writer = Budget(None), Costly(), MemoryWriter()
     budget.start(0)
     clock.now = 100 + 12.5
-    budget.account(monitor, 2.5, 10, writer)
-    assert "costly took 2.50 s; every 10 steps is 20.0% of the run" in capsys.readouterr().out
+    with caplog.at_level("INFO", logger="qa_hooks"):
+        budget.account(monitor, 2.5, 10, writer)
+    assert "costly took 2.50 s; every 10 steps is 20.0% of the run" in caplog.text
     assert writer.scalars == {"qa_perf/costly/seconds": [(10, 2.5)]}
