@@ -177,14 +177,14 @@ def check_finite(scores: Tensor, what: str) -> None:
         raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")
 
 
-def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None) -> str:
-    """How a "QS" or a "DS" (with the seed of its draw) was made."""
+def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:
+    """How a "QS" or a "DS" (with the seed of its draw) was made; `fitted_on`: with the scorer's fingerprint."""
     fitted = _fitted(scorer)
     parts = [fitted.name]
     parts += [f"{name}={value}" for name, value in fitted.options().items() if isinstance(value, (int, float, str))]
     if hasattr(fitted, "extractor"):
         parts.append(fitted.extractor.name)
-    parts += [_method(fitted), f"ref={fitted.fingerprint[:4]}", f"n={n}"]
+    parts += [_method(fitted), *([f"ref={fitted.fingerprint[:4]}"] if fitted_on else []), f"n={n}"]
     parts += [f"draw={seed}"] if seed is not None else []
     return f"{kind}[{', '.join(parts)}]"
 

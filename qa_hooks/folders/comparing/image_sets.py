@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,13 +17,16 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
-from qa_hooks.evaluation.set_metrics import is_canonical
+from qa_hooks.evaluation.comparable import resizes
+from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import read_ahead, scored_windows
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
+
+ORIENTATION = 274  # EXIF's tag
 
 
 @dataclass
@@ -79,39 +83,47 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
 
 
 def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, scorers: Mapping[str, Scorer]) -> str:
-    """The sizes of the images, in words, from some of the files' headers; the first set is the real one.
+    """The sizes of the images, in words, from the headers of all files; the first set is the real one.
 
     Raises:
-        ValueError: generated images of several sizes, one for each folder, where a scorer or an extractor that does
-            not resize would measure the size.
+        ValueError: an extractor that does not resize, and images of several sizes; or a scorer without a reference, and
+            folders of generated images that have no size in common.
     """
-    found = {images.label: _sizes(images) for images in sets}
-    texts = {
-        label: "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        for label, sizes in found.items()
-    }
-    generated = {texts[images.label] for images in sets[1:]}
+    found = {images.label: sizes_of(images) for images in sets}
+    texts = {label: _in_words(sizes) for label, sizes in found.items()}
+    generated = [found[images.label].keys() for images in sets[1:]]
     sensitive = [name for name, scorer in scorers.items() if "reference" not in scorer.inputs]
-    sensitive += [extractor.name] if extractor is not None and resize_of(extractor) == "none" else []
-    if len(generated) > 1 and all(len(sizes) == 1 for sizes in found.values()) and sensitive:
+    if sensitive and not all(sizes & generated[0] for sizes in generated[1:]):
         listed = ", ".join(f"{images.label} {texts[images.label]}" for images in sets[1:])
         raise ValueError(
             f"the folders hold images of different sizes ({listed}), and {sensitive[0]} depends on the size: bring "
-            "them to one size, or use an extractor that resizes"
+            "them to one size"
         )
-    if len(set(texts.values())) == 1:
-        return next(iter(texts.values()))
-    return ", ".join(f"{label} {text}" for label, text in texts.items())
+    listed = ", ".join(f"{label} {text}" for label, text in texts.items())
+    if extractor is not None and not resizes(extractor) and len(set().union(*found.values())) > 1:
+        raise ValueError(
+            f"there are images of different sizes ({listed}), and {extractor.name} does not resize, so its features "
+            "would measure the size: have them resized by size= (--size 64), or use an extractor that resizes"
+        )
+    return listed if len(set(texts.values())) > 1 else next(iter(texts.values()))
 
 
-def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
+def sizes_of(images: ImageSet) -> Counter[tuple[int, int]]:
+    """How many files there are of each width and height, as the images are shown; broken ones are told later."""
     from PIL import Image
 
-    found = set()
-    for path in images.paths[:: max(1, len(images.paths) // probed)]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # what is broken is told later
-            found.add(image.size)
-    return found or {(0, 0)}
+    found: Counter[tuple[int, int]] = Counter()
+    for path in images.paths:
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            found[image.size[::-1] if turned else image.size] += 1
+    return found
+
+
+def _in_words(sizes: Counter[tuple[int, int]]) -> str:
+    (size, most), *others = sizes.most_common() or [((0, 0), 0)]
+    text = "x".join(map(str, size))
+    return f"{most} of {text} and {sum(sizes.values()) - most} of {len(others)} other sizes" if others else text
 
 
 def resize_of(extractor: FeatureExtractor) -> str:

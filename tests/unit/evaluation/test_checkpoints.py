@@ -52,6 +52,10 @@ def test_set_metrics_of_digits(digits):
         return sample
 
     options = {"n": 128, "real": real, "extractor": "random", "metrics": ("fd", "kid", "pr"), "value_range": (-1, 1)}
+    shy = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
+    assert set(shy.verdicts.values()) == {"no verdict"}
+    assert "untrained" in str(shy)
+    options["always_judge"] = True
     result = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
     assert result.verdicts["kd_random"] == "B better"
     assert result.verdicts["precision_random"] == "B better"
