@@ -11,16 +11,15 @@ import contextlib
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import first_error, together
+from qa_hooks._base.processes import first_error, shared, together
 from qa_hooks.callbacks.callback import Callback, Context
-from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, shared_json, to_plain
+from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
 
 Save = Callable[[Path], Any]
 
@@ -117,12 +116,12 @@ class BestCheckpoint(Callback):
                 self._clear_away()
                 found = _read_best(self.folder)
                 self._check_file(found)
-        on_disk = shared_json({"kept": found.get("kept", [])})["kept"]
+        on_disk = shared(found.get("kept", []))
         # One of this very step was saved by the call of `save` that wrote the loaded state, too.
         expected = self._loaded and any(entry["step"] == ctx.step for entry in on_disk)
         if ctx.rank == 0 and on_disk != self._kept and not expected:
             known = f"the loaded state's best is {in_words(self.best)}" if self._loaded else "no state was loaded"
-            warnings.warn(
+            warn(
                 f"{self.state_key}: the best checkpoint in {self.folder} is {in_words(on_disk[0] if on_disk else {})}, "
                 f"but {known}; what the folder holds counts"
                 + ("" if self._loaded else ", so give a new run a folder of its own")
@@ -144,7 +143,7 @@ class BestCheckpoint(Callback):
                 error = caught
         message = first_error(error)
         if message is None:
-            entry = {**to_plain(reading), "path": name, **shared_json({"spec": self._watched.spec})}
+            entry = {**to_plain(reading), "path": name, "spec": shared(self._watched.spec)}
             others = [other for other in self._kept if other["path"] != name]
             at = next((i for i, other in enumerate(others) if reading.beats(from_plain(other), self.mode)), len(others))
             kept = [*others[:at], entry, *others[at:]][: self.keep]
@@ -220,7 +219,7 @@ class BestCheckpoint(Callback):
             _remove(partial)
         if self.failures == 1:
             have = f"the best on disk is still {in_words(self.best)}" if self._kept else "there is none on disk"
-            warnings.warn(
+            warn(
                 f"{self.state_key}: the checkpoint of {in_words(to_plain(reading))} was not saved, {have}: {message}. "
                 "It tries again at the next better measurement; said once"
             )

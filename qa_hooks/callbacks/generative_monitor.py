@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.isolation import modules_of
-from qa_hooks._base.processes import gather_rows, together
+from qa_hooks._base.processes import gather_rows, shared, together
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.readings import shared_json
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
@@ -24,7 +22,7 @@ from qa_hooks.evaluation.set_metrics import FEWEST, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, count_images, image_paths, is_shared
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
 
@@ -126,10 +124,6 @@ class GenerativeMonitor(Monitor):
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
-    @property
-    def state_key(self) -> str:
-        return f"GenerativeMonitor({self.name})"
-
     def networks(self) -> list[nn.Module]:
         return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
 
@@ -145,10 +139,8 @@ class GenerativeMonitor(Monitor):
     def local(self, ctx: Context) -> Tensor:
         """Rows of this process's samples: position, features and, for "is", logits."""
         rows = []
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            start = block * self.batch_size
-            samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
-            self._guard(predictions={"samples": samples})
+        share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
+        for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
@@ -175,7 +167,7 @@ class GenerativeMonitor(Monitor):
             if ctx.rank == 0:
                 found = self._measured(features, logits, set(self.metrics) - {"ds"}) | found
                 self._check_spec(found)
-        found = {key: Measurement(*value) for key, value in shared_json(found).items()}
+        found = shared(found)
         self.spec = {key: value.spec for key, value in found.items()}
         self._settings = {key: value.settings for key, value in found.items()}
         self.last = {"step": ctx.step}
@@ -227,7 +219,7 @@ class GenerativeMonitor(Monitor):
                     "compared; give a monitor with other settings another name="
                 )
         if changed:
-            warnings.warn(
+            warn(
                 f"{self.state_key}: the real images are others than before, or are read in another way: this run "
                 f"measured {self.spec[changed[0]]} until now, and goes on with {found[changed[0]].spec}; values from "
                 "before cannot be compared with those from here on"

@@ -27,9 +27,9 @@ from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.batches import Source
-from qa_hooks.sources.samples import Sample, sample_block
+from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
 
 OUTSIDE = 0.25  # the share of pixels beyond which images have another range
 
@@ -163,9 +163,7 @@ class _Job:
     def run(self, sample_a: Sample, sample_b: Sample) -> Tensor:
         width = 4 + 2 * (len(self.scorers) + (self.extractor.dim if self.extractor is not None else 0))
         rows = [torch.zeros(0, width, dtype=torch.float64)]
-        for block in range(rank(), -(-self.n // self.batch_size), world_size()):
-            start = block * self.batch_size
-            stop = min(start + self.batch_size, self.n)
+        for block, start, stop in numbered_blocks(self.n, self.batch_size, rank=rank(), world_size=world_size()):
             a = self.images("sample_a", sample_a, block, start, stop)
             b = self.images("sample_b", sample_b, block, start, stop)
             if a.shape != b.shape:
@@ -193,7 +191,7 @@ class _Job:
                 "overshoot but another range: convert them, or declare the range that both models' images have"
             )
         self.guards[name](predictions={f"{name}'s images": images})
-        return images.detach().float().clamp(*self.value_range)
+        return in_range(images, self.value_range)
 
     def measure(self, images: Tensor, start: int, stop: int) -> Tensor:
         columns = []
@@ -211,10 +209,9 @@ class _Job:
 
 
 def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
-    for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}; create_scorer makes them")
-    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    ranges = {check_is_scorer(scorer, "each of scorers").value_range for scorer in scorers} | (
+        {check_range(value_range)} if value_range else set()
+    )
     if len(ranges) > 1:
         raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
     return ranges.pop() if ranges else (0.0, 1.0)

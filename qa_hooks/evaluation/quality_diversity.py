@@ -11,12 +11,12 @@ has DS 0.5; a collapsed one keeps its QS and loses DS. Values with different spe
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source
@@ -125,7 +125,7 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
     random, drawn = torch.Generator().manual_seed(seed), []
     for name, features in (("generated", generated), ("real", real)):
         if len(features) > n:
-            warnings.warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
+            warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
         drawn.append(features[torch.randperm(len(features), generator=random)[:n]])
     held_out, fitting = drawn[0][: n // HELD_OUT], drawn[0][n // HELD_OUT :]
     model = fitted.refit(fitting)

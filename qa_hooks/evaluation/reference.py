@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.processes import any_rank, broadcast_tensors, rank, together
 from qa_hooks.evaluation.comparable import shapes_seen
@@ -144,7 +144,7 @@ def make_reference(
         try:
             reference.save(path)
         except OSError as error:
-            warnings.warn(f"the statistics of the real images cannot be kept: {error}")
+            warn(f"the statistics of the real images cannot be kept: {error}")
     return reference
 
 
@@ -155,7 +155,7 @@ def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | Non
         try:
             found = Reference.load(path)
         except ValueError as error:
-            warnings.warn(f"{error}; it is computed again")
+            warn(f"{error}; it is computed again")
         else:
             found = found if len(found.shapes) else None  # of before: it is made again, with the sizes
     if not any_rank(found is not None):

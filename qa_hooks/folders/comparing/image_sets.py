@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
@@ -21,10 +20,11 @@ from qa_hooks.evaluation.comparable import resizes
 from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, scored_windows
+from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
+from qa_hooks.sources.windows import read_ahead
 
 ORIENTATION = 274  # EXIF's tag
 
@@ -203,7 +203,7 @@ def _kept_features(file: Path) -> Features | None:
         try:
             found = Features.load(file)
         except ValueError as error:
-            warnings.warn(f"{error}; they are extracted again")
+            warn(f"{error}; they are extracted again")
     return None if any_rank(found is None) else found
 
 

@@ -126,7 +126,7 @@ def test_different_specs_are_refused():
     bad = FunctionScorer(lambda x: 1 / (x.mean((1, 2, 3)) > 0.2).float(), name="bad", higher_is_better=True)
     with pytest.raises(ValueError, match="of B are not finite"):
         compare_checkpoints(lambda n, g: plain(n, g) * 0 + 0.5, lambda n, g: plain(n, g) * 0, bad, n=4)
-    with pytest.raises(TypeError, match="qa_hooks Scorers"):
+    with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
         compare_checkpoints(plain, plain, ["niqe"])
 
 
