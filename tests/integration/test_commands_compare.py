@@ -176,7 +176,7 @@ def test_torchrun_gives_the_same_numbers(folders, tmp_path, capsys):
     assert main([*arguments, "--json", str(tmp_path / "one.json")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     launch += ["--standalone", "-m", "qa_hooks", *arguments, "--json", str(tmp_path / "two.json")]
-    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("extractor random") == 1
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
@@ -304,7 +304,7 @@ for step in (100, 200, 300, 400):
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(900)  # on a busy machine a process takes long to start
 def test_a_watcher_beside_a_writer_is_killed_and_goes_on(folders, tmp_path):
     real, good, _ = folders
     samples, log = tmp_path / "samples", tmp_path / "log"
@@ -314,15 +314,15 @@ def test_a_watcher_beside_a_writer_is_killed_and_goes_on(folders, tmp_path):
     watcher = subprocess.Popen(command, **pipes)
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(good), str(samples), str(tmp_path / "go")])
     try:
-        wait_for(lambda: (log / "watch.json").is_file())
+        wait_for(lambda: (log / "watch.json").is_file(), watcher)
         watcher.kill()
         first = watcher.communicate()[0]
         (tmp_path / "go").touch()
         watcher = subprocess.Popen(command, **pipes)
-        assert writer.wait(30) == 0
-        wait_for(lambda: len(json.loads((log / "watch.json").read_text())["steps"]) == 4)
+        assert writer.wait() == 0
+        wait_for(lambda: len(json.loads((log / "watch.json").read_text())["steps"]) == 4, watcher)
         watcher.send_signal(signal.SIGINT)
-        second, code = watcher.communicate(timeout=20)[0], watcher.returncode
+        second, code = watcher.communicate()[0], watcher.returncode
     finally:
         watcher.kill()
         writer.kill()
@@ -336,11 +336,11 @@ def test_a_watcher_beside_a_writer_is_killed_and_goes_on(folders, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(log)).Reload()
-    assert {e.step for e in events.Scalars("qa_eval/kd_random(n=24)/value")} == {100, 200, 300, 400}
+    assert {e.step for e in events.Scalars("qa_eval/kd_random_n=24/value")} == {100, 200, 300, 400}
 
 
-def wait_for(condition, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Until it is so, however long the process takes; if that ends, it will never be so."""
     while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
