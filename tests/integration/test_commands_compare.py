@@ -66,6 +66,7 @@ def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     assert "noisy: 2 images with problems" in err
     assert "notes.png: is not a readable image" in err
     result = json.loads(files["result.json"].read_text())
+    assert result["format"] == "qa_hooks.comparison"
     assert result["comparisons"]["noisy"]["kd_random"]["verdict"] == "A better"
     assert set(result["failures"]["noisy"]) == {"0003.png", "notes.png"}
     extractor = create_extractor("random")

@@ -29,16 +29,15 @@ from qa_hooks.folders.comparing.image_sets import (
     ImageSet,
     add_features,
     add_scores,
-    check_sizes,
     image_sets,
     keep_readable,
     missing_scores,
-    resize_of,
 )
+from qa_hooks.folders.comparing.image_sizes import check_sizes, resize_of
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.scorers import Scorer
 
-FORMAT = "qa_hooks.evaluation.checkpoints"
+FORMAT = "qa_hooks.comparison"
 
 
 @dataclass(eq=False, kw_only=True)
