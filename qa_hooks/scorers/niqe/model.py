@@ -26,6 +26,7 @@ from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_featur
 from qa_hooks.functional.numerics import to_float64
 
 FORMAT = "qa_hooks.naturalness"
+RELEASE = "release"  # provenance["handling"] of published parameters: what flat blocks and rounding mean for them
 _EXPECTED = (
     "a NaturalnessModel saved by qa_hooks (.safetensors), a MATLAB .mat with mu_prisparam and cov_prisparam, "
     "or a .npz with mu_pris_param and cov_pris_param"
@@ -212,7 +213,7 @@ class NaturalnessModel:
                     torch.from_numpy(np.asarray(mean, dtype=np.float64).reshape(-1)),
                     torch.from_numpy(np.asarray(covariance, dtype=np.float64)),
                     config or FeatureConfig.niqe(),
-                    provenance={"name": path.stem},
+                    provenance={"name": path.stem, "handling": RELEASE},
                 )
             return cls.from_dict(_read_safetensors(path))
         except ImportError:
