@@ -18,6 +18,7 @@ from qa_hooks._base.warn import warn
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.scorers.calibration import Calibration
 
+OTHER_SIZES = ("warn", "raise", "resize")
 INPUTS = frozenset({"reference", "prompt"})
 
 
@@ -36,6 +37,9 @@ class Scorer(KeepsFrozen):
         differentiable: whether a usable gradient reaches the images.
         value_range: what the numbers of incoming images mean; not saved.
         calibration: the map to [0, 1], when one has been fitted; saved with the scorer.
+        fitted_size: (height, width) of the images that it was fitted on, where all had one size and it matters; saved.
+        other_sizes: what happens to images of another size, whose scores could not be compared: "warn" scores them and
+            says so once, "raise" refuses them, "resize" brings them to `fitted_size`.
 
     Example:
         >>> class Brightness(Scorer):
@@ -51,6 +55,8 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
+    fitted_size: tuple[int, int] | None = None
+    other_sizes: str = "warn"
 
     def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()

@@ -84,6 +84,13 @@ class TrainedScorer(Scorer):
     def from_saved(cls: type[Own], options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Own:
         own, fitted = cls.divide(dict(options), dict(tensors))
         scorer = cls(**own, value_range=value_range)
+        with torch.device("meta"):  # what the file asks for takes no memory before it is held against the tensors in it
+            blank = scorer.network_for(fitted.facts).state_dict()
+        odd = set(blank) ^ set(fitted.weights)
+        odd |= {name for name in set(blank) - odd if blank[name].shape != fitted.weights[name].shape}
+        odd |= {name for name in set(blank) - odd if not bool(fitted.weights[name].isfinite().all())}
+        if odd:
+            raise ValueError(f"{min(odd)} is missing, needless, not finite or not of the shape that the network has")
         with training_room(torch.device("cpu"), 0):
             scorer._take(fitted)
         return scorer

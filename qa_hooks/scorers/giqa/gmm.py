@@ -122,6 +122,16 @@ class GMMScorer(FeatureScorer):
         tensors = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
         return {**tensors, "center": center, "basis": basis}
 
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        count, kept = self.components, tensors["means"].shape[-1]
+        return {
+            "log_weights": (count,),
+            "means": (count, kept),
+            "factors": (count, kept, kept) if self.covariance == "full" else (count, kept),
+            "center": (dim,),
+            "basis": (0, 0) if self.pca is None else (dim, kept),
+        }
+
     def score_rows(self, features: Tensor) -> Tensor:
         rows = features - self.center
         rows = rows @ self.basis.to(rows.dtype) if self.basis.numel() else rows

@@ -72,6 +72,9 @@ class KNNScorer(FeatureScorer):
             raise ValueError(f"the features of all {len(values)} images are the same: there is nothing to fit")
         return {"bank": values.clone()}
 
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        return {"bank": (max(self.k, len(tensors["bank"])), dim)}
+
     def score_rows(self, features: Tensor) -> Tensor:
         return self._scores(features, exclude_self=False)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.files import read_safetensors, write_safetensors
+from qa_hooks._base.headers import parse_header
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
 from qa_hooks.functional.numerics import to_float64
 
@@ -224,7 +225,7 @@ class NaturalnessModel:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     tensors, metadata = read_safetensors(path, "is no model of ours", format=FORMAT)
-    header: dict[str, Any] = json.loads(metadata["model"])
+    header: dict[str, Any] = parse_header(metadata["model"])
     return {**header, "mean": tensors["mean"], "covariance": tensors["covariance"]}
 
 

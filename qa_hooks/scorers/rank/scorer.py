@@ -11,6 +11,7 @@ Source: Liu, van de Weijer and Bagdanov, "RankIQA: Learning from Rankings for No
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -155,6 +156,8 @@ class RankScorer(TrainedScorer):
     @classmethod
     def divide(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Fitted]:
         level, accuracies = float(tensors.pop(LEVEL)), tensors.pop(ACCURACIES).tolist()
+        if not all(math.isfinite(number) for number in (level, *accuracies)):
+            raise ValueError("its level or its accuracies are not finite")
         return options, Fitted(tensors, {LEVEL: level, ACCURACIES: dict(zip(MEASURES, accuracies, strict=True))})
 
     def network_for(self, facts: dict[str, Any]) -> nn.Module:
