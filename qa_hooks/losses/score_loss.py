@@ -71,7 +71,8 @@ class ScoreLoss(QALoss):
 
     Attributes:
         terms: besides the loss, under its name: "score" (raw, of several each scorer's as "score_{name}" and the
-            combination), "at_ceiling" (the share of images), "ceiling", "out_of_range" and "weight" (the one in use).
+            combination), "at_ceiling" (the share of images that have reached it), "ceiling" (in the direction of
+            "score"), "out_of_range" and "weight" (the one in use).
 
     Raises:
         TypeError: not a scorer.
@@ -129,9 +130,14 @@ class ScoreLoss(QALoss):
 
     @property
     def ceiling(self) -> float | None:
-        """The ceiling in use, as goodness; None when there is none, or while it has not been measured."""
+        """The ceiling in use, in the direction of `score`; None when there is none, or while it is not measured."""
         level = None if self._ceiling is None else self._ceiling.level
-        return None if level is None else float(level)
+        return None if level is None else float(self._as_scored(level))
+
+    def _as_scored(self, goodness: Tensor) -> Tensor:
+        """Goodness in the direction in which the score is logged."""
+        falling = len(self.scorers) == 1 and not self.scorer.higher_is_better
+        return -goodness if falling else goodness
 
     def extra_repr(self) -> str:
         given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
@@ -165,7 +171,7 @@ class ScoreLoss(QALoss):
             log["weight"] = self.weight * self._balance.weight(pred.device)
         if level is not None:
             losses = (level + losses).clamp_min(0)
-            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": level}
+            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": self._as_scored(level)}
         log[self.name] = losses.detach().mean()
         if self._balance is not None:
             losses = self._balance.weight(pred.device) * losses

@@ -25,6 +25,7 @@ from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
+WANTED = 10  # images of a component with a diagonal covariance
 COVARIANCES = ("full", "diag")
 
 
@@ -107,11 +108,15 @@ class GMMScorer(FeatureScorer):
                 "more images, fewer components, a smaller pca or a larger reg_covar"
             ) from error
         smallest = float(mixture.weights_.min()) * len(rows)
-        if self.covariance == "full" and smallest < rows.shape[1]:
+        full = self.covariance == "full"
+        least = rows.shape[1] + 1 if full else WANTED
+        if smallest < least:
+            why = "so its covariance is singular but for reg_covar" if full else "so its variances are uncertain"
+            instead = "a smaller pca, or covariance='diag'" if full else "or a smaller pca"
             warn(
-                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, so its covariance is "
-                "singular but for reg_covar and likelihoods will be erratic: give more images, fewer components, a "
-                "smaller pca, or covariance='diag'"
+                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, {why} and likelihoods "
+                f"will be erratic: it needs {least}, about {least * self.components} images in all; give more images, "
+                f"fewer components, {instead}"
             )
         dtype = torch.float32 if rows.shape[1] <= MAX_FLOAT32_DIM else torch.float64
         arrays = {

@@ -54,7 +54,7 @@ from qa_hooks.sources.batches import Source
 Own = TypeVar("Own", bound="SnapshotScorer")
 
 NAMES = {"ordinal": "giqa_mbc", "binary": "giqa_bc", "regression": "giqa_ir"}
-MIN_REAL = 20
+MIN_REAL = MIN_GENERATED = 20
 MIN_HELD_OUT = 10
 MAX_CLASSIFIERS, MAX_SIDE = 1000, 4096  # more of either is a broken file, or a mistake
 
@@ -183,7 +183,8 @@ class SnapshotScorer(TrainedScorer):
             Itself.
 
         Raises:
-            ValueError: no snapshots, all of one iteration, fewer than 20 real images, values that are not finite.
+            ValueError: snapshots all of one iteration, fewer than 20 of them or of the real images, values that are not
+                finite.
         """
         check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("max_images", max_images, least=MIN_REAL)
@@ -256,6 +257,8 @@ class SnapshotScorer(TrainedScorer):
         """Train, test and calibrate."""
         if len(real.images) < MIN_REAL:
             raise ValueError(f"a snapshot scorer needs at least {MIN_REAL} real images, got {len(real.images)}")
+        if len(generated.images) < MIN_GENERATED:
+            raise ValueError(f"a snapshot scorer needs at least {MIN_GENERATED} snapshots, got {len(generated.images)}")
         regression = self.targets == "regression"
         labels = quality.float()[:, None] if regression else ordinal_targets(quality, self.thresholds)
         facts: dict[str, Any] = {"shape": list(real.images.shape[1:])}

@@ -14,6 +14,7 @@ from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out
 
 READ_BATCH = 16
+WANTED = 20  # images
 MIN_CONTRAST = 2.0  # deviation in grey levels; a flatter crop looks the same when it is blurred or compressed
 
 
@@ -76,6 +77,11 @@ def read_crops(
             origin.append(torch.full((len(found),), position))
     if small:
         warn(f"{small} of {read} images are smaller than crop={side} and were left out")
+    if 2 <= read - small < WANTED:
+        warn(
+            f"a ranking scorer has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
+            "learns these images, and what is measured on the held-out ones says little"
+        )
     warn_left_out(failures)
     return Crops(torch.cat(crops), torch.cat(origin))
 
