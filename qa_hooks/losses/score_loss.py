@@ -195,8 +195,8 @@ class ScoreLoss(QALoss):
         """The inverse of `run_state`; `ValueError` when it is that of another loss."""
         try:
             draws = int(state["draws"])
-            real = None if self._ceiling is None else torch.as_tensor(state["real"]).float()
-            norms = None if self._balance is None else torch.as_tensor(state["norms"]).double()
+            real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu").float()
+            norms = None if self._balance is None else torch.as_tensor(state["norms"], device="cpu").double()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not the state of such a {type(self).__name__}: {error!r}") from error
         self.random.draws = draws
@@ -256,7 +256,8 @@ class ScoreLoss(QALoss):
         from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range
-        noise = torch.randn(pred.shape, generator=torch.Generator().manual_seed(0)).to(pred.device)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(pred.shape, generator=generator, dtype=torch.float32, device="cpu").to(pred.device)
         images = (pred.detach().float() + 0.02 * (high - low) * noise).clamp(low, high)
         for scorer in self.scorers:
             check_reward(scorer, images, **_own(scorer, inputs))

@@ -55,6 +55,7 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
+    keeps_float64: bool = False  # `score` takes it, too: for what is ours, where it gives more digits
     fitted_size: tuple[int, int] | None = None
     other_sizes: str = "warn"
 
@@ -187,7 +188,8 @@ class Scorer(KeepsFrozen):
         return self
 
     def _to_unit(self, images: Tensor) -> Tensor:
-        return to_unit(images if images.dtype in (torch.uint8, torch.float64) else images.float(), self.value_range)
+        as_it_is = images.dtype == torch.uint8 or (images.dtype == torch.float64 and self.keeps_float64)
+        return to_unit(images if as_it_is else images.float(), self.value_range)
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         for name, value in given.items():

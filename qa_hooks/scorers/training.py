@@ -161,7 +161,7 @@ def _broadcast(fitted: Fitted | None) -> Fitted:
 @contextlib.contextmanager
 def training_room(device: torch.device, seed: int) -> Iterator[None]:
     """Gradients on, autocast off and random numbers of our own, whatever the caller's state; which is put back."""
-    cuda = device.type == "cuda"
+    cuda, default = device.type == "cuda", torch.get_default_dtype()
     elsewhere = torch.get_default_device().type != "cpu"
     with (
         torch.inference_mode(False),
@@ -170,11 +170,15 @@ def training_room(device: torch.device, seed: int) -> Iterator[None]:
         torch.random.fork_rng([device] if cuda else []),
         torch.device("cpu") if elsewhere else contextlib.nullcontext(),
     ):
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the devices that are not put back
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class FeatureScorer(Scorer):
     fitted: tuple[str, ...] = ()
     higher_is_better = True
     score_range = None
+    keeps_float64 = True
 
     def __init__(
         self, extractor: FeatureExtractor | str | Mapping[str, Any], *, value_range: Range = (0.0, 1.0)

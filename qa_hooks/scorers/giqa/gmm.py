@@ -152,7 +152,7 @@ class GMMScorer(FeatureScorer):
         if spread.max() <= 1e-6 * max(abs(features).max(), 1e-30):
             raise ValueError(f"the features of all {count} images are the same: there is nothing to fit")
         if self.pca is None:
-            return center, torch.zeros(0, 0, dtype=torch.float64)
+            return center, torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         if self.pca >= 1 and self.pca > min(count, dim):
             raise ValueError(f"pca={self.pca} dimensions need as many images and features, got {count} and {dim}")
         principal = PCA(self.pca, random_state=self.seed).fit(features)

@@ -304,6 +304,6 @@ class IRScorer(SnapshotScorer):
 
 def _split(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Positions that are held out, and the others."""
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     held = min(max(least, round(share * count)), count - 1)
     return order[:held], order[held:]

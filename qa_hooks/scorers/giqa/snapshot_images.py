@@ -64,7 +64,8 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
-    images, iterations = check_images("snapshots", snapshots[0], floating=False), torch.as_tensor(snapshots[1])
+    images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
+    iterations = iterations if isinstance(iterations, Tensor) else torch.tensor(iterations, device="cpu")
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"

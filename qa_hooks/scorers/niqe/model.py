@@ -64,8 +64,9 @@ class NaturalnessModel:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mean = to_float64(torch.as_tensor(self.mean).detach()).cpu().clone()
-        covariance = to_float64(torch.as_tensor(self.covariance).detach()).cpu().clone()
+        mean, covariance = (
+            to_float64(torch.as_tensor(part, device="cpu").detach()).clone() for part in (self.mean, self.covariance)
+        )
         size = self.config.features
         if mean.shape != (size,) or covariance.shape != (size, size):
             raise ValueError(

@@ -71,6 +71,7 @@ class NIQE(Scorer):
 
     higher_is_better = False
     score_range = None
+    keeps_float64 = True
     mean: Tensor
     covariance: Tensor
 

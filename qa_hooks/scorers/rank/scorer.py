@@ -147,8 +147,9 @@ class RankScorer(TrainedScorer):
 
     def tensors(self) -> dict[str, Tensor]:
         weights = super().tensors()
-        accuracies = torch.tensor([self.accuracies[name] for name in MEASURES], dtype=torch.float64)
-        return {**weights, LEVEL: torch.tensor(self.real_level, dtype=torch.float32), ACCURACIES: accuracies}
+        accuracies = torch.tensor([self.accuracies[name] for name in MEASURES], dtype=torch.float64, device="cpu")
+        level = torch.tensor(self.real_level, dtype=torch.float32, device="cpu")
+        return {**weights, LEVEL: level, ACCURACIES: accuracies}
 
     def options(self) -> dict[str, Any]:
         return {"seed": self.seed}
@@ -172,7 +173,7 @@ class RankScorer(TrainedScorer):
         network = RankNetwork().float().to(self._here.device)
         train_ranking(network, trained, seed=self.seed, **training)
         clean = network_scores(network, tested)
-        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed), device="cpu")
         accuracies = held_out_accuracies(network, tested[order[:MAX_HELD_OUT]], seed=self.seed)
         facts = {LEVEL: float(clean.median()), ACCURACIES: {name: accuracies[name] for name in MEASURES}}
         return Fitted(network.state_dict(), facts, self.calibration_on(clean, calibration, "crops"))
