@@ -191,7 +191,8 @@ def _picture(scales: Sequence[float], columns: Sequence[Measured], sheets: Seque
         lines = [Line(torch.stack([x, values + sign * errors], 1), GREY) for sign in (-1, 1)]
         lines.append(Line(torch.stack([x, values], 1), dots=True))
         title = f"{column.kind}: {column.name} +- standard error"
-        charts.append(chart(lines, title=title, x_label="guidance scale", width=410, height=240))
+        drawn = chart(lines, title=title, x_label="guidance scale", width=480, height=360)
+        charts += [] if drawn is None else [drawn]
     parts = [contact_sheet(pictures, labels, columns=SHOWN, scale=enlarged, max_side=128)]
     parts += [torch.cat(charts[start : start + 2], dim=2) for start in range(0, len(charts), 2)]
     width = max(part.shape[2] for part in parts)

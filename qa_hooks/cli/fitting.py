@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, add_device, launched_processes, read_device, say
+from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, read_device, say
 
 NOT_OF_THE_SCORER = {
     "command",
@@ -21,7 +21,6 @@ NOT_OF_THE_SCORER = {
     "real",
     "targets",
 }
-EXTRACTORS = "random (no download), inception, dinov2_vits14, or a torchvision network such as resnet50"
 
 
 def add_fit(commands: Commands) -> None:
@@ -73,7 +72,7 @@ def _add_knn(kinds: Commands) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--extractor", default="random", metavar="E", help=EXTRACTORS)
+    add_shared(parser, "--extractor")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
     _add_held_out(parser)
