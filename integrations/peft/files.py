@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qa_hooks._base.adapters import (
     adapter_names,
     check_base_kept,
+    configs,
     import_peft,
     is_lora,
     is_saved_whole,
@@ -62,7 +63,7 @@ def save_lora(model: nn.Module, folder: str | Path, *, adapter: str | None = Non
     _check_saved_whole(network, adapter)
     _say_untrained(network, adapter)
     prefix = f"{part}." if part else _prefix(network)
-    options = options_of(network.peft_config[adapter])
+    options = options_of(configs(network)[adapter])
     targets = [name for name, layer in parts_of(network, adapter).items() if is_lora(layer)]
     header = json.dumps({f"{prefix}{key}": value for key, value in {**options, "target_modules": targets}.items()})
     check_writable(folder, name="folder")
@@ -150,7 +151,7 @@ def _load_in_place(network: nn.Module, file: AdapterFile, adapter: str, *, named
         )
     file.check_layers(network)
     layers = sorted(name for name, layer in parts_of(network, adapter).items() if is_lora(layer))
-    config = network.peft_config[adapter]
+    config = configs(network)[adapter]
     if layers != sorted(file.layers) or file.settings(config) != file.settings(file.config(None)):
         raise ValueError(
             f"the model has LoRA already, of other layers, rank or alpha than {file.path} ({file.summary}); load it "
@@ -176,7 +177,7 @@ def _set(network: nn.Module, file: AdapterFile, adapter: str) -> None:
 
 def _check_saved_whole(network: nn.Module, adapter: str) -> None:
     check_base_kept(network, adapter)
-    check_options(network.peft_config[adapter], f"the adapter {adapter!r}")
+    check_options(configs(network)[adapter], f"the adapter {adapter!r}")
     for name, layer in parts_of(network, adapter).items():
         if is_lora(layer) and not same_geometry(layer, adapter):
             raise ValueError(

@@ -24,19 +24,16 @@ from qa_hooks._base.files import read_safetensors
 
 FILE = "pytorch_lora_weights.safetensors"  # the names that Diffusers looks for
 METADATA = "lora_adapter_metadata"
-PARTS = ("unet", "transformer", "transformer_2", "prior", "decoder", "controlnet")
-PARTS += ("text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = (
+    *("unet", "transformer", "transformer_2", "prior", "decoder", "controlnet"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3"),
+)
 OPTIONS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "modules_to_save")
 # What says which layers, how they began and what happens in training: the tensors say the rest.
-NO_MATTER = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout")
-NO_MATTER += ("init_lora_weights", "eva_config", "inference_mode", "task_type", "peft_type", "auto_mapping", "revision")
-NO_MATTER += (
-    "base_model_name_or_path",
-    "peft_version",
-    "runtime_config",
-    "loftq_config",
-    "bias",
-    "ensure_weight_tying",
+NO_MATTER = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "inference_mode"),
+    *("init_lora_weights", "eva_config", "loftq_config", "runtime_config", "task_type", "peft_type", "auto_mapping"),
+    *("base_model_name_or_path", "revision", "peft_version", "ensure_weight_tying", "bias"),
 )
 
 
@@ -129,9 +126,9 @@ def read_adapter(path: Path, network: nn.Module, part: str | None) -> AdapterFil
     alphas = {key.removeprefix(prefix).removesuffix(".alpha"): value for key, value in alphas.items()}
     facts = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
     if any(".lora.down" in key or "_lora.down" in key for key in tensors):
-        from diffusers.utils import convert_unet_state_dict_to_peft
+        from diffusers.utils import state_dict_utils
 
-        tensors = convert_unet_state_dict_to_peft(tensors)
+        tensors = state_dict_utils.convert_unet_state_dict_to_peft(tensors)  # type: ignore[no-untyped-call]
     for key in [key for key in tensors if key.endswith(".alpha")]:
         alphas[key.removesuffix(".alpha")] = float(tensors.pop(key))
     if facts:

@@ -12,6 +12,7 @@ from torch import nn
 from qa_hooks._base.adapters import (
     active_adapters,
     adapter_names,
+    configs,
     import_peft,
     is_lora,
     is_saved_whole,
@@ -21,7 +22,7 @@ from qa_hooks._base.adapters import (
     set_active,
 )
 from qa_hooks._base.isolation import isolated
-from qa_hooks.integrations.peft.plain import candidates, copy_geometry, reasons_against
+from qa_hooks.integrations.peft.plain import BY_DEFAULT, candidates, copy_geometry, reasons_against
 
 ADAPTER = "default"
 FEW_CHANNELS = 4  # an image or a latent: at such an output a low rank restricts nothing
@@ -36,6 +37,7 @@ def matching_layers(network: nn.Module, targets: str | Sequence[str] | None) -> 
             name
             for name, layer in layers.items()
             if isinstance(layer, (nn.Linear, nn.Conv2d)) and _outputs(layer) > FEW_CHANNELS
+            if reasons[name] not in BY_DEFAULT
         ]
     elif isinstance(targets, str):
         try:
@@ -49,7 +51,7 @@ def matching_layers(network: nn.Module, targets: str | Sequence[str] | None) -> 
             raise ValueError(f"no Linear or ungrouped Conv2d is called {missing[0]!r}; {_some(_good(reasons))}")
         named = [name for name in reasons if any(name in found for found in endings.values())]
     names = [name for name in named if reasons[name] is None]
-    left_out = {name: str(reasons[name]) for name in named if reasons[name] is not None}
+    left_out = {name: reason for name in named if (reason := reasons[name]) is not None}
     if not names:
         fits = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:4]) or _some(_good(reasons))
         raise ValueError(f"no Linear or ungrouped Conv2d fits targets={targets!r}; {fits}")
@@ -132,8 +134,8 @@ def take_out(network: nn.Module, adapter: str) -> None:
         if not part.lora_A:
             back[id(part)] = part.get_base_layer()
     replace_modules(network, back)
-    network.peft_config.pop(adapter, None)
-    if not network.peft_config:
+    configs(network).pop(adapter, None)
+    if not configs(network):
         del network.peft_config
 
 

@@ -13,6 +13,8 @@ from qa_hooks._base.adapters import is_lora, is_saved_whole
 
 READ_PAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # they hand the weights inside them to one kernel
 GROUPED = "its groups are separate, and peft cannot merge LoRA into them"
+PAST = "torch reads its weight past the module, in nn.MultiheadAttention or nn.TransformerEncoderLayer"
+BY_DEFAULT = (GROUPED, PAST)  # what `targets=None` leaves out without a word, as its documentation says
 
 
 def candidates(network: nn.Module) -> dict[str, nn.Module]:
@@ -34,7 +36,7 @@ def candidates(network: nn.Module) -> dict[str, nn.Module]:
 def reasons_against(network: nn.Module) -> dict[str, str | None]:
     """For each candidate why LoRA cannot stand beside it; None where it can."""
     layers = candidates(network)
-    past = {id(part): m for m in network.modules() if isinstance(m, READ_PAST) for part in m.modules()}
+    past = {id(part) for m in network.modules() if isinstance(m, READ_PAST) for part in m.modules()}
     weights: dict[str, Any] = {name: layer._parameters.get("weight", layer) for name, layer in layers.items()}
     holders: dict[int, list[str]] = {}
     for name, weight in weights.items():
@@ -45,7 +47,7 @@ def reasons_against(network: nn.Module) -> dict[str, str | None]:
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             reasons[name] = f"it is a {type(layer).__name__}, and LoRA stands beside Linear and Conv2d here"
         elif id(layer) in past:
-            reasons[name] = f"{type(past[id(layer)]).__name__} reads its weight past the module"
+            reasons[name] = PAST
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reasons[name] = GROUPED
         elif others:

@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _inside(model: nn.Module) -> nn.Module:
     children = dict(model.named_children())
     if hasattr(model, "get_base_model") and "base_model" in children:  # peft's
-        inner = model.get_base_model()
+        inner: Any = model.get_base_model()  # type: ignore[operator]
     elif set(children) == {"module"}:  # DDP, DataParallel, AveragedModel and most others
         inner = children["module"]
     else:
@@ -105,6 +105,12 @@ def _held(part: Any) -> list[Any]:
     return [getattr(part, name) for name in part.adapter_layer_names]
 
 
+def configs(network: nn.Module) -> dict[str, Any]:
+    """peft's configurations of the adapters in a network."""
+    found: dict[str, Any] = getattr(network, "peft_config", {})
+    return found
+
+
 def active_adapters(part: Any) -> list[str]:
     """The adapters that a layer adds to its output."""
     return list(part.active_adapters)
@@ -161,7 +167,7 @@ def without_lora(model: nn.Module, *, adapter: str | None = None) -> Iterator[nn
 
 def check_base_kept(network: nn.Module, adapter: str) -> None:
     """Refuse an adapter whose options of peft let it change the weights of the base itself."""
-    config = getattr(network, "peft_config", {}).get(adapter)
+    config = configs(network).get(adapter)
     bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
     if bias != "none":
         raise ValueError(
