@@ -126,9 +126,11 @@ def read_adapter(path: Path, network: nn.Module, part: str | None) -> AdapterFil
     alphas = {key.removeprefix(prefix).removesuffix(".alpha"): value for key, value in alphas.items()}
     facts = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
     if any(".lora.down" in key or "_lora.down" in key for key in tensors):
-        from diffusers.utils import state_dict_utils
-
-        tensors = state_dict_utils.convert_unet_state_dict_to_peft(tensors)  # type: ignore[no-untyped-call]
+        tensors, alphas = (
+            _renamed(tensors),
+            {key.rpartition(".lora_")[0] or key: a for key, a in _renamed(alphas).items()},
+        )
+    tensors = {key.replace("magnitude_vector.weight", "magnitude_vector"): tensor for key, tensor in tensors.items()}
     for key in [key for key in tensors if key.endswith(".alpha")]:
         alphas[key.removesuffix(".alpha")] = float(tensors.pop(key))
     if facts:
@@ -228,6 +230,14 @@ def _converted(
         raise ValueError(f"{path} has names of layers that Diffusers cannot convert ({error}); {_WAY_OUT}") from error
     state, alphas = found if isinstance(found, tuple) else (found, None)
     return dict(state), {key: float(value) for key, value in (alphas or {}).items()}
+
+
+def _renamed(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of Diffusers' old scripts, `attn1.processor.to_q_lora.down.weight`, as peft's."""
+    from diffusers.utils import state_dict_utils
+
+    found: dict[str, Any] = state_dict_utils.convert_unet_state_dict_to_peft(named)  # type: ignore[no-untyped-call]
+    return found
 
 
 def pipeline_class(network: nn.Module) -> Any:

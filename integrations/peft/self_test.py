@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from qa_hooks._base.adapters import import_peft, parameters_of, parts_of
 from qa_hooks.integrations.peft.first_call import tensors_in
-from qa_hooks.integrations.peft.layers import exactly, put_in, replace_modules
+from qa_hooks.integrations.peft.layers import exactly, put_in, take_out
 from qa_hooks.integrations.peft.plain import candidates, is_quantised
 
 TRIAL = "qa_hooks_self_test"
@@ -128,13 +128,10 @@ def _merges(trial: nn.Module, names: Sequence[str], example: Example) -> bool:
             part.set_adapter([other for other in part.active_adapters if other != TRIAL])
     merged = copy.deepcopy(adapted)
     base = copy.deepcopy(adapted)
-    back = {}
     for name, part in parts_of(merged, TRIAL).items():
         if name in names:
             part.merge(adapter_names=[TRIAL])
-        if list(part.lora_A) == [TRIAL]:
-            back[id(part)] = part.get_base_layer()
-    replace_modules(merged, back)
+    take_out(merged, TRIAL)
     for part in parts_of(base, TRIAL).values():
         part.set_adapter([other for other in part.active_adapters if other != TRIAL])
     for training in MODES.values():
