@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "input_image_size": 16,
         "up_dim_mults": (1, 2),
         "down_dim_mults": (2,),
+        "style_network": {"dim_in": 8, "dim_out": 8, "depth": 1},
     },
     "CRAFT": {"depths": [2], "num_heads": [6]},
     "DAT": {"embed_dim": 24, "depth": [2], "num_heads": [2], "split_size": [2, 4], "img_size": 32},
@@ -51,7 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "DRUNet": {"in_nc": 3, "out_nc": 3, "nc": [8, 16, 16, 32], "nb": 1},
     "DnCNN": {"in_nc": 3, "out_nc": 3, "nc": 16, "nb": 5},
     "RRDBNet": {"num_filters": 16, "num_blocks": 1},
-    "FBCNN": {"nc": [8, 16, 16, 32], "nb": 1},
+    "FBCNN": {"nb": 1},
     "FFTformer": {"dim": 16, "num_blocks": [1, 1, 1], "num_refinement_blocks": 1},
     "GFPGANv1Clean": {"out_size": 32, "num_style_feat": 32, "channel_multiplier": 1, "narrow": 0.1, "num_mlp": 2},
     "GRL": {"embed_dim": 24, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2], "img_size": 32}
@@ -69,7 +70,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "RCAN": {"n_resgroups": 1, "n_resblocks": 2, "n_feats": 16, "reduction": 4},
     "RGT": {"embed_dim": 24, "depth": [2], "num_heads": [2], "split_size": [8, 8], "img_size": 32},
     "RestoreFormer": {
-        "ch": 16,
+        "ch": 32,
         "n_embed": 16,
         "embed_dim": 32,
         "ch_mult": (1, 2),
@@ -80,12 +81,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "SAFMN_BCIE": {"dim": 16, "n_blocks": 2, "num_layers": 2},
     "SCUNet": {"config": [1, 1, 1, 1, 1, 1, 1], "dim": 32},
     "SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16},
-    "SeemoRe": {"num_experts": 2, "num_layers": 2, "embedding_dim": 16},
     "Swin2SR": {**HEADS, "upsampler": "pixelshuffle"},
     "SwinIR": {**HEADS, "upsampler": "pixelshuffle"},
     "Uformer": {"img_size": 128, "embed_dim": 8, "depths": [1] * 9, "num_heads": [1, 1, 2, 2, 2, 2, 2, 1, 1]},
 }
-SIDES = {"Uformer": 128, "UnetUpsampler": 16, "IPT": 48, "FFTformer": 64, "KBNet_l": 64, "KBNet_s": 64}
+SIDES = {
+    "UpCunet2x_fast": 64,
+    "Uformer": 128,
+    "UnetUpsampler": 16,
+    "IPT": 24,
+    "FFTformer": 64,
+    "KBNet_l": 64,
+    "KBNet_s": 64,
+}
 
 
 class Row(NamedTuple):
@@ -142,7 +150,7 @@ def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     found = []
     for training in (True, False):
         torch.manual_seed(0)
-        found.append(first(copy.deepcopy(network).train(training)(*inputs)).flatten())
+        found.append(first(copy.deepcopy(network).train(training)(*[x.clone() for x in inputs])).flatten())
     return torch.cat(found)
 
 
@@ -150,7 +158,7 @@ def examine(kind: type[nn.Module]) -> Row:
     """Two steps, merged, saved and loaded."""
     try:
         network, inputs = build(kind), example(kind)
-        first(copy.deepcopy(network)(*inputs))
+        outputs(network, inputs)
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError) as error:
         return Row(kind.__name__, f"not built: {type(error).__name__}: {error}"[:100])
     base = copy.deepcopy(network)
@@ -165,7 +173,7 @@ def examine(kind: type[nn.Module]) -> Row:
     network.train()
     for _ in range(2):
         optimizer.zero_grad()
-        (first(network(*inputs)) - 0.3).abs().mean().backward()
+        (first(network(*[x.clone() for x in inputs])) - 0.3).abs().mean().backward()
         silent = sum(parameter.grad is None for parameter in parameters)
         optimizer.step()
     trained = outputs(network, inputs)
@@ -203,7 +211,7 @@ def table(rows: list[Row]) -> str:
         "# LoRA in networks of super-resolution and restoration",
         "",
         "Made by `python -m benchmarks sr_architectures --out docs/sr_architectures.md`, whose first lines say how. "
-        f"{len(rows)} classes of spandrel, {right} right. The columns of errors are relative to what the adapter changes.",
+        f"{len(rows)} classes of spandrel, {right} right. Errors are relative to what the adapter changes.",
         "",
         "| network | outcome | layers with LoRA | left out by the self-test, by name | merged | loaded |",
         "|---|---|---|---|---|---|",

@@ -158,11 +158,16 @@ def _without_gradient(trial: nn.Module, names: Sequence[str], example: Example) 
 def _outputs(network: nn.Module, example: Example, training: bool) -> Tensor:
     """All numbers that the network gives, in a row; the same noise at every call."""
     torch.manual_seed(0)
-    output = network.train(training)(*example.args, **example.kwargs)
+    args, kwargs = tree_map(_cloned, (example.args, example.kwargs))  # some networks write into their input
+    output = network.train(training)(*args, **kwargs)
     tensors = [tensor.flatten() for tensor in tensors_in(output) if tensor.is_floating_point()]
     if not tensors:
         raise ValueError("the network's output holds no tensor of numbers")
     return torch.cat(tensors)
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _put_random_in(trial: nn.Module, names: Sequence[str]) -> None:

@@ -289,3 +289,22 @@ def test_merging_refuses_what_would_be_another_function():
         with pytest.raises(ValueError, match=reason):
             merge_lora(network)
         assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x *= 255
+        return self.two(self.one(x).tanh())
+
+
+def test_a_network_that_writes_into_its_input():
+    network, x = WritesIntoItsInput(), rand(1, 3, 8, 8)
+    before = x.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject_lora(network, rank=2, example=x)
+    assert torch.equal(x, before)
