@@ -17,6 +17,7 @@ from typing import Any
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
+from qa_hooks._base.headers import parse_header
 from qa_hooks._base.processes import first_error, shared, together
 from qa_hooks.callbacks.callback import Callback, Context
 from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
@@ -238,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = parse_header(path.read_text())
         if not isinstance(found, dict) or not all({"step", "value", "path"} <= set(entry) for entry in found["kept"]):
             raise ValueError("it lacks metric, step, value or path")
         names = [str(name) for name in (*(entry["path"] for entry in found["kept"]), *found.get("leaving", []))]

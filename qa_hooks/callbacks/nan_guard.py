@@ -10,6 +10,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.optimizers import check_no_closure, skips_step
 from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.rewards.broken import broken_images, broken_message
 
 ACTIONS = ("warn", "skip", "stop")
 
@@ -27,6 +28,10 @@ class NaNGuard(Callback):
 
     Several processes skip and stop together. Steps that a GradScaler skips by itself are not reported. Each look
     synchronises a GPU, so "warn" looks every tenth step.
+
+    Images that the loop hands over are looked at, too: any that is not finite is reported, and a batch of which half or
+    more is black or of one colour is warned of once, whatever the action. Both are what a decoder makes that overflows
+    in float16.
 
     Args:
         action: "warn", "skip" or "stop".
@@ -57,6 +62,7 @@ class NaNGuard(Callback):
         self.action, self.name = action, name
         self.found = self.skips = 0
         self._steps = 0
+        self._told: set[str] = set()  # names of images
         self._handle: Any = None
         if optimizer is not None:
             self.attach(optimizer)
@@ -76,15 +82,28 @@ class NaNGuard(Callback):
 
     def on_step_end(self, ctx: Context) -> None:
         named = {f"{track}/{term}": value for track, terms in ctx.terms.items() for term, value in terms.items()}
-        bad: list[str] = []
+        bad = self._look_at_images(ctx)
         if named:
             values = [torch.as_tensor(value, dtype=torch.float32).detach().mean() for value in named.values()]
             finite = torch.isfinite(torch.stack([value.to(values[0].device) for value in values])).tolist()
-            bad = [name for name, good in zip(named, finite, strict=True) if not good]
+            bad += [name for name, good in zip(named, finite, strict=True) if not good]
         stop = self.action == "stop" and any_rank(bool(bad))
         if bad or stop:
             what = f"{', '.join(bad)} is not finite" if bad else "a term of another rank is not finite"
             self._report(f"step {ctx.step}: {what}", stop=stop)
+
+    def _look_at_images(self, ctx: Context) -> list[str]:
+        """The names of images that are not finite; images that show nothing are warned of."""
+        bad = []
+        for name, images in ctx.images.items() if ctx.step % self.every == 0 else ():
+            shares = {kind: float(which.float().mean()) for kind, which in broken_images(images).items()}
+            if shares.pop("nonfinite"):
+                bad.append(f"images {name!r}")
+            message = broken_message(shares, len(images)) if sum(shares.values()) >= 0.5 else None
+            if message and name not in self._told:
+                self._told.add(name)
+                warn(f"NaNGuard: step {ctx.step}, images {name!r}: {message}")
+        return bad
 
     def state_dict(self) -> dict[str, Any]:
         return {"found": self.found, "skips": self.skips}

@@ -30,6 +30,7 @@ from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, Levels, look_values
+from qa_hooks.rewards.broken import WORDS, broken_message
 from qa_hooks.rewards.measures import Rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
@@ -64,6 +65,8 @@ class RewardGuard(Monitor):
     - "scale": warns and calls `scale(step)`, at an alarm and again after each `patience` looks that it goes on. With
       LoRA: `scale=lambda step: halve()`, where `halve` keeps a factor and calls `integrations.peft.scale_lora(model,
       factor)`. It runs on every process.
+
+    Samples that are black, of one colour or not finite are named in a warning at the first look that sees them.
 
     Writes `qa_eval/{name}/{kind}` for what is measured, `/severity` of the worst kind, `/alarms`, how many there have
     been, and at an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
@@ -204,6 +207,7 @@ class RewardGuard(Monitor):
             if ctx.rank == 0:
                 values = look_values(rows, rule.levels)
         values = shared(values)
+        self._tell_broken(ctx, values, len(rows["features"]))
         alarm = rule.look(values)
         self.found = rule.found
         self.alarms += bool(alarm)
@@ -240,6 +244,14 @@ class RewardGuard(Monitor):
             self._rule.load_state_dict(self._loaded["rule"])
         self._loaded = {}
         return self._rule
+
+    def _tell_broken(self, ctx: Context, values: dict[str, float], n: int) -> None:
+        """Name images that show nothing, each kind once; no reward is needed to see them, and no second look."""
+        new = {key: values[key] for key in WORDS if values.get(key) and f"broken {key}" not in self._told}
+        self._told += [f"broken {key}" for key in new]
+        message = broken_message(new, n)
+        if message and ctx.rank == 0:
+            warn(f"{self.state_key}, step {ctx.step}: {message}")
 
     def _tell(self, ctx: Context) -> None:
         new = [finding for finding in self.found if finding.kind not in self._told]

@@ -18,6 +18,7 @@ from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, check_range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
+from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
@@ -100,6 +101,7 @@ class GuardImages:
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
+            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
             row["position"] = torch.arange(start, start + len(images))
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
@@ -244,7 +246,7 @@ def joined_rows(before: Rows, rows: Rows) -> Rows:
         if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
             got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
             raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
-    return {key: torch.cat([before[key], row]) for key, row in rows.items()}
+    return {key: torch.cat([before[key], row]) for key, row in rows.items() if key in before}
 
 
 def _centre(images: Tensor) -> Tensor:
