@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.niqe import valid_rows
-from qa_hooks.functional.numerics import differentiable_once, to_float64
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once, to_float64
 
+_ONCE = "the NIQE distance is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 _EPSILON = 1e-12
 _RIDGE = 1e-6
 
@@ -109,6 +110,7 @@ def naturalness_distance_from_moments(
         >>> torch.allclose(together.float(), naturalness_distance(rows, mean, covariance))
         True
     """
+    check_reverse_mode("naturalness_distance", total, outer)
     pristine = model_covariance.to(total)
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     share = torch.where(count < total.shape[-1] + 1, 0.5, 0.1) if shrink is None else shrink
@@ -136,14 +138,15 @@ class _SquareFromMoments(torch.autograd.Function):
         matrix = torch.addcmul(pristine / 2, torch.addr(outer, total, mean, alpha=-1), keep_half)
         factor, failed = torch.linalg.cholesky_ex(torch.addcmul(matrix, identity, matrix.trace(), value=ridge))
         solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
-        ctx.save_for_backward(solved, mean, keep_half, identity, count)
+        square = torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        ctx.save_for_backward(square, solved, mean, keep_half, identity, count)
         ctx.ridge = ridge
-        return torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        return square
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved, mean, keep_half, identity, count = ctx.saved_tensors
+        _, solved, mean, keep_half, identity, count = ctx.saved_tensors
         by_matrix = torch.outer(solved, solved * -grad)
         by_matrix = torch.addcmul(by_matrix, identity, by_matrix.trace(), value=ctx.ridge)
         by_outer = by_matrix * keep_half
@@ -176,6 +179,7 @@ def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
 
     Nothing here waits for a GPU, which matters in a training step. Differentiable once.
     """
+    check_reverse_mode("the NIQE distance", matrix, columns)
     return _Quadratic.apply(matrix, columns)  # type: ignore[no-any-return]
 
 
@@ -186,13 +190,14 @@ class _Quadratic(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor, columns: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         solved = torch.cholesky_solve(columns.expand(*matrix.shape[:-2], *columns.shape[-2:]), factor)
-        ctx.save_for_backward(solved)
-        return torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        squares = torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        ctx.save_for_backward(squares, solved)
+        return squares
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        (solved,) = ctx.saved_tensors
+        _, solved = ctx.saved_tensors
         weighted = solved * grad[..., None, :]
         return -(weighted @ solved.mT) if ctx.needs_input_grad[0] else None, 2 * weighted
 

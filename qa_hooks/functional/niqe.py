@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qa_hooks.functional.generalized_gaussian import aggd_from_moments
 from qa_hooks.functional.mscn import Normalization, block_moments, sigma_map, to_blocks
+from qa_hooks.functional.numerics import check_reverse_mode
 from qa_hooks.functional.resize import halve
 from qa_hooks.images import check_images
 
@@ -153,6 +154,7 @@ def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_sl
     """
     config = config or FeatureConfig()
     images = _prepare(images, config)
+    check_reverse_mode("niqe_features", images)
     with torch.autocast(images.device.type, enabled=False):
         moments = []
         scale_images, block = images, config.block
