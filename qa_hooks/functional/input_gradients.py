@@ -3,9 +3,10 @@
     WGAN-GP (Gulrajani et al. 2017, eq. 3):  E (||grad D(x^)||_2 - 1)^2,  x^ = e x~ + (1 - e) x,  e ~ U[0, 1] per sample
     R1, R2 (Mescheder et al. 2018, eq. 9):   E ||grad D(x)||^2 on real or on fake images (weighted gamma / 2)
 
-The critic is called once, on the points alone. Under autocast the points are float32, whatever type the images have.
-Under float16 autocast the whole pass runs in float32 (its gradients would underflow); under bfloat16 the user's autocast
-stays on. Attention runs in torch's plain kernel, because the fused ones have no second derivative.
+The critic is called once, on the points alone. The points are float32, whatever type the images have, unless the
+critic's own weights are in half precision. Under float16 autocast the whole pass runs in float32 (its gradients would
+underflow); under bfloat16 the user's autocast stays on. Attention runs in torch's plain kernel, because the fused ones
+have no second derivative.
 """
 
 from __future__ import annotations
@@ -191,11 +192,11 @@ def points_at(real: Tensor, fake: Tensor, at: str, generator: torch.Generator | 
 
 
 def _leaf(critic: Critic, points: Tensor) -> Tensor:
-    """The points, to be differentiated by: in float32 where autocast chooses the type of each operation anyway."""
+    """The points, to be differentiated by: in float32, unless the critic itself is in half precision."""
     points = points.detach()
-    if points.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(points.device.type):
+    if points.dtype in (torch.float16, torch.bfloat16):
         weights = [p.dtype for module in modules_of(critic) for p in module.parameters() if p.is_floating_point()]
-        if points.dtype not in weights:  # a critic in half precision takes half images only, once autocast is off
+        if points.dtype not in weights and (weights or torch.is_autocast_enabled(points.device.type)):
             points = points.float()
     return points.requires_grad_(True)
 
@@ -219,9 +220,10 @@ def _check_second_derivative(gradient: Tensor) -> None:
             names = {after.name().removesuffix("0").removesuffix("Backward") for after in own if after}
             names = {name for name in names if "::" not in name} or {"one that is marked once_differentiable"}
             raise ValueError(
-                f"the critic uses an operator that has no second derivative ({', '.join(sorted(names))}), and a gradient penalty needs it. Write the critic's pass with plain operations: for attention "
+                f"the critic uses an operator that has no second derivative ({', '.join(sorted(names))}), and a gradient "
+                "penalty needs it. Write the critic's pass with plain operations: for attention "
                 "`with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`, for recurrent layers on a "
-                "GPU `with torch.backends.cudnn.flags(enabled=False):`, for bilinear resampling F.interpolate"
+                "GPU `with torch.backends.cudnn.flags(enabled=False):`"
             )
         waiting += following
 

@@ -44,7 +44,7 @@ class Bank:
     """Features to search in, with what every search needs again; made by `prepare_bank`.
 
     Attributes:
-        values: `(m, d)`, as given.
+        values: `(m, d)`, as given; in float32 when they came in half precision.
         origin: `(d,)`, their mean where it is far from zero, otherwise zero.
         centred: `(m, d)`, values - origin; no copy where the origin is zero.
         norms: `(m,)`, the squared norms of `centred`.
@@ -66,6 +66,8 @@ def prepare_bank(values: Tensor) -> Bank:
     if values.ndim != 2 or not values.numel():
         raise ValueError(f"a bank of features must be (m, d) and not empty, got {tuple(values.shape)}")
     values = values.detach() if values.requires_grad else values
+    if values.dtype in (torch.float16, torch.bfloat16):  # squared norms above 65504 would be infinite
+        values = values.float()
     origin = values.mean(0)
     if float(origin.square().sum()) > float(values.var(0, correction=0).sum()):
         centred = values - origin

@@ -172,12 +172,14 @@ def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_sl
 def valid_rows(features: Tensor) -> Tensor:
     """`(..., 18 * scales)` features -> `(...)` bool: False for rows of blocks that are flat at some scale.
 
+    A row with a NaN is not flat: it stays, so that the NaN is seen in what is computed from the rows.
+
     Example:
         >>> valid_rows(niqe_features(torch.stack([torch.rand(1, 32, 32), torch.ones(1, 32, 32)])))
         tensor([[ True],
                 [False]])
     """
-    return (features[..., 1::FEATURES_PER_SCALE] > 0).all(-1)
+    return (features[..., 1::FEATURES_PER_SCALE] != 0).all(-1)
 
 
 @torch.no_grad()
