@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow fuzz lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m qa_hooks demo $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+fuzz: $(VENV)/.test
+	QA_HOOKS_FUZZ=long $(BIN)/python -m pytest tests/fuzz --timeout 14400 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -98,7 +98,8 @@ def _plain(x: Tensor, y: Tensor, kernel: Filter, luminance: bool, value_range: R
         if luminance:
             square = (mean_difference + offset_difference).square()
             similarity = similarity * (1 - 2 * square / ((mean_total + offset_total).square() + square + 2 * C1))
-        return similarity.mean((0, 1)).unflatten(0, x.shape[:2])
+        values: Tensor = similarity.mean((0, 1)).unflatten(0, x.shape[:2])
+        return values
 
 
 class _Similarity(torch.autograd.Function):

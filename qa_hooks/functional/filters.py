@@ -208,7 +208,7 @@ class _Blur(torch.autograd.Function):
         return blurred
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, kernel: Filter, adjoint: bool) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, None, None], values: Tensor, kernel: Filter, adjoint: bool) -> Any:
         """A batch of planes is more planes: their axis is the first of planes and the last of maps."""
         planes = -1 if adjoint else 0
         batched = values.movedim(in_dims[0], planes)

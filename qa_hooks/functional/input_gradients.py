@@ -220,8 +220,8 @@ def _check_second_derivative(gradient: Tensor) -> None:
             names = {after.name().removesuffix("0").removesuffix("Backward") for after in own if after}
             names = {name for name in names if "::" not in name} or {"one that is marked once_differentiable"}
             raise ValueError(
-                f"the critic uses an operator that has no second derivative ({', '.join(sorted(names))}), and a gradient "
-                "penalty needs it. Write the critic's pass with plain operations: for attention "
+                f"the critic uses an operator that has no second derivative ({', '.join(sorted(names))}), and a "
+                "gradient penalty needs it. Write the critic's pass with plain operations: for attention "
                 "`with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`, for recurrent layers on a "
                 "GPU `with torch.backends.cudnn.flags(enabled=False):`"
             )

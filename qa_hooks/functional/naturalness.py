@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.niqe import valid_rows
-from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once, to_float64
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once, result_dtype, to_float64
 
 _ONCE = "the NIQE distance is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 _EPSILON = 1e-12
@@ -44,7 +44,7 @@ def naturalness_distance(
         ridge: times mean variance, added to the diagonal of the matrix that is inverted.
 
     Returns:
-        A scalar of the features' dtype; 1e-6 (without a gradient) when there is no valid row.
+        A scalar of the features' dtype, at least float32; 1e-6 (without a gradient) when there is no valid row.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown variant.
@@ -67,7 +67,7 @@ def naturalness_distance(
         distance = (distances * weights).sum() / weights.sum().clamp_min(1) + (weights.sum() == 0) * _EPSILON**0.5
     else:
         raise ValueError(f"variant must be 'mvg' or 'sample', got {variant!r}")
-    return distance.to(features.device, features.dtype)
+    return distance.to(features.device, result_dtype(features))
 
 
 def feature_moments(features: Tensor, model_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.functional.filters import full_precision
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import result_dtype, to_float64
 
 METRICS = ("euclidean", "l1")
 CHUNK = 1 << 22  # numbers in a temporary
@@ -31,7 +31,7 @@ class Neighbours(NamedTuple):
     """What `nearest_neighbours` found, nearest first.
 
     Attributes:
-        distances: `(n, k)`, of the type of the queries, with a gradient to them.
+        distances: `(n, k)`, of the type of the queries, at least float32, with a gradient to them.
         indices: `(n, k)` int64, rows of the bank.
     """
 
@@ -103,7 +103,8 @@ def nearest_neighbours(
     indices = neighbour_indices(queries, bank, k, metric=metric, exclude_self=exclude_self)
     step = max(1, CHUNK // (k * queries.shape[1]))
     parts = zip(queries.split(step), indices.split(step), strict=True)
-    distances = [exact_distances(part, bank.values, found, metric).to(queries) for part, found in parts]
+    dtype = result_dtype(queries)
+    distances = [exact_distances(part, bank.values, found, metric).to(queries.device, dtype) for part, found in parts]
     return Neighbours(torch.cat(distances), indices)
 
 

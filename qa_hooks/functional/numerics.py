@@ -30,6 +30,16 @@ def to_float64(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64)
 
 
+def result_dtype(given: Tensor) -> torch.dtype:
+    """The type of a result for `given`: its own, but float32 for half precision, whose range ends at 65504.
+
+    Example:
+        >>> result_dtype(torch.zeros(1).half()), result_dtype(torch.zeros(1).double())
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(given.dtype, torch.float32)
+
+
 def product_dtype(*tensors: Tensor) -> torch.dtype:
     """The type in which to multiply features: theirs, or float64 where torch may round float32 products further.
 
