@@ -257,18 +257,12 @@ def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
 
 def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
     """`(N, C, H, W)` uint8 -> one uint8 picture `(C, h, w)`, on a light ground, each image enlarged `scale` times."""
-    count = images.shape[0]
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    channels, height, width = images.shape[1:]
-    shape = (channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
-    grid = torch.full(shape, 230, dtype=torch.uint8)
-    for index, image in enumerate(images.cpu()):
-        top = padding + (index // columns) * (height + padding)
-        left = padding + (index % columns) * (width + padding)
-        grid[:, top : top + height, left : left + width] = image
-    return grid
+    from torchvision.utils import make_grid as torchvision_grid
+
+    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = torchvision_grid(images, columns or math.ceil(math.sqrt(len(images))), padding, pad_value=230)
+    picture: Tensor = grid[: images.shape[1]]
+    return picture  # grey images come back in three channels
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
