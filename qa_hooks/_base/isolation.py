@@ -155,7 +155,15 @@ def uncompiled() -> Iterator[None]:
     if set_stance is None or "torch._dynamo" not in sys.modules:  # nothing has been compiled
         yield
         return
-    with set_stance("force_eager"):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(set_stance("force_eager"))
+        except RuntimeError as error:
+            raise RuntimeError(
+                "weighters, penalties and monitors cannot be part of a function that is compiled by torch.compile: "
+                "compile the networks, not the function that calls them, or hand the call to it as "
+                "torch.compiler.disable(call)"
+            ) from error
         yield
 
 

@@ -249,7 +249,7 @@ class ScoreLoss(QALoss):
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
         """Refuse, once, what cannot teach, on these images with a little noise: flat ones may have no slope."""
-        if self._tried:
+        if self._tried or torch.compiler.is_compiling():
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_scorers import brightness
 
 from qa_hooks.evaluation.checkpoints import compare_checkpoints
 from qa_hooks.features import create_extractor
 from qa_hooks.functional.intervals import paired_difference
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.sources.samples import sample_block
+from toy_scorers import brightness
 
 
 def plain(n, generator):
