@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import warnings
 from numbers import Integral, Real
@@ -32,6 +33,20 @@ def check_count(name: str, count: Any, *, least: int = 1) -> int:
     if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
     return int(count)
+
+
+def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
+    """`TypeError` unless `function` takes these arguments; `call` shows how it is called. What does not say, passes."""
+    if not callable(function):
+        raise TypeError(f"{name} must be callable as {call}, got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
 
 
 def warn(message: str) -> None:

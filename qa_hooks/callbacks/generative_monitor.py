@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows, together
+from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.readings import shared_json
 from qa_hooks.evaluation.measure import METRICS, Measurement, check_comparable, check_needs, measure
@@ -123,8 +123,8 @@ class GenerativeMonitor(Monitor):
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
+    def functions(self) -> list[Callable[..., Any]]:
+        return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
         """The statistics of the real images; here, so that their time does not count as that of each measurement."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
@@ -91,8 +91,8 @@ class PerceptionDistortion(Monitor):
         self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
         self._guard = RangeGuard(perception.value_range)
 
-    def networks(self) -> list[nn.Module]:
-        return [] if isinstance(self.images, str) else modules_of(self.images)
+    def functions(self) -> list[Callable[..., Any]]:
+        return [] if isinstance(self.images, str) else [self.images]
 
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.penalties.gradient_model import gradient_features, gradient_model
@@ -62,8 +61,8 @@ class RefreshGradientModel(Monitor):
     def due(self, step: int) -> bool:
         return step % self.every == 0  # a critic of one step has nothing to model
 
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.critic)
+    def functions(self) -> list[Callable[..., Any]]:
+        return [self.critic]
 
     def local(self, ctx: Context) -> Tensor:
         batches = self.batches() if callable(self.batches) else self.batches

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks._base.reach import modules_of
 from qa_hooks.drawing.tables import interval_text, text_table
 from qa_hooks.evaluation.measure import check_comparable
 from qa_hooks.evaluation.set_metrics import (

@@ -11,6 +11,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows
+from qa_hooks._base.terms import publish
 from qa_hooks.images import RangeGuard, check_images
 from qa_hooks.scorers.scorer import Scorer
 
@@ -97,12 +98,13 @@ class Weighter:
         goodness, joint = (torch.where(torch.isfinite(part), part, torch.nan) for part in (goodness, joint))
         threshold, weigh = self.rule(joint)
         weights, all_weights = weigh(goodness), weigh(joint)
-        self.terms = {
+        terms = {
             "weighted": (all_weights != 1).float().mean(),
             "effective_sample_size": all_weights.mean().square() / all_weights.square().mean(),
             "threshold": sign * threshold.float(),
             "nonfinite": joint.isnan().float().sum(),
         }
+        publish(self, terms)
         return weights / all_weights.mean() if self.normalize else weights
 
     def __repr__(self) -> str:
