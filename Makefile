@@ -31,7 +31,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) torch torchvision
-	$(PIP) -e .
+	$(PIP) -e ".[demo]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed

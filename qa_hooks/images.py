@@ -256,7 +256,8 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 
     images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = torchvision_grid(images, columns or math.ceil(math.sqrt(len(images))), padding, pad_value=230)
-    return grid[: images.shape[1]]  # grey images come back in three channels
+    picture: Tensor = grid[: images.shape[1]]
+    return picture  # grey images come back in three channels
 
 
 def save_image(image: Tensor, path: str | Path) -> None:

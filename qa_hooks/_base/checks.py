@@ -1,20 +1,13 @@
-"""Checks of plain arguments, with one message for each kind, and warnings that point at the user's own line."""
+"""Checks of plain arguments, with one message for each kind."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
-import warnings
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import torch
-
-# Code whose lines say nothing to a user: this package's (also by its link), torch's, and that of with blocks.
-_INSIDE = tuple(str(path) for path in (Path(__file__).parents[1], Path(__file__).resolve().parents[1],
-                                       Path(torch.__file__).parent, contextlib.__file__))  # fmt: skip
 
 
 def check_weight(name: str, weight: Any) -> float:
@@ -47,11 +40,3 @@ def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
-
-
-def warn(message: str) -> None:
-    """A `UserWarning` at the innermost line outside this package and torch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level + 1)

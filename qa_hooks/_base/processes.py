@@ -134,7 +134,11 @@ def together() -> Iterator[None]:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks when it is true on one; one small all-reduce."""
-    return bool(all_reduce_sum(torch.tensor([float(flag)])) > 0) if is_distributed() else flag
+    return (
+        bool(all_reduce_sum(torch.tensor([float(flag)], dtype=torch.float32, device="cpu")) > 0)
+        if is_distributed()
+        else flag
+    )
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ import random
 import numpy as np
 import torch
 
-from qa_hooks._base.processes import rank
-
 
 class OwnRandom:
     """Random numbers that never touch the global state: a CPU generator seeded afresh for each draw (seed, rank, draw).
@@ -28,6 +26,8 @@ class OwnRandom:
 
     def generator(self) -> torch.Generator:
         """The generator of the next draw."""
+        from qa_hooks._base.processes import rank
+
         generator = torch.Generator("cpu").manual_seed(mixed_key(self.seed, rank(), self.draws))
         self.draws += 1
         return generator

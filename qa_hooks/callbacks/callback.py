@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
+from qa_hooks._base.warn import warn
 from qa_hooks.writers import Writer
 
 
@@ -69,11 +70,11 @@ class Callback:
     reads: tuple[Callback, ...] = ()
     draws: bool = False
 
-    name: str | None = None
+    name: str = ""
 
     @property
     def state_key(self) -> str:
-        return type(self).__name__ if self.name is None else f"{type(self).__name__}({self.name})"
+        return type(self).__name__ if not self.name else f"{type(self).__name__}({self.name})"
 
     def __repr__(self) -> str:
         key, every = self.state_key, f"every={self.every}"

@@ -42,8 +42,9 @@ def _lines(callback: Callback) -> Iterator[str]:
         if callable(sample) and not isinstance(sample, nn.Module):
             images, line = _check_sample(name, sample, looks)
             yield line
-    for name in ("images", "name", "reference"):
-        if isinstance(value := getattr(looks, name, None), str) and getattr(looks, "sample", None) is None:
+    named = ("images", "reference") if looks is callback else ("name", "base")
+    for value in (getattr(looks, name, None) for name in named):
+        if isinstance(value, str) and getattr(looks, "sample", None) is None:
             yield f"takes the images {value!r} from hooks.step({value}=...) or hooks.capture({value!r}, module)"
     for scorer in _scorers(looks):
         yield _check_scorer(scorer, images, getattr(looks, "reference", None))
@@ -62,8 +63,8 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
     except Exception as error:
         return None, f"{name} FAILS: {type(error).__name__}: {error}"
     low, high = (float(value) for value in torch.aminmax(images.float()))
-    if torch.equal(generator.get_state(), unused):
-        notes.append("it ignores its generator; the global ones are seeded for it")
+    if torch.equal(generator.get_state(), unused) and torch.equal(images, again):
+        notes.append("it leaves its generator unused, and the global ones are seeded for it")
     if not torch.equal(images, again):
         notes.append("THE SAME SEED GIVES OTHER IMAGES: it draws from a generator of its own, or counts its calls")
     if moved := traces.moved():

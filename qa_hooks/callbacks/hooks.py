@@ -29,8 +29,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_call, check_count, warn
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
+from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.attachment import Attachment
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Captures
@@ -109,7 +110,7 @@ class Hooks:
 
         Args:
             step: the number of optimizer steps made so far; counted when it is left out.
-            images: tensors for the callbacks, for example `fake=fake`; kept by reference, without their graph.
+            images: tensors for the callbacks, for example `fake=fake`, without their graph.
 
         Raises:
             RuntimeError: Hooks is attached to an optimizer, which already calls this.
@@ -228,8 +229,7 @@ class Hooks:
         Raises:
             ValueError: with `strict`, when callbacks or tracked parts are missing or unknown.
         """
-        own = RunState(self.callbacks, self.track, self._means)
-        self.step_count = own.restore(state, strict=self.strict)
+        self.step_count = RunState(self.callbacks, self.track, self._means).restore(state, strict=self.strict)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

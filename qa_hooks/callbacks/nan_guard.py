@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count
 from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import any_rank
+from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 
 ACTIONS = ("warn", "skip", "stop")
@@ -83,7 +85,9 @@ class NaNGuard(Callback):
         named = {f"{track}/{term}": value for track, terms in ctx.terms.items() for term, value in terms.items()}
         bad: list[str] = []
         if named:
-            values = [torch.as_tensor(value, dtype=torch.float32).detach().mean() for value in named.values()]
+            tensors = (v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device="cpu")
+                       for v in named.values())  # fmt: skip
+            values = [value.detach().float().mean() for value in tensors]
             finite = torch.isfinite(torch.stack([value.to(values[0].device) for value in values])).tolist()
             bad = [name for name, good in zip(named, finite, strict=True) if not good]
         stop = self.action == "stop" and any_rank(bool(bad))

@@ -88,14 +88,14 @@ class PerceptionDistortion(Monitor):
         self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
-        self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
+        self.path = torch.zeros(0, 3, dtype=torch.float64, device="cpu")  # step, distortion, perception
         self._guard = RangeGuard(perception.value_range)
 
     def functions(self) -> list[Callable[..., Any]]:
         return [] if isinstance(self.images, str) else [self.images]
 
     def local(self, ctx: Context) -> Tensor:
-        rows = [torch.zeros(0, 2, dtype=torch.float64)]
+        rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
         if not isinstance(self.images, str) and ctx.rank != 0:
             return rows[0]
         images, reference = self._pair(ctx)
@@ -115,12 +115,13 @@ class PerceptionDistortion(Monitor):
             raise ValueError(f"no pair of finite scores among {len(rows)} images")
         distortion, perception = finite.mean(0).tolist()
         self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
-        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64)
+        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64, device="cpu")
         self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
         for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
             ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)
-        if ctx.rank == 0:
-            write_picture(ctx, self.folder, self.name, "path", self._picture())
+        picture = self._picture() if ctx.rank == 0 else None
+        if picture is not None:
+            write_picture(ctx, self.folder, self.name, "path", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last), "path": self.path.clone()}
@@ -138,7 +139,7 @@ class PerceptionDistortion(Monitor):
             )
         return ctx.images[cast(str, self.images)], ctx.images[self.reference]
 
-    def _picture(self) -> Tensor:
+    def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]
         return chart(
             [Line(self.path[:, 1:], dots=True, fading=True)],

@@ -40,8 +40,10 @@ class SamplingMonitor(Monitor):
         least: int = 1,
         optional: bool = False,
     ) -> None:
-        if sample is not None or not optional:
+        if sample is not None:
             check_sample(sample)
+        elif not optional:
+            raise TypeError("sample must be callable as sample(n, generator), got None")
         super().__init__(every=every)
         self.sample, self.name, self.seed, self.value_range = sample, name, seed, check_range(value_range)
         self.n, self.batch_size = check_count("n", n, least=least), check_count("batch_size", batch_size)

@@ -79,7 +79,7 @@ class ScoreHistogram(SamplingMonitor):
         self._real_scores: Tensor | None = None
 
     def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0, device="cpu")]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
         scores += [self.scorer(in_range(images, self.value_range)).cpu() for _, images in self.blocks(ctx)]
         return torch.cat(scores)
 
@@ -113,7 +113,8 @@ class ScoreHistogram(SamplingMonitor):
             picture = chart(
                 lines, title=title, x_label=axis_label(self.scorer), y_label="share of images", from_zero=True
             )
-            write_picture(ctx, self.folder, self.name, "distribution", picture)
+            if picture is not None:
+                write_picture(ctx, self.folder, self.name, "distribution", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last)}

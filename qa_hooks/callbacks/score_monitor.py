@@ -12,7 +12,7 @@ from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.functional.intervals import bootstrap_interval
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
 from qa_hooks.writers import make_tag
 
@@ -61,8 +61,7 @@ class ScoreMonitor(SamplingMonitor):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}")
+        check_is_scorer(scorer)
         if (sample is None) == (images is None):
             raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
         if ("reference" in scorer.inputs) != (reference is not None):
@@ -77,7 +76,8 @@ class ScoreMonitor(SamplingMonitor):
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
 
     def local(self, ctx: Context) -> Tensor:
-        scores, positions = [torch.zeros(0, device="cpu")], [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        positions = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         for start, images, inputs in self._batches(ctx):
             scores.append(self.scorer(in_range(images, self.scorer.value_range), **inputs).cpu())
             positions.append(torch.arange(start, start + len(images), device="cpu"))

@@ -16,7 +16,6 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.isolation import uncompiled
 from qa_hooks.images import check_images, check_pair
 
 Critic = Callable[[Tensor], Any]
@@ -199,6 +198,8 @@ _COMPILED = (
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules inside a user's lambda run uncompiled as well."""
+    from qa_hooks._base.isolation import uncompiled
+
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(uncompiled())

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks._base.checks import check_call, warn
+from qa_hooks._base.checks import check_call
 from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
 from qa_hooks._base.reach import modules_of
+from qa_hooks._base.warn import warn
 from qa_hooks.functional.input_gradients import Critic
 from qa_hooks.penalties.penalty import CriticPenalty
 from qa_hooks.penalties.seen_batch import SeenBatch
@@ -110,7 +111,8 @@ class AttachedPenalty:
         if world_size() > 1:
             own = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
             total = all_reduce_sum(torch.cat([gradient.flatten() for gradient in own])) / world_size()
-            reaching = all_reduce_sum(torch.tensor([float(gradient is not None) for gradient in gradients])).tolist()
+            own_part = [float(gradient is not None) for gradient in gradients]
+            reaching = all_reduce_sum(torch.tensor(own_part, dtype=torch.float32, device="cpu")).tolist()
             pieces = total.split([parameter.numel() for parameter in parameters])
             gradients = [
                 piece.view_as(parameter) if count else None

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows, global_sum, world_size
+from qa_hooks._base.warn import warn
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.images import Range
@@ -103,7 +104,7 @@ class NIQETerm(Term):
             "waited": self._waited,
             "gather_calls": self._gather_calls,
             "failed": self._failed,
-            "rows": torch.cat([torch.zeros(0, self.config.features, device="cpu"), *self._rows]),
+            "rows": torch.cat([torch.zeros(0, self.config.features, dtype=torch.float32, device="cpu"), *self._rows]),
         }
         if self._model is not None:
             state["model"] = self._model.to_dict()

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, check_weight, warn
+from qa_hooks._base.checks import check_count, check_weight
 from qa_hooks._base.random import OwnRandom
-from qa_hooks._base.reach import modules_of
 from qa_hooks._base.terms import publish
+from qa_hooks._base.warn import warn
 from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
 
@@ -245,6 +245,8 @@ def _zero(images: Tensor) -> Tensor:
 
 def check_critic(critic: Critic) -> None:
     """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
+    from qa_hooks._base.reach import modules_of
+
     if not callable(critic):
         raise TypeError(f"critic must be callable, got {type(critic).__name__}")
     parts = [part for module in modules_of(critic) for part in module.modules()]

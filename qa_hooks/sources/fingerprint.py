@@ -12,7 +12,6 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from qa_hooks._base.hashing import fingerprint, tensor_bytes
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
-from qa_hooks.sources.batches import THREADS, Source, image_batches, image_paths, is_shared, own_generators
+from qa_hooks.sources.batches import Source, image_batches, image_paths, is_shared, own_generators
+from qa_hooks.sources.windows import read_ahead
 
 BYTES = 16
 PART = 1 << 20  # bytes of a file in memory at a time
@@ -49,9 +49,7 @@ def data_fingerprint(source: Source, value_range: Range = (0.0, 1.0)) -> str:
     if paths is not None:
         root = Path(source) if isinstance(source, (str, Path)) and Path(source).is_dir() else _shared_folder(paths)
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-        with ThreadPoolExecutor(THREADS) as pool:
-            contents = list(pool.map(_content, paths))
-        return fingerprint(repr(list(zip(names, contents, strict=True))))
+        return fingerprint(repr(list(zip(names, read_ahead(_content, paths), strict=True))))
     tensors = (source,) if isinstance(source, Tensor) else source
     if isinstance(tensors, tuple) and tensors and all(isinstance(tensor, Tensor) for tensor in tensors):
         return fingerprint(repr(tuple(value_range)), *tensors)
@@ -116,4 +114,4 @@ def _sum_of_images(source: Source) -> Tensor:
     for _, images in image_batches(source):
         for image in images:
             number += int.from_bytes(hashlib.blake2b(tensor_bytes(image), digest_size=BYTES).digest(), "little")
-    return torch.tensor([list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))], dtype=torch.uint8)
+    return torch.tensor([list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))], dtype=torch.uint8, device="cpu")

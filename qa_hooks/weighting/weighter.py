@@ -83,7 +83,7 @@ class Weighter:
                 that are not finite, or outside [0, 1] where the threshold is absolute.
         """
         check_images("images", images, floating=False)
-        ones = torch.ones(images.shape[0], device=images.device)
+        ones = torch.ones(images.shape[0], dtype=torch.float32, device=images.device)
         if self.is_off():
             return ones
         first, self.calls = self.calls, self.calls + 1

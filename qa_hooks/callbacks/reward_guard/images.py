@@ -99,7 +99,7 @@ class GuardImages:
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
-            row["position"] = torch.arange(start, start + len(images))
+            row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:

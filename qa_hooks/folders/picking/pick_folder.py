@@ -24,7 +24,7 @@ from qa_hooks._base.processes import rank, together
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.picking.filter_table import choose_best
-from qa_hooks.folders.scoring.growing import line, number
+from qa_hooks.folders.scoring.growing import csv_line, number
 from qa_hooks.folders.scoring.score_folder import Spec, score_folder
 from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable
 from qa_hooks.images import load_image, save_image
@@ -163,8 +163,8 @@ def _files(root: Path) -> list[str]:
 
 def _write_manifest(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
     with whole_file(path) as partial, partial.open("w", **TEXT) as file:
-        file.write(line(["path", "score", "kept", "rank"]))
-        file.writelines(line(row) for row in rows)
+        file.write(csv_line(["path", "score", "kept", "rank"]))
+        file.writelines(csv_line(row) for row in rows)
 
 
 def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progress: bool) -> None:

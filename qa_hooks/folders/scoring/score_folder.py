@@ -8,8 +8,9 @@ the paths, and at the end the rows as text.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import torch
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import rank, together, world_size
-from qa_hooks.folders.scoring.growing import ScoreFile
+from qa_hooks.folders.scoring.growing import GrowingTable, image_line, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
-from qa_hooks.folders.scoring.tiles import check_tiles, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, score_images
+from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
+from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import list_images
 from qa_hooks.scorers import Scorer, create_scorer
+from qa_hooks.sources.windows import read_ahead
 
 Spec = str | Path | Mapping[str, Any] | Scorer
 
@@ -78,24 +80,72 @@ def score_folder(
     check_writable(output.parent, name="output")
     if output.is_dir():
         raise ValueError(f"output must be a file such as scores.csv, {str(output)!r} is a folder")
-    file = ScoreFile(output, _describe(folder, named, tiles, overlap, reference))
+    spec = _describe(folder, named, tiles, overlap, reference)
     with together():
         if rank() == 0:
-            file.start({name: _changed(path) for name, path in paths.items()}, started=started, resume=resume)
-    done = file.done()
-    mine = [name for name in sorted(paths) if name not in done][rank() :: world_size()]
-    with together():
-        images = read_ahead(lambda name: read_pieces(name, paths[name], references, tiles, overlap), mine)
-        failures = score_images(images, named, file, batch_size, device, total=len(mine), progress=progress)
-        file.leave_failures(rank(), failures)
+            current = {name: _changed(path) for name, path in paths.items()}
+            GrowingTable(output, spec).start(current, started=started, resume=resume)
+    return score_into(
+        GrowingTable(output, spec | {"started": started}),
+        sorted(paths),
+        lambda name: read_pieces(name, paths[name], references, tiles, overlap),
+        named,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+
+
+def score_into(
+    table: GrowingTable,
+    names: Sequence[str],
+    read: Callable[[str], PiecedImage],
+    named: Mapping[str, Scorer],
+    *,
+    batch_size: int,
+    device: str | torch.device | None,
+    progress: bool,
+) -> ScoreTable:
+    """Score what a table that was started lacks, each process its share, and finish it; all get the whole table.
+
+    Raises:
+        ValueError: not one image could be scored.
+    """
+    from tqdm import tqdm
+
+    done = table.done()
+    mine = [name for name in names if name not in done][rank() :: world_size()]
+    share = f" (share {rank() + 1} of {world_size()})" if world_size() > 1 else ""
+    bar = tqdm(total=len(mine), desc=f"scores{share}", unit="image", disable=None if progress and rank() == 0 else True)
+    failed = 0
+    with together(), bar, table.appender(rank()) as out:
+        for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
+            for image in window:
+                failed += bool(image.problem)
+                out.write(image_line(image.name, _rows(image, named, tiled=table.tiled), image.problem))
+                out.flush()
+            bar.update(len(window))
+            if failed:
+                bar.set_postfix(failed=failed)
     with together():
         if rank() == 0:
-            file.finish(paths)
-    table = read_scores(output)
-    if not len(table):
-        first = next(iter(table.failures.items()), ("", "no image was left"))
-        raise ValueError(f"none of {len(paths)} images could be scored; the first, {first[0]}: {first[1]}")
-    return table
+            table.finish(names)
+    return read_scores(table.path)
+
+
+def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[Any]]:
+    """The cells of an image's rows; none when no scorer could do anything with it and the reason is known."""
+    columns: list[list[float]] = []
+    for name, scorer in named.items():
+        raw = torch.tensor(image.scores[name])
+        columns.append(raw.tolist())
+        if scorer.calibration is not None:
+            goodness = raw if scorer.higher_is_better else -raw
+            columns.append(torch.where(raw.isnan(), raw, scorer.calibration(goodness)).tolist())
+    if image.problem and all(math.isnan(value) for column in columns for value in column):
+        return
+    for corner, *values in zip(image.corners, *columns, strict=True):
+        yield [*(corner if tiled else ()), *map(number, values)]
 
 
 def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
@@ -128,11 +178,11 @@ def _describe(
         "reference": None if reference is None else str(Path(reference).resolve()),
         "tiles": tiles,
         "overlap": overlap,
-        "scorers": describe_scorers(named),
+        "scorers": scorer_facts(named),
     }
 
 
-def describe_scorers(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
+def scorer_facts(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
     """What the JSON of a table says of its columns, in their order."""
     return [
         {

@@ -1,12 +1,10 @@
-"""The table of scores behind `qa-hooks score`: a CSV that grows row by row, and a JSON that says what its columns mean.
+"""The table of scores behind `qa-hooks score`: a CSV, and beside it a JSON that says what its columns mean.
 
     scores.csv       path,niqe_bsd100,giqa-gmm,giqa-gmm_calibrated     (path,tile_x,tile_y,... with tiles)
     scores.csv.json  {"format": "qa_hooks.scores", "version": 1, "folder": ..., "scorers": [...], "complete": true, ...}
 
-Paths are relative to the folder, with forward slashes. Rows are whole images, written at once, in any order; the last
-run sorts them by path. Under several processes rank r > 0 writes `scores.csv.part{r}` and rank 0 merges. A process may
-be killed at any time: what is not whole is dropped when the table is continued. Numbers are the shortest decimals
-that give the float32 back.
+Paths are relative to the folder, with forward slashes, and sorted. Numbers are the shortest decimals that give the
+float32 back. While the table is made, its rows stand in `scores.csv.rows0` (`qa_hooks.folders.scoring.growing`).
 """
 
 from __future__ import annotations
@@ -105,10 +103,11 @@ def read_scores(path: str | Path) -> ScoreTable:
         ValueError: not such a table, or a table that a killed run has left half-written.
     """
     path = Path(path)
-    if not path.is_file():
+    growing = growing_path(path).is_file()
+    if not path.is_file() and not growing:
         raise ValueError(f"{path} does not exist")
     spec = read_spec(path) or {}
-    if not spec.get("complete", True):
+    if growing or not spec.get("complete", True):
         raise ValueError(f"{path} is not complete: its run was interrupted; repeat the same `qa-hooks score` to finish")
     try:
         with path.open(**TEXT) as file:
@@ -145,3 +144,8 @@ def read_spec(path: Path) -> dict[str, Any] | None:
 def spec_path(path: Path) -> Path:
     """`scores.csv` -> `scores.csv.json`."""
     return path.with_name(path.name + ".json")
+
+
+def growing_path(path: Path, rank: int = 0) -> Path:
+    """`scores.csv` -> `scores.csv.rows0`, where the rows of a process stand until the table is complete."""
+    return path.with_name(f"{path.name}.rows{rank}")

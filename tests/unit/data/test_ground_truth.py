@@ -160,7 +160,7 @@ def test_amo_runs_in_chunks_in_float32_without_gradient_and_leaves_the_run_alone
             torch.rand(3)
             return images.mean((1, 2, 3))
 
-    monkeypatch.setattr("qa_hooks.data.ground_truth.BATCH_PIXELS", 3 * 8 * 8)
+    monkeypatch.setattr("qa_hooks.sources.windows.BATCH_PIXELS", 3 * 8 * 8)
     net = Witness().train()
     crops = torch.rand(2, 5, 3, 8, 8, requires_grad=True)
     state = torch.get_rng_state()

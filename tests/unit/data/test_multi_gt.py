@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from qa_hooks.data import MultiGTDataset, select_ground_truth
+from qa_hooks.data import Choice, GroundTruths, MultiGTDataset, select_ground_truth
 from qa_hooks.data.low_resolution import (
     HGGTDegradation,
     bicubic_degradation,
@@ -385,6 +385,23 @@ def test_an_unbounded_score_needs_zscores(root):
 def test_bad_options(root, options, message):
     with pytest.raises(ValueError, match=message):
         MultiGTDataset(root, **options)
+
+
+def test_the_two_objects_are_the_options(root):
+    by_options = MultiGTDataset(root, strategy="random", layout="folders", crop=16, seed=3)
+    by_objects = MultiGTDataset(GroundTruths(root=root), Choice(strategy="random"), crop=16, seed=3)
+    by_name = MultiGTDataset(root=root, strategy="random", crop=16, seed=3)
+    for data in (by_objects, by_name):
+        assert torch.equal(data.probabilities, by_options.probabilities)
+        assert all(torch.equal(a["gt"], b["gt"]) for a, b in zip(data, by_options, strict=True))
+    for arguments, options, message in (
+        ((GroundTruths(root=root),), {"layout": "csv"}, r"layout= belongs into truths="),
+        ((root, Choice()), {"strategy": "sma"}, r"strategy= belongs into choice="),
+        ((root,), {"strategi": "sma"}, "no option 'strategi'"),
+        ((), {}, "needs the folder"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            MultiGTDataset(*arguments, **options)
 
 
 def test_bad_samples(root, tmp_path):

@@ -393,3 +393,36 @@ def test_a_table_of_somebody_else_and_ties(tmp_path):
     assert filter_scores(tmp_path / "t.csv", keep=3, higher_is_better=True).kept == ["a", "b", "d"]
     assert filter_scores(tmp_path / "t.csv", keep=0.5, higher_is_better=False).kept == ["b", "d"]
     assert filter_scores(tmp_path / "t.csv", keep=100, higher_is_better=False).kept == ["b", "d", "c", "a"]
+
+
+@pytest.mark.parametrize("tiles", [None, 8])
+def test_lines_that_grow_are_whole_or_not(folder, tmp_path, tiles):
+    """A kill at any byte costs the images whose lines are not whole, and no others."""
+    output, growing = tmp_path / "scores.csv", tmp_path / "scores.csv.rows0"
+
+    class Killed(BaseException):
+        pass
+
+    seen = itertools.count()
+
+    def die_at_the_end(image):
+        if next(seen) >= 6 * (1 if tiles is None else 4):
+            raise Killed
+
+    with pytest.raises(Killed):
+        score_folder(folder, Counting(fail=die_at_the_end), output, tiles=tiles, batch_size=1)
+    lines, whole = growing.read_bytes(), []
+    assert not output.exists()
+    for cut in [*range(lines.index(b"\n") + 1, len(lines), 37), len(lines)]:
+        growing.write_bytes(lines[:cut])
+        with pytest.raises(ValueError, match="is not complete"):
+            read_scores(output)
+        scorer = Counting()
+        table = score_folder(folder, scorer, output, tiles=tiles)
+        kept = lines[:cut].count(b"\n") - 1
+        assert scorer.seen == (8 - kept) * (1 if tiles is None else 4)
+        whole.append((table.paths, table.columns["level"].tolist(), output.read_bytes()))
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "scores.csv", "scores.csv.json"]
+        output.unlink()
+        output.with_name("scores.csv.json").unlink()
+    assert all(result == whole[0] for result in whole)

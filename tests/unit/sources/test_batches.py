@@ -181,7 +181,7 @@ def test_labelled_items_may_be_lists(images):
 
 
 def test_large_images_come_in_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("qa_hooks.sources.batches.BATCH_PIXELS", 2 * 12 * 10)
+    monkeypatch.setattr("qa_hooks.sources.windows.BATCH_PIXELS", 2 * 12 * 10)
     images = torch.zeros(5, 3, 12, 10, dtype=torch.uint8)
     for number, image in enumerate(images):
         save_image(image, tmp_path / f"{number}.png")
