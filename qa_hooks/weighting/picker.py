@@ -127,7 +127,7 @@ def pick(
         before, after = _cost(reference, rows, count, seed)
     elif real is not None:
         raise ValueError("precision and recall need features of the images: give features=, or images and extractor=")
-    mine = scored.parts == (0 if shared else rank(), dtype=torch.int64, device="cpu")
+    mine = scored.parts == (0 if shared else rank())
     kept, ranked = ranking[:count], ranking[mine[ranking]]
     positions = scored.positions[mine]
     size = total if total is not None else int(positions.max()) + 1 if len(positions) else 0
