@@ -18,9 +18,9 @@ from typing import Any
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import first_error, together
+from qa_hooks._base.processes import first_error, shared, together
 from qa_hooks.callbacks.callback import Callback, Context
-from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, shared_json, to_plain
+from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
 
 Save = Callable[[Path], Any]
 
@@ -116,7 +116,7 @@ class BestCheckpoint(Callback):
                 self._clear_away()
                 found = _read_json(self.folder)
                 self._check_file(found)
-        on_disk = shared_json({"kept": found.get("kept", [])})["kept"]
+        on_disk = shared({"kept": found.get("kept", [])})["kept"]
         # One of this very step was saved by the call of `save` that wrote the loaded state, too.
         expected = self._loaded and any(entry["step"] == ctx.step for entry in on_disk)
         if ctx.rank == 0 and on_disk != self._kept and not expected:
@@ -143,7 +143,7 @@ class BestCheckpoint(Callback):
                 error = caught
         message = first_error(error)
         if message is None:
-            entry = {**to_plain(reading), "path": name, **shared_json({"spec": self._watched.spec})}
+            entry = {**to_plain(reading), "path": name, **shared({"spec": self._watched.spec})}
             others = [other for other in self._kept if other["path"] != name]
             at = next((i for i, other in enumerate(others) if reading.beats(from_plain(other), self.mode)), len(others))
             kept = [*others[:at], entry, *others[at:]][: self.keep]

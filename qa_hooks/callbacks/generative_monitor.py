@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import gather_rows, together
+from qa_hooks._base.processes import gather_rows, shared, together
 from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.readings import shared_json
 from qa_hooks.evaluation.measure import Measurement, check_comparable, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.evaluation.set_metrics import METRICS, check_needs
@@ -149,14 +148,16 @@ class GenerativeMonitor(Monitor):
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            columns = [torch.arange(start, start + len(images))[:, None], features]
+            columns = [torch.arange(start, start + len(images), device="cpu")[:, None], features]
             if self.classifier is not None and "is" in self.metrics:
                 columns.append(self.classifier(images.float() / 255))
             rows.append(torch.cat([column.to(features) for column in columns], 1))
-        return torch.cat(rows) if rows else torch.zeros(0, 0)
+        return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        width = int(gather_rows(torch.tensor([part.shape[1]])).max())  # which a process without samples does not know
+        width = int(
+            gather_rows(torch.tensor([part.shape[1]], device="cpu")).max()
+        )  # which a process without samples does not know
         rows = gather_rows(part if len(part) else part.new_zeros(0, width))
         rows = rows[rows[:, 0].argsort()]
         features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]
@@ -167,7 +168,7 @@ class GenerativeMonitor(Monitor):
             if ctx.rank == 0:
                 found = self._measured(features, logits, set(self.metrics) - {"ds"}) | found
                 self._check_spec({key: value.spec for key, value in found.items()})
-        found = {key: Measurement(*value) for key, value in shared_json(found).items()}
+        found = {key: Measurement(*value) for key, value in shared(found).items()}
         self.spec = {key: value.spec for key, value in found.items()}
         self.last = {"step": ctx.step}
         for key, value in found.items():
