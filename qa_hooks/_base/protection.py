@@ -98,7 +98,11 @@ class Snapshot:
 
 
 class ProtectedCalls:
-    """Protects each network for the length of a call, from this thread and not from within another network's call."""
+    """Protects each network for the length of a call, from this thread and not from within another network's call.
+
+    `before` and `after` are hooks of every module. Those run before a module's own forward hooks, so one more goes to
+    the end of these, where there are any, and puts back what they have changed.
+    """
 
     def __init__(self, rooms: Sequence[Snapshot]) -> None:
         self.thread = threading.get_ident()
@@ -106,12 +110,17 @@ class ProtectedCalls:
         self.outermost: nn.Module | None = None
         self.depth = 0
         self.snapshot = Snapshot(rooms)
+        self._done: Snapshot | None = None
+        self._last: Any = None
 
     def before(self, module: nn.Module, _args: Any) -> None:
         if threading.get_ident() != self.thread:
             return
         if self.outermost is None:
+            self._forget_last()
             self.outermost = module
+            if module._forward_hooks:
+                self._last = module.register_forward_hook(self._after_own_hooks)
         if module is self.outermost:
             self.depth += 1
         if module not in self.snapshot.flags:
@@ -121,11 +130,27 @@ class ProtectedCalls:
         if module is self.outermost and threading.get_ident() == self.thread:
             self.depth -= 1
             if not self.depth:
-                self.end()
+                self._done = self.snapshot
+                self._put_back()
 
     def end(self) -> None:
+        """At the end of the room, also of one that an error ends."""
+        self._put_back()
+        self._forget_last()
+
+    def _put_back(self) -> None:
         self.snapshot.restore()
         self.outermost, self.depth, self.snapshot = None, 0, Snapshot(self.rooms)
+
+    def _after_own_hooks(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if self._done is not None and threading.get_ident() == self.thread:
+            self._done.restore()
+            self._forget_last()
+
+    def _forget_last(self) -> None:
+        if self._last is not None:
+            self._last.remove()
+        self._last = self._done = None
 
 
 def _parts_with_hooks(module: nn.Module) -> set[nn.Module]:

@@ -156,7 +156,7 @@ class Monitor(Callback):
                 with isolated(*self.networks()):
                     part = self.local(ctx)
                 if traces is not None:
-                    self._tell(traces.moved())
+                    _say_moved(self.state_key, traces.moved())
             except Exception as error:
                 failure = error
         self._traced = True
@@ -170,10 +170,11 @@ class Monitor(Callback):
                 raise
             self._failure = error  # told to the others when it is next due; until then they must not wait for us
 
-    def _tell(self, moved: list[str]) -> None:
-        if moved:
-            warn(
-                f"{self.state_key}: its first measurement moved what cannot be put back: {', '.join(moved)}. The run "
-                "goes on from there (said once). Draw from the generator that sample(n, generator) is given, and give "
-                "the sampler an object of its own where a counter matters"
-            )
+
+def _say_moved(key: str, moved: list[str]) -> None:
+    if moved:
+        warn(
+            f"{key}: its first measurement moved what cannot be put back: {', '.join(moved)}. The run goes on from there "
+            "(said once). Draw from the generator that sample(n, generator) is given, and give the sampler an object of "
+            "its own where a counter matters"
+        )
