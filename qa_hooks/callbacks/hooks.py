@@ -231,8 +231,6 @@ class Hooks:
         """
         self.step_count = RunState(self.callbacks, self.track, self._means).restore(state, strict=self.strict)
 
-    # -- inside -----------------------------------------------------------------------------------------------------
-
     def _after_optimizer_step(self, known: int | None) -> None:
         following, first = self.step_count + 1, not self._running
         if known is not None and self.step_count and known != following:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qa_hooks._base.checks import check_call
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.penalties.gradient_model import gradient_features, gradient_model
@@ -53,6 +54,9 @@ class RefreshGradientModel(Monitor):
             raise ValueError(
                 "batches can be read only once; give a list, a loader, or a function that gives an iterable"
             )
+        check_call("critic", critic, "critic(images)", None)
+        if callable(batches):
+            check_call("batches", batches, "batches()")
         super().__init__(every=every)
         self.penalty, self.term, self.critic = penalty, niqe, critic
         self.batches, self.max_maps = batches, max_maps

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_call, check_count, check_weight
 from qa_hooks._base.random import OwnRandom
 from qa_hooks._base.terms import publish
 from qa_hooks._base.warn import warn
@@ -136,8 +136,8 @@ class CriticPenalty(Term, nn.Module):
         super().__init__()
         self.value_range = check_range(value_range)
         self.weight = check_weight("weight", weight)
-        if output_fn is not None and not callable(output_fn):
-            raise TypeError(f"output_fn must be callable, got {type(output_fn).__name__}")
+        if output_fn is not None:
+            check_call("output_fn", output_fn, "output_fn(what the critic returns)", None)
         self.interval, self.output_fn = check_count("interval", interval), output_fn
         self.terms: dict[str, Tensor] = {}
         self.calls = 0
@@ -247,8 +247,7 @@ def check_critic(critic: Critic) -> None:
     """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
     from qa_hooks._base.reach import modules_of
 
-    if not callable(critic):
-        raise TypeError(f"critic must be callable, got {type(critic).__name__}")
+    check_call("critic", critic, "critic(images)", None)
     parts = [part for module in modules_of(critic) for part in module.modules()]
     for part in parts:
         kind = type(part).__name__

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows
 from qa_hooks._base.terms import publish
@@ -47,6 +47,8 @@ class Weighter:
                 f"scorer must be a Scorer, a callable such as the critic, or None, got {type(scorer).__name__}; "
                 "create_scorer makes one from a name or a file"
             )
+        if scorer is not None and not isinstance(scorer, Scorer):
+            check_call("scorer", scorer, "scorer(images)", None)
         if isinstance(scorer, Scorer) and scorer.inputs:
             raise ValueError(
                 f"{scorer.name} needs {' and '.join(sorted(scorer.inputs))} besides the images; compute its scores in "

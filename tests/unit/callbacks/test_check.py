@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from qa_hooks.callbacks import Hooks, NaNGuard, RewardGuard, SampleGrid, ScoreHistogram, ScoreMonitor, ScorePanel
-from qa_hooks.penalties import SSIMPenalty
+from qa_hooks.callbacks import (
+    Hooks,
+    NaNGuard,
+    RefreshGradientModel,
+    RewardGuard,
+    SampleGrid,
+    ScoreHistogram,
+    ScoreMonitor,
+    ScorePanel,
+)
+from qa_hooks.penalties import NIQEPenalty, SSIMPenalty
 from qa_hooks.scorers import FunctionScorer
+from qa_hooks.weighting import OHEM
 from qa_hooks.writers import MemoryWriter
 
 
@@ -133,3 +143,26 @@ def test_what_a_sampler_moves_is_said_at_the_first_measurement_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hooks.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleGrid(lambda n: n), r"sample\(n, generator\), but it takes \(n\)"),
+        (lambda: ScoreMonitor(brightness(), sample=lambda n: n), r"sample\(n, generator\)"),
+        (lambda: RewardGuard(sample=noise, base=lambda n: n), r"base\(n, generator\)"),
+        (lambda: RewardGuard(sample=noise, action="scale", scale=lambda: 1), r"scale\(step\)"),
+        (lambda: RefreshGradientModel(warming(), lambda: 0, [], every=1), r"critic\(images\)"),
+        (lambda: RefreshGradientModel(warming(), nn.Identity(), lambda n: [], every=1), r"batches\(\)"),
+        (lambda: OHEM(lambda: 0), r"scorer\(images\)"),
+        (lambda: SSIMPenalty(value_range=(0, 1), output_fn=lambda: 0), r"output_fn\(what the critic returns\)"),
+        (lambda: Hooks().attach(torch.optim.SGD([torch.zeros(1)], 0.1), on_stop=lambda step: 0), r"on_stop\(\)"),
+    ],
+)
+def test_functions_with_a_wrong_signature_are_refused_before_the_run(make, message):
+    with pytest.raises(TypeError, match=f"must be callable as {message}"):
+        make()
+
+
+def warming() -> NIQEPenalty:
+    return NIQEPenalty(value_range=(0, 1), warmup=100)
