@@ -22,13 +22,15 @@ GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
 def make_tag(group: str, name: str, stat: str) -> str:
     """`qa_{group}/{name}/{stat}`; characters that tools trip over become underscores.
 
+    TensorBoard's charts of values with bands draw nothing for a tag with parentheses or brackets.
+
     Example:
         >>> make_tag("eval", "niqe bsd100", "mean")
         'qa_eval/niqe_bsd100/mean'
     """
     if group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
-    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,()@]+", "_", part).strip("_") or "_" for part in (name, stat))])
+    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,@]+", "_", part).strip("_") or "_" for part in (name, stat))])
 
 
 class Writer(Protocol):

@@ -25,6 +25,7 @@ from qa_hooks._base.adapters import is_lora, lora_layers, parameters_of, unwrapp
 from qa_hooks._base.adapters import without_lora as without_lora
 from qa_hooks._base.checks import check_count, check_weight
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
+from qa_hooks._base.headers import parse_header
 from qa_hooks._base.random import mixed_key
 from qa_hooks.integrations.peft.layers import ADAPTER, matching_layers, put_in, replace_modules
 
@@ -206,7 +207,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
     """Tensors without their prefix, rank and alpha."""
     tensors, metadata = read_safetensors(path, "does not hold a LoRA adapter")
     try:
-        facts = dict(json.loads(metadata[METADATA]))
+        facts = dict(parse_header(metadata[METADATA]))
         prefix = next(prefix for prefix in ("", *(f"{p}." for p in PREFIXES)) if f"{prefix}r" in facts)
         rank, alpha = int(facts[f"{prefix}r"]), float(facts[f"{prefix}lora_alpha"])
     except (KeyError, StopIteration, TypeError, ValueError) as error:

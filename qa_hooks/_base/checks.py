@@ -21,6 +21,17 @@ def check_weight(name: str, weight: Any) -> float:
     return value
 
 
+def check_size(size: Any, *, largest: int = 1 << 16) -> tuple[int, int]:
+    """Two whole numbers from 1 to `largest`, a height and a width; `ValueError` otherwise."""
+    try:
+        height, width = (check_count("a side", side) for side in size)
+    except TypeError:
+        raise ValueError(f"a size must be (height, width), got {size!r}") from None
+    if max(height, width) > largest:
+        raise ValueError(f"a size of {height} x {width} is beyond the largest side, {largest}")
+    return height, width
+
+
 def check_count(name: str, count: Any, *, least: int = 1) -> int:
     """A whole number of at least `least`; `ValueError` otherwise."""
     if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < least:

@@ -79,8 +79,7 @@ class MetricReader:
         with together():
             if rank() == 0:
                 reading = self._own(step, interval, spec)
-        fields = {} if reading is None else reading._asdict()
-        return from_plain(shared(fields))
+        return shared(reading)
 
     def _own(self, step: int, interval: bool, spec: str | None) -> Reading | None:
         last: dict[str, float] = self.monitor.last  # type: ignore[attr-defined]

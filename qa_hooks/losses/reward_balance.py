@@ -38,7 +38,7 @@ class GradientBalance:
                 "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk"
             )
         self.ratio = min(float(ratio), LARGEST)
-        self.norms = torch.zeros(2, dtype=torch.float64)
+        self.norms = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     def measure(self, gradients: Tensor, fidelity: Tensor | None, pred: Tensor) -> None:
         """Take in one batch; a batch with a gradient that is not finite is passed over. All ranks call it.

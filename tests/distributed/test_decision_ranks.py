@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ranks import two_ranks
+from toy_scorers import brightness
 
 from qa_hooks.callbacks import (
     BestCheckpoint,
@@ -21,12 +22,8 @@ from qa_hooks.callbacks import (
     ScoreMonitor,
     ScorePanel,
 )
-from qa_hooks.scorers import PSNR, FunctionScorer
+from qa_hooks.scorers import PSNR
 from qa_hooks.writers import MemoryWriter
-
-
-def brightness() -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
 
 
 class Model:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ranks import two_ranks
 from torch.utils.data import DataLoader
+from toy_scorers import brightness
 
 from qa_hooks.evaluation.quality_diversity import diversity_score, quality_score
 from qa_hooks.features import create_extractor
@@ -20,10 +21,6 @@ from qa_hooks.weighting.picker import pick
 
 QUIET = {"progress": False}
 PARTS = slice(0, 21), slice(21, 32)  # uneven
-
-
-def brightness(**options) -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

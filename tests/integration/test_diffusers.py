@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DModel,
 )
 from torch import nn
+from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, SampleGrid, ScoreMonitor
 from qa_hooks.images import load_image
@@ -187,7 +188,7 @@ def test_class_labels():
 
 def test_monitors_take_it(text_pipeline):
     sample = PipelineSampler(text_pipeline, ["a cat"], num_inference_steps=1, autocast=torch.bfloat16)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     writer = MemoryWriter()
     with Hooks([SampleGrid(sample, n=4), ScoreMonitor(scorer, sample=sample, n=4)], writer=writer) as hooks:
         hooks.step()

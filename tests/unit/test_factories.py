@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOATING = {"zeros", "ones", "empty", "rand", "randn", "linspace", "logspace", "eye", "full", "hann_window"}
 OTHERS = {"tensor", "as_tensor", "asarray", "arange", "randint", "randperm", "triu_indices", "tril_indices"}
 # Rooms in which factories that name neither are still found; a room that is done goes out of this list.
-NOT_YET = {"cli", "data", "demo", "evaluation", "features", "folders", "functional", "losses", "ratings", "rewards",
-           "scorers", "integrations/diffusers", "integrations/peft", "integrations/sr"}  # fmt: skip
+NOT_YET = {"cli", "data", "demo", "evaluation", "features", "folders", "functional", "ratings", "scorers",
+           "integrations/diffusers", "integrations/peft"}  # fmt: skip
 
 
 def factories(path: Path) -> list[str]:
@@ -61,7 +61,7 @@ ROOMS = rooms()
 @pytest.mark.parametrize("room", ROOMS)
 def test_factories_name_their_device_and_type(room):
     found = [call for path in ROOMS[room] for call in factories(path)]
-    if room in NOT_YET:
+    if room in NOT_YET and found:
         pytest.xfail(f"{len(found)} factories, such as {found[:1]}")
     assert not found, "\n".join(found)
 

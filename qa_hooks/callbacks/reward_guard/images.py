@@ -14,7 +14,7 @@ from qa_hooks._base.processes import gather_rows, is_distributed, shared
 from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
-from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, check_range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT

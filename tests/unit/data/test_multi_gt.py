@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from toy_scorers import brightness
 
 from qa_hooks.data import Choice, GroundTruths, MultiGTDataset, select_ground_truth
 from qa_hooks.data.low_resolution import (
@@ -312,7 +313,7 @@ def test_amo_takes_what_is_best_in_the_crop(tmp_path):
         return image
 
     root = write_folders(tmp_path / "sets", [(32, 64)], count=2, make=make)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="light", higher_is_better=True)
+    scorer = brightness("light")
     whole = torch.stack([load_image(root / f / "a.png").float().mean() for f in ("original", "enhanced_1")])
     assert int(whole.argmax()) == 1
     data = MultiGTDataset(root, strategy="amo", crop=16, repeat=40, flips=False)
