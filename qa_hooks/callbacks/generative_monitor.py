@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows, shared, together
+from qa_hooks._base.reach import modules_of
+from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
@@ -89,6 +90,8 @@ class GenerativeMonitor(Monitor):
         name: str | None = None,
     ) -> None:
         check_sample(sample)
+        if classifier is not None:
+            check_call("classifier", classifier, "classifier(images)", None)
         if isinstance(real, Iterator):
             raise TypeError(
                 "real must be images that can be read again (a tensor, folder, list of files, dataset or loader), got "
@@ -124,8 +127,8 @@ class GenerativeMonitor(Monitor):
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
+    def functions(self) -> list[Callable[..., Any]]:
+        return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
         """The statistics of the real images; here, so that their time does not count as that of each measurement."""
@@ -149,14 +152,15 @@ class GenerativeMonitor(Monitor):
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            columns = [torch.arange(start, start + len(images))[:, None], features]
+            columns = [torch.arange(start, start + len(images), device="cpu")[:, None], features]
             if self.classifier is not None and "is" in self.metrics:
                 columns.append(self.classifier(images.float() / 255))
             rows.append(torch.cat([column.to(features) for column in columns], 1))
-        return torch.cat(rows) if rows else torch.zeros(0, 0)
+        return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        width = int(gather_rows(torch.tensor([part.shape[1]])).max())  # which a process without samples does not know
+        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu"))
+        width = int(widths.max())  # which a process without samples does not know
         rows = gather_rows(part if len(part) else part.new_zeros(0, width))
         rows = rows[rows[:, 0].argsort()]
         features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]

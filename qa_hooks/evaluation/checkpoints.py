@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks._base.reach import modules_of
 from qa_hooks.evaluation.comparable import check_comparable, shapes_seen
 from qa_hooks.evaluation.quality_diversity import check_finite
 from qa_hooks.evaluation.set_metrics import check_metrics

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qa_hooks._base.isolation import modules_of, uncompiled
+from qa_hooks._base.reach import modules_of
 from qa_hooks.images import check_images, check_pair
 
 Critic = Callable[[Tensor], Any]
@@ -242,6 +242,7 @@ _COMPILED = (
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules inside a user's lambda run uncompiled as well."""
+
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(uncompiled())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.reach import modules_of
 from qa_hooks._base.warn import warn
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.scorers.calibration import Calibration

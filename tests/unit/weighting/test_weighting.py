@@ -189,6 +189,7 @@ def test_no_synchronisation_after_the_first_calls(make):
     with Waits() as first:
         for _ in range(3):
             weighter(images(), scores=scores)
+        weighter(images())  # the first call of the critic tells what a call moves
     with Waits() as later:
         weighter(images(), scores=scores)
         weighter(images())
