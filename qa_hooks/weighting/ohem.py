@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight, warn
+from qa_hooks._base.checks import check_weight
+from qa_hooks._base.warn import warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 
@@ -100,7 +101,7 @@ class OHEM(Weighter):
 
     def rule(self, goodness: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self.threshold_mode == "absolute":
-            threshold = torch.full((), self.threshold, device=goodness.device)
+            threshold = torch.full((), self.threshold, dtype=goodness.dtype, device=goodness.device)
         else:
             threshold = value_below(goodness, self.worst)
         return threshold, lambda part: ohem_weights(part, threshold=threshold, weight=self.weight)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from ranks import two_ranks
-from toy_scorers import brightness
 
 from qa_hooks.evaluation.checkpoints import compare_checkpoints
+from toy_scorers import brightness
 
 
 def compared() -> list:

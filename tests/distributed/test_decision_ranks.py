@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ranks import two_ranks
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import (
     BestCheckpoint,
@@ -24,6 +23,7 @@ from qa_hooks.callbacks import (
 )
 from qa_hooks.scorers import PSNR
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 class Model:

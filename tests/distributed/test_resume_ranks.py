@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from ranks import two_ranks
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, ScoreMonitor
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 def steps(hooks: Hooks, numbers: range, rank: int) -> None:

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from ranks import two_ranks
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 SMALL = {"type": "random", "width": 4}
 

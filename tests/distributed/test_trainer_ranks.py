@@ -10,13 +10,13 @@ import torch
 from ranks import two_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Callback, Hooks, SampleGrid, ScoreMonitor, TrainingStopped
 from qa_hooks.demo import load_digits_images
 from qa_hooks.integrations.accelerate import attach, without_padding
 from qa_hooks.penalties import DriftPenalty, SSIMPenalty, attach_penalty
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 class StopsOnOneRank(Callback):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from ranks import two_ranks
 from torch.utils.data import DataLoader
-from toy_scorers import brightness
 
 from qa_hooks.evaluation.quality_diversity import diversity_score, quality_score
 from qa_hooks.features import create_extractor
@@ -18,6 +17,7 @@ from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.weighting import OHEM, TopK
 from qa_hooks.weighting.picker import pick
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 PARTS = slice(0, 21), slice(21, 32)  # uneven

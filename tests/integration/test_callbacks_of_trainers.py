@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from torch import nn
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Callback, Hooks, SampleGrid, ScoreMonitor
 from qa_hooks.integrations import lightning as lightning_adapter
@@ -15,6 +14,7 @@ from qa_hooks.integrations.lightning import lightning_callback
 from qa_hooks.integrations.transformers import trainer_callback
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

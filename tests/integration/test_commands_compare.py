@@ -60,6 +60,7 @@ def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     real, good, noisy = folders
     files = {name: tmp_path / name for name in ("result.json", "report.png")}
     arguments = ["compare", real, good, noisy, "--metrics", "fd,kid,pr,qs", "--cache", tmp_path / "cache"]
+    arguments.append("--always-judge")
     code, out, err = run([*arguments, "--json", files["result.json"], "--report", files["report.png"]], capsys)
     assert code == 0
     assert "extractor random, resize none" in out
@@ -67,6 +68,7 @@ def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     assert "noisy: 2 images with problems" in err
     assert "notes.png: is not a readable image" in err
     result = json.loads(files["result.json"].read_text())
+    assert result["format"] == "qa_hooks.comparison"
     assert result["comparisons"]["noisy"]["kd_random"]["verdict"] == "A better"
     assert set(result["failures"]["noisy"]) == {"0003.png", "notes.png"}
     extractor = create_extractor("random")
@@ -134,8 +136,14 @@ def test_a_network_called_inception_makes_no_fid(folders):
 def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
     real, good, _ = folders
     write(digits[:30, :, :8, :8], tmp_path / "small")
+    write(digits[:29], tmp_path / "mixed")
+    save_image(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / "mixed" / "z.png")
+    write(digits[:9], tmp_path / "few")
     for arguments, message in (
-        ([real, good, tmp_path / "small"], "images of different sizes"),
+        ([real, good, tmp_path / "small"], "have them resized by size= (--size 64)"),
+        ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 1 other sizes"),
+        ([real, tmp_path / "few"], "9 generated and 150 real images: at least 10 images"),
+        ([real, good, tmp_path / "small", "--metrics", "none", "--scorer", "niqe_bsd100"], "depends on the size"),
         ([real, tmp_path / "nowhere"], "is not a folder"),
         ([real, good, "--metrics", "fad"], "unknown metric 'fad'; known are fd, kid, pr, qs, ds"),
         ([real, good, "--metrics", "none"], "metrics or scorers"),
@@ -145,6 +153,24 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
         code, _, err = run(["compare", *arguments], capsys)
         assert code == 1
         assert message in err
+
+
+def test_the_extractor_resizes_when_asked(folders, tmp_path, digits, capsys):
+    real, good, _ = folders
+    write(digits[200:260, :, :8, :8], tmp_path / "small")
+    code, out, _ = run(["compare", real, good, tmp_path / "small", "--size", 12, "--metrics", "fd"], capsys)
+    assert code == 0
+    assert "resize 12 bilinear" in out
+    assert "images of different sizes are compared (real 16x16, good 16x16, small 8x8)" in out
+    assert "no verdict" in out
+
+
+def test_a_folder_of_the_name_real_is_no_real_image(folders, tmp_path, digits):
+    real, good, _ = folders
+    other = write(digits[300:340], tmp_path / "b" / "real")
+    found = compare_folders(real, [good, other], metrics=("kid",), progress=False)
+    assert list(found.values) == ["real", "good", str(other.resolve())]
+    assert found.values["real"] == {}
 
 
 @pytest.mark.filterwarnings("ignore:a component has about")
@@ -346,4 +372,4 @@ def test_a_watcher_is_killed_and_goes_on(folders, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(log)).Reload()
-    assert {e.step for e in events.Scalars("qa_eval/kd_random(n=24)/value")} == {100, 200, 300, 400}
+    assert {e.step for e in events.Scalars("qa_eval/kd_random_n=24/value")} == {100, 200, 300, 400}

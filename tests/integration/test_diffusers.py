@@ -22,7 +22,6 @@ from diffusers import (
     UNet2DModel,
 )
 from torch import nn
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, SampleGrid, ScoreMonitor
 from qa_hooks.images import load_image
@@ -30,6 +29,7 @@ from qa_hooks.integrations.diffusers import PipelineSampler, sweep_guidance
 from qa_hooks.integrations.diffusers.guidance import diversity_within
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from toy_scorers import brightness
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from map_imports import Tree
 
 import qa_hooks
+from map_imports import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -219,6 +219,6 @@ def test_values_with_bounds_are_drawn_as_bands(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
-    assert list(charts) == ["qa_eval/fd_random(n=64)", "qa_eval/kid"]
+    assert list(charts) == ["qa_eval/fd_random_n=64", "qa_eval/kid"]
     series = charts["qa_eval/kid"]
     assert (series.lower, series.value, series.upper) == tuple(f"qa_eval/kid/{p}" for p in ("low", "value", "high"))

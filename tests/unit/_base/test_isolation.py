@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from qa_hooks._base.frozen import KeepsFrozen
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.reach import modules_of
 
 
 def state() -> tuple:

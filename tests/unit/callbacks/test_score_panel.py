@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks, PerceptionDistortion, ScoreHistogram, ScorePanel
 from qa_hooks.drawing.chart import GREY, ORANGE
 from qa_hooks.functional.degradations import degrade
 from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 def flat(levels: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy_scorers import brightness
 
 from qa_hooks.data import select_ground_truth, selection_probabilities
 from qa_hooks.data.ground_truth import STRATEGIES
 from qa_hooks.scorers import PSNR, Scorer
+from toy_scorers import brightness
 
 NAN = float("nan")
 SCORES = [62.0, 70.0, 66.5, 55.0, 71.0]

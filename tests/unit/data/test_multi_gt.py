@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from toy_scorers import brightness
 
 from qa_hooks.data import Choice, GroundTruths, MultiGTDataset, select_ground_truth
 from qa_hooks.data.low_resolution import (
@@ -26,6 +25,7 @@ from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.images import load_image, save_image, to_uint8
 from qa_hooks.losses.hggt import HGGTNegativeLoss
 from qa_hooks.scorers import FunctionScorer
+from toy_scorers import brightness
 
 CANDIDATES = 4
 ANNOTATIONS = {  # of candidates 1, 2, 3, 4 by A, B, C -> effective: P S N P, S S S S, N N S S

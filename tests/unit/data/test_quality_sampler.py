@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from toy_scorers import brightness
 
 from qa_hooks.data import QualitySampler, QualityTable, quality_weights
 from qa_hooks.images import save_image
+from toy_scorers import brightness
 
 
 def softmax(scores: list[float], tau: float, floor: float = 0.0) -> np.ndarray:

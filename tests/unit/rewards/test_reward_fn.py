@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_scorers import brightness
 
 from qa_hooks.rewards.reward_fn import as_reward_fn
 from qa_hooks.scorers import NIQE, PSNR, FunctionScorer
+from toy_scorers import brightness
 
 bright = brightness("bright")
 dark = brightness("dark", higher_is_better=False)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from toy_scorers import brightness
 
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.catalogue import SPECS
+from toy_scorers import brightness
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
-from toy_scorers import brightness
 
 from qa_hooks.features import create_extractor
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.giqa.knn import KNNScorer
 from qa_hooks.weighting.instances import select_instances
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from toy_scorers import brightness
 
 from qa_hooks.features import Features, create_extractor, extract_features
 from qa_hooks.functional.precision_and_recall import precision_recall
@@ -13,6 +12,7 @@ from qa_hooks.images import save_image
 from qa_hooks.scorers import NIQE, FunctionScorer
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.weighting.picker import pick
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 DIGITS = {"value_range": (-1, 1)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from toy_scorers import brightness
 
 from qa_hooks.features import Features, create_extractor
 from qa_hooks.weighting import OHEM, ohem_weights, pick, select_instances
+from toy_scorers import brightness
 
 
 def images(count: int = 6) -> torch.Tensor:

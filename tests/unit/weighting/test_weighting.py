@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_scorers import brightness
 
 from qa_hooks.callbacks import Hooks
 from qa_hooks.weighting import OHEM, TopK, ohem_weights
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 def images(count: int = 8, seed: int = 0) -> torch.Tensor:
@@ -189,6 +189,7 @@ def test_no_synchronisation_after_the_first_calls(make):
     with Waits() as first:
         for _ in range(3):
             weighter(images(), scores=scores)
+        weighter(images())  # the first call of the critic tells what a call moves
     with Waits() as later:
         weighter(images(), scores=scores)
         weighter(images())
