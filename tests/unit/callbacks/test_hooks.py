@@ -397,7 +397,7 @@ class TestBudget:
         hooks.step()
         hooks.step()
         out = caplog.text
-        assert out.count("Slow took 0.0") == 1
+        assert out.count("Slow took ") == 1
         assert "of the run" in out
         assert len(writer.scalars["qa_perf/Slow/seconds"]) == 2
 
