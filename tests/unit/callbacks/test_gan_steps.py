@@ -155,6 +155,6 @@ class TestNaNGuard:
                     optimizer.step()
         assert guard.skips == 2
         assert len(log.seen) == 1
-        assert [float(o.param_groups[0]["params"][0][0]) for o in optimizers] == pytest.approx([-0.1, 0.0, 0.0])
+        assert [o.param_groups[0]["params"][0][0].item() for o in optimizers] == pytest.approx([-0.1, 0.0, 0.0])
         with pytest.raises(TypeError, match="NaNGuard needs a torch optimizer"):
             NaNGuard(optimizer=[3])
