@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 from qa_hooks.callbacks import Hooks, Monitor
 from qa_hooks.writers import WandbWriter
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 from qa_hooks.callbacks import Hooks
 from qa_hooks.integrations.hook_state import load_state, save_state
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.warn import warn
 
 GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
 

@@ -1,13 +1,17 @@
-"""Checks of plain arguments, with one message for each kind."""
+"""Checks of plain arguments, with one message for each kind, and warnings that point at the line of the user."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+PASSED = ("qa_hooks", "torch", "contextlib")  # who stands between the user's line and ours
 
 
 def check_weight(name: str, weight: Any) -> float:
@@ -51,3 +55,11 @@ def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` for the line outside this package that led here, however many calls lie between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level + 1)

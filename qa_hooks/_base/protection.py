@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 
 # The tensors of a part of a network that its calls move, by name; a part that is not in it has not been called yet.
 _MOVES: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()

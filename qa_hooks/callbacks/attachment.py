@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.optimizers import skips_step, unwrapped_optimizer
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Callback
 
 SILENT_CALLS = 200

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.headers import parse_header
 from qa_hooks._base.processes import first_error, shared, together
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Callback, Context
 from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
-from qa_hooks._base.warn import warn
 from qa_hooks.writers import Writer
 
 

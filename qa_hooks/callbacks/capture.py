@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 
 
 class Captures:

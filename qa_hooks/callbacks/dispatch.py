@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import rank
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.writers import GuardedWriter

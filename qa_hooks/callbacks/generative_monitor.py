@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_call, check_count
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import gather_rows, shared, together
 from qa_hooks._base.reach import modules_of
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure

@@ -29,9 +29,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_call, check_count
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.attachment import Attachment
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Captures

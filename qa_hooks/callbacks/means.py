@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import all_reduce_sum, is_distributed, rank, world_size
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.numerics import to_float64
 from qa_hooks.writers import Writer
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import any_rank
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.rewards.broken import broken_images, broken_message
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
 from qa_hooks.callbacks.sampling import SamplingMonitor

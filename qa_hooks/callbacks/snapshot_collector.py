@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.random import mixed_key
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.images import Range, save_image, to_uint8

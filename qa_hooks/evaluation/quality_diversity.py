@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source

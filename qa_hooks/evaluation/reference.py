@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.processes import any_rank, broadcast_tensors, rank, together
-from qa_hooks._base.warn import warn
 from qa_hooks.evaluation.comparable import shapes_seen
 from qa_hooks.features import FeatureExtractor, extract_features
 from qa_hooks.features.moments import Moments

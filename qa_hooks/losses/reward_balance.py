@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks._base.processes import all_reduce_sum
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.numerics import differentiable_once, to_float64
 
 DECAY = 0.99

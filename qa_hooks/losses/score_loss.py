@@ -28,9 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit

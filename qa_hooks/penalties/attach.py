@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks._base.checks import check_call
+from qa_hooks._base.checks import check_call, warn
 from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
 from qa_hooks._base.reach import modules_of
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.input_gradients import Critic
 from qa_hooks.penalties.penalty import CriticPenalty
 from qa_hooks.penalties.seen_batch import SeenBatch

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import gather_rows, global_sum, world_size
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.images import Range

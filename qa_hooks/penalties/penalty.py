@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_call, check_count, check_weight
+from qa_hooks._base.checks import check_call, check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
 from qa_hooks._base.terms import publish
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
 

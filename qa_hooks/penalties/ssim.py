@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import warn
 from qa_hooks.functional.structural_similarity import ssim_distance
 from qa_hooks.images import Range
 from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, Term

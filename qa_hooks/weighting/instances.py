@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
-from qa_hooks._base.warn import warn
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.picker import Picked, pick

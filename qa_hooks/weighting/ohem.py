@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 

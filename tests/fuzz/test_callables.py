@@ -40,7 +40,7 @@ VALUES = {
     "two values": lambda x: (x > x.mean()).to(x),
     "faint": lambda x: 0.5 + 1e-6 * x,
     "tiny": lambda x: 1e-20 * x,
-    "large": lambda x: 300 * x,
+    "large": lambda x: 200 * x,
     "symmetric": lambda x: 2 * x - 1,
     "one spot": lambda x: torch.zeros_like(x).flatten().index_fill(0, torch.tensor(x.numel() // 2), 1.0).view_as(x),
 }

@@ -308,3 +308,50 @@ def test_a_network_that_writes_into_its_input():
         warnings.simplefilter("error")
         inject_lora(network, rank=2, example=x)
     assert torch.equal(x, before)
+
+
+def test_gradients_that_are_missing_are_told_once():
+    from qa_hooks.integrations.peft import reduce_gradients
+
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))]
+    (parameters[0].sum() + parameters[2].sum()).backward()
+    with pytest.warns(UserWarning, match=r"1 of 3 trainable parameters have no gradient .* number 1 of shape \(3,\)"):
+        reduce_gradients(parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reduce_gradients(parameters)
+
+
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_quantised_bases_are_trained_and_not_merged(library, tmp_path):
+    from qa_hooks.integrations.peft import load_lora, lora_parameters, without_lora
+
+    module = pytest.importorskip(library)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    if library == "torchao":
+        quantization = pytest.importorskip("torchao.quantization")
+        quantization.quantize_(network, quantization.Int8WeightOnlyConfig())
+    else:
+        state = network.state_dict()
+        network = nn.Sequential(module.nn.Linear4bit(64, 64), nn.ReLU(), module.nn.Linear4bit(64, 64))
+        network.load_state_dict(state)
+        network = network.to("cpu")
+    x = rand(2, 64)
+    base = network(x).detach()
+    optimizer = torch.optim.SGD(inject_lora(network, rank=2), lr=0.5)
+    assert torch.equal(network(x), base)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(x).square().sum().backward()
+        optimizer.step()
+    trained = network(x).detach()
+    assert not torch.equal(trained, base)
+    with without_lora(network):
+        assert torch.equal(network(x), base)
+    save_lora(network, tmp_path)
+    randomise(lora_parameters(network))
+    load_lora(network, tmp_path)
+    assert torch.equal(network(x), trained)
+    with pytest.raises(ValueError, match="its weights are quantised"):
+        merge_lora(network)

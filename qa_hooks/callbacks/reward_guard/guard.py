@@ -16,9 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.checks import check_call, check_count
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import shared, together
-from qa_hooks._base.warn import warn
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
 from qa_hooks.callbacks.reward_guard.images import (

@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
-from qa_hooks._base.warn import warn
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import scored_windows

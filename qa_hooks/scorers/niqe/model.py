@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
 from qa_hooks.functional.numerics import to_float64
 

@@ -13,7 +13,7 @@ from qa_hooks.evaluation.quality_diversity import quality_score
 from qa_hooks.features import create_extractor, extract_features
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.losses import ScoreLoss
-from qa_hooks.scorers import GMMScorer, KNNScorer, load_scorer
+from qa_hooks.scorers import GMMScorer, KNNScorer, create_scorer, load_scorer
 from qa_hooks.weighting import OHEM
 
 NARROW = {"type": "random", "width": 4}
@@ -58,6 +58,8 @@ def test_another_size_is_said_once_refused_or_resized(fitted, images, tmp_path):
     resized = load_scorer(tmp_path / "scorer.safetensors", other_sizes="resize")(large)
     back = F.interpolate(large, (32, 32), mode="bilinear", antialias=True)
     torch.testing.assert_close(resized, fitted(back))
+    spec = {"type": str(tmp_path / "scorer.safetensors"), "other_sizes": "resize"}
+    torch.testing.assert_close(create_scorer(spec)(large), resized)
     with pytest.raises(ValueError, match="other_sizes must be one of"):
         load_scorer(tmp_path / "scorer.safetensors", other_sizes="ignore")
 
