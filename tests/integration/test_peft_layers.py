@@ -355,3 +355,26 @@ def test_quantised_bases_are_trained_and_not_merged(library, tmp_path):
     assert torch.equal(network(x), trained)
     with pytest.raises(ValueError, match="its weights are quantised"):
         merge_lora(network)
+
+
+class Experts(nn.Module):
+    """All experts in train mode, the chosen one in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.training:
+            return sum(expert(y) for expert in self.experts)
+        return self.experts[int(y.sum() > 0)](y)
+
+
+def test_an_expert_that_was_not_chosen_is_kept():
+    network = Experts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject_lora(network, rank=2)
+    assert adapted(network) == {"first", "experts.0", "experts.1", "experts.2"}
