@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from qa_hooks._base.adapters import import_peft, is_lora
 from qa_hooks._base.files import read_safetensors
+from qa_hooks._base.headers import parse_header
 
 FILE = "pytorch_lora_weights.safetensors"  # the names that Diffusers looks for
 METADATA = "lora_adapter_metadata"
@@ -159,9 +159,9 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     beside = path.parent / "adapter_config.json"
     try:
         if METADATA in metadata:
-            return dict(json.loads(metadata[METADATA]))
+            return dict(parse_header(metadata[METADATA]))
         if path.name == "adapter_model.safetensors" and beside.is_file():
-            return dict(json.loads(beside.read_text()))
+            return dict(parse_header(beside.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has options that are not JSON: {error}") from error
     return {}

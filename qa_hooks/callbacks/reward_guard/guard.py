@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
@@ -140,6 +140,8 @@ class RewardGuard(Monitor):
             raise ValueError(f"action must be one of {ACTIONS}, got {action!r}")
         if (action == "scale") != callable(scale):
             raise ValueError('action="scale" and scale=, a callable scale(step), go together')
+        if scale is not None:
+            check_call("scale", scale, "scale(step)", 1)
         if real_level is not None and (scorer is None or not math.isfinite(real_level)):
             raise ValueError(f"real_level is the finite score of real images by scorer=, got {real_level!r}")
         if scorer is not None and real_level is not None and not scorer.higher_is_better:
@@ -159,8 +161,8 @@ class RewardGuard(Monitor):
         """Also while a look gathers its images, and at the step where it has them."""
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
-    def networks(self) -> list[nn.Module]:
-        return self._looks.networks()
+    def functions(self) -> list[Callable[..., Any]]:
+        return self._looks.functions()
 
     def on_train_start(self, ctx: Context) -> None:
         """Measure the real images; here, so that their time does not count as that of each look."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable
+from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
@@ -26,7 +27,6 @@ from qa_hooks.evaluation.set_metrics import (
     check_metrics,
     estimate_metrics,
     higher_is_better,
-    metric_name,
 )
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
