@@ -62,7 +62,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "MMRRDBNet_test": {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 1, "num_grow_ch": 8}
     | {"num_feats": [8, 8, 8, 8], "num_blocks": [1, 1, 1, 1]},
     "MixDehazeNet": {"embed_dims": [8, 16, 32, 16, 8], "depths": [1, 1, 1, 1, 1]},
-    "MoESR": {"n_blocks": 1, "n_blocks_each": 1},
+    "MoESR": {"n_blocks": 1, "n_block": 1, "dim": 16},
+    "LaMa": {"in_nc": 4},
     "MoSR": {"n_block": 2, "dim": 16},
     "NAFNet": {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
     "PLKSR": {"dim": 16, "n_blocks": 2},
@@ -79,20 +80,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "SAFMN": {"dim": 16, "n_blocks": 2},
     "SAFMN_BCIE": {"dim": 16, "n_blocks": 2, "num_layers": 2},
-    "SCUNet": {"config": [1, 1, 1, 1, 1, 1, 1], "dim": 32},
+    "SCUNet": {"config": [1, 1, 1, 1, 1, 1, 1], "dim": 64},
     "SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16},
     "Swin2SR": {**HEADS, "upsampler": "pixelshuffle"},
     "SwinIR": {**HEADS, "upsampler": "pixelshuffle"},
     "Uformer": {"img_size": 128, "embed_dim": 8, "depths": [1] * 9, "num_heads": [1, 1, 2, 2, 2, 2, 2, 1, 1]},
 }
 SIDES = {
-    "UpCunet2x_fast": 64,
-    "Uformer": 128,
-    "UnetUpsampler": 16,
-    "IPT": 24,
-    "FFTformer": 64,
-    "KBNet_l": 64,
-    "KBNet_s": 64,
+    **{"Uformer": 128, "UnetUpsampler": 16, "IPT": 24},
+    **dict.fromkeys(("UpCunet2x_fast", "FFTformer", "KBNet_l", "KBNet_s", "MixDehazeNet", "SCUNet"), 64),
 }
 
 
@@ -133,7 +129,8 @@ def build(kind: type[nn.Module]) -> nn.Module:
 def example(kind: type[nn.Module]) -> tuple[Tensor, ...]:
     """An input of the network."""
     side = SIDES.get(kind.__name__, SIDE)
-    image = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    batch = 1 if kind.__name__ == "SeemoRe" else 2  # in eval mode it sends a whole batch to one expert
+    image = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     return (image, (image[:, :1] > 0.5).float()) if kind.__name__ == "LaMa" else (image,)
 
 

@@ -80,13 +80,13 @@ def failing_layers(network: nn.Module, names: Sequence[str], given: Any) -> dict
 
 def _failing(trial: nn.Module, names: Sequence[str], example: Example) -> dict[str, str]:
     asked = {mode: _asked(trial, example, training) for mode, training in MODES.items()}
-    failing = {}
-    for name in names:
-        silent = [mode for mode in MODES if name not in asked[mode]]
-        if len(silent) == len(MODES):
-            failing[name] = "the network reads its weight past the module, or does not use it: it would get no gradient"
-        elif silent:
-            failing[name] = f"the network reads its weight past the module in {silent[0]} mode"
+    silent = {name: [mode for mode in MODES if name not in asked[mode]] for name in names}
+    unused = "the network reads its weight past the module, or does not use it: it would get no gradient"
+    failing = {name: unused for name in names if len(silent[name]) == len(MODES)}
+    # An expert that was not chosen is no fault; a convolution that is folded into another one is.
+    suspects = {name: modes[0] for name, modes in silent.items() if len(modes) == 1}
+    if suspects and not _merges(trial, list(suspects), example):
+        failing |= {n: f"the network reads its weight past the module in {mode} mode" for n, mode in suspects.items()}
     rest = [name for name in names if name not in failing]
     for name in _not_merging(trial, rest, example):
         failing[name] = "the network gives something else once the adapter is merged into the weights"
