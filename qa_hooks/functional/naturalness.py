@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.niqe import valid_rows
-from qa_hooks.functional.numerics import differentiable_once, to_float64
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once, result_dtype, to_float64
 
+_ONCE = "the NIQE distance is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 _EPSILON = 1e-12
 _RIDGE = 1e-6
 
@@ -43,7 +44,7 @@ def naturalness_distance(
         ridge: times mean variance, added to the diagonal of the matrix that is inverted.
 
     Returns:
-        A scalar of the features' dtype; 1e-6 (without a gradient) when there is no valid row.
+        A scalar of the features' dtype, at least float32; 1e-6 (without a gradient) when there is no valid row.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown variant.
@@ -66,7 +67,7 @@ def naturalness_distance(
         distance = (distances * weights).sum() / weights.sum().clamp_min(1) + (weights.sum() == 0) * _EPSILON**0.5
     else:
         raise ValueError(f"variant must be 'mvg' or 'sample', got {variant!r}")
-    return distance.to(features.device, features.dtype)
+    return distance.to(features.device, result_dtype(features))
 
 
 def feature_moments(features: Tensor, model_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,6 +110,7 @@ def naturalness_distance_from_moments(
         >>> torch.allclose(together.float(), naturalness_distance(rows, mean, covariance))
         True
     """
+    check_reverse_mode("naturalness_distance", total, outer)
     pristine = model_covariance.to(total)
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     share = torch.where(count < total.shape[-1] + 1, 0.5, 0.1) if shrink is None else shrink
@@ -136,14 +138,15 @@ class _SquareFromMoments(torch.autograd.Function):
         matrix = torch.addcmul(pristine / 2, torch.addr(outer, total, mean, alpha=-1), keep_half)
         factor, failed = torch.linalg.cholesky_ex(torch.addcmul(matrix, identity, matrix.trace(), value=ridge))
         solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
-        ctx.save_for_backward(solved, mean, keep_half, identity, count)
+        square = torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        ctx.save_for_backward(square, solved, mean, keep_half, identity, count)
         ctx.ridge = ridge
-        return torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        return square
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved, mean, keep_half, identity, count = ctx.saved_tensors
+        _, solved, mean, keep_half, identity, count = ctx.saved_tensors
         by_matrix = torch.outer(solved, solved * -grad)
         by_matrix = torch.addcmul(by_matrix, identity, by_matrix.trace(), value=ctx.ridge)
         by_outer = by_matrix * keep_half
@@ -192,6 +195,7 @@ def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
 
     Nothing here waits for a GPU, which matters in a training step. Differentiable once.
     """
+    check_reverse_mode("the NIQE distance", matrix, columns)
     return _Quadratic.apply(matrix, columns)  # type: ignore[no-any-return]
 
 
@@ -202,13 +206,14 @@ class _Quadratic(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor, columns: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         solved = torch.cholesky_solve(columns.expand(*matrix.shape[:-2], *columns.shape[-2:]), factor)
-        ctx.save_for_backward(solved)
-        return torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        squares = torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        ctx.save_for_backward(squares, solved)
+        return squares
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        (solved,) = ctx.saved_tensors
+        _, solved = ctx.saved_tensors
         weighted = solved * grad[..., None, :]
         return -(weighted @ solved.mT) if ctx.needs_input_grad[0] else None, 2 * weighted
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qa_hooks.functional.generalized_gaussian import MIN_ALPHA, aggd_from_moments
 from qa_hooks.functional.mscn import Normalization, block_moments, sigma_map, to_blocks
+from qa_hooks.functional.numerics import check_reverse_mode
 from qa_hooks.functional.resize import halve
 from qa_hooks.images import check_images
 
@@ -195,6 +196,7 @@ def release_features(images: Tensor, config: FeatureConfig) -> tuple[Tensor, Ten
 def _moments(images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
     """The side moments of all blocks, by scale and signal, as `aggd_from_moments` takes them."""
     images = _prepare(images, config)
+    check_reverse_mode("niqe_features", images)
     with torch.autocast(images.device.type, enabled=False):
         moments = []
         scale_images, block = images, config.block
@@ -210,12 +212,14 @@ def _moments(images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
 def valid_rows(features: Tensor) -> Tensor:
     """`(..., 18 * scales)` features -> `(...)` bool: False for rows of blocks that are flat at some scale.
 
+    A row with a NaN is not flat: it stays, so that the NaN is seen in what is computed from the rows.
+
     Example:
         >>> valid_rows(niqe_features(torch.stack([torch.rand(1, 32, 32), torch.ones(1, 32, 32)])))
         tensor([[ True],
                 [False]])
     """
-    return (features[..., 1::FEATURES_PER_SCALE] > 0).all(-1)
+    return (features[..., 1::FEATURES_PER_SCALE] != 0).all(-1)
 
 
 @torch.no_grad()

@@ -28,9 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
@@ -249,7 +248,7 @@ class ScoreLoss(QALoss):
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
         """Refuse, once, what cannot teach, on these images with a little noise: flat ones may have no slope."""
-        if self._tried:
+        if self._tried or torch.compiler.is_compiling():
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")

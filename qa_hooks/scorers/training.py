@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import broadcast_tensors, rank, together
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.scorer import Scorer

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import broadcast_tensors, rank, together
-from qa_hooks._base.warn import warn
 from qa_hooks.features import FeatureExtractor, Features, create_extractor, extract_features
 from qa_hooks.features.rebuilding import rebuild_extractor
 from qa_hooks.functional.filters import full_precision

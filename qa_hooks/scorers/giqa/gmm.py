@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
 from qa_hooks.images import Range

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.neighbours import Bank, nearest_neighbours, prepare_bank
 from qa_hooks.images import Range

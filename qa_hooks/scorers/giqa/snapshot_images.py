@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.checks import check_size
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_size, warn
 from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, image_batches, warn_left_out

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
 from qa_hooks.functional.numerics import to_float64
 
@@ -123,7 +123,7 @@ class NaturalnessModel:
             progress: show a bar when stderr is a terminal.
 
         Raises:
-            ValueError: no more blocks than features (36), or an image smaller than a block.
+            ValueError: no more blocks than features (36), or an image that is smaller than a block or not finite.
         """
         from tqdm import tqdm
 
@@ -132,6 +132,8 @@ class NaturalnessModel:
         kept: list[Tensor] = []
         for image in tqdm(images, desc="natural images", unit="image", disable=None if progress else True):
             batch = image[None] if image.ndim == 3 else image
+            if not bool(torch.isfinite(batch).all()):
+                raise ValueError("images to fit a model on must be finite, and one of these holds NaN or infinity")
             with torch.no_grad():
                 rows = niqe_features(batch, config)
             sharp = block_sharpness(batch, config)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.random import mixed_key
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out

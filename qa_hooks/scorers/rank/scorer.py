@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import gather_rows, rank
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range
 from qa_hooks.scorers.rank.crops import Crops, read_crops
 from qa_hooks.scorers.rank.network import (

@@ -352,6 +352,7 @@ def test_gradients_are_those_of_finite_differences(options):
     assert own.grad.abs().max() > 2e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_the_reward_alone_can_be_a_leaf_network(photographs):
     """Autograd through a network behind pred: the same as a hand-written loss."""
     torch.manual_seed(0)
@@ -407,6 +408,7 @@ def test_what_cannot_teach_is_refused_at_the_first_call():
     assert len(calls) == 4  # tried once
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_the_state_resumes_to_the_bit():
     def make():
         torch.manual_seed(0)

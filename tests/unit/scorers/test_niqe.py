@@ -246,6 +246,15 @@ def test_too_few_blocks_are_refused_and_few_are_warned_of_with_the_number_that_i
     assert not recwarn.list
 
 
+def test_two_rows_make_a_model_and_one_does_not():
+    rows, config = torch.randn(2, 36, dtype=torch.float64), FeatureConfig.niqe(block=32)
+    model = NaturalnessModel.from_moments(2, rows.sum(0), rows.t() @ rows, config)
+    np.testing.assert_allclose(model.mean, rows.mean(0))
+    np.testing.assert_allclose(model.covariance, np.cov(rows.numpy(), rowvar=False), atol=1e-12)
+    with pytest.raises(ValueError, match="at least two feature rows"):
+        NaturalnessModel.from_moments(1, rows[0], torch.outer(rows[0], rows[0]), config)
+
+
 def test_foreign_files_load(tmp_path):
     model = NIQE().model
     mean, covariance = model.mean.numpy()[None], model.covariance.numpy()
