@@ -9,8 +9,8 @@ C1 = (0.01 L)^2 and C2 = (0.03 L)^2:
     d_Q = mean of sqrt(2 - S1 - S2)                     Brunet, Vrscay, Wang 2012; QAGAN's code
 
 The square root in d_Q is a metric at every position, as long as no constant is added to the denominator of S2 (the
-official code adds one). SSIM and d_Q are computed from x + y and x - y, where nothing cancels when the images agree: see
-`_ssim_fast`.
+official code adds one). SSIM and d_Q are computed from x + y and x - y, where nothing cancels when the images agree:
+see `_ssim_fast`.
 """
 
 from __future__ import annotations
