@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qa_hooks._base.isolation import modules_of, uncompiled
 from qa_hooks.images import check_images, check_pair
 
 Critic = Callable[[Tensor], Any]
@@ -195,6 +194,8 @@ def _leaf(critic: Critic, points: Tensor) -> Tensor:
     """The points, to be differentiated by: in float32, unless the critic itself is in half precision."""
     points = points.detach()
     if points.dtype in (torch.float16, torch.bfloat16):
+        from qa_hooks._base.reach import modules_of
+
         weights = [p.dtype for module in modules_of(critic) for p in module.parameters() if p.is_floating_point()]
         if points.dtype not in weights and (weights or torch.is_autocast_enabled(points.device.type)):
             points = points.float()
@@ -242,6 +243,9 @@ _COMPILED = (
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules inside a user's lambda run uncompiled as well."""
+
+    from qa_hooks._base.isolation import uncompiled
+
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(uncompiled())

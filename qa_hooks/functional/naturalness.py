@@ -155,24 +155,40 @@ class _SquareFromMoments(torch.autograd.Function):
         return None, by_total, by_outer, None, None, None
 
 
-def image_naturalness(features: Tensor, model_mean: Tensor, model_covariance: Tensor) -> Tensor:
+def image_naturalness(
+    features: Tensor, model_mean: Tensor, model_covariance: Tensor, *, present: Tensor | None = None
+) -> Tensor:
     """The NIQE score of each image from its blocks' features: `(N, blocks, 36)` -> `(N,)` float64; lower is better.
 
-    No ridge and no shrinkage, as in the original; a single block has covariance 0. Rows of flat blocks count only in
-    images that have no other. Where the matrix has no Cholesky factor (a model fitted on too few blocks) the
-    pseudo-inverse stands in.
+    No ridge and no shrinkage, as in the original; a single block has covariance 0. Where the matrix has no Cholesky
+    factor (a model fitted on too few blocks) the pseudo-inverse stands in.
+
+    Args:
+        features: of the blocks.
+        model_mean, model_covariance: `(36,)` and `(36, 36)` of the pristine model.
+        present: as `release_features` gives it: the mean of each column is over the values that are there, and the
+            covariance over the rows that are whole, as in the MATLAB release. Without it rows of flat blocks count only
+            in images that have no other.
     """
     _check_model(features, model_mean, model_covariance)
     rows = to_float64(features)
     pristine = model_covariance.to(rows)
-    valid = valid_rows(features.detach())
-    weights = (valid | ~valid.any(-1, keepdim=True)).to(rows)[..., None]
-    count = weights.sum(1)
     offsets = rows - model_mean.to(rows)
-    center = (weights * offsets).sum(1) / count
-    deviations = weights * (offsets - center[:, None])
-    covariance = deviations.mT @ deviations / (count - 1).clamp_min(1)[..., None]
+    if present is None:
+        valid = valid_rows(features.detach())
+        weights = (valid | ~valid.any(-1, keepdim=True)).to(rows)[..., None]
+        center = middle = _mean(offsets, weights)
+    else:
+        weights = present.all(-1, keepdim=True).to(rows)
+        center, middle = _mean(offsets, present.to(rows)), _mean(offsets, weights)
+    deviations = weights * (offsets - middle[:, None])
+    covariance = deviations.mT @ deviations / (weights.sum(1) - 1).clamp_min(1)[..., None]
     return _root(_quadratic_or_pinv((pristine + covariance) / 2, center[..., None])[:, 0])
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Over the blocks: `(N, blocks, d)` and weights `(N, blocks, d or 1)` -> `(N, d)`; 0 where there are none."""
+    return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks._base.processes import all_reduce_sum
-from qa_hooks._base.warn import warn
 from qa_hooks.functional.numerics import differentiable_once, to_float64
 
 DECAY = 0.99
@@ -40,7 +39,7 @@ class GradientBalance:
                 "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk"
             )
         self.ratio = min(float(ratio), LARGEST)
-        self.norms = torch.zeros(2, dtype=torch.float64)
+        self.norms = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     def measure(self, gradients: Tensor, fidelity: Tensor | None, pred: Tensor) -> None:
         """Take in one batch; a batch with a gradient that is not finite is passed over. All ranks call it.

@@ -7,6 +7,7 @@ position. A loader is not: each process brings its own part of the data.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
@@ -125,7 +125,7 @@ def image_batches(
                 f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
             )
         with _generators_put_back(source):
-            yield from _from_batches(source)
+            yield from _from_batches(_for_a_pass_of_ours(source))
     else:
         raise TypeError(
             "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
@@ -167,6 +167,18 @@ def _generators_put_back(source: Source) -> Iterator[None]:
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+def _for_a_pass_of_ours(source: Any) -> Any:
+    """The loader itself; or, since persistent workers serve one pass at a time and a new one ends the user's own, a
+    twin of it whose workers live for one pass."""
+    if not getattr(source, "persistent_workers", False):
+        return source
+    twin = copy.copy(source)
+    vars(twin).update(persistent_workers=False, _iterator=None)
+    if "base_dataloader" in vars(twin):  # a loader in the wrapper of Accelerate
+        vars(twin)["base_dataloader"] = _for_a_pass_of_ours(twin.base_dataloader)
+    return twin
 
 
 def _image_of(item: Any) -> Any:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import without_lora
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.processes import gather_rows, is_distributed, shared
+from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
-from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, check_range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
+from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
@@ -65,6 +66,8 @@ class GuardImages:
         if sample is not None:
             check_sample(sample)
         _check_base(base, sampling=sample is not None)
+        if callable(base) and not isinstance(base, nn.Module):
+            check_call("base", base, "base(n, generator)", 1, torch.Generator("cpu"))
         if real is not None:
             image_paths(real)  # a folder that is missing is told now
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
@@ -75,12 +78,9 @@ class GuardImages:
         self.first_features: dict[int, Tensor] = {}
         self.real_shape: Sequence[int] = ()
 
-    def networks(self) -> list[nn.Module]:
-        """The user's networks that are used."""
-        used = [part for part in (self.sample, self.base) if callable(part) and not isinstance(part, nn.Module)]
-        return [net for part in used for net in modules_of(part)] + (
-            [self.base] if isinstance(self.base, nn.Module) else []
-        )
+    def functions(self) -> list[Callable[..., Any]]:
+        """The user's functions and networks that make images."""
+        return [part for part in (self.sample, self.base) if callable(part)]
 
     def rows(self, ctx: Context, *, comparing: bool) -> Rows:
         """What one look measures on this process.
@@ -100,7 +100,8 @@ class GuardImages:
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
-            row["position"] = torch.arange(start, start + len(images))
+            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
+            row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:
@@ -163,7 +164,7 @@ class GuardImages:
             return {}
         real = self.real
         devices = [image.device for image in ctx.images.values()]
-        devices += [p.device for net in self.networks() for p in net.parameters()]
+        devices += [p.device for function in self.functions() for net in modules_of(function) for p in net.parameters()]
         self.extractor.to(next((device for device in devices if device.type == "cuda"), self.extractor.mean.device))
         count = count_images(real) if is_shared(real) else None
         indices = None if count is None else [i * count // min(count, REAL) for i in range(min(count, REAL))]
@@ -244,7 +245,7 @@ def joined_rows(before: Rows, rows: Rows) -> Rows:
         if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
             got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
             raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
-    return {key: torch.cat([before[key], row]) for key, row in rows.items()}
+    return {key: torch.cat([before[key], row]) for key, row in rows.items() if key in before}
 
 
 def _centre(images: Tensor) -> Tensor:

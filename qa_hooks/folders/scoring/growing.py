@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
+from qa_hooks._base.headers import parse_header
 from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
 
 Line = dict[str, Any]  # {"path", "rows", maybe "problem"}
@@ -171,7 +172,7 @@ def _whole_lines(path: Path, skip: int = 0) -> Iterator[Line]:
         for number, text in enumerate(file):
             if number >= skip and text.endswith("\n"):
                 try:
-                    yield json.loads(text)
+                    yield parse_header(text)
                 except ValueError:  # the machine stopped, and the file system kept less than was written
                     continue
 

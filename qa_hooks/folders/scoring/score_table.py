@@ -10,7 +10,6 @@ float32 back. While the table is made, its rows stand in `scores.csv.rows0` (`qa
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from qa_hooks._base.headers import parse_header
 
 FORMAT, VERSION = "qa_hooks.scores", 1
 TILE_COLUMNS = ("tile_x", "tile_y")
@@ -133,7 +134,7 @@ def read_spec(path: Path) -> dict[str, Any] | None:
     if not beside.is_file():
         return None
     try:
-        spec = json.loads(beside.read_text(encoding="utf-8"))
+        spec = parse_header(beside.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{beside} is not a whole JSON file: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
