@@ -25,6 +25,28 @@ def check_writable(folder: str | Path, *, name: str = "log_dir") -> None:
         raise ValueError(f"{name}={str(folder)!r} cannot be written: {error}") from error
 
 
+def walk_files(root: Path) -> Iterator[Path]:
+    """All files below a folder. Links to folders are followed, each folder is read once; hidden names are left out."""
+    seen: set[tuple[int, int]] = set()
+    links = [root]
+    while links:  # what a link leads to may also stand in the tree under its own name, which comes first
+        pending = [links.pop(0)]
+        while pending:
+            folder = pending.pop()
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        yield Path(entry.path)
+                    else:
+                        (links if entry.is_symlink() else pending).append(Path(entry.path))
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; without an error it takes the place of `path` at the end, with one it is gone.

@@ -18,17 +18,18 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from qa_hooks._base.checks import check_count
+from qa_hooks._base.containers import KEYS, is_container
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
 Source = Any
-KEYS = ("image", "images", "pixel_values", "jpg", "png")
 
 
 def image_paths(source: Source) -> list[Path] | None:
-    """The files of a source that consists of files: a folder (sorted), one file, or a sequence of paths; else None."""
+    """The files of a source of files: a folder or a file of many (sorted), one file, a sequence of paths; else None."""
     if isinstance(source, (str, Path)):
-        return [Path(source)] if Path(source).is_file() else list_images(source)
+        path = Path(source)
+        return [path] if path.is_file() and not is_container(path) else list_images(path)
     if isinstance(source, Sequence) and len(source) and all(isinstance(item, (str, Path)) for item in source):
         return [Path(item) for item in source]
     return None

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint, tensor_bytes
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, together
@@ -100,10 +101,13 @@ def _content(path: Path) -> str:
     """The hash of a file's bytes; one that cannot be read counts as such, and whoever reads the image says why."""
     digest = hashlib.blake2b(digest_size=BYTES)
     try:
-        with path.open("rb") as file:
-            while part := file.read(PART):
-                digest.update(part)
-    except OSError as error:
+        if path.is_file():
+            with path.open("rb") as file:
+                while part := file.read(PART):
+                    digest.update(part)
+        else:
+            digest.update(member_bytes(path))
+    except (OSError, ValueError) as error:
         return type(error).__name__
     return digest.hexdigest()
 

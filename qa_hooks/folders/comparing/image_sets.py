@@ -19,7 +19,7 @@ from qa_hooks.evaluation.set_metrics import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import scored_windows
-from qa_hooks.images import list_images, load_image
+from qa_hooks.images import image_size, list_images, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.windows import read_ahead
@@ -107,12 +107,10 @@ def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, sc
 
 
 def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
-    from PIL import Image
-
     found = set()
     for path in images.paths[:: max(1, len(images.paths) // probed)]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # what is broken is told later
-            found.add(image.size)
+        with contextlib.suppress(Exception):  # what is broken is told later
+            found.add(image_size(path))
     return found or {(0, 0)}
 
 
