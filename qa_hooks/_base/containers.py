@@ -1,9 +1,9 @@
 """Files that hold many pictures, whose members have paths of their own below the file.
 
     set.zip/00000/img00000000.png     StyleGAN's zip, or any other of image files
-    samples.npz/000012                an array of uint8 images (N, H, W, C), as samplers for FID write it; .npy too
-    saved/000012                      a data set of the `datasets` library, in the folder it was saved to
-    1000.png#8x4+2/05                 a cell of a grid of 8 x 4 images with 2 pixels between (`cut_grid`)
+    samples.npz/000012.png            an array of uint8 images (N, H, W, C), as samplers for FID write it; .npy too
+    saved/000012.png                  a data set of the `datasets` library, in the folder it was saved to
+    1000.png#8x4+2/05.png             a cell of a grid of 8 x 4 images with 2 pixels between (`cut_grid`)
 
 Nothing is unpickled, nothing is unpacked onto the disk, and no header is believed about its size.
 """
@@ -84,7 +84,7 @@ def list_members(path: Path) -> list[Path]:
         names = set(_zip(path, *_version(path)).namelist())
         members = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and _is_plain(name)]
     else:
-        members = [path / f"{position:06d}" for position in range(len(_members(path)))]
+        members = [path / f"{position:06d}.png" for position in range(len(_members(path)))]
     if not members:
         raise ValueError(f"{path} holds no images")
     return sorted(members)
@@ -104,7 +104,7 @@ def cut_grid(path: Path, grid: Grid) -> list[Path]:
     while len(boxes) > 1 and (np.ptp(_cut(pixels, boxes[-1]), axis=(0, 1)) == 0).all():
         boxes.pop()
     digits = len(str(len(boxes) - 1))
-    return [path.with_name(f"{path.name}#{grid}") / f"{n:0{digits}d}" for n in range(len(boxes))]
+    return [path.with_name(f"{path.name}#{grid}") / f"{n:0{digits}d}.png" for n in range(len(boxes))]
 
 
 def file_behind(path: Path) -> Path:
@@ -134,11 +134,11 @@ def read_pixels(path: Path) -> Pixels:
     if cell := _CELL.fullmatch(path.parent.name):
         whole = path.parent.with_name(cell[1])
         pixels = _whole(whole, *_version(whole))
-        return _cut(pixels, parse_grid(cell[2]).boxes(*pixels.shape[:2])[int(path.name)])
+        return _cut(pixels, parse_grid(cell[2]).boxes(*pixels.shape[:2])[int(path.stem)])
     file = file_behind(path)
     if file.suffix.lower() == ".zip":
         return decode(io.BytesIO(_zip_bytes(path, file)))
-    found = _members(file)[int(path.name)]
+    found = _members(file)[int(path.stem)]
     if isinstance(found, dict):
         found = next((found[key] for key in KEYS if key in found), None)
     if isinstance(found, dict):  # not decoded: {"bytes": ..., "path": ...}
@@ -155,7 +155,20 @@ def member_bytes(path: Path) -> bytes:
     if path.is_file():
         return path.read_bytes()
     file = file_behind(path)
-    return _zip_bytes(path, file) if file.suffix.lower() == ".zip" else read_pixels(path).tobytes()
+    zipped = file.suffix.lower() == ".zip" and not _CELL.fullmatch(path.parent.name)
+    return _zip_bytes(path, file) if zipped else read_pixels(path).tobytes()
+
+
+def member_file(path: Path) -> bytes:
+    """A member as a file of its own: as it is in a zip, or else as PNG."""
+    file = file_behind(path)
+    if file.suffix.lower() == ".zip" and not _CELL.fullmatch(path.parent.name):
+        return _zip_bytes(path, file)
+    from PIL import Image
+
+    pixels, encoded = read_pixels(path), io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def _cut(pixels: Pixels, box: tuple[int, int, int, int]) -> Pixels:

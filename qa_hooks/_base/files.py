@@ -7,7 +7,10 @@ real name. Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -48,8 +51,35 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """One process at a time works on `path`; a lock of a process that was killed counts no more.
+
+    Raises:
+        ValueError: another process is at work on it.
+    """
+    from filelock import FileLock, Timeout
+
+    file = Path(f"{path}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is at work on {path}: wait for its end, or choose another place") from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; without an error it takes the place of `path` at the end, with one it is gone.
+
+    What killed processes of this machine have left half-written under the same name is removed.
 
     Example:
         >>> import tempfile
@@ -60,7 +90,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         ('all of it', 1)
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    host = re.sub(r"\W+", "-", platform.node())
+    partial = path.with_name(f"{path.name}.{os.getpid()}@{host}.partial")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*@{host}.partial"):
+        if not _is_alive(left.name.removeprefix(f"{path.name}.").partition("@")[0]):
+            left.unlink(missing_ok=True)
     try:
         yield partial
         partial.replace(path)
@@ -68,6 +102,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _is_alive(process: str) -> bool:
+    if not process.isdecimal() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
