@@ -128,8 +128,8 @@ def _check_step(names: list[str], steps: list[int]) -> None:
     numbers = [re.findall(r"\d+", PurePath(name).stem) for name in names]
     if len({tuple(found) for found in numbers}) > 1 and all(len(found) > 1 for found in numbers):
         raise ValueError(
-            f"is {steps[0]} the step? All {len(names)} files have it, such as {names[0]}, while another number in their "
-            "names differs: say which number it is with a regular expression, step='(\\d+)' (--step-regex)"
+            f"is {steps[0]} the step? All {len(names)} files have it, such as {names[0]}, while another number in "
+            "their names differs: say which number it is with a regular expression, step='(\\d+)' (--step-regex)"
         )
 
 
