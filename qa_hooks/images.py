@@ -279,13 +279,13 @@ def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
 
 
 def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
-    """`(N, C, H, W)` uint8 -> one uint8 picture `(3, h, w)`, on a light ground, each image enlarged `scale` times."""
-    from torchvision.utils import make_grid as arrange
+    """`(N, C, H, W)` uint8 -> one uint8 picture `(C, h, w)`, on a light ground, each image enlarged `scale` times."""
+    from torchvision.utils import make_grid as torchvision_grid
 
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    enlarged = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid: Tensor = arrange(enlarged, nrow=columns, padding=padding, pad_value=230)
-    return grid
+    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = torchvision_grid(images, columns or math.ceil(math.sqrt(len(images))), padding, pad_value=230)
+    picture: Tensor = grid[: images.shape[1]]
+    return picture  # grey images come back in three channels
 
 
 def save_image(image: Tensor, path: str | Path) -> None:

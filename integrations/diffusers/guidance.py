@@ -26,7 +26,7 @@ from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import save_image, to_uint8, to_unit
 from qa_hooks.integrations.diffusers import PipelineSampler
-from qa_hooks.scorers import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
 SHOWN = 8  # images of each scale on the picture
 
@@ -109,8 +109,7 @@ def sweep_guidance(
     if n < 2 * len(prompts):
         raise ValueError(f"diversity needs two images of each prompt: n must be at least {2 * len(prompts)}, got {n}")
     for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}")
+        check_is_scorer(scorer, "each of scorers")
         if "reference" in scorer.inputs or scorer.value_range != (0.0, 1.0):
             raise ValueError(f"{scorer.name} must score images in [0, 1] without a reference")
     if out is not None:

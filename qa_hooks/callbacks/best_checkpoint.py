@@ -20,7 +20,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import first_error, together
 from qa_hooks.callbacks.callback import Callback, Context
-from qa_hooks.callbacks.readings import Reading, Watched, from_plain, in_words, shared_json, to_plain
+from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, shared_json, to_plain
 
 Save = Callable[[Path], Any]
 
@@ -85,7 +85,7 @@ class BestCheckpoint(Callback):
         suffix: str = "",
         all_ranks: bool = False,
     ) -> None:
-        self._watched = Watched(monitor, metric, mode)
+        self._watched = MetricReader(monitor, metric, mode)
         if not callable(save):
             raise TypeError(f"save must be callable as save(path), got {type(save).__name__}")
         self.reads, self.metric, self.mode, self.save = (monitor,), metric, mode, save

@@ -39,6 +39,12 @@ class Context:
     rank: int
     world_size: int
 
+    def handed_over(self, name: str) -> Tensor:
+        """The images of this name; `ValueError` says which there are."""
+        if name not in self.images:
+            raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(self.images)}")
+        return self.images[name]
+
 
 class Callback:
     """Called by `Hooks` at the start, after each `every`-th optimizer step, and at the end.
@@ -48,7 +54,8 @@ class Callback:
 
     Attributes:
         every: how many steps apart it runs.
-        state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
+        name: tells it from others of its kind, in tags and in the state's key.
+        state_key: its key in `Hooks.state_dict()`, with its name; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
@@ -59,9 +66,15 @@ class Callback:
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
 
+    name: str = ""
+
     @property
     def state_key(self) -> str:
-        return type(self).__name__
+        return type(self).__name__ if not self.name else f"{type(self).__name__}({self.name})"
+
+    def __repr__(self) -> str:
+        key, every = self.state_key, f"every={self.every}"
+        return f"{key[:-1]}, {every})" if key.endswith(")") else f"{key}({every})"
 
     def due(self, step: int) -> bool:
         """Whether it runs after this step."""

@@ -18,13 +18,14 @@ from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.readings import shared_json
-from qa_hooks.evaluation.measure import METRICS, Measurement, check_comparable, check_needs, measure
+from qa_hooks.evaluation.measure import Measurement, check_comparable, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
+from qa_hooks.evaluation.set_metrics import METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, image_batches, image_paths
 from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
 
@@ -42,7 +43,7 @@ class GenerativeMonitor(Monitor):
             statistics are computed before the first step.
         extractor: from `create_extractor`, or what it takes. One that is given by name follows the sampler's networks
             to their device.
-        metrics: some of "fd", "kid", "precision_recall", "is", "qs", "ds"; see `qa_hooks.evaluation.measure`.
+        metrics: some of "fd", "kid", "pr", "is", "qs", "ds"; see `qa_hooks.evaluation.measure`.
         n: generated images; part of each tag.
         every: steps between two measurements.
         batch_size: images at a time.
@@ -52,7 +53,7 @@ class GenerativeMonitor(Monitor):
             extractor: changed images are noticed.
         scorer: a fitted and calibrated `GMMScorer` or `KNNScorer` in the same extractor's features, for "qs" and "ds".
         classifier: images `(N, C, H, W)` float in [0, 1] on the extractor's device -> logits `(N, classes)`, for "is".
-        groups: of the jackknife behind the intervals of "fd", "precision_recall" and "is": they cost that many
+        groups: of the jackknife behind the intervals of "fd", "pr" and "is": they cost that many
             evaluations more (features are extracted once).
         name: in the state's key, where several monitors share an extractor.
 
@@ -78,7 +79,7 @@ class GenerativeMonitor(Monitor):
         real: Source,
         *,
         extractor: FeatureExtractor | nn.Module | str | dict[str, Any],
-        metrics: Sequence[str] = ("fd", "kid", "precision_recall"),
+        metrics: Sequence[str] = ("fd", "kid", "pr"),
         n: int = 2048,
         every: int = 1000,
         batch_size: int = 64,
@@ -117,15 +118,11 @@ class GenerativeMonitor(Monitor):
         self.name = name or self.extractor.name
         self.last: dict[str, float] = {}
         self.spec: dict[str, str] = {}
-        self.measures = tuple(value for metric in self.metrics for value in METRICS[metric])
+        self.measures = tuple(value for metric in self.metrics for value in METRICS[metric].values)
         self._reference: Reference | None = None
         self._shape: torch.Size | None = None  # (C, H, W) of the first real image
         self._guard = RangeGuard(self.value_range)
         self._told = False
-
-    @property
-    def state_key(self) -> str:
-        return f"GenerativeMonitor({self.name})"
 
     def networks(self) -> list[nn.Module]:
         return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
@@ -139,13 +136,11 @@ class GenerativeMonitor(Monitor):
                 raise
             self._failure = error  # the other processes wait in the first measurement, and are told there
 
-    def local(self, ctx: Context) -> list[Tensor]:
-        """Positions of this process's samples, their features and, for "is", their logits."""
-        parts: list[list[Tensor]] = [[], [], []]
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            start = block * self.batch_size
-            samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
-            self._guard(predictions={"samples": samples})
+    def local(self, ctx: Context) -> Tensor:
+        """Rows of this process's samples: position, features and, for "is", logits."""
+        rows = []
+        share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
+        for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
@@ -154,20 +149,17 @@ class GenerativeMonitor(Monitor):
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            parts[0].append(torch.arange(start, start + len(images))[:, None])
-            parts[1].append(features)
+            columns = [torch.arange(start, start + len(images))[:, None], features]
             if self.classifier is not None and "is" in self.metrics:
-                parts[2].append(self.classifier(images.float() / 255))
-        types = (torch.int64, torch.float32, torch.float32)
-        return [
-            torch.cat(part).to(kind) if part else torch.zeros(0, 0, dtype=kind)
-            for part, kind in zip(parts, types, strict=True)
-        ]
+                columns.append(self.classifier(images.float() / 255))
+            rows.append(torch.cat([column.to(features) for column in columns], 1))
+        return torch.cat(rows) if rows else torch.zeros(0, 0)
 
-    def reduce(self, ctx: Context, part: list[Tensor]) -> None:
-        positions, features, logits = (_gather(rows) for rows in part)
-        order = positions[:, 0].argsort().to(features.device)
-        features, logits = features[order], logits[order] if len(logits) else logits
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        width = int(gather_rows(torch.tensor([part.shape[1]])).max())  # which a process without samples does not know
+        rows = gather_rows(part if len(part) else part.new_zeros(0, width))
+        rows = rows[rows[:, 0].argsort()]
+        features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]
         found = {}
         with together():
             # A diversity score fits a model, for which all processes are needed; the rest is rank 0's.
@@ -180,13 +172,8 @@ class GenerativeMonitor(Monitor):
         self.last = {"step": ctx.step}
         for key, value in found.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            name = (
-                value.spec.split("[")[0]
-                if key not in ("qs", "ds")
-                else f"{key}_{self.scorer.name}_{self.extractor.name}"
-            )
             for stat in ("value", "low", "high"):
-                tag = make_tag("eval", f"{name}(n={value.n})", stat)
+                tag = make_tag("eval", f"{value.name}(n={value.n})", stat)
                 ctx.writer.scalar(tag, getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:
             print("\n".join(f"qa_hooks: measuring {spec}" for spec in self.spec.values()), flush=True)
@@ -241,11 +228,5 @@ class GenerativeMonitor(Monitor):
 
 def _without_data(spec: str) -> str:
     """A spec without what is said of the real images; precision and its kin take as many generated ones, at most."""
-    said = "ref|real|n" if spec.startswith(METRICS["precision_recall"]) else "ref|real"
+    said = "ref|real|n" if spec.startswith(tuple(METRICS["pr"].values)) else "ref|real"
     return re.sub(rf", ({said})=[^],]*", "", spec) if ", ref=" in spec else spec
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """`gather_rows` where a process without samples does not know how long a row is."""
-    width = int(gather_rows(torch.tensor([rows.shape[1]])).max())
-    return gather_rows(rows if len(rows) else torch.zeros(0, width, dtype=rows.dtype, device=rows.device))

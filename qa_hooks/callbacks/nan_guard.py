@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.optimizers import check_no_closure, skips_step
 from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 
@@ -61,10 +61,6 @@ class NaNGuard(Callback):
         if optimizer is not None:
             self.attach(optimizer)
 
-    @property
-    def state_key(self) -> str:
-        return f"NaNGuard({self.name})"
-
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         if self._handle is None:
             self._handle = optimizer.register_step_pre_hook(self._before_step)
@@ -76,7 +72,7 @@ class NaNGuard(Callback):
 
     def on_train_start(self, ctx: Context) -> None:
         if self.action == "skip" and self._handle is None:
-            warnings.warn('NaNGuard("skip") sees no gradients: attach the hooks, or pass optimizer=')
+            warn('NaNGuard("skip") sees no gradients: attach the hooks, or pass optimizer=')
 
     def on_step_end(self, ctx: Context) -> None:
         named = {f"{track}/{term}": value for track, terms in ctx.terms.items() for term, value in terms.items()}
@@ -101,10 +97,9 @@ class NaNGuard(Callback):
         self._steps += 1
         if self._steps % self.every:
             return
-        if self.action == "skip" and (any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None):
-            raise ValueError('NaNGuard("skip") cannot guard an optimizer that computes its gradients in a closure')
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
+        if self.action == "skip":
+            check_no_closure(args, kwargs, 'NaNGuard("skip") cannot guard')
+        if skips_step(optimizer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = _count_non_finite(gradients)
@@ -128,7 +123,7 @@ class NaNGuard(Callback):
         if stop:
             raise TrainingStopped(f"NaNGuard: {message}")
         if self.found == 1:
-            warnings.warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
+            warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
 
 
 def _count_non_finite(gradients: list[torch.Tensor]) -> int:

@@ -16,7 +16,7 @@ from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, in_range, sample_block
 from qa_hooks.writers import make_tag
 
 
@@ -91,10 +91,6 @@ class PerceptionDistortion(Monitor):
         self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
         self._guard = RangeGuard(perception.value_range)
 
-    @property
-    def state_key(self) -> str:
-        return f"PerceptionDistortion({self.name})"
-
     def networks(self) -> list[nn.Module]:
         return [] if isinstance(self.images, str) else modules_of(self.images)
 
@@ -105,7 +101,7 @@ class PerceptionDistortion(Monitor):
         images, reference = self._pair(ctx)
         self._guard(data={"reference": reference}, predictions={"images": images})
         low, high = self.perception.value_range
-        images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+        images = in_range(images, (low, high))
         for start in range(0, len(images), self.batch_size):
             chunk, truth = (part[start : start + self.batch_size] for part in (images, reference))
             scores = self.distortion(chunk, reference=truth.to(chunk.device)), self.perception(chunk)

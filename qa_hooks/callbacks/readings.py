@@ -42,7 +42,7 @@ class Reading(NamedTuple):
         return gain > min_delta
 
 
-class Watched:
+class MetricReader:
     """One metric of one monitor.
 
     Raises:

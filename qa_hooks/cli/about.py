@@ -51,9 +51,9 @@ def add_scorers(commands: Commands) -> None:
 
 
 def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.cli.inventory import describe_scorers
+    from qa_hooks.cli.inventory import table_of_scorers
 
-    print(describe_scorers(cost=not options.no_cost))
+    print(table_of_scorers(cost=not options.no_cost))
 
 
 def add_info(commands: Commands) -> None:

@@ -52,27 +52,14 @@ def _watch(options: argparse.Namespace) -> int:
 
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the trainer goes first
-    names = [
-        "real",
-        "extractor",
-        "metrics",
-        "every",
-        "once",
-        "log_dir",
-        "best",
-        "mode",
-        "guard",
-        "batch_size",
-        "step",
-        "grid",
-    ]
+    names = ["real", "extractor", "metrics", "every", "once", "log_dir", "best", "mode", "guard", "batch_size"]
     result = watch_folder(
         options.folder,
         scorers=options.scorer,
         alarms=options.alarm,
         device=read_device(options.device),
         say=say,
-        **chosen(options, *names),
+        **chosen(options, *names, "step", "grid"),
     )
     if result.best is not None:
         say(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")

@@ -43,6 +43,13 @@ class Reference:
     data: str
     extractor: str
 
+    @classmethod
+    def of(cls, features: Tensor, *, rows: Tensor | None = None, data: str = "", extractor: str = "") -> Reference:
+        """Of features `(n, d)` that are all there; `rows` are those to keep, all by default."""
+        moments = Moments.of(features)
+        kept = features if rows is None else rows
+        return cls(len(features), moments.mean(), moments.covariance(), kept, data, extractor)
+
     @functools.cached_property
     def factor(self) -> Tensor:
         """What `frechet_distance` needs again and again."""
@@ -118,10 +125,8 @@ def make_reference(
     with fixed_random(source):  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     warn_left_out(failures, "real images")
-    moments = Moments.of(features.values)
-    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]
-    statistics = moments.mean(), moments.covariance(), features.values[chosen]
-    reference = Reference(len(features), *statistics, data, extractor.fingerprint)
+    chosen = features.values[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]]
+    reference = Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint)
     if path is not None and rank() == 0:
         try:
             reference.save(path)

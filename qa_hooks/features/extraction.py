@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import gather_rows, rank, together, world_size
 from qa_hooks.features.extractor import FeatureExtractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
+from qa_hooks.sources.batches import Source, has_positions
+from qa_hooks.sources.measuring import measure_source
 
 FORMAT = "qa_hooks.features"
 
@@ -95,16 +94,25 @@ def extract_features(
         >>> len(extract_features(create_extractor("random"), torch.rand(5, 3, 16, 16)))
         5
     """
-    with together(), isolated(extractor):
-        guard = _guard(check_range(value_range), generated, quantised)
-        rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
-    values, indices = gather_rows(rows), gather_rows(positions)
-    if not len(values):
-        raise ValueError("there is no readable image in the source")
-    if not has_positions(source):
-        return Features(values, extractor.fingerprint, torch.arange(len(values)))
-    order = first_of_each(indices)
-    return Features(values[order], extractor.fingerprint, indices[order])
+    to_clamped = _guard(check_range(value_range), generated, quantised)
+
+    def measure(images: Tensor) -> Tensor:
+        features: Tensor = extractor(to_clamped(images.to(extractor.mean.device)))
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(f"{extractor.name} gives features that are not finite")
+        return features
+
+    found = measure_source(
+        source,
+        measure,
+        what=f"features ({extractor.name})",
+        nothing=torch.zeros(0, extractor.dim, dtype=torch.float32, device="cpu"),
+        batch_size=batch_size,
+        progress=progress,
+        failures=failures,
+    )
+    indices = found.positions if has_positions(source) else torch.arange(len(found.rows), device="cpu")
+    return Features(found.rows, extractor.fingerprint, indices)
 
 
 def _guard(value_range: Range, generated: bool, quantised: bool) -> Callable[[Tensor], Tensor]:
@@ -116,31 +124,3 @@ def _guard(value_range: Range, generated: bool, quantised: bool) -> Callable[[Te
         return to_uint8(images, value_range) if quantised else to_unit(images, value_range).clamp(0, 1)
 
     return to_clamped
-
-
-def _own_share(
-    extractor: FeatureExtractor,
-    source: Source,
-    batch_size: int,
-    to_clamped: Callable[[Tensor], Tensor],
-    progress: bool,
-    failures: dict[int, str] | None,
-) -> tuple[Tensor, Tensor]:
-    """Features and positions of what this process has to do."""
-    from tqdm import tqdm
-
-    total, indices = count_images(source), None
-    if is_shared(source) and world_size() > 1 and total is not None:
-        indices = range(rank(), total, world_size())
-        total = len(indices)
-    rows, positions = [torch.zeros(0, extractor.dim)], [torch.zeros(0, dtype=torch.int64)]
-    hidden = None if progress and rank() == 0 else True  # None: where there is a terminal
-    with tqdm(total=total, desc=f"features ({extractor.name})", unit="image", disable=hidden) as bar:
-        for chosen, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
-            features = extractor(to_clamped(images.to(extractor.mean.device)))
-            if not bool(torch.isfinite(features).all()):
-                raise ValueError(f"{extractor.name} gives features that are not finite for the images {chosen[:5]} ...")
-            rows.append(features.cpu())
-            positions.append(torch.tensor(chosen))
-            bar.update(len(chosen))
-    return torch.cat(rows), torch.cat(positions)

@@ -42,6 +42,7 @@ class FeatureExtractor(KeepsFrozen):
         spec: what `create_extractor` needs to make it again, as JSON can hold it; None for a network of the user's.
 
     Attributes:
+        network: the network inside, frozen; in no checkpoint of a parent.
         dim: length of a vector.
         fingerprint: 16 hexadecimal digits of the layers, the weights and the preprocessing.
 
@@ -84,7 +85,8 @@ class FeatureExtractor(KeepsFrozen):
         self.channels, self.interpolation, self.amp = channels, interpolation, bool(amp)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.keep(copy.deepcopy(module) if any(p.requires_grad for p in module.parameters()) else module)
+        trained = any(p.requires_grad for p in module.parameters())
+        self.network = self.keep(copy.deepcopy(module) if trained else module)
         self._dim: int | None = None
         self._fingerprint: tuple[Any, str] | None = None
 
@@ -128,11 +130,6 @@ class FeatureExtractor(KeepsFrozen):
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
         return (images - self.mean) / self.std
-
-    @property
-    def network(self) -> nn.Module:
-        """The network inside, frozen; in no checkpoint of a parent."""
-        return self._frozen[0]
 
     @property
     def dim(self) -> int:

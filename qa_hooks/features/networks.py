@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +151,7 @@ def inception(weights: str | Path | None = None) -> nn.Module:
         except OSError as error:
             raise RuntimeError(_no_download("inception", error)) from error
 
-    # torch-fidelity itself unpickles what it loads.
-    with mock.patch.object(source, "load_state_dict_from_url", state), torch.random.fork_rng(devices=[]):
+    with _loads_by(source, state), torch.random.fork_rng(devices=[]):
         try:
             network = source.FeatureExtractorInceptionV3("inception", ["2048"])
         except RuntimeError as error:
@@ -162,6 +161,17 @@ def inception(weights: str | Path | None = None) -> nn.Module:
                 f"{weights or 'the downloaded file'} does not fit torch-fidelity's Inception: {error}"
             ) from error
     return Inception(network, resize)
+
+
+@contextlib.contextmanager
+def _loads_by(module: Any, load: Callable[..., Any]) -> Iterator[None]:
+    """torch-fidelity unpickles what it loads: while its network is made, `load` stands in its place."""
+    original = module.load_state_dict_from_url
+    module.load_state_dict_from_url = load
+    try:
+        yield
+    finally:
+        module.load_state_dict_from_url = original
 
 
 class ClassToken(nn.Module):

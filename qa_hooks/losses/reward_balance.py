@@ -8,13 +8,12 @@ constant to autograd. G is taken before the ceiling: images that have reached it
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_weight
 from qa_hooks._base.processes import all_reduce_sum
+from qa_hooks._base.warn import warn
 from qa_hooks.functional.numerics import to_float64
 
 DECAY = 0.99
@@ -34,10 +33,9 @@ class GradientBalance:
 
     def __init__(self, ratio: float) -> None:
         if check_weight("balance", ratio) > LARGEST:
-            warnings.warn(
+            warn(
                 f"balance={ratio:g} is cut to {LARGEST:g}: at 2 a reward began to be fooled in our runs, and at 3 and "
-                "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk",
-                stacklevel=3,
+                "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk"
             )
         self.ratio = min(float(ratio), LARGEST)
         self.norms = torch.zeros(2, dtype=torch.float64)

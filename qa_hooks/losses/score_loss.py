@@ -22,7 +22,6 @@ score at next to no loss of PSNR, 2 began to be fooled, and 3 wrecked the images
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count, check_weight
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.warn import warn
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
@@ -113,13 +113,13 @@ class ScoreLoss(QALoss):
         self._ceiling = None if ceiling is None else Ceiling(ceiling, scorers)
         self._balance = None if balance is None else GradientBalance(balance)
         self._tried = False
+        self._given = {"ceiling": ceiling, "balance": balance, "views": views if views > 1 else None}
         unbounded = [s.name for s in scorers if s.score_range is None and "reference" not in s.inputs]
         if unbounded and ceiling is None and self.weight:
-            warnings.warn(
+            warn(
                 f"{unbounded[0]} has no best value, and this loss no ceiling: what raises it is paid without end "
                 "(ten steps of 1/255 lifted a ranking score from .3 to 23.8, where clean photographs have 2.7); "
-                'ScoreLoss(..., ceiling="real") stops at what real images get',
-                stacklevel=2,
+                'ScoreLoss(..., ceiling="real") stops at what real images get'
             )
 
     @property
@@ -132,6 +132,10 @@ class ScoreLoss(QALoss):
         """The ceiling in use, as goodness; None when there is none, or while it has not been measured."""
         level = None if self._ceiling is None else self._ceiling.level
         return None if level is None else float(level)
+
+    def extra_repr(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
+        return f"{' + '.join(scorer.name for scorer in self.scorers)}, {super().extra_repr()}{given}"
 
     def per_image(
         self,

@@ -8,7 +8,6 @@ trainer.train()
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
 from qa_hooks.functional.input_gradients import Critic
 from qa_hooks.penalties.penalty import CriticPenalty
@@ -55,11 +56,9 @@ class AttachedPenalty:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.penalty.is_off():
             return
-        if any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None:
-            raise ValueError("a penalty cannot be attached to an optimizer that computes its gradients in a closure")
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
-            return  # a fused optimizer under a GradScaler: nothing will be stepped
+        check_no_closure(args, kwargs, "a penalty cannot be attached to")
+        if skips_step(optimizer):
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if not parameters:
             raise RuntimeError(
@@ -120,7 +119,7 @@ class AttachedPenalty:
             return gradients
         self.left_out += 1
         if self.left_out == 1:
-            warnings.warn(
+            warn(
                 f"the gradient of {type(self.penalty).__name__} is not finite; it is left out of this step (said once; "
                 ".left_out counts)"
             )
@@ -167,10 +166,7 @@ def attach_penalty(optimizer: Any, critic: Critic, penalty: CriticPenalty, *, ba
         >>> critic[1].weight.grad is not None
         True
     """
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"attach_penalty needs a torch optimizer (or a wrapper), got {type(optimizer).__name__}")
+    optimizer = unwrapped_optimizer(optimizer, "attach_penalty")
     if not isinstance(penalty, CriticPenalty):
         raise TypeError(f"penalty must be a CriticPenalty, got {type(penalty).__name__}")
     if not callable(batch):

@@ -1,15 +1,14 @@
-"""What every critic penalty is, and what the penalties of one critic step share."""
+"""What every critic penalty is: a weighted term of the critic's loss; and what the terms of one critic step share."""
 
 from __future__ import annotations
 
-import warnings
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
@@ -78,7 +77,28 @@ class CriticPass:
         return scores.float()
 
 
-class CriticPenalty(nn.Module):
+class Term:
+    """An unweighted number about one critic step; a penalty weighs it, and QAGANPenalty adds up several.
+
+    Attributes:
+        name: under which its value is logged.
+    """
+
+    name = "term"
+
+    def term(self, shared: CriticPass) -> Tensor:
+        """What a subclass writes: a scalar with a gradient to the critic's parameters."""
+        raise NotImplementedError
+
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bit for bit, as plain numbers and tensors."""
+        return {}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `run_state`; `ValueError` when it is that of something else."""
+
+
+class CriticPenalty(Term, nn.Module):
     """One weighted term for a critic's loss.
 
     A subclass writes `term(shared) -> scalar`. With weight 0 the result is a graph-free zero, made before any random
@@ -117,10 +137,6 @@ class CriticPenalty(nn.Module):
         self.calls = 0
         self.random = OwnRandom(seed)
         self._guard = RangeGuard(self.value_range)
-
-    def term(self, shared: CriticPass) -> Tensor:
-        """What a subclass writes: the unweighted penalty, a scalar with a gradient to the critic's parameters."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -184,10 +200,11 @@ class CriticPenalty(nn.Module):
 
         It is not in `state_dict()`, which stays empty: a penalty held by a model leaves the model's checkpoint alone.
         """
-        return {"calls": self.calls, "draws": self.random.draws}
+        return {**super().run_state(), "calls": self.calls, "draws": self.random.draws}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         """The inverse of `run_state`; `ValueError` when it is that of another penalty."""
+        super().load_run_state(state)
         try:
             self.calls, self.random.draws = int(state["calls"]), int(state["draws"])
         except (KeyError, TypeError) as error:
@@ -209,8 +226,7 @@ def check_critic(critic: Critic) -> None:
                 f"a critic sharded by {kind} has no double backward; use DDP or a single device for the critic"
             )
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in parts):
-        warnings.warn(
+        warn(
             "the critic has BatchNorm, which mixes the samples of a batch: its gradient at one image is then not that "
             "image's own; use LayerNorm, GroupNorm or InstanceNorm",
-            stacklevel=3,
         )

@@ -162,8 +162,8 @@ def run_check(check: Check, subject: Subject) -> Outcome:
     """One check; an error inside is a failure that carries its message."""
     try:
         if check.needs_gradient and not (subject.scorer.differentiable and isinstance(subject.gradients, Tensor)):
-            return Outcome("skip", "there is no gradient", "-")
+            return Outcome("skip", "there is no gradient", "-", check.name)
         outcome = check.run(subject)
     except REFUSALS as error:
         outcome = Outcome("fail", f"{type(error).__name__}: {error}", "runs")
-    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100))
+    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100), check=check.name)

@@ -14,6 +14,12 @@ METHODS = ("ecdf", "minmax", "sigmoid")
 ECDF_POINTS = 1001
 
 
+def check_method(method: str | None) -> None:
+    """`ValueError` unless it is the name of a calibration, or None for none."""
+    if method is not None and method not in METHODS:
+        raise ValueError(f"calibration must be one of {METHODS} or None, got {method!r}")
+
+
 class Calibration:
     """Goodness `(N,)` -> `(N,)` in [0, 1], higher better.
 

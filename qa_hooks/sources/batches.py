@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import DistributedSampler
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.containers import KEYS, is_container
+from qa_hooks._base.warn import warn
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
@@ -233,4 +233,4 @@ def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:
     """One warning of what `image_batches(failures=...)` gathered, with the first reason; none where it is empty."""
     if failures:
         first = next(iter(failures.values()))
-        warnings.warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
+        warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")

@@ -105,6 +105,11 @@ class Weighter:
         }
         return weights / all_weights.mean() if self.normalize else weights
 
+    def __repr__(self) -> str:
+        plain = {name.lstrip("_"): value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        options = [f"{name}={value}" for name, value in plain.items() if name not in ("calls", "checked")]
+        return f"{type(self).__name__}({', '.join([self._scorer_name(), *options])})"
+
     def check(self, goodness: Tensor) -> None:
         """Look at the first joint batches; this reads values, so it synchronises a GPU."""
         bad = int((~torch.isfinite(goodness)).sum())

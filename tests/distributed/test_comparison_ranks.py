@@ -18,7 +18,7 @@ def compared() -> list:
         lambda n, g: torch.rand(n, 3, 8, 8, generator=g) ** 1.1,
         scorer, n=50, batch_size=16, real=real, extractor={"type": "random", "width": 8},
     )  # fmt: skip
-    return [value for comparison in result.comparisons.values() for value in comparison[:3]]
+    return [value for comparison in result.comparisons["B"].values() for value in comparison[:3]]
 
 
 def on_rank(rank: int) -> list:

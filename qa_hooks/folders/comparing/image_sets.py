@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,8 +24,6 @@ from qa_hooks.images import image_size, list_images, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.windows import read_ahead
-
-TEXT_BYTES = 300
 
 
 @dataclass
@@ -214,10 +213,11 @@ def add_scores(
     needed = any("reference" in scorer.inputs for scorer in scorers.values())
     references = find_references(reference, scorers) if needed else None
     paths = {str(position): path for position, path in enumerate(images.paths[:first])}
-    # References go by the names of the files.
-    named = None if references is None else _by_position(references, images)
 
     def read(position: str) -> PiecedImage:
+        named = None
+        if references is not None:  # they go by the names of the files
+            named = lambda _: references(images.name(paths[position]))  # noqa: E731
         return read_pieces(position, paths[position], named, None, 0)
 
     mine = list(paths)[rank() :: world_size()]
@@ -241,8 +241,16 @@ def add_scores(
             messages.setdefault(images.name(images.paths[position]), message)
 
 
-def _by_position(references: Callable[[str], Path | None], images: ImageSet) -> Callable[[str], Path | None]:
-    return lambda position: references(images.name(images.paths[int(position)]))
+def missing_scores(images: ImageSet, name: str) -> str:
+    """A note that says how many images have no score, "" for none; `ValueError` when fewer than two have one."""
+    scores = images.scores[name]
+    known = int(scores.isfinite().sum())
+    if known < 2:
+        first = next(iter(images.refused.values()), "all scores are NaN or infinite")
+        raise ValueError(f"{name} has a score for {known} of {len(scores)} images of {images.folder}: {first}")
+    return (
+        "" if known == len(scores) else f"{images.label}: {len(scores) - known} of {len(scores)} images have no {name}"
+    )
 
 
 def _by_name(root: Path, *, paired: bool) -> dict[str, Path]:
@@ -266,11 +274,7 @@ def _why(path: Path) -> str:
 
 
 def _all_texts(texts: Mapping[int, str]) -> dict[int, str]:
-    """Messages by position of all processes, on all of them; nothing is pickled."""
-    rows = torch.zeros(len(texts), TEXT_BYTES, dtype=torch.uint8)
-    for row, text in zip(rows, texts.values(), strict=True):
-        encoded = text.encode(errors="replace")[:TEXT_BYTES]
-        row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
-    positions = gather_rows(torch.tensor(list(texts), dtype=torch.int64)).tolist()
-    decoded = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in gather_rows(rows)]
-    return dict(zip(positions, decoded, strict=True))
+    """Messages by position of all processes, on all of them, as lines of JSON."""
+    lines = "".join(f"{json.dumps(item)}\n" for item in texts.items()).encode()
+    gathered = gather_rows(torch.tensor(list(lines), dtype=torch.uint8))
+    return dict(json.loads(line) for line in bytes(gathered.tolist()).splitlines())

@@ -50,7 +50,7 @@ def _score_window(
 
 def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | torch.device | None) -> None:
     """Score one batch; when it is refused, image by image, so that only the guilty are without a score."""
-    device = device or next((tensor.device for tensor in scorer.buffers()), torch.device("cpu"))
+    device = device or scorer.device or torch.device("cpu")
     inputs = {}
     pieces = torch.stack([image.pieces[index] for image, index in batch]).to(device)
     if "reference" in scorer.inputs:

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, exclusive
+from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
-    SET_METRICS,
+    METRICS,
+    Sets,
     check_metrics,
+    estimate_metrics,
     higher_is_better,
     metric_name,
-    resampled_metrics,
-    set_interval,
 )
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
@@ -111,7 +112,7 @@ def watch_folder(
         watcher.begin(step, patient=not once)
         stack.callback(watcher.report.close)
         if real is not None:
-            watcher.use_real(real, extractor, check_metrics(metrics, SET_METRICS))
+            watcher.use_real(real, extractor, check_metrics(metrics, ("fd", "kid", "pr")))
         if guard:
             watcher.use_guard()
         watcher.prepare(best, mode, alarms)
@@ -187,7 +188,7 @@ class _Watcher:
 
     def prepare(self, best: str | None, mode: str | None, alarms: Sequence[str]) -> None:
         """Check what is asked for and take up the state of an earlier watch."""
-        values = [value for metric in self.metrics for value in SET_METRICS[metric].values]
+        values = [value for metric in self.metrics for value in METRICS[metric].values]
         directions: dict[str, bool | None] = {n: s.higher_is_better for n, s in self.scorers.items()}
         directions |= {value: higher_is_better(value) for value in values}
         if not directions:
@@ -274,8 +275,9 @@ class _Watcher:
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST and len(images.features):
-            for key, row in resampled_metrics(self.real.features, images.features, self.metrics).items():
-                interval = set_interval(key, row, n=len(images.features))
+            sets = Sets(Reference.of(self.real.features), images.features)
+            for key, estimate in estimate_metrics(sets, self.metrics).items():
+                interval = estimate.interval()
                 values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST} images have no {', '.join(self.metrics)}")

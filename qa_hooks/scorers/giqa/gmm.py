@@ -11,7 +11,6 @@ Source: GIQA (Gu et al. 2020), Eq. 6, and its code, which takes the logarithm.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.warn import warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
 from qa_hooks.images import Range
@@ -108,7 +108,7 @@ class GMMScorer(FeatureScorer):
             ) from error
         smallest = float(mixture.weights_.min()) * len(rows)
         if self.covariance == "full" and smallest < rows.shape[1]:
-            warnings.warn(
+            warn(
                 f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, so its covariance is "
                 "singular but for reg_covar and likelihoods will be erratic: give more images, fewer components, a "
                 "smaller pca, or covariance='diag'"

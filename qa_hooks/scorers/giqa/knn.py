@@ -60,7 +60,7 @@ class KNNScorer(FeatureScorer):
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {tuple(VARIANTS)}, got {variant!r}")
         self.k, self.variant = check_count("k", k), variant
-        self._prepared: list[Bank] = []
+        self._prepared: Bank | None = None
 
     def own_options(self) -> dict[str, Any]:
         return {"k": self.k, "variant": self.variant}
@@ -81,10 +81,10 @@ class KNNScorer(FeatureScorer):
         return self._scores(self.bank, exclude_self=True)
 
     def _scores(self, features: Tensor, *, exclude_self: bool) -> Tensor:
-        if not self._prepared or self._prepared[0].values is not self.bank:
-            self._prepared = [prepare_bank(self.bank)]
+        if self._prepared is None or self._prepared.values is not self.bank:
+            self._prepared = prepare_bank(self.bank)
         distances, indices = nearest_neighbours(
-            features, self._prepared[0], self.k, metric=VARIANTS[self.variant], exclude_self=exclude_self
+            features, self._prepared, self.k, metric=VARIANTS[self.variant], exclude_self=exclude_self
         )
         if self.variant == "paper":
             return (1 / (distances.square() + 1e-12)).mean(1)

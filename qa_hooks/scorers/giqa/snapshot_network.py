@@ -91,14 +91,14 @@ def _torchvision(backbone: str, pretrained: bool) -> nn.Module:
     return cast(nn.Module, network)
 
 
-def check_size(network: nn.Module, backbone: str, channels: int, size: tuple[int, int]) -> None:
+def check_takes(network: nn.Module, backbone: str, channels: int, height: int, width: int) -> None:
     """Raise `ValueError` where the network cannot take images of this size: before the training, and with a remedy."""
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(2, channels, *size, device=next(network.parameters()).device))
+            network.eval()(torch.zeros(2, channels, height, width, device=next(network.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{backbone} cannot take images of {size[0]} x {size[1]}: {error}; resize them with size=224, say"
+            f"{backbone} cannot take images of {height} x {width}: {error}; resize them with size=224, say"
         ) from error
 
 

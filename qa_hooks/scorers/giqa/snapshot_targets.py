@@ -39,6 +39,18 @@ def ordinal_thresholds(classifiers: int, *, generated_level: float = 0.9) -> tup
     return (*(generated_level * (i / classifiers) for i in range(1, classifiers)), 1.0)
 
 
+def check_thresholds(thresholds: Sequence[float] | None, targets: str) -> list[float] | None:
+    """Ascending within (0, 1], and only for ordinal targets; `ValueError` otherwise."""
+    if thresholds is None:
+        return None
+    own = [float(threshold) for threshold in thresholds]
+    if targets != "ordinal":
+        raise ValueError(f"thresholds go with targets='ordinal', got {targets!r}")
+    if not own or own != sorted(set(own)) or not 0 < own[0] <= own[-1] <= 1:
+        raise ValueError(f"thresholds must ascend within (0, 1], got {own}")
+    return own
+
+
 def ordinal_targets(quality: Tensor, thresholds: Sequence[float]) -> Tensor:
     """S_p `(n,)` -> `(n, N)` zeros and ones, [S_p >= T_i].
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import rank
 from qa_hooks._base.random import mixed_key
-from qa_hooks.images import Range, RangeGuard, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared
+from qa_hooks._base.warn import warn
+from qa_hooks.images import Range, to_uint8, to_unit
+from qa_hooks.scorers.training_images import training_batches
+from qa_hooks.sources.batches import Source, warn_left_out
 
 READ_BATCH = 16
 MIN_CONTRAST = 2.0  # deviation in grey levels; a flatter crop looks the same when it is blurred or compressed
@@ -60,37 +59,24 @@ def read_crops(
     Raises:
         ValueError: values that are not finite or outside the range, no images.
     """
-    from tqdm import tqdm
-
-    total = count_images(source) if is_shared(source) else None
-    indices = torch.linspace(0, total - 1, limit).long().tolist() if total and total > limit else None
-    guard, failures, read, small = RangeGuard(value_range), dict[int, str](), 0, 0
+    failures, read, small = dict[int, str](), 0, 0
     crops, origin = (list(part) for part in zip(Crops.none(side)))
-    disable = None if progress and rank() == 0 else True
-    with isolated(), tqdm(total=len(indices or []) or total, desc="reading", unit="image", disable=disable) as bar:
-        for positions, images in image_batches(source, batch_size=READ_BATCH, indices=indices, failures=failures):
-            bar.update(len(positions))
-            read += len(positions)
-            if images.shape[1] not in (1, 3):
-                raise ValueError(f"images must have 1 or 3 channels, got the shape {tuple(images.shape)}")
-            if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-                raise ValueError(f"images holds non-finite values (images {positions[0]} to {positions[-1]})")
-            guard(data={"images": images})
-            if min(images.shape[2:]) < side:
-                small += len(positions)
-                continue
-            bytes_ = to_uint8(to_unit(images, value_range)).cpu().expand(-1, 3, -1, -1)
-            for position, image in zip(positions, bytes_, strict=True):
-                found = _crops(image, side, count, torch.Generator().manual_seed(mixed_key(seed, position)))
-                crops.append(found)
-                origin.append(torch.full((len(found),), position))
-            if read >= limit:
-                break
+    reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
+    for positions, images in training_batches("images", source, value_range, **reading):
+        read += len(positions)
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images must have 1 or 3 channels, got the shape {tuple(images.shape)}")
+        if min(images.shape[2:]) < side:
+            small += len(positions)
+            continue
+        bytes_ = to_uint8(to_unit(images, value_range)).cpu().expand(-1, 3, -1, -1)
+        for position, image in zip(positions, bytes_, strict=True):
+            found = _crops(image, side, count, torch.Generator().manual_seed(mixed_key(seed, position)))
+            crops.append(found)
+            origin.append(torch.full((len(found),), position))
     if small:
-        warnings.warn(f"{small} of {read} images are smaller than crop={side} and were left out")
-    if failures:
-        first = next(iter(failures.values()))
-        warnings.warn(f"{len(failures)} images could not be read and were left out; the first: {first}")
+        warn(f"{small} of {read} images are smaller than crop={side} and were left out")
+    warn_left_out(failures)
     return Crops(torch.cat(crops), torch.cat(origin))
 
 

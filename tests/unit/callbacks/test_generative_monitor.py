@@ -49,7 +49,7 @@ def run(monitor: GenerativeMonitor, steps: int = 1) -> MemoryWriter:
 
 @pytest.mark.filterwarnings("error")
 def test_values_are_those_of_the_functions(digits, capsys):
-    monitor = make_monitor(digits, metrics=("fd", "kid", "precision_recall"))
+    monitor = make_monitor(digits, metrics=("fd", "kid", "pr"))
     writer = run(monitor)
     extractor = create_extractor(EXTRACTOR)
     blocks = []

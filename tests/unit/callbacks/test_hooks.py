@@ -14,6 +14,7 @@ from torch import nn
 
 from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, SampleGrid, TrainingStopped
 from qa_hooks.penalties import DriftPenalty
+from qa_hooks.weighting import OHEM
 from qa_hooks.writers import MemoryWriter
 
 
@@ -389,13 +390,14 @@ class TestState:
 
 
 class TestBudget:
-    def test_the_cost_is_told_once_and_logged(self, capsys):
+    def test_the_cost_is_told_once_and_logged(self, caplog):
+        caplog.set_level("INFO", logger="qa_hooks")
         writer = MemoryWriter()
         hooks = Hooks([Slow(every=1)], writer=writer)
         hooks.step()
         hooks.step()
-        out = capsys.readouterr().out
-        assert out.count("qa_hooks: Slow took 0.0") == 1
+        out = caplog.text
+        assert out.count("Slow took 0.0") == 1
         assert "of the run" in out
         assert len(writer.scalars["qa_perf/Slow/seconds"]) == 2
 
@@ -575,3 +577,23 @@ def test_a_writer_may_come_later_where_there_is_none(tmp_path):
     assert not late.closed  # it is its maker's
     with pytest.raises(TypeError, match="writer must have the methods of a Writer; int lacks"):
         Hooks().use_writer(3)
+
+
+def test_objects_print_as_what_they_are():
+    grid = SampleGrid(lambda n, rng: torch.rand(n, 1, 4, 4), every=7, name="ema")
+    assert repr(grid) == "SampleGrid(ema, every=7)"
+    assert repr(Broken()) == "Broken(every=1)"
+    hooks = Hooks([grid, NaNGuard()], writer=MemoryWriter(), track={"ohem": OHEM(worst=0.25)})
+    text = "Hooks([SampleGrid(ema, every=7), NaNGuard(nan, every=10)], writer=MemoryWriter, track=['ohem'], step=0)"
+    assert repr(hooks) == text
+    assert repr(Hooks()) == "Hooks([], track=[], step=0)"
+    assert repr(OHEM(worst=0.25)).startswith("OHEM(scores=, ")
+    assert "worst=0.25" in repr(OHEM(worst=0.25))
+
+
+def test_warnings_point_at_the_users_line(optimizer):
+    hooks = Hooks([Broken()]).attach(optimizer)
+    with pytest.warns(UserWarning, match="Broken failed") as told:
+        step(optimizer)
+    hooks.close()
+    assert told[0].filename == __file__

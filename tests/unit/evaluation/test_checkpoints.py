@@ -30,12 +30,12 @@ def test_the_same_seeds_are_paired():
     blocks = [(20, 0), (20, 1), (10, 2)]
     a, b = (torch.cat([sample_block(f, size, 3, i) for size, i in blocks]).mean((1, 2, 3)) for f in (plain, lighter))
     expected = paired_difference(a, b, seed=3)
-    found = result.comparisons["brightness"]
+    found = result.comparisons["B"]["brightness"]
     assert found.difference == pytest.approx(expected.difference, abs=1e-7)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert found.n == 50
     assert result.verdicts == {"brightness": "B better"}
-    first, second = result.values["brightness"]
+    first, second = (result.values[label]["brightness"] for label in "AB")
     assert first.high > second.low  # unpaired, their intervals overlap
     assert "B better" in str(result)
     assert "n 50" in str(result)
@@ -58,7 +58,7 @@ def test_set_metrics_of_digits(digits):
     assert not result.higher_is_better["fd_random"]
     same = compare_checkpoints(noisy(0.2), noisy(0.2), **options)
     assert set(same.verdicts.values()) == {"cannot tell"}
-    assert all(c.difference == 0 for c in same.comparisons.values())
+    assert all(c.difference == 0 for c in same.comparisons["B"].values())
     assert result.spec["extractor"] == "random"
     assert result.spec["images"] == "1x16x16"
 
@@ -72,7 +72,7 @@ def test_inputs_and_references(photographs):
     nearest, bicubic = enlarge("nearest"), enlarge("bicubic")
     result = compare_checkpoints(nearest, bicubic, PSNR(), inputs=low, reference=photographs, batch_size=3)
     expected = PSNR()(bicubic(low, None), reference=photographs) - PSNR()(nearest(low, None), reference=photographs)
-    assert result.comparisons["psnr"].difference == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert result.comparisons["B"]["psnr"].difference == pytest.approx(float(expected.mean()), abs=1e-4)
     prompts = ["dark", "bright", "bright"]
     agreement = FunctionScorer(
         lambda x, prompt: torch.tensor([float(p == "bright") for p in prompt]) * x.mean((1, 2, 3)),
@@ -83,7 +83,7 @@ def test_inputs_and_references(photographs):
         lambda texts, g: torch.rand(len(texts), 3, 8, 8, generator=g) / 2 + 0.25,
         agreement, inputs=prompts,
     )  # fmt: skip
-    assert drawn.comparisons["agreement"].difference == pytest.approx(0.25 * 2 / 3, abs=1e-6)
+    assert drawn.comparisons["B"]["agreement"].difference == pytest.approx(0.25 * 2 / 3, abs=1e-6)
 
 
 def test_the_run_stays_as_it_was():
@@ -145,7 +145,7 @@ def test_real_images_are_rounded_like_the_generated_ones():
     real = dark(100, torch.Generator().manual_seed(9))
     options = {"extractor": extractor, "n": 60, "metrics": ("fd",)}
     floating, whole = (
-        compare_checkpoints(dark, dark, real=images, **options).values["fd_mine"]
+        compare_checkpoints(dark, dark, real=images, **options).values["A"]["fd_mine"]
         for images in (real, (255 * real).round().byte())
     )
     assert floating == whole
