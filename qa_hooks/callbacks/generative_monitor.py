@@ -23,9 +23,10 @@ from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.evaluation.set_metrics import METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
-from qa_hooks.sources.batches import Source, image_batches, image_paths
-from qa_hooks.sources.fingerprint import fixed_random
+from qa_hooks.sources.batches import Source, image_paths
+from qa_hooks.sources.loaders import check_end
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
+from qa_hooks.sources.shapes import common_size
 from qa_hooks.writers import make_tag
 
 
@@ -99,6 +100,7 @@ class GenerativeMonitor(Monitor):
             )
         if real is None:
             raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
+        check_end(real)
         image_paths(real)  # a folder that is missing is told now and not after hours
         super().__init__(every=every)
         self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)
@@ -120,7 +122,7 @@ class GenerativeMonitor(Monitor):
         self.spec: dict[str, str] = {}
         self.measures = tuple(value for metric in self.metrics for value in METRICS[metric].values)
         self._reference: Reference | None = None
-        self._shape: torch.Size | None = None  # (C, H, W) of the first real image
+        self._size: tuple[int, int] | None = None  # height and width of the real images
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
@@ -144,8 +146,8 @@ class GenerativeMonitor(Monitor):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
-            if self._shape is not None:
-                check_comparable(self.extractor, self._shape, images.shape[1:])
+            if self._size is not None:
+                check_comparable(self.extractor, self._size, images.shape[-2:])
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
@@ -193,8 +195,7 @@ class GenerativeMonitor(Monitor):
         options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
         reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
         self._reference = reference.to(self.extractor.mean.device)
-        with fixed_random(self.real):
-            self._shape = next(image_batches(self.real, batch_size=1))[1].shape[1:]
+        self._size = common_size(self.real)
         if ctx.rank == 0:
             seconds = time.perf_counter() - start
             print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)

@@ -28,9 +28,9 @@ from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
-from qa_hooks.sources.batches import Source, image_batches
-from qa_hooks.sources.fingerprint import fixed_random
+from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
+from qa_hooks.sources.shapes import common_size
 
 OUTSIDE = 0.25  # the share of pixels beyond which images have another range
 
@@ -130,9 +130,7 @@ def compare_checkpoints(
     found.spec = {"n": n, "seed": seed, "batch_size": batch_size, "images": "x".join(map(str, sides))}
     found.spec |= {"value_range": value_range, "confidence": confidence}
     if network is not None and real is not None:
-        with fixed_random(real):
-            first_real = next(image_batches(real, batch_size=1))[1]
-        check_comparable(network, first_real.shape[1:], sides)
+        check_comparable(network, common_size(real), sides)
         options: dict[str, Any] = {"batch_size": batch_size, "value_range": value_range, "progress": progress}
         features = extract_features(network, real, quantised=True, **options).values
         features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))]

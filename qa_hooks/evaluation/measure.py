@@ -90,15 +90,21 @@ def measure(
 
 
 def check_comparable(extractor: FeatureExtractor, real: Sequence[int], generated: Sequence[int]) -> None:
-    """Refuse images of other sizes or channels, (C, H, W), whose features would differ for that reason alone.
+    """Refuse images of another size, whose features would differ for that reason alone.
+
+    Channels do not matter: an extractor sees a grey image as one of three equal channels.
+
+    Args:
+        extractor: of the features.
+        real, generated: ..., height and width of the images.
 
     Raises:
-        ValueError: channels that differ; or sizes that differ where the extractor does not resize.
+        ValueError: sizes that differ where the extractor does not resize.
     """
     resizes = extractor.size is not None or is_canonical(extractor)
-    if real[0] != generated[0] or (tuple(real[1:]) != tuple(generated[1:]) and not resizes):
-        shapes = ["x".join(map(str, shape)) for shape in (real, generated)]
+    if tuple(real[-2:]) != tuple(generated[-2:]) and not resizes:
+        shapes = ["x".join(map(str, shape[-2:])) for shape in (real, generated)]
         raise ValueError(
-            f"real images are {shapes[0]} and generated ones {shapes[1]} (channels x height x width), and that is what "
+            f"real images are {shapes[0]} and generated ones {shapes[1]} (height x width), and that is what "
             f"the features of {extractor.name} would measure; bring them to one size, or give the extractor a size="
         )

@@ -6,7 +6,6 @@ position. A loader is not: each process brings its own part of the data.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.containers import KEYS, is_container
 from qa_hooks._base.warn import warn
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
+from qa_hooks.sources.loaders import Repeats, check_end, unmoved, until_its_end
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
 Source = Any
@@ -86,7 +86,7 @@ def image_batches(
     indices: Sequence[int] | None = None,
     failures: dict[int, str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Walk through a source once, in batches of one size. A loader's own generators are put back at the end.
+    """Walk through a source once, in batches of one size. A loader or data set is not moved (`unmoved`).
 
     Args:
         source: a tensor `(N, C, H, W)`, a folder, a sequence of paths, a dataset (its items an image, or a tuple or
@@ -119,14 +119,16 @@ def image_batches(
         yield from _by_size(_from_files(paths, chosen, failures), batch_size)
     elif _is_dataset(source):
         positions = list(range(len(source)) if indices is None else indices)
-        yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
+        with unmoved(source):
+            yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
     elif isinstance(source, Iterable):
         if indices is not None:
             raise ValueError(
                 f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
             )
-        with _generators_put_back(source):
-            yield from _from_batches(source)
+        check_end(source)
+        with unmoved(source) as walk:
+            yield from _from_batches(walk)
     else:
         raise TypeError(
             "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
@@ -149,25 +151,6 @@ def _is_batch(value: Any) -> bool:
 def _distributed_sampler(source: Source) -> DistributedSampler[Any] | None:
     sampler = getattr(getattr(source, "batch_sampler", None), "sampler", None)
     return sampler if isinstance(sampler, DistributedSampler) else None
-
-
-def own_generators(source: Source) -> list[torch.Generator]:
-    """The random generators that a loader or its samplers own."""
-    batch_sampler = getattr(source, "batch_sampler", None)
-    owners = (source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    return [g for g in generators.values() if isinstance(g, torch.Generator)]
-
-
-@contextlib.contextmanager
-def _generators_put_back(source: Source) -> Iterator[None]:
-    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
-    states = [(g, g.get_state()) for g in own_generators(source)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
 
 
 def _image_of(item: Any) -> Any:
@@ -218,7 +201,8 @@ def _from_files(paths: list[Path], chosen: list[int], failures: dict[int, str] |
 def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
     sampler = _distributed_sampler(batches)
     own = iter(sampler) if sampler is not None else itertools.count()
-    for batch in batches:
+    look = Repeats(batches)
+    for batch in until_its_end(batches):
         images = _image_of(batch)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(
@@ -226,6 +210,7 @@ def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
                 + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
             )
         images = as_tensor(images)
+        look(images)
         yield list(itertools.islice(own, images.shape[0])), images
 
 

@@ -23,6 +23,7 @@ from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+from qa_hooks.sources.shapes import common_size
 
 REAL = 512  # images for the levels, evenly from what there is
 KEPT = 128  # side of what is kept of the first look, to compare with
@@ -38,7 +39,7 @@ class GuardImages:
         scorers: by the names of their values.
         first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
         first_features: of them, by the position of the batch.
-        real_shape: of a real image.
+        real_shape: height and width of the real images.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -168,10 +169,9 @@ class GuardImages:
         count = count_images(real) if is_shared(real) else None
         indices = None if count is None else [i * count // min(count, REAL) for i in range(min(count, REAL))]
         rows: list[Rows] = []
-        seen = 0
+        seen, self.real_shape = 0, common_size(real)
         with fixed_random(real):
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
-                self.real_shape = images.shape[1:]
                 images = images.to(self.extractor.mean.device)
                 rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
                 seen += len(images)
