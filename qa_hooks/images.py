@@ -238,7 +238,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         height, width, _ = read_pixels(path).shape
         return width, height
     with open_picture(path) as image:
-        width, height = image.size
+        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
+        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
         turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
     return (height, width) if turned else (width, height)
 

@@ -161,6 +161,9 @@ class _Side:
             pitch = (length - 2 * border + padding) // count
             starts = [border + n * pitch - padding for n in range(0 if border else 1, count + (1 if border else 0))]
             lines = np.array([start + n for start in starts for n in range(padding)])
+            cells = [self.flat[start : start + pitch - padding] for start in range(border, length - border, pitch)]
+            if any(cell.all() for cell in cells):  # nothing is in it
+                continue
             if self.flat[lines].all() and np.ptp(self.colours[lines], axis=0).max() < 2 * EQUAL:
                 beside = [at for start in starts for at in (start - 1, start + padding) if 0 <= at < length]
                 return _Cells(

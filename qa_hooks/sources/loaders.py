@@ -47,7 +47,7 @@ def check_end(source: Any) -> None:
     if isinstance(source, itertools.cycle):
         raise ValueError("itertools.cycle has no end: give what it goes round")
     if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset) and _length(source) is None:
-        sampler = type(source.sampler if source.batch_size is not None else source.batch_sampler or source.sampler)
+        sampler = type(source.sampler if source.batch_size is not None else source.batch_sampler)
         raise ValueError(
             f"the loader's sampler, {sampler.__name__}, has no length, so it may have no end: give the data set, "
             "DataLoader(loader.dataset, batch_size=...), or the sampler a __len__"
