@@ -220,7 +220,7 @@ def _array(path: Path, *_: int) -> np.ndarray[Any, Any]:
     if path.suffix.lower() == ".npy":
         return _images_among({path.name: np.load(path, mmap_mode="r", allow_pickle=False)}, path)
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
-        arrays = {}
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
         for info in archive.infolist():
             with archive.open(info) as member:
                 shape, fortran, kind = _header(member)

@@ -47,6 +47,7 @@ def add_compare(commands: Commands) -> None:
     )
     compare.add_argument("--n", type=int, metavar="N", help="images of each folder (default: what the smallest has)")
     compare.add_argument("--n-real", type=int, metavar="N", help="real images (default: all)")
+    add_shared(compare, "--grid")
     compare.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images")
     compare.add_argument("--json", type=place, metavar="FILE", help="also write all numbers there")
@@ -67,7 +68,7 @@ def _compare(options: argparse.Namespace) -> None:
         check_report(options.report)
     if options.json is not None:
         check_writable(Path(options.json).parent, name="--json")
-    names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
+    names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache", "grid"]
     with launched_processes():
         result = compare_folders(
             options.real,

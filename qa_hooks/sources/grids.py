@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_hooks._base.containers import Grid, Pixels, cut_grid, parse_grid, read_pixels
+from qa_hooks._base.containers import Grid, cut_grid, parse_grid, read_pixels
+from qa_hooks._base.decoding import Pixels
 from qa_hooks._base.text import printable
 from qa_hooks.images import list_images
 
@@ -119,12 +120,12 @@ def find_grid(pixels: Pixels) -> Grid | None:
 def _lined(down: _Side, across: _Side, padding: int, border: int) -> Grid | None:
     """The grid whose lines of this width are all there."""
     rows, columns = (side.cells_between_lines(padding, border) for side in (down, across))
-    grid = Grid(columns.count, rows.count, padding)
-    both = min(columns.count, rows.count) > 1
+    grid = Grid(columns.number, rows.number, padding)
+    both = min(columns.number, rows.number) > 1
     alike = not both or np.abs(columns.colour - rows.colour).max() < 2 * EQUAL
     # Lines in one direction alone, or a cross, may be the margins of one picture: the cells must begin beside them.
-    enough = both and max(columns.count, rows.count) > 2 and columns.exact and rows.exact
-    sharp = max(columns.count, rows.count) > 2 - both and columns.sharp and rows.sharp
+    enough = both and max(columns.number, rows.number) > 2 and columns.exact and rows.exact
+    sharp = max(columns.number, rows.number) > 2 - both and columns.sharp and rows.sharp
     if not alike or not (enough or sharp):
         return None
     try:
@@ -136,7 +137,7 @@ def _lined(down: _Side, across: _Side, padding: int, border: int) -> Grid | None
 
 
 class _Cells(NamedTuple):
-    count: int
+    number: int
     colour: np.ndarray[Any, Any]
     sharp: bool  # the lines beside those between the cells are not of one colour
     exact: bool  # those between are, to the last bit

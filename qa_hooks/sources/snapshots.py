@@ -45,10 +45,10 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
     """
     relative = PurePath(path)
     if pattern is not None:
-        found = re.search(pattern, relative.as_posix())
-        if found is None or not found.groups() or not str(found[1]).isdecimal():
+        match = re.search(pattern, relative.as_posix())
+        if match is None or not match.groups() or not str(match[1]).isdecimal():
             raise ValueError(f"{path} has no step where {pattern!r} looks for it")
-        return int(found[1])
+        return int(match[1])
     stem, folders = relative.stem, [part for part in reversed(relative.parts[:-1]) if part not in ("/", "..")]
     for words in _WORDS:
         for name in (stem, *folders):

@@ -166,7 +166,7 @@ def _is_same(line: Line, now: Sequence[int] | None, since: float) -> bool:
     if now is None:
         return False
     if line.get("file"):
-        return list(now) == line["file"]
+        return bool(list(now) == line["file"])
     return max(now[1:], default=0) / 1e9 <= since
 
 

@@ -1,4 +1,4 @@
-"""Folders walked whole, one process at a time, nothing left behind by processes that were killed; text made harmless."""
+"""Folders walked whole, one process at a time, nothing left behind by killed processes; text made harmless."""
 
 from __future__ import annotations
 

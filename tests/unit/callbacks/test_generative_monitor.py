@@ -378,7 +378,20 @@ def test_famous_names_are_for_the_canonical_network(digits):
         measure(torch.zeros(60, 56), reference, ["fd"], extractor=create_extractor(EXTRACTOR))
 
 
-@pytest.mark.parametrize(("real", "message"), [((3, 16, 16), "real images are 3x16x16"), ((1, 8, 8), "are 1x8x8")])
+def test_grey_images_are_as_those_of_three_equal_channels():
+    real, found = torch.rand(60, 1, 16, 16), []
+    for channels in (1, 3):
+
+        def sample(n, rng, channels=channels):
+            return torch.rand(n, 1, 16, 16, generator=rng).expand(-1, channels, -1, -1)
+
+        monitor = GenerativeMonitor(sample, real, extractor="random", n=50, every=1, metrics=("fd",))
+        Hooks([monitor]).step()
+        found.append(monitor.last["fd"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("real", "message"), [((3, 8, 8), "real images are 8x8"), ((1, 8, 8), "are 8x8")])
 def test_images_of_another_size_are_not_measured(real, message):
     sample = lambda n, rng: torch.rand(n, 1, 16, 16, generator=rng)  # noqa: E731
     monitor = GenerativeMonitor(sample, torch.rand(60, *real), extractor="random", n=50, every=1, metrics=("fd",))

@@ -88,9 +88,8 @@ def test_a_likely_sheet_is_told_of_and_cut_when_asked_for(crops, tmp_path):
     torch.testing.assert_close(read_scores(tmp_path / "cut.csv").columns["level"][16], levels[0])
     with pytest.raises(ValueError, match=r"1000\.png: 394 x 394 pixels cannot be cut into a grid of 5x5\+2"):
         score_folder(folder, scorer, tmp_path / "cut.csv", grid="5x5+2", progress=False)
-    with pytest.raises(ValueError, match="grid was auto, is now None"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        score_folder(folder, scorer, tmp_path / "cut.csv", progress=False)
+    with pytest.raises(ValueError, match="grid was auto, is now 2x2"):
+        score_folder(folder, scorer, tmp_path / "cut.csv", grid="2x2", progress=False)
 
 
 def test_a_watched_sheet_is_many_images(crops, tmp_path, caplog):

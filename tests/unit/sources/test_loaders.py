@@ -148,9 +148,9 @@ def test_a_sampler_without_an_end_is_refused_at_once(images):
         itertools.cycle([images]),
     )
     for source in endless:
-        with pytest.raises(ValueError, match="no end|no length"):
+        with pytest.raises(ValueError, match=r"no end|no length"):
             check_end(source)
-        with pytest.raises(ValueError, match="no end|no length"):
+        with pytest.raises(ValueError, match=r"no end|no length"):
             read(source)
     with pytest.raises(ValueError, match="Endless, has no length"):
         GenerativeMonitor(
@@ -170,7 +170,7 @@ def test_a_source_that_repeats_itself_for_ever_is_noticed(images):
             yield from images.split(4)
 
     for source in (forever(), DataLoader(EndlessItems(images), batch_size=6)):
-        with pytest.raises(ValueError, match="has given 12 images and then .* no end"):
+        with pytest.raises(ValueError, match=r"has given 12 images and then .* no end"):
             read(source)
     assert len(read(iter([images, images, images]))) == 36  # a few repeats are nobody's fault
     assert len(read(DataLoader(list(images) * 100, batch_size=64))) == 1200
