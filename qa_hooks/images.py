@@ -47,7 +47,7 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         floating: refuse integer tensors (they carry no gradient) with the conversion in the message.
 
     Raises:
-        TypeError: not a tensor, or not a floating one where a gradient is needed.
+        TypeError: not a tensor, not a floating one where a gradient is needed, or whole numbers other than uint8.
         ValueError: not four-dimensional, or empty.
     """
     if not isinstance(images, Tensor):
@@ -60,6 +60,11 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         raise TypeError(
             f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
             f"convert with `{name}.float() / 255` and declare value_range=(0, 1)"
+        )
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"{name} must be floating point, or uint8 from 0 to 255, got {images.dtype}; convert with "
+            f"`{name}.to(torch.uint8)` or `{name}.float() / 255`"
         )
     return images
 

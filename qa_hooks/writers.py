@@ -22,13 +22,15 @@ GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
 def make_tag(group: str, name: str, stat: str) -> str:
     """`qa_{group}/{name}/{stat}`; characters that tools trip over become underscores.
 
+    TensorBoard's charts of values with bands draw nothing for a tag with parentheses or brackets.
+
     Example:
         >>> make_tag("eval", "niqe bsd100", "mean")
         'qa_eval/niqe_bsd100/mean'
     """
     if group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
-    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,()@]+", "_", part).strip("_") or "_" for part in (name, stat))])
+    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,@]+", "_", part).strip("_") or "_" for part in (name, stat))])
 
 
 class Writer(Protocol):
@@ -218,6 +220,21 @@ class GuardedWriter:
     def name(self) -> str | None:
         """The class of the writer; None where there is none, or no longer."""
         return None if self._writer is None else type(self._writer).__name__
+
+    def check(self) -> str:
+        """Whether it can write, in words: the writer is flushed, and a folder of its own must be writable."""
+        if self._writer is None:
+            return "nowhere: give log_dir= or writer="
+        folder = getattr(self._writer, "log_dir", None)
+        try:
+            check_writer(self._writer)
+            if folder is not None:
+                check_writable(folder)
+            if hasattr(self._writer, "flush"):
+                self._writer.flush()
+        except Exception as error:
+            return f"{self.name} FAILS: {type(error).__name__}: {error}"
+        return f"{self.name}{f' in {folder}' if folder is not None else ''}"
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._try("scalar", tag, float(value), step)

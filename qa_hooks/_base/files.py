@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+import torch
 from torch import Tensor
 
 
@@ -153,7 +154,7 @@ def read_safetensors(
     if not Path(path).is_file():
         raise ValueError(f"{path} {complaint}: it does not exist")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with torch.device("cpu"), safe_open(str(path), framework="pt") as file:  # whatever the user's default device
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:

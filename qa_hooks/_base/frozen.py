@@ -24,7 +24,7 @@ def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What `.to(device)` does without what `.half()` does: for networks that keep their own precision."""
 
     def move(tensor: Tensor) -> Tensor:
-        device = fn(torch.empty(0, device=tensor.device)).device
+        device = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device
         nowhere = device.type == "mps" and tensor.dtype == torch.float64  # which MPS does not have
         return tensor if nowhere else tensor.to(device)
 

@@ -134,7 +134,8 @@ def together() -> Iterator[None]:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks when it is true on one; one small all-reduce."""
-    return bool(all_reduce_sum(torch.tensor([float(flag)])) > 0) if is_distributed() else flag
+    own = torch.full((), float(flag), dtype=torch.float32, device="cpu")
+    return bool(all_reduce_sum(own) > 0)
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:

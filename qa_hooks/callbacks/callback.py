@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
+from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.writers import Writer
 
 
@@ -59,12 +60,14 @@ class Callback:
         budgeted: whether its time counts against `Hooks(budget=...)`.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
+        draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
     """
 
     every: int = 1
     budgeted: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
+    draws: bool = False
 
     name: str = ""
 
@@ -124,6 +127,7 @@ class Monitor(Callback):
     def __init__(self, *, every: int) -> None:
         self.every = check_count("every", every)
         self._failure: Exception | None = None
+        self._traced = False
 
     def due(self, step: int) -> bool:
         return step == 1 or step % self.every == 0
@@ -133,7 +137,12 @@ class Monitor(Callback):
 
     def networks(self) -> list[nn.Module]:
         """The user's networks that `local` uses, as far as they are known; those it calls are protected anyway."""
-        return []
+        return [module for function in self.functions() for module in modules_of(function)]
+
+    def functions(self) -> list[Callable[..., Any]]:
+        """The user's functions that `local` calls."""
+        sample = getattr(self, "sample", None)
+        return [] if sample is None else [sample]
 
     def reduce(self, ctx: Context, part: Any) -> None:
         """Combine the parts of all ranks and write; the same collectives on every rank."""
@@ -141,11 +150,15 @@ class Monitor(Callback):
     def on_step_end(self, ctx: Context) -> None:
         part, failure = None, self._failure
         if failure is None:
+            traces = None if self._traced else Traces(*self.functions())
             try:
                 with isolated(*self.networks()):
                     part = self.local(ctx)
+                if traces is not None:
+                    _say_moved(self.state_key, traces.moved())
             except Exception as error:
                 failure = error
+        self._traced = True
         message = first_error(failure)
         if message is not None:
             raise RuntimeError(message) from failure
@@ -155,3 +168,12 @@ class Monitor(Callback):
             if world_size() == 1:
                 raise
             self._failure = error  # told to the others when it is next due; until then they must not wait for us
+
+
+def _say_moved(key: str, moved: list[str]) -> None:
+    if moved:
+        warn(
+            f"{key}: its first measurement moved what cannot be put back: {', '.join(moved)}. The run goes on from "
+            "there (said once). Draw from the generator that sample(n, generator) is given, and give the sampler an "
+            "object of its own where a counter matters"
+        )

@@ -10,6 +10,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import rank
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.writers import GuardedWriter
 
 
 class Dispatch:
@@ -39,6 +40,15 @@ class Dispatch:
                     raise ValueError(
                         f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
                     )
+
+    def check_pictures(self, writer: GuardedWriter) -> None:
+        """Warn of callbacks that draw pictures for nobody."""
+        idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]
+        if idle and writer.name is None and rank() == 0:
+            warn(
+                f"{', '.join(idle)} will draw pictures that nobody sees: Hooks(..., log_dir=...) or writer=... shows "
+                "them, or folder=... of the callback keeps them as files"
+            )
 
     def start(self, ctx: Context) -> list[TrainingStopped]:
         """Before the first step."""

@@ -10,7 +10,8 @@ What happens when:
 
     attach / with Hooks(...)    nothing yet, but an unwritable log folder has already raised
     first step                  on_train_start, then as below; monitors run once
-    optimizer step k            new terms of `track` are added to running means (no synchronisation)
+    each call of a tracked part its terms are added to running means (no synchronisation)
+    optimizer step k            the callbacks get the terms that are new since the last step
                                 callbacks with k % every == 0, in order, isolated from the run
                                 k % log_every == 0: means are written (one all-reduce)
     close / end of the block    means are written, on_train_end; without either, means are written when Python ends
@@ -28,11 +29,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.callbacks.attachment import Attachment
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Captures
+from qa_hooks.callbacks.check import check_run
 from qa_hooks.callbacks.dispatch import Dispatch
 from qa_hooks.callbacks.means import Means
 from qa_hooks.callbacks.run_state import RunState
@@ -47,8 +49,8 @@ class Hooks:
         callbacks: in the order in which they run; two with one `state_key` raise.
         writer: where values go; or `log_dir`, for a `TensorBoardWriter` in that folder. Only rank 0 writes.
         track: `{"qagan": penalty, "ohem": weighter}`: their `.terms` are logged as `qa_loss/{track}/{term}` (a
-            weighter's as `qa_weight/...`) when they are new, and their state (`run_state()`, or `state_dict()` of other
-            objects) travels in `state_dict()`.
+            weighter's as `qa_weight/...`), the mean of all calls since the last point, and their state (`run_state()`,
+            or `state_dict()` of other objects) travels in `state_dict()`.
         budget: the largest share of wall time that all monitors together may take (0.05 = 5 %); a monitor that would
             exceed it is put off to its next turn. None: no limit.
         log_every: steps between two points of the logged means.
@@ -85,6 +87,7 @@ class Hooks:
         self.log_every, self.strict = check_count("log_every", log_every), strict
         self._means = Means()
         self._tracking = Tracking(track or {}, self._means)
+        self.track = self._tracking.track
         if writer is not None and log_dir is not None:
             raise ValueError("give writer or log_dir, not both")
         if writer is not None:
@@ -99,11 +102,6 @@ class Hooks:
         self._on_stop: Callable[[], Any] | None = None
         self._running = self._over = False
 
-    @property
-    def track(self) -> dict[str, Any]:
-        """The losses, penalties and weighters whose terms are logged, by their names."""
-        return self._tracking.track
-
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def step(self, step: int | None = None, **images: Tensor) -> None:
@@ -111,7 +109,7 @@ class Hooks:
 
         Args:
             step: the number of optimizer steps made so far; counted when it is left out.
-            images: tensors for the callbacks, for example `fake=fake`; kept by reference, without their graph.
+            images: tensors for the callbacks, for example `fake=fake`, without their graph.
 
         Raises:
             RuntimeError: Hooks is attached to an optimizer, which already calls this.
@@ -142,8 +140,8 @@ class Hooks:
             TypeError: not an optimizer, or an `on_stop` that cannot be called.
             RuntimeError: already attached, or `step()` has been called, or the optimizer has hooks already.
         """
-        if on_stop is not None and not callable(on_stop):
-            raise TypeError(f"on_stop must be callable as on_stop(), got {type(on_stop).__name__}")
+        if on_stop is not None:
+            check_call("on_stop", on_stop, "on_stop()")
         if self._attachment is not None or self._running:
             raise RuntimeError("attach() goes with neither a second attach() nor explicit step() calls")
         self._attachment, self._on_stop = Attachment(optimizer, self.callbacks, self._after_optimizer_step), on_stop
@@ -170,10 +168,14 @@ class Hooks:
     def capture(self, name: str, module: nn.Module) -> None:
         """Keep the module's last output for the callbacks as `ctx.images[name]`.
 
-        What monitors make the module put out does not count. An output that is no batch of images (N, 1 or 3, H, W) is
-        refused with one warning, and the run goes on.
+        What monitors make it put out does not count. An output that is no batch of images (N, 1 or 3, H, W) is refused
+        with one warning.
         """
         self._captures.add(name, module)
+
+    def check(self) -> str:
+        """Call every sampler and scorer and try the writer: what the run would do, in words; nothing is changed."""
+        return check_run(self.callbacks, self._writer, self.track)
 
     def record(self, **scalars: Tensor | float) -> None:
         """Log values of your own as `qa_train/{name}/mean`, averaged between points; tensors are not synchronised."""
@@ -218,7 +220,7 @@ class Hooks:
         saved at a multiple of `log_every`; where all load rank 0's, its earlier values stand for those of all.
         """
         self._writer.flush()
-        return self._run_state().gather(self.step_count)
+        return RunState(self.callbacks, self.track, self._means).gather(self.step_count)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`.
@@ -226,12 +228,7 @@ class Hooks:
         Raises:
             ValueError: with `strict`, when callbacks or tracked parts are missing or unknown.
         """
-        self.step_count = self._run_state().restore(state, strict=self.strict)
-
-    def _run_state(self) -> RunState:
-        return RunState(self.callbacks, self.track, self._means)
-
-    # -- inside -----------------------------------------------------------------------------------------------------
+        self.step_count = RunState(self.callbacks, self.track, self._means).restore(state, strict=self.strict)
 
     def _after_optimizer_step(self, known: int | None) -> None:
         following, first = self.step_count + 1, not self._running
@@ -252,6 +249,7 @@ class Hooks:
         if not self._running:
             self._running = True
             self._callbacks.budget.start(step)
+            self._callbacks.check_pictures(self._writer)
             atexit.register(_write_at_exit, weakref.ref(self), os.getpid())
             self._dispatch(self._callbacks.start, self._context(images))
         self.step_count = step

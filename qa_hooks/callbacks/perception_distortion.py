@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
@@ -88,14 +88,14 @@ class PerceptionDistortion(Monitor):
         self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
-        self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
+        self.path = torch.zeros(0, 3, dtype=torch.float64, device="cpu")  # step, distortion, perception
         self._guard = RangeGuard(perception.value_range)
 
-    def networks(self) -> list[nn.Module]:
-        return [] if isinstance(self.images, str) else modules_of(self.images)
+    def functions(self) -> list[Callable[..., Any]]:
+        return [] if isinstance(self.images, str) else [self.images]
 
     def local(self, ctx: Context) -> Tensor:
-        rows = [torch.zeros(0, 2, dtype=torch.float64)]
+        rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
         if not isinstance(self.images, str) and ctx.rank != 0:
             return rows[0]
         images, reference = self._pair(ctx)
@@ -115,7 +115,7 @@ class PerceptionDistortion(Monitor):
             raise ValueError(f"no pair of finite scores among {len(rows)} images")
         distortion, perception = finite.mean(0).tolist()
         self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
-        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64)
+        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64, device="cpu")
         self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
         for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
             ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)

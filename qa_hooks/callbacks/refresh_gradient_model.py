@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.penalties.gradient_model import gradient_features, gradient_model
@@ -54,6 +54,9 @@ class RefreshGradientModel(Monitor):
             raise ValueError(
                 "batches can be read only once; give a list, a loader, or a function that gives an iterable"
             )
+        check_call("critic", critic, "critic(images)", None)
+        if callable(batches):
+            check_call("batches", batches, "batches()")
         super().__init__(every=every)
         self.penalty, self.term, self.critic = penalty, niqe, critic
         self.batches, self.max_maps = batches, max_maps
@@ -62,8 +65,8 @@ class RefreshGradientModel(Monitor):
     def due(self, step: int) -> bool:
         return step % self.every == 0  # a critic of one step has nothing to model
 
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.critic)
+    def functions(self) -> list[Callable[..., Any]]:
+        return [self.critic]
 
     def local(self, ctx: Context) -> Tensor:
         batches = self.batches() if callable(self.batches) else self.batches

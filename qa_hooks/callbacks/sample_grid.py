@@ -34,6 +34,8 @@ class SampleGrid(SamplingMonitor):
         >>> grid = SampleGrid(lambda n, generator: net(torch.randn(n, 8, generator=generator)), every=100)
     """
 
+    draws = True
+
     def __init__(
         self,
         sample: Sample,

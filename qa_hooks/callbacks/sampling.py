@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.images import Range, RangeGuard, check_range
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
@@ -49,9 +48,6 @@ class SamplingMonitor(Monitor):
         self.sample, self.name, self.seed, self.value_range = sample, name, seed, check_range(value_range)
         self.n, self.batch_size = check_count("n", n, least=least), check_count("batch_size", batch_size)
         self._guard = RangeGuard(self.value_range)
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample) if self.sample is not None else []
 
     def blocks(self, ctx: Context, *, shared_out: bool = True, seed: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Samples, block by block, with the position of the first one of each.

@@ -51,6 +51,7 @@ class ScoreHistogram(SamplingMonitor):
         >>> monitor = ScoreHistogram(noise, torch.rand(100, 1, 8, 8), contrast, every=500)
     """
 
+    draws = True
     measures = ("overlap", "ks", "mean", "real_mean")
 
     def __init__(
@@ -78,7 +79,7 @@ class ScoreHistogram(SamplingMonitor):
         self._real_scores: Tensor | None = None
 
     def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0, device="cpu")]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
         scores += [self.scorer(in_range(images, self.value_range)).cpu() for _, images in self.blocks(ctx)]
         return torch.cat(scores)
 

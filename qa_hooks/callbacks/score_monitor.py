@@ -76,7 +76,8 @@ class ScoreMonitor(SamplingMonitor):
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
 
     def local(self, ctx: Context) -> Tensor:
-        scores, positions = [torch.zeros(0, device="cpu")], [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        positions = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         for start, images, inputs in self._batches(ctx):
             scores.append(self.scorer(in_range(images, self.scorer.value_range), **inputs).cpu())
             positions.append(torch.arange(start, start + len(images), device="cpu"))

@@ -61,6 +61,7 @@ class ScorePanel(SamplingMonitor):
         >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
     """
 
+    draws = True
     measures = ("mean", "worst", "best", "fell")
 
     def __init__(

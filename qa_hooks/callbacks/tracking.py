@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qa_hooks._base.terms import listen, stop_listening
 from qa_hooks.callbacks.means import Means
 from qa_hooks.writers import make_tag
 
@@ -32,8 +33,8 @@ class Tracking:
                     f"track[{name!r}] has no .terms: losses, penalties and weighters of qa_hooks have, "
                     f"{type(part).__name__} not"
                 )
+        self._tracked = [_Tracked(name, part, means) for name, part in self.track.items()]
         self._recorded: dict[str, Tensor | float] = {}
-        self._seen: dict[str, Any] = {}
 
     def record(self, name: str, value: Any) -> None:
         """A value of the user's own; `TypeError` when it is no number."""
@@ -48,17 +49,43 @@ class Tracking:
         self._means.add(make_tag("train", name, "mean"), value)
 
     def take(self) -> Terms:
-        """What is new since the last step, `{track: {term: value}}`, with what was recorded under "train"."""
+        """What is new since the last step, `{track: {term: mean of the calls}}`, with what was recorded as "train"."""
         terms: Terms = {"train": self._recorded}
         self._recorded = {}
-        for name, part in self.track.items():
-            if part.terms is not self._seen.get(name):  # a new dictionary each time they are computed
-                self._seen[name] = part.terms
-                terms[name] = dict(part.terms)
-                for term, value in part.terms.items():
-                    self._means.add(make_tag(getattr(part, "kind", "loss"), name, term), value)
+        for tracked in self._tracked:
+            new = tracked.take()
+            if new:
+                terms[tracked.name] = new
         return terms
 
     def end(self) -> None:
-        """Let go of the values."""
-        self._recorded, self._seen = {}, {}
+        """Let go of the values, and hear of no more."""
+        self._recorded = {}
+        for tracked in self._tracked:
+            tracked.end()
+
+
+class _Tracked:
+    """The terms of one part: of each of its calls, where it tells them; otherwise of its last call before a step."""
+
+    def __init__(self, name: str, part: Any, means: Means) -> None:
+        self.name, self.part, self._means = name, part, means
+        self._new = Means()
+        self._heard: Any = None
+        listen(part, self.hear)
+
+    def hear(self, terms: Mapping[str, Tensor | float]) -> None:
+        """The terms of a call; a new dictionary each time they are computed."""
+        self._heard = terms
+        for term, value in terms.items():
+            self._means.add(make_tag(getattr(self.part, "kind", "loss"), self.name, term), value)
+            self._new.add(term, value)
+
+    def take(self) -> dict[str, Tensor | float]:
+        if self.part.terms is not self._heard:  # a part of the user's own, or one that runs compiled
+            self.hear(self.part.terms)
+        return self._new.take()
+
+    def end(self) -> None:
+        stop_listening(self.part, self.hear)
+        self._new, self._heard = Means(), None

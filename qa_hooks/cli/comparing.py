@@ -30,7 +30,7 @@ def add_compare(commands: Commands) -> None:
         formatter_class=Help,
         description="Prints a table of metrics with their intervals, and of the differences to the first folder with\n"
         "a verdict: better, worse, or cannot tell. All folders are measured on equally many images, in one\n"
-        "extractor's features. Images that cannot be read are listed and counted.",
+        "extractor's features; untrained features give no verdict. Images that cannot be read are listed and counted.",
         epilog="examples:\n"
         "  qa-hooks compare photos/ run_a/samples run_b/samples --extractor inception --report report.png\n"
         "  qa-hooks compare photos/ a/ b/ --metrics kid,qs,ds --extractor dinov2_vits14 --scorer niqe_bsd100\n"
@@ -48,6 +48,10 @@ def add_compare(commands: Commands) -> None:
     compare.add_argument("--n", type=int, metavar="N", help="images of each folder (default: what the smallest has)")
     compare.add_argument("--n-real", type=int, metavar="N", help="real images (default: all)")
     add_shared(compare, "--grid")
+    compare.add_argument("--size", type=int, metavar="N", help="the extractor resizes images to N x N")
+    compare.add_argument(
+        "--always-judge", action="store_true", help="a verdict also in untrained features (random) and on few images"
+    )
     compare.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images")
     compare.add_argument("--json", type=place, metavar="FILE", help="also write all numbers there")
@@ -68,7 +72,8 @@ def _compare(options: argparse.Namespace) -> None:
         check_report(options.report)
     if options.json is not None:
         check_writable(Path(options.json).parent, name="--json")
-    names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache", "grid"]
+    names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
+    names += ["size", "always_judge", "grid"]
     with launched_processes():
         result = compare_folders(
             options.real,

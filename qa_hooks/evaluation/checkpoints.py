@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
-from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks._base.reach import modules_of
+from qa_hooks.evaluation.comparable import check_comparable, shapes_seen
 from qa_hooks.evaluation.quality_diversity import check_finite
 from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
@@ -30,7 +31,6 @@ from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
-from qa_hooks.sources.shapes import common_size
 
 OUTSIDE = 0.25  # the share of pixels beyond which images have another range
 
@@ -40,7 +40,7 @@ class CheckpointComparison(Verdicts):
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """ "B better", "A better" or "cannot tell", by metric."""
+        """ "B better", "A better", "cannot tell" or "no verdict", by metric."""
         return {name: comparison.verdict for name, comparison in self.comparisons["B"].items()}
 
 
@@ -60,6 +60,7 @@ def compare_checkpoints(
     value_range: Range | None = None,
     confidence: float = 0.95,
     groups: int = 10,
+    always_judge: bool = False,
     progress: bool = False,
 ) -> CheckpointComparison:
     """Compare two models, or two states of one, on the same seeds.
@@ -83,6 +84,8 @@ def compare_checkpoints(
         value_range: what the numbers of images and `real` mean; by default the scorers', or [0, 1].
         confidence: of the intervals.
         groups: of the jackknife.
+        always_judge: give a verdict on `metrics` also in untrained features or on fewer than 50 images, where the
+            numbers alone are worth having.
         progress: show a bar for the real images where there is a terminal.
 
     Raises:
@@ -121,7 +124,8 @@ def compare_checkpoints(
     if bool((rows[:, 1:4] != rows[0, 1:4]).any()):
         raise ValueError("the images of one model have several sizes")
     a, b = rows[:, 4:].chunk(2, 1)
-    found = CheckpointComparison(labels=["A", "B"], paired=True, seed=seed, confidence=confidence)
+    how: dict[str, Any] = {"seed": seed, "confidence": confidence, "always_judge": always_judge}
+    found = CheckpointComparison(labels=["A", "B"], paired=True, **how)
     for column, scorer in enumerate(scorers):
         scores = {"A": a[:, column], "B": b[:, column]}
         for label, values in scores.items():
@@ -130,9 +134,10 @@ def compare_checkpoints(
     found.spec = {"n": n, "seed": seed, "batch_size": batch_size, "images": "x".join(map(str, sides))}
     found.spec |= {"value_range": value_range, "confidence": confidence}
     if network is not None and real is not None:
-        check_comparable(network, common_size(real), sides)
         options: dict[str, Any] = {"batch_size": batch_size, "value_range": value_range, "progress": progress}
-        features = extract_features(network, real, quantised=True, **options).values
+        with shapes_seen(network) as shapes:
+            features = extract_features(network, real, quantised=True, **options).values
+        check_comparable(network, shapes[0][:, :3].tolist(), sides)
         features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))]
         own = {"A": a[:, len(scorers) :].float(), "B": b[:, len(scorers) :].float()}
         found.add_sets(network, features, own, metrics, groups=groups)

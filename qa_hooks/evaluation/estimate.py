@@ -21,6 +21,8 @@ from qa_hooks.functional.intervals import (
     wilson_interval,
 )
 
+SHARES = ("precision", "recall", "coverage")
+
 
 class Estimate(NamedTuple):
     """A value of a set of images, and what tells how far chance moves it.
@@ -46,15 +48,23 @@ class Estimate(NamedTuple):
     def interval(self, confidence: float = 0.95) -> Interval:
         """The value and its interval, which lies within the metric's range.
 
-        Precision is a share of n independent images and has Wilson's interval. The others' is the jackknife's; for
-        recall and coverage, which are no means over the generated images, it is conservative (about 99 % coverage for
-        95 %).
+        It is the jackknife's, cut at the limits of the range: the true value lies inside them, so that what is cut off
+        never held it. The jackknife has no width where each group gives 0 or 1, and too little near there. So a share
+        (recall, coverage) has an interval of at least the width of Wilson's for n images, and precision, which is a
+        share of n independent images, has Wilson's itself.
+
+        Measured on Gaussian sets of 60 and of 200 points (equal, too wide, collapsed): 93 to 100 % of the intervals
+        hold the mean over draws. The exception is the recall of a set that is far away, which a single image can
+        decide: 88 and 71 %.
         """
+        error = jackknife_error(self.row[1:])
+        found = cut(t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence), *self.limits)
+        if self.key not in SHARES:
+            return found
+        share = wilson_interval(self.value, self.n, confidence=confidence)
         if self.key == "precision":
-            return wilson_interval(self.value, self.n, confidence=confidence)
-        error, (low, high) = jackknife_error(self.row[1:]), self.limits
-        found = t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence)
-        return Interval(found.value, max(found.low, low), min(found.high, high))
+            return share
+        return Interval(found.value, min(found.low, share.low), max(found.high, share.high))
 
     def compare(self, other: Estimate, *, paired: bool, confidence: float = 0.95) -> Comparison:
         """Is the other set (B) better than this one (A)?
@@ -83,8 +93,10 @@ class Estimate(NamedTuple):
         error = jackknife_error(rows[1:]) if paired else math.hypot(*own)
         degrees = groups - 1 if paired else 2 * (groups - 1)
 
+        width = self.limits[1] - self.limits[0]
+
         def verdict_on(difference: float) -> Comparison:
-            interval = t_interval(difference, error, degrees=degrees, confidence=confidence)
+            interval = cut(t_interval(difference, error, degrees=degrees, confidence=confidence), -width, width)
             return compare_interval(interval, higher_is_better=self.higher_is_better, n=self.n)
 
         plain = verdict_on(value)
@@ -92,3 +104,14 @@ class Estimate(NamedTuple):
             return plain
         corrected = verdict_on(groups * value - (groups - 1) * float(rows[1:].mean()))
         return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
+
+
+def cut(interval: Interval, low: float, high: float) -> Interval:
+    """What of an interval lies within a range; it still holds its value.
+
+    Example:
+        >>> cut(Interval(0.95, 0.85, 1.05), 0.0, 1.0)
+        Interval(value=0.95, low=0.85, high=1.0)
+    """
+    value = interval.value
+    return Interval(value, min(max(interval.low, low), value), max(min(interval.high, high), value))

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from qa_hooks.evaluation.names import extractor_label, metric_name
 from qa_hooks.evaluation.quality_diversity import score_spec
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
     estimate_metrics,
-    extractor_label,
-    is_canonical,
-    metric_name,
     metric_of,
 )
 from qa_hooks.features import FeatureExtractor
@@ -27,7 +25,7 @@ from qa_hooks.features import FeatureExtractor
 class Measurement(NamedTuple):
     """A value, its 95 % interval, how many generated images it comes from, how it was made, and its name in curves.
 
-    Values with different specs cannot be compared.
+    Values with different specs cannot be compared. `settings` is the spec without what it says of the real images.
     """
 
     value: float
@@ -36,6 +34,7 @@ class Measurement(NamedTuple):
     n: int
     spec: str
     name: str
+    settings: str
 
 
 def measure(
@@ -77,34 +76,20 @@ def measure(
     if extractor.fingerprint != reference.extractor:
         raise ValueError(f"the reference was made by an extractor {reference.extractor}, not by {extractor!r}")
     sets = Sets(reference, features, groups=groups, logits=logits, scorer=scorer)
-    facts = f"{extractor_label(extractor)}, {extractor.fingerprint[:4]}, uint8, ref={reference.data[:4]}"
+    features_of = f"{extractor_label(extractor)}, {extractor.fingerprint[:4]}, uint8"
     found = {}
     for key, estimate in estimate_metrics(sets, metrics).items():
         name, own = metric_name(key, extractor), METRICS[metric_of(key)]
-        spec = f"{name}[{facts}, {own.facts(sets)}, n={estimate.n}]"
         if own.needs == "scorer":
-            name = f"{key}_{scorer.name}_{extractor.name}"
-            spec = score_spec(key.upper(), scorer, estimate.n, seed=sets.seed if key == "ds" else None)
-        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name)
+            name, draw = f"{key}_{scorer.name}_{extractor.name}", sets.seed if key == "ds" else None
+            spec, settings = (
+                score_spec(key.upper(), scorer, estimate.n, seed=draw, fitted_on=whole) for whole in (True, False)
+            )
+        else:
+            how, beside = ([text] if text else [] for text in (own.settings(sets), own.beside(sets)))
+            n = f"n={estimate.n}"
+            spec = f"{name}[{', '.join([features_of, f'ref={reference.data[:4]}', *how, *beside, n])}]"
+            # Of metrics of equally many images n depends on the real ones.
+            settings = f"{name}[{', '.join([features_of, *how, *([] if own.equal else [n])])}]"
+        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings)
     return found
-
-
-def check_comparable(extractor: FeatureExtractor, real: Sequence[int], generated: Sequence[int]) -> None:
-    """Refuse images of another size, whose features would differ for that reason alone.
-
-    Channels do not matter: an extractor sees a grey image as one of three equal channels.
-
-    Args:
-        extractor: of the features.
-        real, generated: ..., height and width of the images.
-
-    Raises:
-        ValueError: sizes that differ where the extractor does not resize.
-    """
-    resizes = extractor.size is not None or is_canonical(extractor)
-    if tuple(real[-2:]) != tuple(generated[-2:]) and not resizes:
-        shapes = ["x".join(map(str, shape[-2:])) for shape in (real, generated)]
-        raise ValueError(
-            f"real images are {shapes[0]} and generated ones {shapes[1]} (height x width), and that is what "
-            f"the features of {extractor.name} would measure; bring them to one size, or give the extractor a size="
-        )

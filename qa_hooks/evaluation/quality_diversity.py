@@ -11,12 +11,12 @@ has DS 0.5; a collapsed one keeps its QS and loses DS. Values with different spe
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source
@@ -125,7 +125,7 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
     random, drawn = torch.Generator().manual_seed(seed), []
     for name, features in (("generated", generated), ("real", real)):
         if len(features) > n:
-            warnings.warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
+            warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
         drawn.append(features[torch.randperm(len(features), generator=random)[:n]])
     held_out, fitting = drawn[0][: n // HELD_OUT], drawn[0][n // HELD_OUT :]
     model = fitted.refit(fitting)
@@ -177,14 +177,14 @@ def check_finite(scores: Tensor, what: str) -> None:
         raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")
 
 
-def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None) -> str:
-    """How a "QS" or a "DS" (with the seed of its draw) was made."""
+def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:
+    """How a "QS" or a "DS" (with the seed of its draw) was made; `fitted_on`: with the scorer's fingerprint."""
     fitted = _fitted(scorer)
     parts = [fitted.name]
     parts += [f"{name}={value}" for name, value in fitted.options().items() if isinstance(value, (int, float, str))]
     if hasattr(fitted, "extractor"):
         parts.append(fitted.extractor.name)
-    parts += [_method(fitted), f"ref={fitted.fingerprint[:4]}", f"n={n}"]
+    parts += [_method(fitted), *([f"ref={fitted.fingerprint[:4]}"] if fitted_on else []), f"n={n}"]
     parts += [f"draw={seed}"] if seed is not None else []
     return f"{kind}[{', '.join(parts)}]"
 

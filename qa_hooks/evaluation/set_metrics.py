@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.functional.kid import squared_mmd
 from qa_hooks.functional.precision_and_recall import precision_recall
 
+FEWEST = 10  # images of each kind
 NEIGHBOURS = 3  # k of precision and recall, as published
 INFINITY = float("inf")
 SHARE = (0.0, 1.0)
@@ -80,17 +81,21 @@ class SetMetric(NamedTuple):
         values: the names of its values, in order, with the limits of their ranges.
         higher_is_better: the better direction of all of them.
         rows: `(values, 1 + groups)`: the values of the whole set, and without each of some groups of images.
-        facts: what a value's spec says of this metric alone.
+        settings: what a value's spec says of how this metric is computed.
+        beside: likewise, of the real images.
         equal: it takes equally many images of both kinds.
         needs: what else must be given: a "classifier" or a "scorer".
+        most: the largest value there can be for these sets, where that is below the limit.
     """
 
     values: Mapping[str, tuple[float, float]]
     higher_is_better: bool
     rows: Callable[[Sets], Tensor]
-    facts: Callable[[Sets], str] = lambda sets: ""
+    settings: Callable[[Sets], str] = lambda sets: ""
+    beside: Callable[[Sets], str] = lambda sets: ""
     equal: bool = False
     needs: str = ""
+    most: Callable[[Sets], float] = lambda sets: INFINITY
 
 
 def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
@@ -107,11 +112,17 @@ def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
     real, fake = sets.real.rows, sets.fake
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (m, d) and (n, d), got {tuple(real.shape)} and {tuple(fake.shape)}")
+    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST)):
+        raise ValueError(
+            f"{', '.join(metrics)} of {len(fake)} generated and {len(real)} real images: at least {least} images "
+            "of each are needed, or the numbers would have no interval"
+        )
     found: dict[str, Estimate] = {}
     for key in check_needs(metrics, classifier=sets.logits, scorer=sets.scorer):
         metric = METRICS[key]
         count = sets.equal if metric.equal else len(fake)
-        for (value, limits), row in zip(metric.values.items(), metric.rows(sets), strict=True):
+        for (value, (low, high)), row in zip(metric.values.items(), metric.rows(sets), strict=True):
+            limits = low, min(high, metric.most(sets))
             found[value] = Estimate(value, count, row, limits, metric.higher_is_better)
     return found
 
@@ -156,41 +167,8 @@ def higher_is_better(value: str) -> bool:
     return METRICS[metric_of(value)].higher_is_better
 
 
-class Described(Protocol):
-    """What names need to know of a `FeatureExtractor`."""
-
-    name: str
-    spec: Any
-
-
-def is_canonical(extractor: Described) -> bool:
-    """Whether it is the Inception of the published FID: made by `create_extractor`, not just called so."""
-    return isinstance(extractor.spec, Mapping) and extractor.spec.get("type") == "inception"
-
-
-def extractor_label(extractor: Described) -> str:
-    """Its name; a network of the user's cannot take the canonical one's."""
-    return "own-inception" if extractor.name == "inception" and not is_canonical(extractor) else extractor.name
-
-
-def metric_name(value: str, extractor: Described) -> str:
-    """The name that goes with a value: famous ones are for the canonical Inception alone (on uint8 images).
-
-    Example:
-        >>> from qa_hooks.features import create_extractor
-        >>> extractor = create_extractor("random")
-        >>> metric_name("fd", extractor), metric_name("kid", extractor), metric_name("recall", extractor)
-        ('fd_random', 'kd_random', 'recall_random')
-    """
-    if is_canonical(extractor) and value in ("fd", "kid"):
-        return "fid" if value == "fd" else value
-    return f"{'kd' if value == 'kid' else value}_{extractor_label(extractor)}"
-
-
 def _frechet(sets: Sets) -> Tensor:
     real = sets.real
-    if min(real.count, len(sets.fake)) < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 images of each, got {real.count} and {len(sets.fake)}")
 
     def distance(rows: Tensor) -> float:
         own = Moments.of(sets.fake[rows])
@@ -203,8 +181,6 @@ def _frechet(sets: Sets) -> Tensor:
 def _kernel(sets: Sets) -> Tensor:
     """Each image is a group of its own, for which one pass over the kernel matrix is enough."""
     real, fake = sets.real.rows, sets.fake
-    if min(len(real), len(fake)) < 3:
-        raise ValueError(f"a kernel distance needs at least 3 images of each, got {len(real)} and {len(fake)}")
     everything = (torch.ones(1, len(rows), dtype=torch.float64) for rows in (real, fake))
     value, _, without = squared_mmd(real, fake, next(everything), next(everything))
     return torch.cat([value[:, None], without], 1).cpu()
@@ -237,13 +213,16 @@ def _leave_one_out(scores: Tensor, name: str) -> Tensor:
 
 
 METRICS = {
-    "fd": SetMetric({"fd": (0.0, INFINITY)}, False, _frechet, lambda s: f"real={s.real.count}"),
-    "kid": SetMetric({"kid": (-INFINITY, INFINITY)}, False, _kernel, lambda s: f"degree=3, real={len(s.real.rows)}"),
+    "fd": SetMetric({"fd": (0.0, INFINITY)}, False, _frechet, beside=lambda s: f"real={s.real.count}"),
+    "kid": SetMetric(
+        {"kid": (-INFINITY, INFINITY)}, False, _kernel, lambda s: "degree=3", lambda s: f"real={len(s.real.rows)}"
+    ),
     "pr": SetMetric(
         {"precision": SHARE, "recall": SHARE, "density": (0.0, INFINITY), "coverage": SHARE},
         True,
         _precision_recall,
-        lambda s: f"k={NEIGHBOURS}, real={s.equal}",
+        lambda s: f"k={NEIGHBOURS}",
+        lambda s: f"real={s.equal}",
         equal=True,
     ),
     "is": SetMetric(
@@ -252,6 +231,7 @@ METRICS = {
         _inception,
         lambda s: f"classes={cast(Tensor, s.logits).shape[1]}, splits=1",
         needs="classifier",
+        most=lambda s: float(cast(Tensor, s.logits).shape[1]),
     ),
     "qs": SetMetric({"qs": SHARE}, True, _quality, needs="scorer"),
     "ds": SetMetric({"ds": SHARE}, True, _diversity, equal=True, needs="scorer"),

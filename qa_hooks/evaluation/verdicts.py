@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks.drawing.tables import interval_text, text_table
+from qa_hooks.evaluation.names import is_untrained, metric_name
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, metric_name
+from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.intervals import (
     Comparison,
@@ -22,6 +23,8 @@ from qa_hooks.functional.intervals import (
 )
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 
+NO_VERDICT = "no verdict"
+FEW = 50  # images of a set, below which there is no verdict
 REAL = "real"  # the label of the real images
 COMPARED = [key for key, metric in METRICS.items() if metric.needs != "classifier"]  # the metrics of comparisons
 
@@ -37,8 +40,9 @@ class Verdicts:
         spec: how it was measured; values of other specs are not comparable.
         values: by label (and "real" for scores), then by metric: value and interval.
         comparisons: by label of each set but the first, then by metric: that set minus the first, with a verdict in
-            which A is the first set and B the other.
+            which A is the first set and B the other: "A better", "B better", "cannot tell" or "no verdict".
         higher_is_better: the direction of each metric.
+        always_judge: give a verdict on sets also where it would mislead (see `add_sets`).
         notes: what the reader has to know.
         mixture: the scorer of "qs" and "ds", fitted on the real images; None before.
     """
@@ -47,6 +51,7 @@ class Verdicts:
     paired: bool
     seed: int
     confidence: float
+    always_judge: bool = False
     spec: dict[str, Any] = field(default_factory=dict)
     values: dict[str, dict[str, Interval]] = field(init=False)
     comparisons: dict[str, dict[str, Comparison]] = field(init=False)
@@ -82,7 +87,13 @@ class Verdicts:
         *,
         groups: int = 10,
     ) -> None:
-        """Metrics of sets, from features `(n, d)` of the real images and of each set, by label."""
+        """Metrics of sets, from features `(n, d)` of the real images and of each set, by label.
+
+        Untrained features tell that images differ, but not which difference is worse: they rank a coarse JPEG above a
+        light blur. And of few images the intervals themselves are rough. In both cases there are numbers and no
+        verdict, unless `always_judge`, or one of the two sets is the real images themselves, which are the best set in
+        any features.
+        """
         reference = Reference.of(real, extractor=extractor.fingerprint)
         if {"qs", "ds"} & set(metrics):
             self.mixture = GMMScorer(extractor)
@@ -91,6 +102,9 @@ class Verdicts:
             label: estimate_metrics(Sets(reference, rows, groups, self.seed, scorer=self.mixture), metrics)
             for label, rows in features.items()
         }
+        n, dim = features[self.labels[0]].shape
+        doubt = "" if self.always_judge or not self.comparisons else _doubt(extractor, min(n, len(real)))
+        copies = {label for label, rows in features.items() if _is_copy(rows, real)}
         for key, first in found[self.labels[0]].items():
             name = metric_name(key, extractor)
             self.higher_is_better[name] = first.higher_is_better
@@ -99,7 +113,10 @@ class Verdicts:
             for label, differences in self.comparisons.items():
                 options: dict[str, Any] = {"paired": self.paired, "confidence": self.confidence}
                 differences[name] = first.compare(found[label][key], **options)
-        n, dim = features[self.labels[0]].shape
+                if doubt and not {self.labels[0], label} & copies:
+                    differences[name] = differences[name]._replace(verdict=NO_VERDICT)
+        if any(NO_VERDICT in (c.verdict for c in found.values()) for found in self.comparisons.values()):
+            self.notes.append(f"{doubt}: numbers, but no verdict; always_judge=True (--always-judge) gives one anyway")
         if "fd" in metrics and n < 10 * dim:
             self.notes.append(
                 f"{metric_name('fd', extractor)} is too large for want of images: n={n} is below ten times the "
@@ -127,3 +144,18 @@ class Verdicts:
         found = self.comparisons[label][metric]
         better = {"A better": f"{self.labels[0]} better", "B better": f"{label} better"}
         return f"{interval_text(found[:3])} {better.get(found.verdict, found.verdict)}"
+
+
+def _doubt(extractor: FeatureExtractor, n: int) -> str:
+    """Why there should be no verdict, in words; "" where there may be one."""
+    if is_untrained(extractor):
+        return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
+    return f"{n} images are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
+
+
+def _is_copy(rows: Tensor, real: Tensor) -> bool:
+    """Whether features are those of the same images, in any order, up to rounding."""
+    if rows.shape != real.shape:
+        return False
+    a, b = (part.sort(0).values for part in (rows.to(real), real))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)

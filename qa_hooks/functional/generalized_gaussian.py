@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks.functional.numerics import differentiable_once
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once
 
+ONCE = "the AGGD estimate is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 MIN_ALPHA, MAX_ALPHA = 0.2, 10.0
 _NODES = 2048
 
@@ -66,6 +67,7 @@ def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
         )
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must have a non-empty last axis, got the shape {tuple(values.shape)}")
+    check_reverse_mode("aggd", values)
     with torch.autocast(values.device.type, enabled=False):
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
@@ -133,14 +135,14 @@ class _Estimate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             first, second, third = powers / power_sums[:, None]
             tilt = first - 4 * second + 3 * third
-            saved = (squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
+            saved = (estimate, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
             ctx.save_for_backward(*saved)
         return estimate
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
+        _, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
         by_mean = grad[1] * to_mean
         by_log_scale = torch.stack([grad[2] - by_mean, grad[3] + by_mean]) * scales
         psi_1, psi_2, psi_3 = torch.digamma(torch.stack([inverse, 2 * inverse, 3 * inverse]))
@@ -171,13 +173,13 @@ class _ShapeFromRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ratio: Tensor, max_slope: float | None) -> Tensor:
         alpha, slope = _solve(ratio, max_slope)
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(alpha, slope)
         return alpha
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
+        _, slope = ctx.saved_tensors
         return grad * slope, None
 
 

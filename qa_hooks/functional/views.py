@@ -34,14 +34,18 @@ def random_view(shape: Sequence[int], generator: torch.Generator, *, noise: floa
         True
     """
     height, width = shape[2:]
-    crop, size, flip = torch.rand(3, generator=generator).tolist()
+    crop, size, flip = torch.rand(3, generator=generator, dtype=torch.float32, device="cpu").tolist()
     crop = SMALLEST + (1 - SMALLEST) * crop
     size = SMALLEST + (LARGEST - SMALLEST) * size
     rows, columns = max(1, round(crop * height)), max(1, round(crop * width))
-    top, left = (int(v) for v in torch.randint(1 << 30, (2,), generator=generator))
+    top, left = (int(v) for v in torch.randint(1 << 30, (2,), generator=generator, device="cpu"))
     top, left = top % (height - rows + 1), left % (width - columns + 1)
     out = max(1, round(size * height)), max(1, round(size * width))
-    added = noise * torch.randn(shape[0], shape[1], *out, generator=generator) if noise else None
+    added = (
+        noise * torch.randn(shape[0], shape[1], *out, generator=generator, dtype=torch.float32, device="cpu")
+        if noise
+        else None
+    )
 
     def view(images: Tensor, *, noise: bool = True) -> Tensor:
         seen = images.float()[:, :, top : top + rows, left : left + columns]

@@ -86,11 +86,11 @@ class NIQETerm(Term):
             raise ValueError("hinge=True needs the distance of real maps; fit the model with fit_gradient_model")
         self._model, self._on_device = model, None
 
-    def term(self, shared: CriticPass) -> Tensor:
+    def term(self, shared: CriticPass) -> Tensor | None:
         if self._model is None:
             self._gather(shared)
-            shared.log["niqe_active"] = shared.real.new_zeros(())
-            return shared.real.new_zeros((), dtype=torch.float32)
+            shared.log["niqe_active"] = shared.zero()
+            return None
         distance = self._distance(map_features(shared.gradient(), self.config), self._model).float()
         shared.log["niqe_active"] = torch.ones_like(distance.detach())
         if self.hinge:
@@ -103,7 +103,7 @@ class NIQETerm(Term):
             "waited": self._waited,
             "gather_calls": self._gather_calls,
             "failed": self._failed,
-            "rows": torch.cat([torch.zeros(0, self.config.features, device="cpu"), *self._rows]),
+            "rows": torch.cat([torch.zeros(0, self.config.features, dtype=torch.float32, device="cpu"), *self._rows]),
         }
         if self._model is not None:
             state["model"] = self._model.to_dict()
@@ -163,7 +163,7 @@ class NIQEPenalty(NIQETerm, CriticPenalty):
     module's top.
 
     The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
-    (`warmup=2000`: the term is zero and logged as inactive for that many calls, the last of which gather; when they
+    (`warmup=2000`: the term is left out and "niqe_active" is 0 for that many calls, the last of which gather; when they
     give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
     gradient penalty shares it (`QAGANPenalty`).
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, check_weight, warn
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call, check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.terms import publish
 from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
 
@@ -61,6 +62,10 @@ class CriticPass:
             self._gradients[at] = input_gradient(self.critic, points, output_fn=self.output_fn)
         return self._gradients[at]
 
+    def zero(self) -> Tensor:
+        """No penalty: a scalar without a graph."""
+        return _zero(self.real)
+
     def _scores(self, name: str, images: Tensor) -> Tensor:
         given = self._given[name]
         if isinstance(given, (int, float)):
@@ -86,8 +91,8 @@ class Term:
 
     name = "term"
 
-    def term(self, shared: CriticPass) -> Tensor:
-        """What a subclass writes: a scalar with a gradient to the critic's parameters."""
+    def term(self, shared: CriticPass) -> Tensor | None:
+        """What a subclass writes: a scalar with a gradient to the critic's parameters, or None when it waits."""
         raise NotImplementedError
 
     def run_state(self) -> dict[str, Any]:
@@ -130,8 +135,8 @@ class CriticPenalty(Term, nn.Module):
         super().__init__()
         self.value_range = check_range(value_range)
         self.weight = check_weight("weight", weight)
-        if output_fn is not None and not callable(output_fn):
-            raise TypeError(f"output_fn must be callable, got {type(output_fn).__name__}")
+        if output_fn is not None:
+            check_call("output_fn", output_fn, "output_fn(what the critic returns)", None)
         self.interval, self.output_fn = check_count("interval", interval), output_fn
         self.terms: dict[str, Tensor] = {}
         self.calls = 0
@@ -162,12 +167,13 @@ class CriticPenalty(Term, nn.Module):
         check_images("fake", fake)
         check_pair("real", real, "fake", fake)
         if self.is_off():
-            return real.new_zeros((), dtype=torch.float32)
+            return _zero(real)
         first, self.calls = self.calls, self.calls + 1
         if first == 0:
             check_critic(critic)
+        _notice_new_objects(self)
         if first % self.interval:
-            return real.new_zeros((), dtype=torch.float32)
+            return _zero(real)
         self._guard(data={"real": real}, predictions={"fake": fake})
         shared = CriticPass(
             critic,
@@ -192,8 +198,8 @@ class CriticPenalty(Term, nn.Module):
     def total(self, shared: CriticPass) -> Tensor:
         """The weighted sum of the terms; fills `terms`."""
         value = self.term(shared)
-        self.terms = {self.name: value.detach(), **shared.log}
-        return self.weight * value
+        publish(self, shared.log if value is None else {self.name: value.detach(), **shared.log})
+        return shared.zero() if value is None else self.weight * value
 
     def run_state(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit, as plain numbers and tensors; `Hooks(track=...)` saves it.
@@ -214,10 +220,33 @@ class CriticPenalty(Term, nn.Module):
         return f"weight={self.weight:g}, value_range={self.value_range}, interval={self.interval}"
 
 
+NEW_OBJECTS = 4
+# By class and seed, of the penalty that was called last: itself, its calls, and how many of one call came in a row.
+_LATEST: dict[tuple[type, int], tuple[weakref.ref[CriticPenalty], int, int]] = {}
+
+
+def _notice_new_objects(penalty: CriticPenalty) -> None:
+    """Warn of a loop that makes the penalty anew in each step: each object is called once, and then it is gone."""
+    kind, name = (type(penalty), penalty.random.seed), type(penalty).__name__
+    last, calls, row = _LATEST.get(kind, (weakref.ref(penalty), 0, 0))
+    row = row + 1 if penalty.calls == calls == 1 and last() is None else 1
+    if row == NEW_OBJECTS:
+        warn(
+            f"{name} has been made anew for each of {NEW_OBJECTS} calls: its random points, interval and warm-up begin "
+            f"again each time, so every step draws the same. Make it once before the loop: penalty = {name}(...)"
+        )
+    _LATEST[kind] = weakref.ref(penalty), penalty.calls, row
+
+
+def _zero(images: Tensor) -> Tensor:
+    return images.new_zeros((), dtype=torch.float32)
+
+
 def check_critic(critic: Critic) -> None:
     """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
-    if not callable(critic):
-        raise TypeError(f"critic must be callable, got {type(critic).__name__}")
+    from qa_hooks._base.reach import modules_of
+
+    check_call("critic", critic, "critic(images)", None)
     parts = [part for module in modules_of(critic) for part in module.modules()]
     for part in parts:
         kind = type(part).__name__

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks._base.checks import check_weight
+from qa_hooks._base.terms import publish
 from qa_hooks.functional.input_gradients import OutputFn
 from qa_hooks.images import Range
 from qa_hooks.penalties.drift import DriftTerm
@@ -98,16 +99,14 @@ class QAGANPenalty(CriticPenalty):
 
     def total(self, shared: CriticPass) -> Tensor:
         total: Tensor | None = None
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            if self.weights[name]:
-                value = part.term(shared)
+            value = part.term(shared) if self.weights[name] else None
+            if value is not None:
                 terms[name] = value.detach()
                 total = self.weights[name] * value if total is None else total.add(value, alpha=self.weights[name])
-        self.terms = terms | shared.log
-        if total is None:
-            raise ValueError("every part is switched off")
-        return total
+        publish(self, terms | shared.log)
+        return shared.zero() if total is None else total
 
     def run_state(self) -> dict[str, Any]:
         return {**super().run_state(), "parts": {name: part.run_state() for name, part in self.parts.items()}}

@@ -35,7 +35,7 @@ class Diagnosis:
         scorer: its name.
         findings: one for each check.
         verdict: "usable as a reward", "monitor only" or "broken".
-        reasons: the checks that decided it.
+        reasons: the checks that decided it; of one that is usable as a reward those that warn.
     """
 
     scorer: str
@@ -60,10 +60,9 @@ class Diagnosis:
         for found in self.findings:
             verdict = found.verdict.upper() if found.verdict == "fail" else found.verdict
             rows.append((verdict, found.check, found.measured, found.threshold))
-        reason = f" ({', '.join(self.reasons)})" if self.reasons else ""
-        warned = [finding.check for finding in self.findings if finding.verdict == "warn"]
-        warning = [f"{self.scorer}: mind the {', '.join(warned)}"] if warned else []
-        return "\n".join([text_table(rows, numbers=False), "", *warning, f"{self.scorer}: {self.verdict}{reason}"])
+        reasons = ", ".join(self.reasons)
+        why = f", but mind the {reasons}" if self.verdict == REWARD else f" ({reasons})"
+        return f"{text_table(rows, numbers=False)}\n\n{self.scorer}: {self.verdict}{why if reasons else ''}"
 
 
 def diagnose(
@@ -120,7 +119,9 @@ def diagnose(
     failed = [check for check, found in zip(CHECKS, findings, strict=True) if found.verdict == "fail"]
     spoiled = [check for check in failed if check.spoils_scores]
     verdict = BROKEN if spoiled else MONITOR if failed else REWARD
-    return Diagnosis(scorer.name, tuple(findings), verdict, tuple(check.name for check in spoiled or failed))
+    warned = tuple(finding.check for finding in findings if finding.verdict == "warn")
+    reasons = tuple(check.name for check in spoiled or failed)
+    return Diagnosis(scorer.name, tuple(findings), verdict, reasons or warned)
 
 
 def licence_of(scorer: Scorer) -> str:

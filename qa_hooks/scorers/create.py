@@ -90,9 +90,9 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
             raise ValueError(f"{spec.name} was made with value_range={spec.value_range}, got value_range={value_range}")
         return spec
     if saved:
-        if options:
-            raise ValueError(f"a saved scorer takes no options, got {sorted(options)}")
-        return load_scorer(str(spec), value_range, extractor=given["extractor"])
+        if set(options) - {"other_sizes"}:
+            raise ValueError(f"a saved scorer takes no options but other_sizes, got {sorted(options)}")
+        return load_scorer(str(spec), value_range, extractor=given["extractor"], **options)
     if entry is None:
         return create_library_scorer(str(spec), value_range, **options)
     if entry.needs_fit:

@@ -58,8 +58,8 @@ def score_source(
         return scores
 
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
-    nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
-    return Scored(*measure_source(source, score, what=f"scores ({scorer.name})", nothing=nothing, **reading))
+    reading |= {"what": f"scores ({scorer.name})", "nothing": lambda: torch.zeros(0, device="cpu")}
+    return Scored(*measure_source(source, score, **reading))
 
 
 def score_features(scorer: Any, features: Features) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks._base.isolation import modules_of
-from qa_hooks._base.warn import warn
+from qa_hooks._base.reach import modules_of
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.scorers.calibration import Calibration
 
+OTHER_SIZES = ("warn", "raise", "resize")
 INPUTS = frozenset({"reference", "prompt"})
 
 
@@ -36,6 +37,9 @@ class Scorer(KeepsFrozen):
         differentiable: whether a usable gradient reaches the images.
         value_range: what the numbers of incoming images mean; not saved.
         calibration: the map to [0, 1], when one has been fitted; saved with the scorer.
+        fitted_size: (height, width) of the images that it was fitted on, where all had one size and it matters; saved.
+        other_sizes: what happens to images of another size, whose scores could not be compared: "warn" scores them and
+            says so once, "raise" refuses them, "resize" brings them to `fitted_size`.
 
     Example:
         >>> class Brightness(Scorer):
@@ -51,6 +55,9 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
+    keeps_float64: bool = False  # `score` takes it, too: for what is ours, where it gives more digits
+    fitted_size: tuple[int, int] | None = None
+    other_sizes: str = "warn"
 
     def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
@@ -181,7 +188,8 @@ class Scorer(KeepsFrozen):
         return self
 
     def _to_unit(self, images: Tensor) -> Tensor:
-        return to_unit(images if images.dtype in (torch.uint8, torch.float64) else images.float(), self.value_range)
+        as_it_is = images.dtype == torch.uint8 or (images.dtype == torch.float64 and self.keeps_float64)
+        return to_unit(images if as_it_is else images.float(), self.value_range)
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         for name, value in given.items():

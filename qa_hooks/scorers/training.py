@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import broadcast_tensors, rank, together
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.scorer import Scorer
@@ -84,6 +83,13 @@ class TrainedScorer(Scorer):
     def from_saved(cls: type[Own], options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Own:
         own, fitted = cls.divide(dict(options), dict(tensors))
         scorer = cls(**own, value_range=value_range)
+        with torch.device("meta"):  # what the file asks for takes no memory before it is held against the tensors in it
+            blank = scorer.network_for(fitted.facts).state_dict()
+        odd = set(blank) ^ set(fitted.weights)
+        odd |= {name for name in set(blank) - odd if blank[name].shape != fitted.weights[name].shape}
+        odd |= {name for name in set(blank) - odd if not bool(fitted.weights[name].isfinite().all())}
+        if odd:
+            raise ValueError(f"{min(odd)} is missing, needless, not finite or not of the shape that the network has")
         with training_room(torch.device("cpu"), 0):
             scorer._take(fitted)
         return scorer
@@ -154,7 +160,7 @@ def _broadcast(fitted: Fitted | None) -> Fitted:
 @contextlib.contextmanager
 def training_room(device: torch.device, seed: int) -> Iterator[None]:
     """Gradients on, autocast off and random numbers of our own, whatever the caller's state; which is put back."""
-    cuda = device.type == "cuda"
+    cuda, default = device.type == "cuda", torch.get_default_dtype()
     elsewhere = torch.get_default_device().type != "cpu"
     with (
         torch.inference_mode(False),
@@ -163,11 +169,15 @@ def training_room(device: torch.device, seed: int) -> Iterator[None]:
         torch.random.fork_rng([device] if cuda else []),
         torch.device("cpu") if elsewhere else contextlib.nullcontext(),
     ):
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the devices that are not put back
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 @contextlib.contextmanager

@@ -112,4 +112,5 @@ def _sum_of_images(source: Source) -> Tensor:
     for _, images in image_batches(source):
         for image in images:
             number += int.from_bytes(hashlib.blake2b(tensor_bytes(image), digest_size=BYTES).digest(), "little")
-    return torch.tensor([list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))], dtype=torch.uint8)
+    digits = list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))
+    return torch.tensor([digits], dtype=torch.uint8, device="cpu")

@@ -30,7 +30,7 @@ def measure_source(
     measure: Callable[[Tensor], Tensor],
     *,
     what: str,
-    nothing: Tensor,
+    nothing: Callable[[], Tensor],
     batch_size: int,
     progress: bool,
     failures: dict[int, str] | None,
@@ -45,7 +45,7 @@ def measure_source(
         source: anything that `image_batches` takes.
         measure: images `(n, C, H, W)`, as `image_batches` gives them -> rows `(n, ...)`.
         what: for the bar (rank 0, terminals only).
-        nothing: `(0, ...)`, the rows of no image.
+        nothing: gives `(0, ...)`, the rows of a process without images.
         batch_size: images at a time.
         progress: show the bar.
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
@@ -57,7 +57,7 @@ def measure_source(
     """
     from tqdm import tqdm
 
-    shared, own, at = is_shared(source), [nothing.cpu()], list[int]()
+    shared, own, at = is_shared(source), list[Tensor](), list[int]()
     with together(), isolated():
         total, indices = count_images(source), None
         if shared and world_size() > 1 and total is not None:
@@ -69,9 +69,10 @@ def measure_source(
                 own.append(measure(images).cpu())
                 at += chosen
                 bar.update(len(chosen))
+        rows = torch.cat(own) if own else nothing().cpu()
     positions = torch.tensor(at, dtype=torch.int64, device="cpu")
     parts = torch.full_like(positions, 0 if shared else rank())
-    found = SourceRows(*(gather_rows(part) for part in (torch.cat(own), parts, positions)))
+    found = SourceRows(*(gather_rows(part) for part in (rows, parts, positions)))
     if not len(found.positions):
         raise ValueError("there is no readable image in the source")
     if has_positions(source):

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.random import mixed_key
+from qa_hooks._base.checks import check_call
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.random import mixed_key, seed_everything
+from qa_hooks._base.reach import modules_of
 from qa_hooks.images import Range, RangeGuard, as_tensor
 
 Sample = Callable[[int, torch.Generator], Any]
 
 
 def check_sample(sample: Sample) -> None:
-    """`TypeError` unless it can be called."""
-    if not callable(sample):
-        raise TypeError(f"sample must be callable as sample(n, generator), got {type(sample).__name__}")
+    """`TypeError` unless it can be called as `sample(n, generator)`."""
+    check_call("sample", sample, "sample(n, generator)", 1, torch.Generator("cpu"))
 
 
 def numbered_blocks(n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, int]]:
@@ -35,8 +37,15 @@ def numbered_blocks(n: int, batch_size: int, *, rank: int = 0, world_size: int =
 
 
 def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
-    """`count` images of one numbered block: the same whatever process makes it, so world sizes agree."""
-    images = as_tensor(sample(count, torch.Generator("cpu").manual_seed(mixed_key(seed, block))))
+    """`count` images of one numbered block: the same whatever process makes it, so world sizes agree.
+
+    The function draws its noise from the generator that it is given. One that ignores it gives the same images each
+    time, too: the global generators are seeded for the call, and put back.
+    """
+    key = mixed_key(seed, block)
+    with isolated(*modules_of(sample)):  # each call starts in eval mode, whatever mode the one before left behind
+        seed_everything(key)
+        images = as_tensor(sample(count, torch.Generator("cpu").manual_seed(key)))
     if images.shape[0] != count or images.shape[1] not in (1, 3):
         raise ValueError(f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {tuple(images.shape)}")
     return images

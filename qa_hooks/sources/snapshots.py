@@ -1,7 +1,8 @@
 """Folders of images that a run wrote as it went, and the training step that each of them shows.
 
 The step is read from names, as the trainers in the field write them: `step_00001000/0003.png`, `00001000.png`,
-`fakes000200.png`, `epoch005_fake_A.png`, `validation/step-100_0.png`, `baboon/baboon_5000.png`.
+`fakes000200.png`, `epoch005_fake_A.png`, `validation/step-100_0.png`, `baboon/baboon_5000.png`,
+`name_000500_00_20260102030405_42.png`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,14 @@ _WORDS = (
 # Samples of other weights or between others, which trainers write beside the plain ones of the same step.
 _VARIANTS = re.compile(r"(?<![a-z])(ema|swa|averaged?|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE)
 
+# Whole names as trainers write them, in which a time, a seed or the number of a prompt stands beside the step.
+_NAMES = (
+    r"(?:.*_)?e?(\d{6,})_\d{2,}_\d{14}(?:_\d+)*",  # sd-scripts, musubi-tuner: name_000500_00_20260102030405_42
+    r".*-training-sample-(\d+)-\d+-\d+",  # OneTrainer: step, epoch, step of the epoch
+    r"\d{13}__(\d{9,})_\d+",  # ai-toolkit: milliseconds, step, prompt
+    r"step_(\d+)_.*_\d+x\d+",  # SimpleTuner: step, name of the prompt, number, size
+)
+
 
 def step_of(path: str | Path, pattern: str | None = None) -> int:
     """The training step that an image shows, from its path below the folder of the run.
@@ -32,9 +41,11 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
         path: below the folder, with forward slashes.
         pattern: a regular expression whose first group is the step, such as `iter(\\d+)`; None goes by the rules below.
 
-    In this order: the number after a word such as step, iter, snapshot or epoch, in the file's name, then in its
-    folders' from the inside out; a folder whose whole name is a number (but `0801/0801_5000.png` is a picture named
-    0801 at step 5000); the last number of the file's name; the last of its folder's.
+    In this order: the step in a name as sd-scripts, musubi-tuner, OneTrainer, ai-toolkit and SimpleTuner write it
+    (sd-scripts and musubi-tuner can name samples by the epoch, `e000010`: then that is the step); the number after a
+    word such as step, iter, snapshot or epoch, in the file's name, then in its folders' from the inside out; a folder
+    whose whole name is a number (but `0801/0801_5000.png` is a picture named 0801 at step 5000); the last number of the
+    file's name; the last of its folder's.
 
     Raises:
         ValueError: no number, or one in the file's name and another in the folder's and nothing to tell them apart.
@@ -50,6 +61,9 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
             raise ValueError(f"{path} has no step where {pattern!r} looks for it")
         return int(match[1])
     stem, folders = relative.stem, [part for part in reversed(relative.parts[:-1]) if part not in ("/", "..")]
+    for form in _NAMES:
+        if whole := re.fullmatch(form, stem):
+            return int(whole[1])
     for words in _WORDS:
         for name in (stem, *folders):
             found = re.findall(rf"(?<![a-z])(?:{words})[ _.=-]*(\d+)", name, re.IGNORECASE)
@@ -134,7 +148,9 @@ def _check_step(names: list[str], steps: list[int]) -> None:
 
 
 def _is_marked(name: str) -> bool:
-    """Whether a word, or a folder that is a number, says what the step is."""
+    """Whether a trainer's way to write names, a word, or a folder that is a number, says what the step is."""
+    if any(re.fullmatch(form, PurePath(name).stem) for form in _NAMES):
+        return True
     marked = any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in _WORDS)
     return marked or any(part.isdecimal() for part in PurePath(name).parts[:-1])
 

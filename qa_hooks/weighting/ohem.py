@@ -100,7 +100,7 @@ class OHEM(Weighter):
 
     def rule(self, goodness: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self.threshold_mode == "absolute":
-            threshold = torch.full((), self.threshold, device=goodness.device)
+            threshold = torch.full((), self.threshold, dtype=goodness.dtype, device=goodness.device)
         else:
             threshold = value_below(goodness, self.worst)
         return threshold, lambda part: ohem_weights(part, threshold=threshold, weight=self.weight)

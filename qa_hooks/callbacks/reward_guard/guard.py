@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
@@ -30,6 +30,7 @@ from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, Levels, look_values
+from qa_hooks.rewards.broken import WORDS, broken_message
 from qa_hooks.rewards.measures import Rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
@@ -64,6 +65,8 @@ class RewardGuard(Monitor):
     - "scale": warns and calls `scale(step)`, at an alarm and again after each `patience` looks that it goes on. With
       LoRA: `scale=lambda step: halve()`, where `halve` keeps a factor and calls `integrations.peft.scale_lora(model,
       factor)`. It runs on every process.
+
+    Samples that are black, of one colour or not finite are named in a warning at the first look that sees them.
 
     Writes `qa_eval/{name}/{kind}` for what is measured, `/severity` of the worst kind, `/alarms`, how many there have
     been, and at an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
@@ -137,6 +140,8 @@ class RewardGuard(Monitor):
             raise ValueError(f"action must be one of {ACTIONS}, got {action!r}")
         if (action == "scale") != callable(scale):
             raise ValueError('action="scale" and scale=, a callable scale(step), go together')
+        if scale is not None:
+            check_call("scale", scale, "scale(step)", 1)
         if real_level is not None and (scorer is None or not math.isfinite(real_level)):
             raise ValueError(f"real_level is the finite score of real images by scorer=, got {real_level!r}")
         if scorer is not None and real_level is not None and not scorer.higher_is_better:
@@ -156,8 +161,8 @@ class RewardGuard(Monitor):
         """Also while a look gathers its images, and at the step where it has them."""
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
-    def networks(self) -> list[nn.Module]:
-        return self._looks.networks()
+    def functions(self) -> list[Callable[..., Any]]:
+        return self._looks.functions()
 
     def on_train_start(self, ctx: Context) -> None:
         """Measure the real images; here, so that their time does not count as that of each look."""
@@ -204,6 +209,7 @@ class RewardGuard(Monitor):
             if ctx.rank == 0:
                 values = look_values(rows, rule.levels)
         values = shared(values)
+        self._tell_broken(ctx, values, len(rows["features"]))
         alarm = rule.look(values)
         self.found = rule.found
         self.alarms += bool(alarm)
@@ -240,6 +246,14 @@ class RewardGuard(Monitor):
             self._rule.load_state_dict(self._loaded["rule"])
         self._loaded = {}
         return self._rule
+
+    def _tell_broken(self, ctx: Context, values: dict[str, float], n: int) -> None:
+        """Name images that show nothing, each kind once; no reward is needed to see them, and no second look."""
+        new = {key: values[key] for key in WORDS if values.get(key) and f"broken {key}" not in self._told}
+        self._told += [f"broken {key}" for key in new]
+        message = broken_message(new, n)
+        if message and ctx.rank == 0:
+            warn(f"{self.state_key}, step {ctx.step}: {message}")
 
     def _tell(self, ctx: Context) -> None:
         new = [finding for finding in self.found if finding.kind not in self._told]

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import without_lora
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.processes import gather_rows, is_distributed, shared
+from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
-from qa_hooks.evaluation.measure import check_comparable
+from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, check_range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
+from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
-from qa_hooks.sources.shapes import common_size
 
 REAL = 512  # images for the levels, evenly from what there is
 KEPT = 128  # side of what is kept of the first look, to compare with
@@ -39,7 +39,7 @@ class GuardImages:
         scorers: by the names of their values.
         first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
         first_features: of them, by the position of the batch.
-        real_shape: height and width of the real images.
+        real_shapes: (C, H, W) of the real images, each shape once.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -66,6 +66,8 @@ class GuardImages:
         if sample is not None:
             check_sample(sample)
         _check_base(base, sampling=sample is not None)
+        if callable(base) and not isinstance(base, nn.Module):
+            check_call("base", base, "base(n, generator)", 1, torch.Generator("cpu"))
         if real is not None:
             image_paths(real)  # a folder that is missing is told now
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
@@ -74,14 +76,11 @@ class GuardImages:
         self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
         self.first_features: dict[int, Tensor] = {}
-        self.real_shape: Sequence[int] = ()
+        self.real_shapes: set[tuple[int, ...]] = set()
 
-    def networks(self) -> list[nn.Module]:
-        """The user's networks that are used."""
-        used = [part for part in (self.sample, self.base) if callable(part) and not isinstance(part, nn.Module)]
-        return [net for part in used for net in modules_of(part)] + (
-            [self.base] if isinstance(self.base, nn.Module) else []
-        )
+    def functions(self) -> list[Callable[..., Any]]:
+        """The user's functions and networks that make images."""
+        return [part for part in (self.sample, self.base) if callable(part)]
 
     def rows(self, ctx: Context, *, comparing: bool) -> Rows:
         """What one look measures on this process.
@@ -96,12 +95,13 @@ class GuardImages:
         rows: list[Rows] = []
         pictures, bases, kept = [], [], []
         for start, images in self._batches(ctx):
-            if comparing and self.real_shape:
-                check_comparable(self.extractor, self.real_shape, images.shape[1:])
+            if comparing and self.real_shapes:
+                check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
-            row["position"] = torch.arange(start, start + len(images))
+            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
+            row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:
@@ -164,14 +164,15 @@ class GuardImages:
             return {}
         real = self.real
         devices = [image.device for image in ctx.images.values()]
-        devices += [p.device for net in self.networks() for p in net.parameters()]
+        devices += [p.device for function in self.functions() for net in modules_of(function) for p in net.parameters()]
         self.extractor.to(next((device for device in devices if device.type == "cuda"), self.extractor.mean.device))
         count = count_images(real) if is_shared(real) else None
         indices = None if count is None else [i * count // min(count, REAL) for i in range(min(count, REAL))]
         rows: list[Rows] = []
-        seen, self.real_shape = 0, common_size(real)
+        seen = 0
         with fixed_random(real):
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
+                self.real_shapes.add(tuple(images.shape[1:]))
                 images = images.to(self.extractor.mean.device)
                 rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
                 seen += len(images)
@@ -244,7 +245,7 @@ def joined_rows(before: Rows, rows: Rows) -> Rows:
         if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
             got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
             raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
-    return {key: torch.cat([before[key], row]) for key, row in rows.items()}
+    return {key: torch.cat([before[key], row]) for key, row in rows.items() if key in before}
 
 
 def _centre(images: Tensor) -> Tensor:

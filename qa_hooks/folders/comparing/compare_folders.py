@@ -20,24 +20,24 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.quality_diversity import quality_scores
-from qa_hooks.evaluation.set_metrics import check_metrics, metric_name
+from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, REAL, Verdicts
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.folders.comparing.image_sets import (
     ImageSet,
     add_features,
     add_scores,
-    check_sizes,
     image_sets,
     keep_readable,
     missing_scores,
-    resize_of,
 )
+from qa_hooks.folders.comparing.image_sizes import check_sizes, resize_of
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.scorers import Scorer
 
-FORMAT = "qa_hooks.evaluation.checkpoints"
+FORMAT = "qa_hooks.comparison"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -87,6 +87,8 @@ def compare_folders(
     device: str | torch.device | None = None,
     cache: str | Path | None = None,
     confidence: float = 0.95,
+    size: int | None = None,
+    always_judge: bool = False,
     progress: bool = True,
 ) -> FolderComparison:
     """Compare folders of generated images with real ones and with each other.
@@ -110,9 +112,12 @@ def compare_folders(
         batch_size, device, progress: as in `score_folder`.
         cache: a folder that keeps features; files that changed are noticed.
         confidence: of the intervals.
+        size: the extractor resizes images to this square; one that does not resize takes images of one size only.
+        always_judge: give a verdict on `metrics` also in untrained features ("random") or on fewer than 50 images,
+            where the numbers alone are worth having.
 
     Raises:
-        ValueError: no images, nothing to compare by, fewer than 20 images that all folders have.
+        ValueError: no images, nothing to compare by, fewer than 10 images that all folders have, sizes that differ.
         RuntimeError: one of several processes failed; the message is its own.
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
@@ -121,7 +126,11 @@ def compare_folders(
     named = name_scorers(given, device) if given else {}
     if not folders or not (metrics or named):
         raise ValueError("give at least one folder, and metrics or scorers to compare by")
-    network = create_extractor(extractor) if metrics else None
+    network = None
+    if metrics:
+        network = create_extractor(extractor, **({} if size is None else {"size": size}))
+    if cache is not None:
+        check_writable(cache, name="cache")
     if network is not None and device is not None:
         network.to(device)
     (real_set,) = image_sets([real], n=n_real, paired=False, seed=seed)
@@ -143,8 +152,15 @@ def compare_folders(
         add_scores(part, usable, reference=Path(real), first=least, **options)
     if network is None:
         keep_readable(sets, paired=paired)
-    options = {"paired": paired, "seed": seed, "confidence": confidence}
-    found = FolderComparison(labels=[part.label for part in sets], real=real_set, folders=sets, **options)
+    found = FolderComparison(
+        labels=[part.label for part in sets],
+        real=real_set,
+        folders=sets,
+        paired=paired,
+        seed=seed,
+        confidence=confidence,
+        always_judge=always_judge,
+    )
     for name, scorer in named.items():
         scored = [part for part in (real_set, *sets) if name in part.scores]
         found.notes += [note for part in scored if (note := missing_scores(part, name))]
@@ -157,7 +173,8 @@ def compare_folders(
             rows = Features(part.features, network.fingerprint, torch.arange(len(part.features)))
             part.scores[metric_name("qs", network)] = quality_scores(found.mixture, rows).double()
     counts = [len(part.paths) for part in sets]
-    found.spec = {"n": counts[0], "real": len(real_set.paths), **options, "images": sizes}
+    found.spec = {"n": counts[0], "real": len(real_set.paths), "seed": seed, "paired": paired}
+    found.spec |= {"confidence": confidence, "images": sizes}
     if network is not None:
         found.spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
     found.spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,15 +10,14 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
-from qa_hooks.evaluation.set_metrics import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import scored_windows
-from qa_hooks.images import image_size, load_image
+from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import find_images
@@ -78,47 +75,6 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
         raise ValueError(f"no image of {worst.folder} can be used; {next(iter(worst.failures.items()), '')}")
     for images, mask in zip(sets, masks, strict=True):
         images.keep(mask.nonzero().flatten()[:count])
-
-
-def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, scorers: Mapping[str, Scorer]) -> str:
-    """The sizes of the images, in words, from some of the files' headers; the first set is the real one.
-
-    Raises:
-        ValueError: generated images of several sizes, one for each folder, where a scorer or an extractor that does
-            not resize would measure the size.
-    """
-    found = {images.label: _sizes(images) for images in sets}
-    texts = {
-        label: "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        for label, sizes in found.items()
-    }
-    generated = {texts[images.label] for images in sets[1:]}
-    sensitive = [name for name, scorer in scorers.items() if "reference" not in scorer.inputs]
-    sensitive += [extractor.name] if extractor is not None and resize_of(extractor) == "none" else []
-    if len(generated) > 1 and all(len(sizes) == 1 for sizes in found.values()) and sensitive:
-        listed = ", ".join(f"{images.label} {texts[images.label]}" for images in sets[1:])
-        raise ValueError(
-            f"the folders hold images of different sizes ({listed}), and {sensitive[0]} depends on the size: bring "
-            "them to one size, or use an extractor that resizes"
-        )
-    if len(set(texts.values())) == 1:
-        return next(iter(texts.values()))
-    return ", ".join(f"{label} {text}" for label, text in texts.items())
-
-
-def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
-    found = set()
-    for path in images.paths[:: max(1, len(images.paths) // probed)]:
-        with contextlib.suppress(Exception):  # what is broken is told later
-            found.add(image_size(path))
-    return found or {(0, 0)}
-
-
-def resize_of(extractor: FeatureExtractor) -> str:
-    """What the extractor does with the images' size, in words."""
-    if is_canonical(extractor):
-        return "299 bilinear (TensorFlow's)"
-    return "none" if extractor.size is None else f"{extractor.size} {extractor.interpolation}"
 
 
 def image_sets(
@@ -193,7 +149,7 @@ def _kept_features(file: Path) -> Features | None:
         try:
             found = Features.load(file)
         except ValueError as error:
-            warnings.warn(f"{error}; they are extracted again")
+            warn(f"{error}; they are extracted again")
     return None if any_rank(found is None) else found
 
 

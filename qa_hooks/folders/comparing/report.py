@@ -43,12 +43,12 @@ def write_report(comparison: FolderComparison, path: str | Path) -> None:
     """
     path = check_report(path)
     scores, directions = _scores(comparison)
-    parts = [_text(str(comparison))]
+    parts: list[Tensor | None] = [_text(str(comparison))]
     drawn = [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
     parts += [part for part in drawn if part is not None]  # charts need matplotlib
     by = next(iter(scores))
     parts += [_ends(part, by, scores[by][part.label], higher=directions[by]) for part in comparison.folders]
-    picture = _stacked(parts)
+    picture = _stacked([part for part in parts if part is not None])
     save_image(picture, path)
 
 
@@ -126,7 +126,7 @@ def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | 
     direction = "higher" if higher else "lower"
     axis = f"{_plain(name)} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
     width = max(WIDTH, 210 * len(lines))
-    return chart(lines, x_label=axis, y_label="share of images", from_zero=True, width=width, height=250)
+    return chart(lines, x_label=axis, y_label="share of images", from_zero=True, width=width, height=320)
 
 
 def _plain(text: str) -> str:

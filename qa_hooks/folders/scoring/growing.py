@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
+from qa_hooks._base.headers import parse_header
 from qa_hooks._base.text import safe_cell, true_cell
 from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
 
@@ -84,7 +85,7 @@ class GrowingTable:
         failures = {name: line["problem"] for name, line in sorted(lines.items()) if "problem" in line}
         scored = [line for _, line in sorted(lines.items()) if line["rows"]]
         if scored:
-            files = {line["path"]: line["file"] for line in scored if line.get("file")}
+            files = {line["path"]: " ".join(map(str, line["file"])) for line in scored if line.get("file")}
             self.spec.update(complete=all(name in lines for name in expected), failures=failures, files=files)
             with whole_file(self.path) as partial, partial.open("w", **TEXT) as file:
                 file.write(csv_line(self.header))
@@ -110,7 +111,11 @@ class GrowingTable:
         lines: dict[str, Line] = {}
         for part in (self.path, *self._beside("part")):
             for name, rows in self._csv_rows(part, whole=complete).items():
-                lines[name] = {"path": name, "rows": rows, "file": files.get(name)}
+                lines[name] = {
+                    "path": name,
+                    "rows": rows,
+                    "file": [int(number) for number in files.get(name, "").split()],
+                }
                 if name in failures:
                     lines[name]["problem"] = failures[name]
         return lines
@@ -182,7 +187,7 @@ def _whole_lines(path: Path, skip: int = 0) -> Iterator[Line]:
         for number, text in enumerate(file):
             if number >= skip and text.endswith("\n"):
                 try:
-                    yield json.loads(text)
+                    yield parse_header(text, largest=len(text))  # it names every image of a data set
                 except ValueError:  # the machine stopped, and the file system kept less than was written
                     continue
 

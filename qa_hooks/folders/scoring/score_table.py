@@ -12,7 +12,6 @@ the times of each file that was scored. While a table is made, its rows stand in
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.headers import parse_header
 from qa_hooks._base.text import true_cell
 
 FORMAT, VERSION = "qa_hooks.scores", 1
@@ -160,7 +160,8 @@ def read_spec(path: Path) -> dict[str, Any] | None:
     if not beside.is_file():
         return None
     try:
-        spec = json.loads(beside.read_text(encoding="utf-8-sig"))
+        text = beside.read_text(encoding="utf-8-sig")
+        spec = parse_header(text, largest=len(text))  # it names every image
     except ValueError as error:
         raise ValueError(f"{beside} is not a whole JSON file: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:

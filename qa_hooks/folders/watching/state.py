@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_hooks._base.files import write_text
+from qa_hooks._base.headers import parse_header
 
 FORMAT, VERSION = "qa_hooks.watch", 1
 
@@ -62,7 +63,7 @@ class State:
     def best_is_written(self) -> bool:
         """Whether best.json says the same: it does not after a change of the goal, or when it got lost."""
         try:
-            written = json.loads(self.best_path.read_text(encoding="utf-8"))
+            written = parse_header(self.best_path.read_text(encoding="utf-8"))
             return all(written.get(key) == value for key, value in (self.best or {}).items())
         except (OSError, ValueError, AttributeError):
             return False
@@ -73,7 +74,7 @@ class State:
 
     def _load(self) -> None:
         try:
-            state = json.loads(self.path.read_text(encoding="utf-8"))
+            state = parse_header(self.path.read_text(encoding="utf-8"))
             known = state["format"] == FORMAT and state["version"] == VERSION
             settings, steps = state["settings"], {int(step): dict(v) for step, v in state["steps"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, exclusive
+from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
@@ -27,12 +28,11 @@ from qa_hooks.evaluation.set_metrics import (
     check_metrics,
     estimate_metrics,
     higher_is_better,
-    metric_name,
 )
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
-from qa_hooks.folders.watching.alarms import find_alarms, parse_threshold
+from qa_hooks.folders.watching.alarms import broken_shares, find_alarms, parse_threshold
 from qa_hooks.folders.watching.folder_guard import KEYS, FolderGuard
 from qa_hooks.folders.watching.report import LOG, Report
 from qa_hooks.folders.watching.state import Goal, State
@@ -281,6 +281,7 @@ class _Watcher:
                 values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST} images have no {', '.join(self.metrics)}")
+        values |= broken_shares(images.paths)
         if self.guard is not None:
             values |= self.guard.measure(images.paths, self.state.steps)
         return values

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.neighbours import Bank, nearest_neighbours, prepare_bank
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
+WANTED = 40  # images in the bank
 VARIANTS = {"paper": "euclidean", "official_code": "l1"}
 
 
@@ -68,9 +69,18 @@ class KNNScorer(FeatureScorer):
     def fit_tensors(self, values: Tensor, like: FeatureScorer | None) -> dict[str, Tensor]:
         if len(values) < self.k:
             raise ValueError(f"k={self.k} neighbours need as many images in the bank, got {len(values)}")
+        wanted = max(WANTED, 2 * self.k)
+        if len(values) < wanted:
+            warn(
+                f"{self.name} has {len(values)} real images for k={self.k}, and wants at least {wanted}: with fewer "
+                "their distances say little of how real images lie"
+            )
         if like is None and len(values) > 1 and bool((values == values[0]).all()):
             raise ValueError(f"the features of all {len(values)} images are the same: there is nothing to fit")
         return {"bank": values.clone()}
+
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        return {"bank": (max(self.k, len(tensors["bank"])), dim)}
 
     def score_rows(self, features: Tensor) -> Tensor:
         return self._scores(features, exclude_self=False)

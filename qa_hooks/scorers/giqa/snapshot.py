@@ -20,16 +20,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, check_size
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.snapshot_images import (
     Read,
     Shape,
     Snapshots,
-    check_size,
     input_shape,
     read_images,
+    sides_of,
     split_snapshots,
     to_shape,
     warn_of_reading,
@@ -54,8 +54,9 @@ from qa_hooks.sources.batches import Source
 Own = TypeVar("Own", bound="SnapshotScorer")
 
 NAMES = {"ordinal": "giqa_mbc", "binary": "giqa_bc", "regression": "giqa_ir"}
-MIN_REAL = 20
+MIN_REAL = MIN_GENERATED = 20
 MIN_HELD_OUT = 10
+MAX_CLASSIFIERS, MAX_SIDE = 1000, 4096  # more of either is a broken file, or a mistake
 
 
 class SnapshotScorer(TrainedScorer):
@@ -120,8 +121,10 @@ class SnapshotScorer(TrainedScorer):
             raise ValueError("the small backbone has no pretrained weights; name a network of torchvision")
         self.name, self.targets = NAMES[targets], targets
         self.classifiers = check_count("classifiers", classifiers)
+        if self.classifiers > MAX_CLASSIFIERS:
+            raise ValueError(f"classifiers must be at most {MAX_CLASSIFIERS}, got {classifiers}")
         self.backbone, self.pretrained, self.channels = check_backbone(backbone), bool(pretrained), channels
-        self.generated_level, self.size = float(generated_level), check_size(size)
+        self.generated_level, self.size = float(generated_level), sides_of(size)
         self._own_thresholds = check_thresholds(thresholds, targets)
         self.report: dict[str, Any] = {}
         self.shape: Shape | None = None
@@ -180,7 +183,8 @@ class SnapshotScorer(TrainedScorer):
             Itself.
 
         Raises:
-            ValueError: no snapshots, all of one iteration, fewer than 20 real images, values that are not finite.
+            ValueError: snapshots all of one iteration, fewer than 20 of them or of the real images, values that are not
+                finite.
         """
         check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("max_images", max_images, least=MIN_REAL)
@@ -217,7 +221,10 @@ class SnapshotScorer(TrainedScorer):
 
     @classmethod
     def divide(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Fitted]:
-        facts = {"shape": options.pop("shape"), "report": options.pop("report")}
+        channels, *size = options.pop("shape")
+        if channels not in (1, 3):
+            raise ValueError(f"the network must take 1 or 3 channels, got {channels!r}")
+        facts = {"shape": [channels, *check_size(size, largest=MAX_SIDE)], "report": dict(options.pop("report"))}
         return options, Fitted(tensors, facts)
 
     def network_for(self, facts: dict[str, Any], *, pretrained: bool = False) -> SnapshotNetwork:
@@ -250,6 +257,8 @@ class SnapshotScorer(TrainedScorer):
         """Train, test and calibrate."""
         if len(real.images) < MIN_REAL:
             raise ValueError(f"a snapshot scorer needs at least {MIN_REAL} real images, got {len(real.images)}")
+        if len(generated.images) < MIN_GENERATED:
+            raise ValueError(f"a snapshot scorer needs at least {MIN_GENERATED} snapshots, got {len(generated.images)}")
         regression = self.targets == "regression"
         labels = quality.float()[:, None] if regression else ordinal_targets(quality, self.thresholds)
         facts: dict[str, Any] = {"shape": list(real.images.shape[1:])}
@@ -295,6 +304,6 @@ class IRScorer(SnapshotScorer):
 
 def _split(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Positions that are held out, and the others."""
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     held = min(max(least, round(share * count)), count - 1)
     return order[:held], order[held:]

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.warn import warn
+from qa_hooks._base.checks import check_size, warn
 from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, image_batches, warn_left_out
@@ -40,14 +39,14 @@ class Read(NamedTuple):
     resized: bool = False
 
 
-def check_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """A side or (height, width) -> (height, width); `ValueError` otherwise."""
     if size is None:
         return None
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2:
         raise ValueError(f"size must be a side or (height, width), got {size!r}")
-    return check_count("size", sides[0]), check_count("size", sides[1])
+    return check_size(sides)
 
 
 def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
@@ -64,7 +63,8 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
-    images, iterations = check_images("snapshots", snapshots[0], floating=False), torch.as_tensor(snapshots[1])
+    images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
+    iterations = iterations if isinstance(iterations, Tensor) else torch.tensor(iterations, device="cpu")
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.random import mixed_key
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out
 
 READ_BATCH = 16
+WANTED = 20  # images
 MIN_CONTRAST = 2.0  # deviation in grey levels; a flatter crop looks the same when it is blurred or compressed
 
 
@@ -31,7 +32,8 @@ class Crops(NamedTuple):
     @classmethod
     def none(cls, side: int) -> Crops:
         """No crops."""
-        return cls(torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+        none = torch.zeros(0, 3, side, side, dtype=torch.uint8, device="cpu")
+        return cls(none, torch.zeros(0, dtype=torch.int64, device="cpu"))
 
     def split(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
         """Crops that are held out, and the others; no image has crops in both.
@@ -45,7 +47,7 @@ class Crops(NamedTuple):
                 f"a ranking scorer needs at least two images, one to hold out, got {len(images)} that is large enough "
                 "and not flat (crop= sets the side of the crops)"
             )
-        order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+        order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")]
         held = min(max(1, round(share * len(images))), len(images) - 1)
         tested = torch.isin(self.origin, order[:held])
         return self.values[tested], self.values[~tested]
@@ -73,9 +75,14 @@ def read_crops(
         for position, image in zip(positions, bytes_, strict=True):
             found = _crops(image, side, count, torch.Generator().manual_seed(mixed_key(seed, position)))
             crops.append(found)
-            origin.append(torch.full((len(found),), position))
+            origin.append(torch.full((len(found),), position, dtype=torch.int64, device="cpu"))
     if small:
         warn(f"{small} of {read} images are smaller than crop={side} and were left out")
+    if 2 <= read - small < WANTED:
+        warn(
+            f"a ranking scorer has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
+            "learns these images, and what is measured on the held-out ones says little"
+        )
     warn_left_out(failures)
     return Crops(torch.cat(crops), torch.cat(origin))
 
@@ -83,7 +90,8 @@ def read_crops(
 def _crops(image: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
     """`(n, 3, side, side)` of one image, without flat ones; of small images not more than there are places."""
     places = [length - side + 1 for length in image.shape[1:]]
-    tops, lefts = (torch.randint(n, (min(count, places[0] * places[1]),), generator=generator) for n in places)
+    number = min(count, places[0] * places[1])
+    tops, lefts = (torch.randint(n, (number,), generator=generator, device="cpu") for n in places)
     corners = zip(tops.tolist(), lefts.tolist(), strict=True)
     crops = torch.stack([image[:, top : top + side, left : left + side] for top, left in corners])
     return crops[crops.float().std((1, 2, 3)) >= MIN_CONTRAST]

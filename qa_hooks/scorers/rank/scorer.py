@@ -11,14 +11,14 @@ Source: Liu, van de Weijer and Bagdanov, "RankIQA: Learning from Rankings for No
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import gather_rows, rank
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range
 from qa_hooks.scorers.rank.crops import Crops, read_crops
 from qa_hooks.scorers.rank.network import (
@@ -146,8 +146,9 @@ class RankScorer(TrainedScorer):
 
     def tensors(self) -> dict[str, Tensor]:
         weights = super().tensors()
-        accuracies = torch.tensor([self.accuracies[name] for name in MEASURES], dtype=torch.float64)
-        return {**weights, LEVEL: torch.tensor(self.real_level, dtype=torch.float32), ACCURACIES: accuracies}
+        accuracies = torch.tensor([self.accuracies[name] for name in MEASURES], dtype=torch.float64, device="cpu")
+        level = torch.tensor(self.real_level, dtype=torch.float32, device="cpu")
+        return {**weights, LEVEL: level, ACCURACIES: accuracies}
 
     def options(self) -> dict[str, Any]:
         return {"seed": self.seed}
@@ -155,6 +156,8 @@ class RankScorer(TrainedScorer):
     @classmethod
     def divide(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Fitted]:
         level, accuracies = float(tensors.pop(LEVEL)), tensors.pop(ACCURACIES).tolist()
+        if not all(math.isfinite(number) for number in (level, *accuracies)):
+            raise ValueError("its level or its accuracies are not finite")
         return options, Fitted(tensors, {LEVEL: level, ACCURACIES: dict(zip(MEASURES, accuracies, strict=True))})
 
     def network_for(self, facts: dict[str, Any]) -> nn.Module:
@@ -169,7 +172,7 @@ class RankScorer(TrainedScorer):
         network = RankNetwork().float().to(self._here.device)
         train_ranking(network, trained, seed=self.seed, **training)
         clean = network_scores(network, tested)
-        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed), device="cpu")
         accuracies = held_out_accuracies(network, tested[order[:MAX_HELD_OUT]], seed=self.seed)
         facts = {LEVEL: float(clean.median()), ACCURACIES: {name: accuracies[name] for name in MEASURES}}
         return Fitted(network.state_dict(), facts, self.calibration_on(clean, calibration, "crops"))

@@ -157,6 +157,17 @@ def test_keep_thins_evenly_and_touches_nothing_else(tmp_path):
     assert (tmp_path / "step_best" / "0.png").exists()
 
 
+def test_the_one_nearest_to_its_neighbours_goes(tmp_path):
+    """Of steps at unequal distances: the gap that is left by the one that goes is the smallest possible."""
+    hooks = Hooks([SnapshotCollector(noise, folder=tmp_path, every=1, n=1, value_range=(-1, 1), keep=4)])
+    kept = []
+    for step in (1, 2, 10, 13, 30, 40):
+        hooks.step(step)
+        kept.append([int(path.name[5:]) for path in sorted(tmp_path.glob("step_*"))])
+    hooks.close()
+    assert kept[3:] == [[1, 2, 10, 13], [1, 10, 13, 30], [1, 13, 30, 40]]
+
+
 def test_the_run_is_left_alone(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.BatchNorm1d(64), torch.nn.Unflatten(1, (1, 8, 8)))
     modes = []

@@ -25,6 +25,7 @@ from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.images import load_image, save_image, to_uint8
 from qa_hooks.losses.hggt import HGGTNegativeLoss
 from qa_hooks.scorers import FunctionScorer
+from toy_scorers import brightness
 
 CANDIDATES = 4
 ANNOTATIONS = {  # of candidates 1, 2, 3, 4 by A, B, C -> effective: P S N P, S S S S, N N S S
@@ -312,7 +313,7 @@ def test_amo_takes_what_is_best_in_the_crop(tmp_path):
         return image
 
     root = write_folders(tmp_path / "sets", [(32, 64)], count=2, make=make)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="light", higher_is_better=True)
+    scorer = brightness("light")
     whole = torch.stack([load_image(root / f / "a.png").float().mean() for f in ("original", "enhanced_1")])
     assert int(whole.argmax()) == 1
     data = MultiGTDataset(root, strategy="amo", crop=16, repeat=40, flips=False)

@@ -11,10 +11,7 @@ from qa_hooks.features import create_extractor
 from qa_hooks.functional.intervals import paired_difference
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.sources.samples import sample_block
-
-
-def brightness(**options):
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
+from toy_scorers import brightness
 
 
 def plain(n, generator):
@@ -52,6 +49,10 @@ def test_set_metrics_of_digits(digits):
         return sample
 
     options = {"n": 128, "real": real, "extractor": "random", "metrics": ("fd", "kid", "pr"), "value_range": (-1, 1)}
+    shy = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
+    assert set(shy.verdicts.values()) == {"no verdict"}
+    assert "untrained" in str(shy)
+    options["always_judge"] = True
     result = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
     assert result.verdicts["kd_random"] == "B better"
     assert result.verdicts["precision_random"] == "B better"
@@ -122,7 +123,7 @@ def test_different_specs_are_refused():
     bad = FunctionScorer(lambda x: 1 / (x.mean((1, 2, 3)) > 0.2).float(), name="bad", higher_is_better=True)
     with pytest.raises(ValueError, match="of B are not finite"):
         compare_checkpoints(lambda n, g: plain(n, g) * 0 + 0.5, lambda n, g: plain(n, g) * 0, bad, n=4)
-    with pytest.raises(TypeError, match="qa_hooks Scorers"):
+    with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
         compare_checkpoints(plain, plain, ["niqe"])
 
 

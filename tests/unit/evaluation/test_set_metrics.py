@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from qa_hooks.evaluation.estimate import Estimate
+from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics, metric_name
+from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics
+from qa_hooks.evaluation.verdicts import Verdicts
 from qa_hooks.functional.intervals import jackknife_error, jackknife_subsets, t_interval, wilson_interval
 from qa_hooks.functional.kid import kernel_distance
 from qa_hooks.functional.precision_and_recall import precision_recall
@@ -110,3 +112,87 @@ def test_there_is_one_word_for_each_metric():
     for word in ("fad", "precision_recall", "fid"):
         with pytest.raises(ValueError, match=f"unknown metric '{word}'; known are fd, kid, pr, is, qs, ds"):
             check_metrics([word])
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.6])
+def test_intervals_lie_within_the_range_and_cover(scale):
+    """Wide, equal and collapsed sets: shares near 0 and 1, where a plain jackknife leaves the range or has no width."""
+    n, repeats = 60, 40
+    real = normal(n, 3, seed=1)
+    found = [
+        estimate_metrics(Sets(Reference.of(real), normal(n, 3, seed=2 + i) * scale), ["fd", "kid", "pr"])
+        for i in range(repeats)
+    ]
+    for key in ("fd", "precision", "recall", "density", "coverage"):
+        mean = sum(own[key].value for own in found) / repeats
+        intervals = [own[key].interval() for own in found]
+        top = math.inf if key in ("fd", "density") else 1.0
+        assert all(0 <= i.low <= i.value <= i.high <= top for i in intervals)
+        assert sum(i.low <= mean <= i.high for i in intervals) >= 0.85 * repeats  # 34 of 40: three errors below 0.95
+        if top == 1.0:
+            assert min(i.high - i.low for i in intervals) > 0.01
+
+
+def test_differences_lie_within_the_range_of_differences():
+    rows = torch.tensor([[0.0, *[0.0] * 9, 0.4], [1.0, *[1.0] * 9, 0.5]], dtype=torch.float64)
+    a, b = (Estimate("recall", 60, row, (0.0, 1.0), higher_is_better=True) for row in rows)
+    found = a.compare(b, paired=False)
+    assert found.high == 1.0
+    assert found.low < 1.0
+    classes = Sets(Reference.of(normal(30, 2)), normal(30, 2), logits=50 * torch.eye(2)[torch.arange(30) % 2])
+    score = estimate_metrics(classes, ["is"])["is"].interval()
+    assert score.low <= score.value <= score.high <= 2
+
+
+def test_few_images_are_counted_in_the_message():
+    with pytest.raises(ValueError, match="fd of 9 generated and 30 real images: at least 10 images of each"):
+        estimate(normal(30, 2), normal(9, 2))
+    with pytest.raises(ValueError, match="of 30 generated and 5 real images: at least 10"):
+        estimate(normal(5, 2), normal(30, 2), "pr", groups=2)
+
+
+class TestVerdicts:
+    def compared(self, a, b, *, extractor, n=60, **options):
+        real = normal(n, 2, seed=1).float()
+        found = Verdicts(labels=["one B better", "A"], paired=False, seed=0, confidence=0.95, **options)
+        sets = {"one B better": real + a + 0.1 * normal(n, 2).float(), "A": real + b}
+        found.add_sets(extractor, real, sets, ["kid"])
+        return found
+
+    def extractor(self, **spec):
+        return SimpleNamespace(name="net", spec=spec or None, fingerprint="f" * 16)
+
+    def test_the_whole_name_of_the_better_set(self):
+        found = self.compared(0.0, 2.0, extractor=self.extractor())
+        assert str(found).splitlines()[-1].endswith("] one B better better")
+        found = self.compared(2.0, 0.1, extractor=self.extractor())
+        assert str(found).splitlines()[-1].endswith("] A better")
+
+    @pytest.mark.parametrize(
+        ("spec", "n", "word"),
+        [
+            ({"type": "random"}, 60, "untrained"),
+            ({"type": "resnet18", "weights": None}, 60, "untrained"),
+            ({"type": "resnet18"}, 40, "40 images are few"),
+        ],
+    )
+    def test_untrained_features_and_few_images_give_numbers_only(self, spec, n, word):
+        extractor = self.extractor(**spec)
+        found = self.compared(0.5, 2.0, extractor=extractor, n=n)
+        difference = found.comparisons["A"]["kd_net"]
+        assert difference.low > 0
+        assert difference.verdict == "no verdict"
+        assert word in str(found)
+        judged = self.compared(0.5, 2.0, extractor=extractor, n=n, always_judge=True)
+        assert judged.comparisons["A"]["kd_net"].verdict == "A better"
+        assert judged.comparisons["A"]["kd_net"][:3] == difference[:3]
+        assert judged.notes == []
+
+    def test_the_real_images_themselves_are_the_best_in_any_features(self):
+        found = self.compared(2.0, 0.0, extractor=self.extractor(type="random"))
+        assert found.comparisons["A"]["kd_net"].verdict == "B better"
+        assert found.notes == []
+
+    def test_trained_features_and_enough_images_are_judged(self):
+        extractor = self.extractor(type="resnet18")
+        assert self.compared(0.5, 2.0, extractor=extractor).comparisons["A"]["kd_net"].verdict == "A better"

@@ -213,6 +213,7 @@ class TestBoth:
                 numeric = (scorer.score(images + step) - scorer.score(images - step)).sum().item() / 2e-5
             assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=1e-4)
 
+    @pytest.mark.filterwarnings("ignore:.*has no best value, and this loss no ceiling")
     def test_as_a_loss_it_raises_the_score(self, name, digits):
         scorer = SCORERS[name](create_extractor("random", width=8)).fit(digits[:300] / 2 + 0.5, calibration=None)
         images = (damaged(digits[300:308], 0.5) / 2 + 0.5).requires_grad_()

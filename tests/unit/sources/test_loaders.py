@@ -15,7 +15,6 @@ from qa_hooks.data import QualitySampler
 from qa_hooks.sources.batches import image_batches
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.loaders import check_end
-from qa_hooks.sources.shapes import common_size
 
 
 @pytest.fixture
@@ -174,18 +173,3 @@ def test_a_source_that_repeats_itself_for_ever_is_noticed(images):
             read(source)
     assert len(read(iter([images, images, images]))) == 36  # a few repeats are nobody's fault
     assert len(read(DataLoader(list(images) * 100, batch_size=64))) == 1200
-
-
-def test_the_size_of_a_set_is_that_of_most_of_it(tmp_path):
-    from qa_hooks.images import save_image
-
-    for name, side in (("a", 9), ("b", 8), ("c", 8)):
-        save_image(torch.zeros(3, side, 10, dtype=torch.uint8), tmp_path / f"{name}.png")
-    (tmp_path / "0.png").write_bytes(b"broken")
-    assert common_size(tmp_path) == (8, 10)
-    assert common_size(DataLoader(TensorDataset(torch.zeros(5, 1, 6, 7)), batch_size=2)) == (6, 7)
-    assert common_size([torch.zeros(3, 4, 5), torch.zeros(3, 4, 5)]) == (4, 5)
-    (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "0.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="none of the images"):
-        common_size(tmp_path / "only")
