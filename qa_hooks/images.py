@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.containers import is_container, list_members, read_pixels
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, open_picture, pixels_of
+from qa_hooks._base.files import walk_files, whole_file
+
 Range = tuple[float, float]
 
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
 GREY_WEIGHTS = (0.298936021293775, 0.587043074451121, 0.114020904255103)
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
 
 def check_range(value_range: Sequence[float]) -> Range:
@@ -186,7 +188,7 @@ def as_tensor(images: Any) -> Tensor:
     if isinstance(images, np.ndarray):
         return _from_array(images)
     if type(images).__module__.startswith("PIL."):
-        return _from_pil(images)
+        return _from_array(pixels_of(images))
     if isinstance(images, Iterable):
         parts = [as_tensor(image) for image in images]
         if not parts:
@@ -213,36 +215,63 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     return check_images("images", tensor, floating=False)
 
 
-def _from_pil(image: Any) -> Tensor:
-    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip all but the darkest
-        return _from_array((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    mode = "L" if image.mode in ("L", "1") else "RGB"
-    return _from_array(np.asarray(image.convert(mode)))
-
-
 def load_image(path: str | Path) -> Tensor:
-    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file.
+    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey pictures and 3 otherwise.
 
     Turned upright where the camera noted how it was held; transparency is dropped; of several frames the first is read.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-    from PIL.Image import DecompressionBombError
 
+    Args:
+        path: a picture, or a member of a file that holds many, as `list_images` names them.
+
+    Raises:
+        ValueError: no readable picture; the message names it.
+        FileNotFoundError: no such file.
+    """
     try:
-        with Image.open(path) as image:
-            return _from_pil(ImageOps.exif_transpose(image))[0]
+        pixels = read_pixels(Path(path))
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+    except Exception as error:  # the parsers of a dozen formats raise what they like
+        raise ValueError(f"{path} is not a readable image: {error or type(error).__name__}") from error
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, upright; of a file nothing but the header is read."""
+    path = Path(path)
+    if not path.is_file():
+        height, width, _ = read_pixels(path).shape
+        return width, height
+    with open_picture(path) as image:
+        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
+        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
+        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+    return (height, width) if turned else (width, height)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path; `ValueError` when there are none."""
+    """All image files below `folder`, sorted by path, or the members of a file that holds many.
+
+    Links to folders are followed, and each folder is read once; folders and files whose names begin with a dot are not.
+
+    Args:
+        folder: a folder; a zip of images, as StyleGAN's tools make them; an `.npz` or `.npy` of uint8 images
+            `(N, H, W, C)`; a folder that a data set of the `datasets` library was saved to. Members have paths below
+            their file: `set.zip/00000/img00000000.png`.
+
+    Raises:
+        ValueError: no images.
+    """
     folder = Path(folder)
+    if is_container(folder):
+        return list_members(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = sorted(path for path in found if path.is_file())
+    lost = [path for path in found if path.is_symlink() and not path.exists()]
+    if lost:
+        warnings.warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
     if not paths:
         raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths
@@ -268,8 +297,6 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 def save_image(image: Tensor, path: str | Path) -> None:
     """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
     from PIL import Image
-
-    from qa_hooks._base.files import whole_file
 
     array = image.permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")

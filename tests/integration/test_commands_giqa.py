@@ -363,11 +363,14 @@ def test_torchrun_gives_the_table_of_one_process(many, tmp_path, capsys):
     process = start([*launch, *arguments, output])
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert out == f"{output}: 240 images; 1 with problems\n"
+    assert out.splitlines()[0] == f"{output}: 240 images; 1 with problems"
+    assert out.splitlines()[1].startswith("  niqe_bsd100: median ")
+    assert len(out.splitlines()) == 2
     assert err.count("broken.png") == 1
     one = (tmp_path / "one.csv").read_bytes()
     assert output.read_bytes() == one
     specs = [json.loads((tmp_path / f"{name}.csv.json").read_text()) for name in ("one", "two")]
+    assert len(specs[0]["files"]) == 240
     assert {**specs[0], "started": 0} == {**specs[1], "started": 0}
 
     # What two killed processes have left is finished by two others, and by one.
