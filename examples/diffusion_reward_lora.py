@@ -208,7 +208,7 @@ def judge(task: Task, images: Tensor) -> dict[str, Any]:
     if task.evaluator is not None:
         extractor = task.evaluator.extractor
         reference = make_reference(extractor, task.real, progress=False)
-        found = measure(extractor(to_uint8(images, (0, 1))), reference, ["fd", "precision_recall"], extractor=extractor)
+        found = measure(extractor(to_uint8(images, (0, 1))), reference, ["fd", "pr"], extractor=extractor)
         row |= {key: found[key].value for key in ("fd", "precision", "recall")}
     return row
 

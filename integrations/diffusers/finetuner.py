@@ -51,6 +51,7 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_weight
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.terms import publish
 from qa_hooks.images import RangeGuard
 from qa_hooks.integrations.diffusers.denoiser_calls import CallRecorder, DenoiserCall, distance_to_base
 from qa_hooks.integrations.diffusers.denoising import denoising_loss
@@ -193,7 +194,7 @@ class RewardFinetuner:
                 if not torch.isfinite(value):
                     raise ValueError(f"step {self._steps + 1}: the term {name!r} is {float(value)}")
         self._steps += 1
-        self.terms = {"loss": loss.detach(), **terms}
+        publish(self, {"loss": loss.detach(), **terms})
         return loss, dict(self.terms)
 
     def generator(self) -> torch.Generator:

@@ -12,26 +12,28 @@ loss is a mean and the batches are of one size.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import all_reduce_sum, gather_rows, is_distributed, world_size
 from qa_hooks.integrations.training_checks import check_plain_training, check_sharded
 
+_TOLD: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameters of which it was said
 BUCKET = 2**24  # elements of a collective
 
 
 def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -> None:
     """Replace gradients by their mean over ranks; to be called by all ranks, after backward and before clipping.
 
-    A gradient that is None on some ranks counts as zero there; one that is None on all stays None, and a warning says
-    so. Sums are made in float32. Under a GradScaler too it comes first, before unscaling: an overflow on one rank then
-    is one on all.
+    A gradient that is None on some ranks counts as zero there; one that is None on all stays None, and is told once:
+    such a parameter does not learn. Sums are made in float32. Under a GradScaler too it comes first, before unscaling:
+    an overflow on one rank then is one on all.
 
     Args:
         parameters: the same on all ranks, in the same order; those that need no gradient are skipped.
@@ -59,12 +61,7 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
             f"none of {len(trained)} trainable parameters has a gradient on any rank: call this after backward, with "
             "the parameters of the network that made the images"
         )
-    if missing := [index for index, ranks in enumerate(counts) if not ranks]:
-        warnings.warn(
-            f"{len(missing)} of {len(trained)} trainable parameters have no gradient on any rank, the first is number "
-            f"{missing[0]} of shape {tuple(trained[missing[0]].shape)}: they stay as they are",
-            stacklevel=2,
-        )
+    _tell_unused(trained, used)
     if not is_distributed():
         return
     for bucket in _buckets(used):
@@ -76,6 +73,21 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
                 p.grad = reduced
             else:
                 p.grad.copy_(reduced)
+
+
+def _tell_unused(trained: list[Tensor], used: list[Tensor]) -> None:
+    """Say once of a set of parameters that some of them have no gradient on any rank."""
+    present = {id(p) for p in used}
+    unused = [p for p in trained if id(p) not in present]
+    if unused and unused[0] not in _TOLD:
+        _TOLD.update(dict.fromkeys(unused, True))
+        warn(
+            f"{len(unused)} of {len(trained)} trainable parameters have no gradient on any rank, the first is number "
+            f"{next(i for i, p in enumerate(trained) if p is unused[0])} of shape {tuple(unused[0].shape)}: they stay "
+            "what they are. What the loss depends on does not use them, or not with a gradient: the text encoder and a "
+            "second network have none through grad_last_steps' prefix, and layers have none whose weights are read "
+            "past their modules"
+        )
 
 
 @torch.no_grad()

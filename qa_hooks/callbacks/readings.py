@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, NamedTuple
 
-import torch
-
-from qa_hooks._base.processes import broadcast_tensors, rank, together
+from qa_hooks._base.processes import rank, shared, together
 from qa_hooks.callbacks.callback import Callback
 
 MODES = ("min", "max")
@@ -42,7 +39,7 @@ class Reading(NamedTuple):
         return gain > min_delta
 
 
-class Watched:
+class MetricReader:
     """One metric of one monitor.
 
     Raises:
@@ -82,9 +79,7 @@ class Watched:
         with together():
             if rank() == 0:
                 reading = self._own(step, interval, spec)
-        fields = {} if reading is None else reading._asdict()
-        shared = broadcast_tensors({name: torch.tensor(v, dtype=torch.float64) for name, v in fields.items()})
-        return from_plain({name: float(value) for name, value in shared.items()})
+        return shared(reading)
 
     def _own(self, step: int, interval: bool, spec: str | None) -> Reading | None:
         last: dict[str, float] = self.monitor.last  # type: ignore[attr-defined]
@@ -106,13 +101,6 @@ class Watched:
                 "each its own folder"
             )
         return Reading(step, float(last[self.metric]), *bounds)
-
-
-def shared_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's dictionary of plain values on all ranks."""
-    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-    shared: dict[str, Any] = json.loads(bytes(broadcast_tensors({"text": text})["text"].tolist()))
-    return shared
 
 
 def to_plain(reading: Reading | None) -> dict[str, Any]:

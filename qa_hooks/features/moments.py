@@ -33,8 +33,8 @@ class Moments:
         self.dim = dim
         self.count = 0
         self._shift: Tensor | None = None
-        self._total = torch.zeros(dim, dtype=torch.float64)
-        self._outer = torch.zeros(dim, dim, dtype=torch.float64)  # its lower triangle
+        self._total = torch.zeros(dim, dtype=torch.float64, device="cpu")
+        self._outer = torch.zeros(dim, dim, dtype=torch.float64, device="cpu")  # its lower triangle
         self._waiting: list[Tensor] = []
 
     @classmethod
@@ -112,11 +112,10 @@ class Moments:
         if not is_distributed():
             return self
         merged = Moments(self.dim)
-        local = torch.zeros(1 + self.dim + self.dim**2, dtype=torch.float64)
+        local = torch.zeros(1 + self.dim + self.dim**2, dtype=torch.float64, device="cpu")
         if self.count:
-            local = torch.cat(
-                [torch.tensor([float(self.count)]).double(), self.mean().cpu(), self.scatter().flatten().cpu()]
-            )
+            count = torch.tensor([self.count], dtype=torch.float64, device="cpu")
+            local = torch.cat([count, self.mean().cpu(), self.scatter().flatten().cpu()])
         for part in gather_equal(local):
             merged.merge(int(part[0]), part[1 : 1 + self.dim], part[1 + self.dim :].reshape(self.dim, self.dim))
         return merged

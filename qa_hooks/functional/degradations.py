@@ -1,6 +1,7 @@
-"""Ladders of synthetic degradations: the same image, worse at each level, so that the order of quality is known.
+"""Synthetic degradations in ladders: the same image at five levels, each worse than the one before.
 
-Level 0 is the image itself; the parameters of levels 1 to 4 are in `LADDERS`, in pixels and in units of [0, 1].
+So the order of quality is known without asking anybody. Level 0 is the image itself. The parameters of the levels 1 to
+4 are in `LADDERS`, in pixels and in units of [0, 1].
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ RANDOM = frozenset({"noise", "salt_pepper"})
 
 
 def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Degrade images to a level of one of the ladders.
+    """Images that are blurred, noisy, compressed or otherwise degraded to a known level.
 
     Args:
         images: `(N, 1 or 3, H, W)` floating, in [0, 1].
         kind: "blur", "noise", "jpeg", "downsample", "sharpen" or "salt_pepper".
         level: 0 (unchanged) to 4 (worst).
-        generator: of the kinds in `RANDOM`, which need it; the draw is made on its device.
+        generator: where the kinds in `RANDOM` draw from, which need it; the draw is made on its device.
 
     Returns:
         Like `images`, in [0, 1], without gradient.
@@ -81,7 +82,7 @@ def chain(images: Tensor, kind: str, *, generator: torch.Generator | None = None
 def _at_random(images: Tensor, kind: str, strength: float, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         raise ValueError(f"{kind} needs generator=, so that the images can be made again")
-    own: dict[str, Any] = {"generator": generator, "device": generator.device}
+    own: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if kind == "noise":
         return (images + strength * torch.randn(images.shape, **own).to(images)).clamp(0, 1)
     drawn = torch.rand(len(images), 1, *images.shape[2:], **own).to(images.device)
@@ -120,9 +121,9 @@ def dead_leaves(count: int, size: int, *, generator: torch.Generator, channels: 
     """
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    grid = torch.arange(size, dtype=torch.float32)
+    grid = torch.arange(size, dtype=torch.float32, device="cpu")
     smallest, largest = 1.0 / max(2.0, 0.02 * size) ** 2, 1.0 / (0.3 * size) ** 2
     radii = (
         smallest + draw(count, leaves) * (largest - smallest)
@@ -136,5 +137,5 @@ def dead_leaves(count: int, size: int, *, generator: torch.Generator, channels: 
             inside = row[:, None].square() + column.square() < radii[picture, leaf].square()
             slope = slopes[picture, leaf, 0] * row[:, None] + slopes[picture, leaf, 1] * column
             pictures[picture, :, inside] = (shades[picture, leaf, :, None, None] + slope)[:, inside]
-    grain = 0.01 * torch.randn(pictures.shape, generator=generator)
+    grain = 0.01 * torch.randn(pictures.shape, generator=generator, dtype=torch.float32, device="cpu")
     return (0.1 + 0.8 * pictures + grain).clamp(0, 1)

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks.functional.numerics import differentiable_once
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once
 
+ONCE = "the AGGD estimate is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 MIN_ALPHA, MAX_ALPHA = 0.2, 10.0
 _NODES = 2048
 
@@ -40,9 +41,9 @@ class AGGD(NamedTuple):
 def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
     """Estimate an AGGD from each signal in the last axis; differentiable once in `values`, alpha included.
 
-    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both. A signal
-    of zeros has alpha 10 and scales 0, without a gradient. Values are compared with 0 as they are: `values` is assumed
-    to be centred where the model asks for it (MSCN coefficients and their products are not centred again).
+    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both sides. A
+    signal of zeros has alpha 10 and scales 0, and no gradient. The two sides meet at 0: values are not centred here, so
+    centre them first where the model asks for it (NIQE's coefficients and their products are not centred).
 
     Args:
         values: floating `(..., L)`; float16 and bfloat16 are computed in float32.
@@ -66,6 +67,7 @@ def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
         )
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must have a non-empty last axis, got the shape {tuple(values.shape)}")
+    check_reverse_mode("aggd", values)
     with torch.autocast(values.device.type, enabled=False):
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
@@ -133,14 +135,14 @@ class _Estimate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             first, second, third = powers / power_sums[:, None]
             tilt = first - 4 * second + 3 * third
-            saved = (squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
+            saved = (estimate, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
             ctx.save_for_backward(*saved)
         return estimate
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
+        _, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
         by_mean = grad[1] * to_mean
         by_log_scale = torch.stack([grad[2] - by_mean, grad[3] + by_mean]) * scales
         psi_1, psi_2, psi_3 = torch.digamma(torch.stack([inverse, 2 * inverse, 3 * inverse]))
@@ -171,13 +173,13 @@ class _ShapeFromRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ratio: Tensor, max_slope: float | None) -> Tensor:
         alpha, slope = _solve(ratio, max_slope)
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(alpha, slope)
         return alpha
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
+        _, slope = ctx.saved_tensors
         return grad * slope, None
 
 

@@ -126,6 +126,32 @@ def paired_difference(
     return compare_interval(interval, higher_is_better=higher_is_better, n=len(first))
 
 
+def independent_difference(
+    a: Tensor | Sequence[float],
+    b: Tensor | Sequence[float],
+    *,
+    higher_is_better: bool = True,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Is B better than A, given values of both for different seeds, prompts or files?
+
+    Args, raises: as `paired_difference`; the lengths may differ.
+
+    Returns:
+        The difference of the means with Student's interval, with the degrees of freedom of the shorter one (and so on
+        the safe side); a verdict when the interval leaves out zero.
+
+    Example:
+        >>> independent_difference([1.0, 2.0, 3.0], [11.0, 12.0, 13.0, 14.0]).verdict
+        'B better'
+    """
+    first, second = _values("a", a), _values("b", b)
+    n = min(len(first), len(second))
+    error = math.sqrt(float(first.var()) / len(first) + float(second.var()) / len(second))
+    interval = t_interval(float(second.mean() - first.mean()), error, degrees=n - 1, confidence=confidence)
+    return compare_interval(interval, higher_is_better=higher_is_better, n=n)
+
+
 def compare_interval(difference: Interval, *, higher_is_better: bool, n: int) -> Comparison:
     """The verdict on an interval of B minus A.
 

@@ -22,14 +22,13 @@ score at next to no loss of PSNR, 2 began to be fooled, and 3 wrecked the images
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
@@ -71,7 +70,8 @@ class ScoreLoss(QALoss):
 
     Attributes:
         terms: besides the loss, under its name: "score" (raw, of several each scorer's as "score_{name}" and the
-            combination), "at_ceiling" (the share of images), "ceiling", "out_of_range" and "weight" (the one in use).
+            combination), "at_ceiling" (the share of images that have reached it), "ceiling" (in the direction of
+            "score"), "out_of_range" and "weight" (the one in use).
 
     Raises:
         TypeError: not a scorer.
@@ -113,13 +113,13 @@ class ScoreLoss(QALoss):
         self._ceiling = None if ceiling is None else Ceiling(ceiling, scorers)
         self._balance = None if balance is None else GradientBalance(balance)
         self._tried = False
+        self._given = {"ceiling": ceiling, "balance": balance, "views": views if views > 1 else None}
         unbounded = [s.name for s in scorers if s.score_range is None and "reference" not in s.inputs]
         if unbounded and ceiling is None and self.weight:
-            warnings.warn(
+            warn(
                 f"{unbounded[0]} has no best value, and this loss no ceiling: what raises it is paid without end "
                 "(ten steps of 1/255 lifted a ranking score from .3 to 23.8, where clean photographs have 2.7); "
-                'ScoreLoss(..., ceiling="real") stops at what real images get',
-                stacklevel=2,
+                'ScoreLoss(..., ceiling="real") stops at what real images get'
             )
 
     @property
@@ -129,9 +129,18 @@ class ScoreLoss(QALoss):
 
     @property
     def ceiling(self) -> float | None:
-        """The ceiling in use, as goodness; None when there is none, or while it has not been measured."""
+        """The ceiling in use, in the direction of `score`; None when there is none, or while it is not measured."""
         level = None if self._ceiling is None else self._ceiling.level
-        return None if level is None else float(level)
+        return None if level is None else float(self._as_scored(level))
+
+    def _as_scored(self, goodness: Tensor) -> Tensor:
+        """Goodness in the direction in which the score is logged."""
+        falling = len(self.scorers) == 1 and not self.scorer.higher_is_better
+        return -goodness if falling else goodness
+
+    def extra_repr(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
+        return f"{' + '.join(scorer.name for scorer in self.scorers)}, {super().extra_repr()}{given}"
 
     def per_image(
         self,
@@ -161,7 +170,7 @@ class ScoreLoss(QALoss):
             log["weight"] = self.weight * self._balance.weight(pred.device)
         if level is not None:
             losses = (level + losses).clamp_min(0)
-            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": level}
+            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": self._as_scored(level)}
         log[self.name] = losses.detach().mean()
         if self._balance is not None:
             losses = self._balance.weight(pred.device) * losses
@@ -185,8 +194,8 @@ class ScoreLoss(QALoss):
         """The inverse of `run_state`; `ValueError` when it is that of another loss."""
         try:
             draws = int(state["draws"])
-            real = None if self._ceiling is None else torch.as_tensor(state["real"]).float()
-            norms = None if self._balance is None else torch.as_tensor(state["norms"]).double()
+            real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu").float()
+            norms = None if self._balance is None else torch.as_tensor(state["norms"], device="cpu").double()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not the state of such a {type(self).__name__}: {error!r}") from error
         self.random.draws = draws
@@ -239,14 +248,15 @@ class ScoreLoss(QALoss):
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
         """Refuse, once, what cannot teach, on these images with a little noise: flat ones may have no slope."""
-        if self._tried:
+        if self._tried or torch.compiler.is_compiling():
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")
         from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range
-        noise = torch.randn(pred.shape, generator=torch.Generator().manual_seed(0)).to(pred.device)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(pred.shape, generator=generator, dtype=torch.float32, device="cpu").to(pred.device)
         images = (pred.detach().float() + 0.02 * (high - low) * noise).clamp(low, high)
         for scorer in self.scorers:
             check_reward(scorer, images, **_own(scorer, inputs))

@@ -112,7 +112,7 @@ def trial(scorer: Scorer, count: int, side: int, *, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     clean = dead_leaves(count, side, generator=generator)
     images = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
-    device = device_of(scorer)
+    device = scorer.device or torch.device("cpu")
     return in_range(images, scorer.value_range).to(device), inputs_for(scorer, clean.to(device))
 
 
@@ -140,14 +140,6 @@ def pair_of(images: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, A
     if prompt is not None:
         out["prompt"] = (list(prompt) * 2)[:2]
     return pairs["images"], out
-
-
-def device_of(scorer: Scorer) -> torch.device:
-    """Where a scorer's own or frozen tensors are; the CPU when it has none."""
-    owners = [scorer, *scorer._frozen]
-    tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in owners)
-    first = next(tensors, None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _smallest(scorer: Scorer) -> tuple[Tensor, dict[str, Any]]:

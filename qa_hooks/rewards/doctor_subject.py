@@ -21,11 +21,19 @@ REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, AssertionError, Ari
 
 
 class Outcome(NamedTuple):
-    """Of one check: "pass", "warn", "fail" or "skip"; what was measured; what would have been good."""
+    """What one check says.
+
+    Attributes:
+        verdict: "pass", "warn", "fail" or "skip".
+        measured: what was measured, in words.
+        threshold: what would have been good.
+        check: the name of the check.
+    """
 
     verdict: str
     measured: str
     threshold: str
+    check: str = ""
 
 
 @dataclasses.dataclass

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks._base.isolation import modules_of
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.scorers.calibration import Calibration
 
-INPUTS = frozenset({"reference", "prompt"})
+OTHER_SIZES = ("warn", "raise", "resize")
 
 
 class Scorer(KeepsFrozen):
@@ -25,7 +25,7 @@ class Scorer(KeepsFrozen):
 
     A subclass states the facts below and writes `score`, which sees float32 images mapped to [0, 1], outside autocast.
     Scorers stay in eval mode and in their own precision whatever a parent module does, and put nothing into its
-    checkpoint: constants are buffers with `persistent=False`, networks are taken along with `self.keep(net)`.
+    checkpoint: constants are buffers with `persistent=False`, networks are kept: `self.network = self.keep(network)`.
 
     Attributes:
         name: the tag in TensorBoard and the key in tables. Famous names only for canonical values.
@@ -34,6 +34,10 @@ class Scorer(KeepsFrozen):
         inputs: which of "reference" and "prompt" it needs besides the images.
         differentiable: whether a usable gradient reaches the images.
         value_range: what the numbers of incoming images mean; not saved.
+        calibration: the map to [0, 1], when one has been fitted; saved with the scorer.
+        fitted_size: (height, width) of the images that it was fitted on, where all had one size and it matters; saved.
+        other_sizes: what happens to images of another size, whose scores could not be compared: "warn" scores them and
+            says so once, "raise" refuses them, "resize" brings them to `fitted_size`.
 
     Example:
         >>> class Brightness(Scorer):
@@ -49,11 +53,14 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
+    keeps_float64: bool = False  # `score` takes it, too: for what is ours, where it gives more digits
+    fitted_size: tuple[int, int] | None = None
+    other_sizes: str = "warn"
 
     def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
         self.value_range = check_range(value_range)
-        self._calibration: list[Calibration] = []  # a list, so that it is in no checkpoint of a parent
+        self.calibration: Calibration | None = None
         self._guard = RangeGuard(self.value_range)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
@@ -110,13 +117,14 @@ class Scorer(KeepsFrozen):
         return self
 
     @property
-    def calibration(self) -> Calibration | None:
-        """The map to [0, 1], when one has been fitted."""
-        return self._calibration[0] if self._calibration else None
-
-    @calibration.setter
-    def calibration(self, calibration: Calibration) -> None:
-        self._calibration = [calibration]
+    def device(self) -> torch.device | None:
+        """Where its tensors and its networks are, and so where images have to be; None when it has neither."""
+        for module in (self, *self._frozen):
+            if module is not self and isinstance(module, Scorer):
+                return module.device
+            for tensor in chain(module.buffers(), module.parameters()):
+                return tensor.device
+        return None
 
     def calibrated(self) -> Scorer:
         """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it.
@@ -178,7 +186,8 @@ class Scorer(KeepsFrozen):
         return self
 
     def _to_unit(self, images: Tensor) -> Tensor:
-        return to_unit(images if images.dtype in (torch.uint8, torch.float64) else images.float(), self.value_range)
+        as_it_is = images.dtype == torch.uint8 or (images.dtype == torch.float64 and self.keeps_float64)
+        return to_unit(images if as_it_is else images.float(), self.value_range)
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -190,27 +199,31 @@ class Scorer(KeepsFrozen):
                 )
 
 
+def check_is_scorer(value: Any, name: str = "scorer") -> Scorer:
+    """The value itself; `TypeError` unless it is a `Scorer`."""
+    if not isinstance(value, Scorer):
+        raise TypeError(
+            f"{name} must be a qa_hooks Scorer, got {type(value).__name__}; take one of create_scorer(name), or wrap a "
+            "function as FunctionScorer(fn, name=..., higher_is_better=...)"
+        )
+    return value
+
+
 class CalibratedScorer(Scorer):
     """A scorer followed by its calibration: [0, 1], higher is better. Made by `Scorer.calibrated()`."""
 
     score_range = (0.0, 1.0)
     higher_is_better = True
+    calibration: Calibration
 
     def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
         super().__init__(value_range=scorer.value_range)
-        self.keep(scorer)
-        self._calibration = [calibration]
+        self.scorer, self.calibration = self.keep(scorer), calibration
         self.name, self.inputs, self.differentiable = f"{scorer.name}_calibrated", scorer.inputs, scorer.differentiable
 
     def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
         """Calibrated scores `(N,)`; arguments as in `Scorer.forward`."""
-        calibrated: Tensor = self._calibration[0](self.scorer.goodness(images, reference=reference, prompt=prompt))
-        return calibrated
-
-    @property
-    def scorer(self) -> Scorer:
-        """The scorer inside."""
-        return cast(Scorer, self._frozen[0])
+        return self.calibration(self.scorer.goodness(images, reference=reference, prompt=prompt))
 
     @property
     def fingerprint(self) -> str:
@@ -224,60 +237,3 @@ class CalibratedScorer(Scorer):
     def save(self, path: str | Path) -> None:
         """Write the scorer inside, with its calibration."""
         self.scorer.save(path)
-
-
-class FunctionScorer(Scorer):
-    """Any callable as a scorer: a metric of yours, a classifier's confidence, another library's function.
-
-    Args:
-        function: `(N, C, H, W)` float32 images in [0, 1] (and `reference=`, `prompt=` where `inputs` name them) ->
-        `(N,)`.
-            A module is put into eval mode and its parameters need no gradient from then on; networks that a plain
-            function calls are left as they are, so pass the module itself where you can.
-        name: the tag.
-        higher_is_better: the direction of what it returns.
-        score_range, inputs, differentiable, value_range: as in `Scorer`.
-
-    Example:
-        >>> contrast = FunctionScorer(lambda images: images.std((1, 2, 3)), name="contrast", higher_is_better=True)
-        >>> contrast(torch.zeros(2, 1, 4, 4))
-        tensor([0., 0.])
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        *,
-        name: str,
-        higher_is_better: bool,
-        score_range: Range | None = None,
-        inputs: Iterable[str] = (),
-        differentiable: bool = True,
-        value_range: Range = (0.0, 1.0),
-    ) -> None:
-        super().__init__(value_range=value_range)
-        if not callable(function):
-            raise TypeError(f"function must be callable, got {type(function).__name__}")
-        self.inputs = frozenset(inputs)
-        if not self.inputs <= INPUTS:
-            raise ValueError(f"inputs may name {sorted(INPUTS)}, got {sorted(self.inputs)}")
-        self._function = [self.keep(function) if isinstance(function, nn.Module) else function]
-        trained = [m for m in modules_of(function) if any(p.requires_grad for p in m.parameters())]
-        if differentiable and trained:
-            warnings.warn(
-                f"the function of {name!r} calls a {type(trained[0]).__name__} whose parameters need gradients: as a "
-                "loss it would give them some; pass the module itself, or freeze it with requires_grad_(False)",
-                stacklevel=2,
-            )
-        self.name, self.higher_is_better = name, higher_is_better
-        self.score_range, self.differentiable = score_range, differentiable
-
-    def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        scores = self._function[0](images, **inputs)
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"{self.name} must return a tensor (N,), got {type(scores).__name__}")
-        return scores
-
-    def save(self, path: str | Path) -> None:
-        """Refused: code cannot be saved safely."""
-        raise TypeError(f"{self.name} wraps a Python function, which cannot be saved; only qa_hooks' own scorers can")

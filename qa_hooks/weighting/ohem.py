@@ -5,14 +5,13 @@ w_i = w_l if S(x_i) < T_q, else 1
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 
@@ -94,15 +93,14 @@ class OHEM(Weighter):
         if threshold_mode == "absolute":
             self._check_calibrated()
         if not normalize and not self.is_off():
-            warnings.warn(
+            warn(
                 "OHEM(normalize=False) changes the size of the fake term: with an unbounded critic loss such as WGAN's "
                 "the critic ran away in 3 of 3 runs; hinge and logistic losses do not have this fault",
-                stacklevel=2,
             )
 
     def rule(self, goodness: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self.threshold_mode == "absolute":
-            threshold = torch.full((), self.threshold, device=goodness.device)
+            threshold = torch.full((), self.threshold, dtype=goodness.dtype, device=goodness.device)
         else:
             threshold = value_below(goodness, self.worst)
         return threshold, lambda part: ohem_weights(part, threshold=threshold, weight=self.weight)

@@ -131,7 +131,7 @@ def pick(
     kept, ranked = ranking[:count], ranking[mine[ranking]]
     positions = scored.positions[mine]
     size = total if total is not None else int(positions.max()) + 1 if len(positions) else 0
-    by_position = torch.full((size,), torch.nan)
+    by_position = torch.full((size,), torch.nan, dtype=torch.float32, device="cpu")
     by_position[positions] = scored.scores[mine]
     return Picked(
         indices=scored.positions[kept[mine[kept]]].sort().values,
@@ -154,13 +154,13 @@ def _ranking(scores: Tensor, sign: int) -> Tensor:
 
 
 def _given(scores: Tensor | Sequence[float], shared: bool, total: int | None) -> Scored:
-    values = torch.as_tensor(scores).detach().cpu().float()
+    values = torch.as_tensor(scores, device=None if isinstance(scores, Tensor) else "cpu").detach().cpu().float()
     if values.ndim != 1 or len(values) != (total or max(1, len(values))):
         raise ValueError(f"scores must be ({total or 'n'},), one for each image, got {tuple(values.shape)}")
-    parts = torch.full((len(values),), 0 if shared else rank())
+    parts = torch.full((len(values),), 0 if shared else rank(), dtype=torch.int64, device="cpu")
     if shared:
-        return Scored(values, parts, torch.arange(len(values)))
-    return Scored(gather_rows(values), gather_rows(parts), gather_rows(torch.arange(len(values))))
+        return Scored(values, parts, torch.arange(len(values), device="cpu"))
+    return Scored(gather_rows(values), gather_rows(parts), gather_rows(torch.arange(len(values), device="cpu")))
 
 
 def _fits(features: Features | Tensor | None, extractor: FeatureExtractor) -> TypeGuard[Features]:
@@ -173,8 +173,8 @@ def _rows(features: Features | Tensor, scored: Scored, shared: bool, ranking: Te
         values, have = features.values, features.indices
     else:
         values = (features if shared else gather_rows(features)).detach().cpu().float()
-        have = torch.arange(len(values))
-    wanted = (scored.positions if shared else torch.arange(len(scored.scores)))[ranking]
+        have = torch.arange(len(values), device="cpu")
+    wanted = (scored.positions if shared else torch.arange(len(scored.scores), device="cpu"))[ranking]
     rows = torch.searchsorted(have, wanted).clamp_max(len(have) - 1)
     if values.ndim != 2 or not torch.equal(have[rows], wanted) or len(values) > len(scored.scores):
         raise ValueError(
@@ -216,6 +216,6 @@ def _cost(
     """Precision and recall of `count` random rows, and of the first ones."""
     if min(count, len(reference)) <= NEIGHBOURS:
         return None, None
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    drawn = torch.randperm(len(rows), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")[:count]
     before, after = (precision_recall(reference, part, k=NEIGHBOURS) for part in (rows[drawn], rows[:count]))
     return before, after

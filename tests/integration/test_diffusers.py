@@ -30,6 +30,7 @@ from qa_hooks.integrations.diffusers import PipelineSampler, RewardFinetuner, gr
 from qa_hooks.integrations.diffusers.guidance import diversity_within
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -188,7 +189,7 @@ def test_class_labels():
 
 def test_monitors_take_it(text_pipeline):
     sample = PipelineSampler(text_pipeline, ["a cat"], num_inference_steps=1, autocast=torch.bfloat16)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     writer = MemoryWriter()
     with Hooks([SampleGrid(sample, n=4), ScoreMonitor(scorer, sample=sample, n=4)], writer=writer) as hooks:
         hooks.step()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from toy_scorers import brightness
+
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers import (  # noqa: E402
@@ -31,7 +33,6 @@ from diffusers import (  # noqa: E402
 from qa_hooks.integrations.diffusers import predicted_image, reward_sample  # noqa: E402
 from qa_hooks.integrations.diffusers.prediction import predicted_clean  # noqa: E402
 from qa_hooks.losses import ScoreLoss  # noqa: E402
-from qa_hooks.scorers import FunctionScorer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*another convention.*:UserWarning")
 
@@ -629,9 +630,7 @@ def test_weights_are_sqrt_abar_for_epsilon_and_one_otherwise():
 
 def test_a_score_is_one_added_term_of_a_denoising_loop(digits):
     """With the term the predicted digits become brighter than without it; the scheduler stays as it is."""
-    bright = ScoreLoss(
-        FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=True, score_range=(0, 1))
-    )
+    bright = ScoreLoss(brightness("bright", score_range=(0, 1)))
     clean, scheduler = torch.nn.functional.avg_pool2d(digits[:32], 2), DDPMScheduler()
     levels = {}
     for added in (0.0, 3.0):

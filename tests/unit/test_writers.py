@@ -198,9 +198,7 @@ class TestWhatCannotBeWritten:
             "    hooks.close()\n"
             "print(hooks.step_count, [str(w.message) for w in caught])\n"
         )
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
         last = run.stdout.splitlines()[-1]
         assert last.startswith("8 [")
         assert last.count("logging is switched off for the rest of the run: OSError: [Errno 27] File too large") == 1
@@ -221,6 +219,6 @@ def test_values_with_bounds_are_drawn_as_bands(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
-    assert list(charts) == ["qa_eval/fd_random(n=64)", "qa_eval/kid"]
+    assert list(charts) == ["qa_eval/fd_random_n=64", "qa_eval/kid"]
     series = charts["qa_eval/kid"]
     assert (series.lower, series.value, series.upper) == tuple(f"qa_eval/kid/{p}" for p in ("low", "value", "high"))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import rank
-from qa_hooks.images import Range, RangeGuard, check_images, to_grey, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared, warn_left_out
+from qa_hooks._base.checks import check_size, warn
+from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
+from qa_hooks.scorers.training_images import training_batches
+from qa_hooks.sources.batches import Source, image_batches, warn_left_out
 from qa_hooks.sources.snapshots import list_snapshots
 
 READ_BATCH = 64
@@ -40,6 +39,16 @@ class Read(NamedTuple):
     resized: bool = False
 
 
+def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """A side or (height, width) -> (height, width); `ValueError` otherwise."""
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be a side or (height, width), got {size!r}")
+    return check_size(sides)
+
+
 def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     """A folder or a pair -> a source of images, and the iteration of each position, int64 `(n,)`.
 
@@ -54,7 +63,8 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
-    images, iterations = check_images("snapshots", snapshots[0], floating=False), torch.as_tensor(snapshots[1])
+    images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
+    iterations = iterations if isinstance(iterations, Tensor) else torch.tensor(iterations, device="cpu")
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"
@@ -98,27 +108,14 @@ def read_images(
     Raises:
         ValueError: values that are not finite, or real ones outside the range.
     """
-    from tqdm import tqdm
-
-    count = count_images(source) if is_shared(source) else None
-    indices = torch.linspace(0, count - 1, limit, device="cpu").long().tolist() if count and count > limit else None
     parts, positions, failures = [torch.zeros(0, *shape, dtype=torch.uint8, device="cpu")], [], dict[int, str]()
-    guard, resized = RangeGuard(value_range), False
-    total = limit if indices is not None else count
-    disable = None if progress and rank() == 0 else True
-    with isolated(), tqdm(total=total, desc=f"reading {name}", unit="image", disable=disable) as bar:
-        for at, images in image_batches(source, batch_size=READ_BATCH, indices=indices, failures=failures):
-            if images.dtype != torch.uint8:
-                if not bool(torch.isfinite(images).all()):
-                    raise ValueError(f"{name} holds non-finite values (images {at[0]} to {at[-1]})")
-                guard(**{"data" if name == "real" else "predictions": {name: images}})
-            resized = resized or images.shape[2:] != shape[1:]
-            unit = to_unit(images if images.dtype == torch.uint8 else images.float(), value_range)
-            parts.append(to_uint8(to_shape(unit, shape)).cpu())
-            positions += at
-            bar.update(len(at))
-            if len(positions) >= limit:
-                break
+    resized = False
+    reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
+    for at, images in training_batches(name, source, value_range, generated=name != "real", **reading):
+        resized = resized or images.shape[2:] != shape[1:]
+        unit = to_unit(images if images.dtype == torch.uint8 else images.float(), value_range)
+        parts.append(to_uint8(to_shape(unit, shape)).cpu())
+        positions += at
     return Read(torch.cat(parts)[:limit], positions[:limit], failures, resized)
 
 
@@ -128,7 +125,7 @@ def warn_of_reading(real: Read, generated: Read) -> None:
         warn_left_out(read.failures, name)
     if real.resized != generated.resized:
         ours, theirs = ("real images", "snapshots") if real.resized else ("snapshots", "real images")
-        warnings.warn(
+        warn(
             f"the {ours} had to be resized and the {theirs} had not: the scorer may learn to see that; give it real "
             "images that were prepared like the training data of the run"
         )

@@ -72,7 +72,7 @@ class LibraryScorer(Scorer):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__(value_range=value_range)
-        self.metric = _Hidden(self.keep(metric) if isinstance(metric, nn.Module) else metric)
+        self.metric = self.keep(metric)
         self._network = isinstance(metric, nn.Module) and any(p.numel() for p in metric.parameters())
         self.spec, self.name = spec, spec.replace(":", "_").replace("-", "_").replace("+", "plus")
         self.higher_is_better, self.score_range = higher_is_better, score_range
@@ -103,12 +103,6 @@ class LibraryScorer(Scorer):
     def save(self, path: Any) -> None:
         """Refused: the weights are the library's; the name is all there is to save."""
         raise TypeError(f"{self.name} is made again by create_scorer({self.spec!r}); there is nothing of ours to save")
-
-
-class _Hidden(NamedTuple):
-    """Keeps a metric out of `nn.Module`'s registry."""
-
-    value: Any
 
 
 class Metric(NamedTuple):
@@ -180,8 +174,8 @@ class TableScorer(LibraryScorer):
     def measure(self, images: Tensor, **inputs: Any) -> Tensor:
         given = [images, *(inputs[name] for name in self._facts.inputs)]
         if not self._facts.each:
-            return cast(Tensor, self.metric.value(*given, **self._facts.call))
-        rows = [self.metric.value(*(part[i : i + 1] for part in given), **self._facts.call) for i in range(len(images))]
+            return cast(Tensor, self.metric(*given, **self._facts.call))
+        rows = [self.metric(*(part[i : i + 1] for part in given), **self._facts.call) for i in range(len(images))]
         return torch.stack([row.mean() for row in rows])
 
 

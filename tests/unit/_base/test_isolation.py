@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from qa_hooks._base.frozen import KeepsFrozen
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.reach import modules_of
 
 
 def state() -> tuple:
@@ -218,6 +219,7 @@ class TestSamplersThatKnowWhatTheyDo:
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6: only when named")
 @pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_compiled_networks(warm):
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     compiled = torch.compile(net, backend="aot_eager")

@@ -94,6 +94,7 @@ def test_each_trick_is_found_and_named_with_its_numbers(crops, kind, real):
     found = {finding.kind: finding for finding in guard.found}
     assert kind in found
     assert guard.alarms == 3  # of the looks at the steps 3 to 6 all but the first
+    told = [text for text in told if "of 32 images are" not in text]  # black ones are named by themselves
     assert len(told) == 1  # once, though the alarm goes on
     assert "step 4" in told[0]
     assert str(found[kind]).split(",")[0] in told[0].replace(f"{guard.last[kind]:.3g}", f"{found[kind].value:.3g}")

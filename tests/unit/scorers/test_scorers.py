@@ -11,16 +11,13 @@ from torch import nn
 
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.catalogue import SPECS
+from toy_scorers import brightness
 
 
 @pytest.fixture
 def pair(photographs):
     torch.manual_seed(0)
     return (photographs + 0.05 * torch.randn_like(photographs)).clamp(0, 1), photographs
-
-
-def brightness(**options):
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
 
 
 class TestFullReference:
@@ -84,7 +81,7 @@ class TestContract:
             assert torch.equal(scorer(photographs), expected)
 
     def test_goodness_points_up(self, photographs):
-        down = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="d", higher_is_better=False)
+        down = brightness("d", higher_is_better=False)
         assert torch.equal(down.goodness(photographs), -down(photographs))
 
     def test_always_in_eval_mode(self):
