@@ -229,7 +229,10 @@ KANDINSKY = Family(
     {
         "KandinskyV22Pipeline": Member(),
         "KandinskyV22Img2ImgPipeline": Member(),
-        "KandinskyV22InpaintPipeline": Member(lambda: {"unet": kandinsky_unet(in_channels=9)}),
+        "KandinskyV22InpaintPipeline": Member(
+            lambda: {"unet": kandinsky_unet(in_channels=9)},
+            {"image": picture(side=64), "mask_image": mask().repeat(1, 1, 4, 4)},
+        ),
         "KandinskyV22ControlnetPipeline": Member(lambda: {"unet": kandinsky_unet(**HINT)}),
         "KandinskyV22ControlnetImg2ImgPipeline": Member(lambda: {"unet": kandinsky_unet(**HINT)}),
     },
