@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, pixels_of
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, open_picture, pixels_of
 
 ARRAYS = (".npz", ".npy")
 LARGEST = 1 << 30  # bytes of one member of a zip, unpacked
@@ -254,3 +254,16 @@ def _images_among(arrays: dict[str, np.ndarray[Any, Any]], path: Path) -> np.nda
             f"{path} must hold one array of uint8 images (N, H, W, C) with C = 1 or 3, it has {len(fitting)}"
         )
     return fitting[0]
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, upright; of a file nothing but the header is read."""
+    path = Path(path)
+    if not path.is_file():
+        height, width, _ = read_pixels(path).shape
+        return width, height
+    with open_picture(path) as image:
+        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
+        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
+        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+    return (height, width) if turned else (width, height)

@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qa_hooks._base.containers import member_bytes
+from qa_hooks._base.containers import image_size, member_bytes
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.data.candidates import CandidateSet, some
 from qa_hooks.folders.scoring.growing import left_spec
-from qa_hooks.images import image_size
 from qa_hooks.sources.windows import read_ahead
 
 Size = tuple[int, int]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.reach import modules_of
-from qa_hooks._base.warn import warn
 from qa_hooks.images import Range
 from qa_hooks.scorers.scorer import Scorer
 

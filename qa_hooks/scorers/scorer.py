@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import warn
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit

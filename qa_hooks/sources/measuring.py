@@ -72,7 +72,7 @@ def measure_source(
                 bar.update(len(chosen))
         rows = torch.cat(own) if own else nothing().cpu()
     positions = torch.tensor(at, dtype=torch.int64, device="cpu")
-    parts = torch.full_like(positions, 0 if shared else rank())
+    parts = torch.full_like(positions, 0 if has_positions(source) else rank())
     found = SourceRows(*(gather_rows(part) for part in (rows, parts, positions)))
     if not len(found.positions):
         raise ValueError("there is no readable image in the source")

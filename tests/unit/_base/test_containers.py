@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, is_container, parse_grid
+from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, image_size, is_container, parse_grid
 from qa_hooks.folders import pick_folder, score_folder
-from qa_hooks.images import image_size, list_images, load_image, save_image
+from qa_hooks.images import list_images, load_image, save_image
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.sources.batches import count_images, image_batches
 from qa_hooks.sources.fingerprint import data_fingerprint
