@@ -17,10 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.containers import is_container, list_members, read_pixels
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, open_picture, pixels_of
-from qa_hooks._base.files import walk_files, whole_file
-
 Range = tuple[float, float]
 
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
@@ -188,6 +184,8 @@ def as_tensor(images: Any) -> Tensor:
     if isinstance(images, np.ndarray):
         return _from_array(images)
     if type(images).__module__.startswith("PIL."):
+        from qa_hooks._base.decoding import pixels_of
+
         return _from_array(pixels_of(images))
     if isinstance(images, Iterable):
         parts = [as_tensor(image) for image in images]
@@ -227,6 +225,8 @@ def load_image(path: str | Path) -> Tensor:
         ValueError: no readable picture; the message names it.
         FileNotFoundError: no such file.
     """
+    from qa_hooks._base.containers import read_pixels
+
     try:
         pixels = read_pixels(Path(path))
     except FileNotFoundError:
@@ -238,6 +238,9 @@ def load_image(path: str | Path) -> Tensor:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image, upright; of a file nothing but the header is read."""
+    from qa_hooks._base.containers import read_pixels
+    from qa_hooks._base.decoding import open_picture
+
     path = Path(path)
     if not path.is_file():
         height, width, _ = read_pixels(path).shape
@@ -262,6 +265,10 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: no images.
     """
+    from qa_hooks._base.containers import is_container, list_members
+    from qa_hooks._base.decoding import IMAGE_SUFFIXES
+    from qa_hooks._base.files import walk_files
+
     folder = Path(folder)
     if is_container(folder):
         return list_members(folder)
@@ -297,6 +304,8 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 def save_image(image: Tensor, path: str | Path) -> None:
     """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
     from PIL import Image
+
+    from qa_hooks._base.files import whole_file
 
     array = image.permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")

@@ -60,7 +60,7 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             raise _no_range("32-bit integers")
         # Pillow reduces colours of 16 bits to 8 while it reads.
-        deep = any(";16" in str(tile) for tile in image.tile)
+        deep = not image.mode.startswith("I") and any(";16" in str(tile) for tile in image.tile)
         pixels = pixels_of(ImageOps.exif_transpose(image))
         if deep and pixels.max() < DEEP >> 8:
             _warn_of_depth(int(pixels.max()) << 8)
@@ -86,6 +86,9 @@ def pixels_of(image: Any) -> Pixels:
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L"))[:, :, None]
+    if "transparency" in image.info:  # dropped; Pillow warns of it when it converts
+        image = image.copy()
+        del image.info["transparency"]
     pixels = np.asarray(image.convert("RGB"))
     grey = image.mode in ("P", "PA") and (pixels == pixels[:, :, :1]).all()
     return pixels[:, :, :1] if grey else pixels
