@@ -278,7 +278,9 @@ def list_images(folder: str | Path) -> list[Path]:
     paths = sorted(path for path in found if path.is_file())
     lost = [path for path in found if path.is_symlink() and not path.exists()]
     if lost:
-        warnings.warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
+        from qa_hooks._base.checks import warn
+
+        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
     if not paths:
         raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths

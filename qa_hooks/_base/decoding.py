@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from qa_hooks._base.checks import warn
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
@@ -103,7 +104,7 @@ def _no_range(kind: str) -> ValueError:
 
 def _warn_of_depth(highest: int) -> None:
     if highest:
-        warnings.warn(
+        warn(
             f"a picture of 16 bits ends at {highest} of 65535, as one of {highest.bit_length()} bits does, and is read "
             "as dark as it says: if it is not dark, save it with its values stretched to 16 bits"
         )
