@@ -238,18 +238,9 @@ def load_image(path: str | Path) -> Tensor:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image, upright; of a file nothing but the header is read."""
-    from qa_hooks._base.containers import read_pixels
-    from qa_hooks._base.decoding import open_picture
+    from qa_hooks._base.containers import picture_size
 
-    path = Path(path)
-    if not path.is_file():
-        height, width, _ = read_pixels(path).shape
-        return width, height
-    with open_picture(path) as image:
-        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
-        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
-        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
-    return (height, width) if turned else (width, height)
+    return picture_size(Path(path))
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -265,25 +256,9 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: no images.
     """
-    from qa_hooks._base.containers import is_container, list_members
-    from qa_hooks._base.decoding import IMAGE_SUFFIXES
-    from qa_hooks._base.files import walk_files
+    from qa_hooks._base.containers import list_pictures
 
-    folder = Path(folder)
-    if is_container(folder):
-        return list_members(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-    paths = sorted(path for path in found if path.is_file())
-    lost = [path for path in found if path.is_symlink() and not path.exists()]
-    if lost:
-        from qa_hooks._base.checks import warn
-
-        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
-    if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return paths
+    return list_pictures(Path(folder))
 
 
 def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
