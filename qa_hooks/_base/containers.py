@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, open_picture, pixels_of
+from qa_hooks._base.files import walk_files
 
 ARRAYS = (".npz", ".npy")
 LARGEST = 1 << 30  # bytes of one member of a zip, unpacked
@@ -76,6 +78,22 @@ def is_container(path: Path) -> bool:
     if path.is_dir():
         return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     return path.suffix.lower() in (".zip", *ARRAYS) and path.is_file()
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The files below a folder that are called pictures, or the members of a file of many, sorted."""
+    if is_container(folder):
+        return list_members(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = sorted(path for path in found if path.is_file())
+    lost = [path for path in found if path.is_symlink() and not path.exists()]
+    if lost:
+        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
+    if not paths:
+        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
 
 
 def list_members(path: Path) -> list[Path]:
@@ -148,6 +166,18 @@ def read_pixels(path: Path) -> Pixels:
     if found is None:
         raise ValueError(f"it has no image under {', '.join(KEYS)}")
     return pixels_of(found)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height, upright; of a picture file nothing but the header is read."""
+    if not path.is_file():
+        height, width, _ = read_pixels(path).shape
+        return width, height
+    with open_picture(path) as image:
+        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
+        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
+        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+    return (height, width) if turned else (width, height)
 
 
 def member_bytes(path: Path) -> bytes:
@@ -254,16 +284,3 @@ def _images_among(arrays: dict[str, np.ndarray[Any, Any]], path: Path) -> np.nda
             f"{path} must hold one array of uint8 images (N, H, W, C) with C = 1 or 3, it has {len(fitting)}"
         )
     return fitting[0]
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image, upright; of a file nothing but the header is read."""
-    path = Path(path)
-    if not path.is_file():
-        height, width, _ = read_pixels(path).shape
-        return width, height
-    with open_picture(path) as image:
-        stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
-        width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
-        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
-    return (height, width) if turned else (width, height)

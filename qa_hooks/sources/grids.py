@@ -6,13 +6,13 @@ A score of such a grid is a confident number about nothing. What is cut has name
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.containers import Grid, cut_grid, parse_grid, read_pixels
 from qa_hooks._base.decoding import Pixels
 from qa_hooks._base.text import printable
@@ -89,7 +89,7 @@ def warn_of_grids(paths: Sequence[Path]) -> None:
     """Warn where pictures look like grids."""
     remark = grid_remark(paths)
     if remark:
-        warnings.warn(remark)
+        warn(remark)
 
 
 def find_grid(pixels: Pixels) -> Grid | None:

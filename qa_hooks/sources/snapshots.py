@@ -8,9 +8,9 @@ The step is read from names, as the trainers in the field write them: `step_0000
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path, PurePath
 
+from qa_hooks._base.checks import warn
 from qa_hooks.images import list_images
 
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
@@ -111,12 +111,12 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
     if pattern is not None:
         return paths, steps
     if unreadable:
-        warnings.warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
+        warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
     names = [path.relative_to(root).as_posix() for path in paths]
     variants = [_variant(name) for name in names]
     if "" in variants and set(variants) != {""}:
         others = ", ".join(sorted(set(variants) - {""}))
-        warnings.warn(
+        warn(
             f"{len(names) - variants.count('')} images of {folder} were left out: their names say {others}; a step "
             "pattern such as '(\\d+)-ema' (--step-regex) takes them instead"
         )

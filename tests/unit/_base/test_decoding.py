@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from qa_hooks._base import decoding
-from qa_hooks._base.containers import image_size
-from qa_hooks.images import as_tensor, load_image
+from qa_hooks.images import as_tensor, image_size, load_image
 
 ROOT = Path(__file__).resolve().parents[3]
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
