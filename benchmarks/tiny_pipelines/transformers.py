@@ -125,7 +125,7 @@ def chroma() -> dict[str, Any]:
 
 CHROMA = Family(
     chroma,
-    text,
+    lambda: text(prompt_attention_mask=MASK.bool(), negative_prompt_attention_mask=MASK.bool()),
     {"ChromaPipeline": Member(), "ChromaImg2ImgPipeline": Member(), "ChromaInpaintPipeline": Member()},
 )
 
@@ -231,7 +231,7 @@ def pixart() -> dict[str, Any]:
 FIXED = {"use_resolution_binning": False}
 PIXART = Family(
     pixart,
-    lambda: text(pag_scale=2.0, **FIXED),
+    lambda: text(pag_scale=2.0, negative_prompt=None, **FIXED),
     {"PixArtAlphaPipeline": Member(), "PixArtSigmaPipeline": Member(), "PixArtSigmaPAGPipeline": Member()},
 )
 
@@ -269,7 +269,7 @@ def sprint() -> dict[str, Any]:
 TWO = {"num_inference_steps": 2, "guidance_scale": 4.5}
 SANA = Family(
     sana,
-    lambda: text(pag_scale=2.0, **FIXED),
+    lambda: text(pag_scale=2.0, height=32, width=32, image=picture(side=32), **FIXED),
     {
         "SanaPipeline": Member(),
         "SanaPAGPipeline": Member(),

@@ -214,8 +214,8 @@ def kandinsky_call() -> dict[str, Any]:
         "negative_image_embeds": noise(16, seed=6),
         "guidance_scale": 3.0,
         "image": picture(),
-        "mask_image": mask().numpy(),
-        "hint": picture(),
+        "mask_image": mask(),
+        "hint": picture(side=256),
         "strength": 0.9,
         "height": 64,
         "width": 64,
@@ -229,7 +229,10 @@ KANDINSKY = Family(
     {
         "KandinskyV22Pipeline": Member(),
         "KandinskyV22Img2ImgPipeline": Member(),
-        "KandinskyV22InpaintPipeline": Member(lambda: {"unet": kandinsky_unet(in_channels=9)}),
+        "KandinskyV22InpaintPipeline": Member(
+            lambda: {"unet": kandinsky_unet(in_channels=9)},
+            {"image": picture(side=64), "mask_image": mask().repeat(1, 1, 4, 4)},
+        ),
         "KandinskyV22ControlnetPipeline": Member(lambda: {"unet": kandinsky_unet(**HINT)}),
         "KandinskyV22ControlnetImg2ImgPipeline": Member(lambda: {"unet": kandinsky_unet(**HINT)}),
     },

@@ -204,5 +204,5 @@ def _values(weights: list[nn.Parameter]) -> list[Tensor]:
     groups: dict[Any, list[Tensor]] = {}
     for p in known:
         groups.setdefault((p.device, p.dtype), []).append(p.detach())
-    found = [torch.stack(torch._foreach_norm(group)) for group in groups.values()]  # type: ignore[arg-type]
+    found = [torch.stack(torch._foreach_norm(group)) for group in groups.values()]
     return found + [p.sum() for p in known if p.requires_grad]
