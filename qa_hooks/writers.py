@@ -16,7 +16,7 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
 
-GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
+GROUPS = ("train", "eval", "loss", "weight", "images", "perf")
 
 
 def make_tag(group: str, name: str, stat: str) -> str:

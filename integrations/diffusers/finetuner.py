@@ -65,9 +65,9 @@ from qa_hooks.integrations.diffusers.denoising import denoising_loss
 from qa_hooks.integrations.diffusers.finetuner_checks import (
     check_denoiser,
     check_gradient,
-    check_range,
     check_reached,
     check_sampled,
+    check_sampled_range,
 )
 from qa_hooks.integrations.peft.sync import check_same_weights
 from qa_hooks.integrations.training_checks import inside_ddp
@@ -189,7 +189,7 @@ class RewardFinetuner:
             if self._steps == 0:
                 check_reached(images, self.denoiser)
             if self._steps < RangeGuard.CALLS:
-                check_range(images, self.reward.value_range)
+                check_sampled_range(images, self.reward.value_range)
             self.images = images.detach()
             if self.reward.weight:
                 own, terms = self._reward_term(images, calls.kept, {"prompt": prompt, "real": real})

@@ -67,7 +67,7 @@ def check_sampled(images: Any, calls: CallRecorder) -> Tensor:
     return images
 
 
-def check_range(images: Tensor, value_range: Range) -> None:
+def check_sampled_range(images: Tensor, value_range: Range) -> None:
     """Raise a `ValueError` for images that are clearly in another range than the reward's.
 
     A decoder without a clamp overshoots by some percent; images in [-1, 1] where [0, 1] is declared do so by half.

@@ -18,7 +18,7 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
-from qa_hooks.evaluation.set_metrics import FEWEST, METRICS, check_needs
+from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, count_images, image_paths, is_shared
@@ -116,7 +116,7 @@ class GenerativeMonitor(Monitor):
         self.value_range, self.scorer, self.classifier = check_range(value_range), scorer, classifier
         if cache is not None:
             check_writable(cache, name="cache")
-        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST)
+        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST_FOR_INTERVAL)
         if known is not None and known < least:
             raise ValueError(f"real has {known} images, and at least {least} are needed to measure distances to them")
         self.name = name or self.extractor.name

@@ -11,7 +11,7 @@ or keep either model. Each metric is a test of its own: at 95 % confidence about
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ from qa_hooks.evaluation.quality_diversity import check_finite
 from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
-from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
-from qa_hooks.scorers.scorer import Scorer, check_is_scorer
+from qa_hooks.images import Range, RangeGuard, as_tensor, to_uint8
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
 
@@ -103,7 +103,7 @@ def compare_checkpoints(
         {'brightness': 'B better'}
     """
     scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
-    value_range = _one_range(scorers, value_range)
+    value_range = common_range([check_is_scorer(scorer, "each of scorers") for scorer in scorers], value_range)
     metrics = check_metrics(metrics, COMPARED) if real is not None and extractor is not None else ()
     if (real is None) != (extractor is None):
         raise ValueError("fd and kid need both real= and extractor=")
@@ -207,15 +207,6 @@ class _Job:
             uint8 = to_uint8(images, self.value_range).to(self.extractor.mean.device)
             columns.append(self.extractor(uint8).detach().cpu().double())
         return torch.cat(columns, 1)
-
-
-def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
-    ranges = {check_is_scorer(scorer, "each of scorers").value_range for scorer in scorers} | (
-        {check_range(value_range)} if value_range else set()
-    )
-    if len(ranges) > 1:
-        raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
-    return ranges.pop() if ranges else (0.0, 1.0)
 
 
 def _check_needs(

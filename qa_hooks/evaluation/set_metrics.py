@@ -34,7 +34,7 @@ from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.functional.kid import squared_mmd
 from qa_hooks.functional.precision_and_recall import precision_recall
 
-FEWEST = 10  # images of each kind
+FEWEST_FOR_INTERVAL = 10  # real images, and generated ones
 NEIGHBOURS = 3  # k of precision and recall, as published
 INFINITY = float("inf")
 SHARE = (0.0, 1.0)
@@ -112,7 +112,7 @@ def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
     real, fake = sets.real.rows, sets.fake
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (m, d) and (n, d), got {tuple(real.shape)} and {tuple(fake.shape)}")
-    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST)):
+    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST_FOR_INTERVAL)):
         raise ValueError(
             f"{', '.join(metrics)} of {len(fake)} generated and {len(real)} real images: at least {least} images "
             "of each are needed, or the numbers would have no interval"

@@ -63,7 +63,7 @@ def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator
     if kind == "blur":
         return _blur(images, strength)
     if kind == "jpeg":
-        return _jpeg(images, int(strength))
+        return jpeg(images, int(strength))
     size = [max(1, round(side / strength)) for side in images.shape[-2:]]
     small = F.interpolate(images, size, mode="bicubic", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
@@ -97,7 +97,8 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
     return blurred
 
 
-def _jpeg(images: Tensor, quality: int) -> Tensor:
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Images `(N, 1 or 3, H, W)` in [0, 1], written as JPEG of this quality and read again."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
     decoded = [decode_jpeg(encode_jpeg(image, quality)) for image in to_uint8(images).cpu()]

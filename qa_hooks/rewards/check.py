@@ -113,17 +113,17 @@ def trial(scorer: Scorer, count: int, side: int, *, seed: int = 0) -> tuple[Tens
     clean = dead_leaves(count, side, generator=generator)
     images = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
     device = scorer.device or torch.device("cpu")
-    return in_range(images, scorer.value_range).to(device), inputs_for(scorer, clean.to(device))
+    return from_unit(images, scorer.value_range).to(device), inputs_for(scorer, clean.to(device))
 
 
 def inputs_for(scorer: Scorer, clean: Tensor) -> dict[str, Any]:
     """The inputs that a scorer needs beside images that came from `clean` `(N, C, H, W)` in [0, 1]."""
-    available = {"reference": in_range(clean, scorer.value_range), "prompt": ["a photograph"] * len(clean)}
+    available = {"reference": from_unit(clean, scorer.value_range), "prompt": ["a photograph"] * len(clean)}
     return {name: available[name] for name in scorer.inputs}
 
 
-def in_range(images: Tensor, value_range: Range) -> Tensor:
-    """[0, 1] -> the declared range."""
+def from_unit(images: Tensor, value_range: Range) -> Tensor:
+    """Images in [0, 1], mapped to the declared range: the inverse of `to_unit`."""
     low, high = value_range
     return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.degradations import LEVELS, degrade
-from qa_hooks.rewards.check import in_range, inputs_for
+from qa_hooks.rewards.check import from_unit, inputs_for
 from qa_hooks.rewards.doctor_gradients import cross_talk, finite_differences, gradient, hackability
 from qa_hooks.rewards.doctor_subject import REFUSALS, Outcome, Subject, measure_cost
 
@@ -96,8 +96,8 @@ def flat_images(subject: Subject) -> Outcome:
 
 def bfloat16(subject: Subject) -> Outcome:
     """Under autocast and with bfloat16 images as with float32 ones of the same values."""
-    rounded = in_range(subject.images, subject.scorer.value_range).bfloat16()
-    clean = in_range(subject.clean, subject.scorer.value_range).bfloat16()
+    rounded = from_unit(subject.images, subject.scorer.value_range).bfloat16()
+    clean = from_unit(subject.clean, subject.scorer.value_range).bfloat16()
     device = rounded.device.type
     gaps = []
     with torch.no_grad():

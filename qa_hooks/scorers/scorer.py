@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,18 @@ def check_is_scorer(value: Any, name: str = "scorer") -> Scorer:
             "function as FunctionScorer(fn, name=..., higher_is_better=...)"
         )
     return value
+
+
+def common_range(scorers: Iterable[Scorer], value_range: Range | None = None) -> Range:
+    """The one range that all these scorers and `value_range` declare; (0, 1) if there are none.
+
+    Raises:
+        ValueError: they declare several ranges.
+    """
+    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    if len(ranges) > 1:
+        raise ValueError(f"the scorers and value_range= declare different ranges, {sorted(ranges)}: make them agree")
+    return ranges.pop() if ranges else (0.0, 1.0)
 
 
 class CalibratedScorer(Scorer):

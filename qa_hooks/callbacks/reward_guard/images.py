@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
-from qa_hooks.images import Range, check_range, to_uint8, to_unit
+from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, common_range
 from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
@@ -71,7 +71,7 @@ class GuardImages:
         if real is not None:
             image_paths(real)  # a folder that is missing is told now
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
-        self.value_range = _one_range(self.scorers, value_range)
+        self.value_range = common_range(self.scorers.values(), value_range)
         self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
         self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
@@ -209,13 +209,6 @@ def _check_base(base: Any, *, sampling: bool) -> None:
         'base goes with sample= as a callable base(n, generator), a network with LoRA or "start", and with images= as '
         f"the name of its images, got {base!r}"
     )
-
-
-def _one_range(scorers: Mapping[str, Scorer], value_range: Range | None) -> Range:
-    ranges = {scorer.value_range for scorer in scorers.values()} | ({value_range} if value_range else set())
-    if len(ranges) > 1:
-        raise ValueError(f"the scorers and value_range= declare different ranges, {sorted(ranges)}; images have one")
-    return check_range(ranges.pop() if ranges else (0.0, 1.0))
 
 
 def gathered_rows(rows: Rows) -> Rows:

@@ -15,8 +15,8 @@ from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint

@@ -21,10 +21,10 @@ from qa_hooks._base.containers import file_state
 from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks._base.processes import rank, together, world_size
 from qa_hooks.drawing.progress import Progress
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
 from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.scorers import Scorer, create_scorer
 from qa_hooks.sources.grids import find_images
 from qa_hooks.sources.windows import read_ahead
