@@ -1,4 +1,4 @@
-"""What makes a reward train nothing, found at the first step of a `RewardFinetuner` and said by name."""
+"""Checks of the first step of a `RewardFinetuner`: they name what would keep a reward from training the model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qa_hooks.integrations.training_checks import check_model
 
 
 def check_denoiser(denoiser: nn.Module, *, needs_base: bool) -> None:
-    """Weights that can be trained, and with `needs_base` a base that stands still.
+    """Raise unless the denoiser's weights can be trained and, with `needs_base`, its base weights are frozen.
 
     Raises:
-        ValueError: as said there.
+        ValueError: the condition that does not hold, and what to do.
     """
     name = type(denoiser).__name__
     trained = {key: p for key, p in denoiser.named_parameters() if p.requires_grad}

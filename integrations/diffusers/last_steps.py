@@ -50,7 +50,7 @@ def grad_last_steps(
     seed: int = 0,
     accelerator: Any = None,
 ) -> Iterator[None]:
-    """Within it, images of the pipeline keep the gradient of the last k sampling steps and of the decoder.
+    """Inside this block, the pipeline's images keep the gradient of the last k sampling steps and of the decoder.
 
     Call the pipeline as often as you like, with `output_type="pt"` (images in [0, 1], also where the pipeline itself
     would give [-1, 1]) or "latent"; call `backward` before the optimizer step, inside or after the block. Calls of the

@@ -113,7 +113,7 @@ class CallState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Within it, all attributes are as they were when this was made."""
+        """Inside this block, all attributes have the values that they had when this object was made."""
         replaced = torch.compiler.disable(self._put_back)()
         try:
             yield

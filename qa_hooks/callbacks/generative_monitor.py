@@ -132,7 +132,7 @@ class GenerativeMonitor(Monitor):
         return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
-        """The statistics of the real images; here, so that their time does not count as that of each measurement."""
+        """Measure the real images now, so that this time is not counted in the measurements."""
         try:
             self._prepare(ctx)
         except Exception as error:

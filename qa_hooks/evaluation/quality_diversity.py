@@ -171,7 +171,7 @@ def _mean_score(kind: str, scorer: Scorer, scores: Tensor, *, seed: int | None =
 
 
 def check_finite(scores: Tensor, what: str) -> None:
-    """`ValueError` that says how many scores of what are not finite."""
+    """Raise a `ValueError` that counts the scores that are not finite."""
     bad = int((~scores.isfinite()).sum())
     if bad:
         raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")

@@ -67,7 +67,7 @@ class NoGradientError(ValueError):
 
 
 def score_gradients(scorer: Scorer, images: Tensor, **inputs: Any) -> Tensor:
-    """What each score feels of each image: `(N scores, N images, C, H, W)`, by one forward and N backward passes.
+    """The gradient of each score at each image: `(N scores, N images, C, H, W)`, by one forward and N backward passes.
 
     Raises:
         NoGradientError: the scores do not depend on the images in autograd's eyes, or its backward pass fails.
@@ -86,7 +86,7 @@ def score_gradients(scorer: Scorer, images: Tensor, **inputs: Any) -> Tensor:
 
 
 def reward_fault(gradients: Tensor) -> str:
-    """What is wrong with `score_gradients`, or nothing."""
+    """The fault of `score_gradients` in words, "" if there is none."""
     if not bool(gradients.isfinite().all()):
         return "its gradient holds NaN or infinite values"
     norms = gradients.flatten(2).norm(dim=2).cpu()

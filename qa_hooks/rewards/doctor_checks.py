@@ -25,7 +25,7 @@ def minimum_size(subject: Subject) -> Outcome:
 
 
 def determinism(subject: Subject) -> Outcome:
-    """Two calls, one answer."""
+    """Two calls with the same images give the same scores."""
     with torch.no_grad():
         gap = _gap(subject.goodness(subject.images), subject.goodness(subject.images))
     return _graded(gap, "difference", 1e-6, 1e-2)
@@ -122,7 +122,7 @@ def cost(subject: Subject) -> Outcome:
 
 
 def licence(subject: Subject) -> Outcome:
-    """Of the code; weights can have their own."""
+    """The licence of the code; weights can have another."""
     restricted = "noncommercial" in subject.licence.lower().replace("-", "").replace(" ", "")
     verdict = "warn" if restricted or subject.licence in ("unknown", "see the library") else "pass"
     return Outcome(verdict, subject.licence, "known, without restriction")

@@ -62,7 +62,7 @@ class Subject:
         return self.scorer.goodness(from_unit(images, self.scorer.value_range), **inputs)
 
     def gradient(self, images: Tensor) -> Tensor:
-        """Of each image's goodness at its own pixels, `(N, C, H, W)`, images in [0, 1]."""
+        """The gradient of each image's goodness at its own pixels, `(N, C, H, W)`, images in [0, 1]."""
         images = images.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.goodness(images).sum(), images)
         return gradient

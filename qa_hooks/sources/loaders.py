@@ -29,7 +29,7 @@ AGAIN = 1000  # images in a row that have come before
 
 @contextlib.contextmanager
 def unmoved(source: Any) -> Iterator[Any]:
-    """What to walk through instead of a loader or data set, whose random state is afterwards as it was."""
+    """Walk through a loader or data set without changing it: its random state is restored afterwards."""
     states = [(generator, _state(generator)) for generator in own_generators(source)]
     try:
         yield _copy(source) if isinstance(source, DataLoader) else source
@@ -109,7 +109,7 @@ def own_generators(source: Any) -> list[Generator]:
 
 
 def seed_generators(generators: Iterable[Generator], seed: int) -> None:
-    """Start them all from one seed."""
+    """Seed all these generators with one seed."""
     for generator in generators:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

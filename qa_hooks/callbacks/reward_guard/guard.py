@@ -1,4 +1,4 @@
-"""The alarm on reward hacking: a model that raises its score by what nobody meant.
+"""The alarm on reward hacking: a model that raises its score without making better images.
 
 guard = RewardGuard(reward, heldout=[niqe, other], base=unet, sample=sample, real=photographs, action="stop")
 with Hooks([guard], log_dir="runs/a").attach(optimizer): ...

@@ -1,4 +1,4 @@
-"""What a `RewardGuard` looks at: the run's images, the base's of the same inputs, and real ones, measured."""
+"""Measurements of a `RewardGuard`: the run's images, the base model's images for the same inputs, real images."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _check_base(base: Any, *, sampling: bool) -> None:
 
 
 def gathered_rows(rows: Rows) -> Rows:
-    """Of all processes, in rank order; a process without images does not know what its rows would look like."""
+    """The rows of all processes, in rank order; a process without images does not know the shapes of its rows."""
     if not is_distributed():
         return dict(rows)
     described = {key: (row.dtype, row.shape[1:]) for key, row in rows.items()}
@@ -223,7 +223,7 @@ def gathered_rows(rows: Rows) -> Rows:
 
 
 def in_order(rows: Rows) -> Rows:
-    """By position; where all processes begin at 0, the first of each comes first."""
+    """The rows sorted by position; where all processes begin at 0, the first rows of all processes come first."""
     if not rows:
         return {}
     order = rows.pop("position").argsort(stable=True)

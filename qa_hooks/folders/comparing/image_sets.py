@@ -65,7 +65,7 @@ class ImageSet:
 
 
 def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
-    """Drop what failed, and of the larger sets what makes them larger; of paired sets whole pairs."""
+    """Drop files that failed, and cut all sets to one size; from paired sets whole pairs are dropped."""
     masks = [images.readable() for images in sets]
     if paired:
         masks = [torch.stack(masks).all(0)] * len(masks)
@@ -80,7 +80,7 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
 def image_sets(
     folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int, grid: str | None = None
 ) -> list[ImageSet]:
-    """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
+    """Equally many files of each folder, drawn at random; with `paired`, the files whose names all folders have.
 
     Raises:
         ValueError: a folder without images, or folders with no name in common.
