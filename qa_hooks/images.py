@@ -22,8 +22,6 @@ Range = tuple[float, float]
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
 GREY_WEIGHTS = (0.298936021293775, 0.587043074451121, 0.114020904255103)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
-
 
 def check_range(value_range: Sequence[float]) -> Range:
     """A declared range as two finite floats, low before high; `ValueError` otherwise."""
@@ -186,7 +184,9 @@ def as_tensor(images: Any) -> Tensor:
     if isinstance(images, np.ndarray):
         return _from_array(images)
     if type(images).__module__.startswith("PIL."):
-        return _from_pil(images)
+        from qa_hooks._base.decoding import pixels_of
+
+        return _from_array(pixels_of(images))
     if isinstance(images, Iterable):
         parts = [as_tensor(image) for image in images]
         if not parts:
@@ -213,39 +213,52 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     return check_images("images", tensor, floating=False)
 
 
-def _from_pil(image: Any) -> Tensor:
-    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip all but the darkest
-        return _from_array((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    mode = "L" if image.mode in ("L", "1") else "RGB"
-    return _from_array(np.asarray(image.convert(mode)))
-
-
 def load_image(path: str | Path) -> Tensor:
-    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file.
+    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey pictures and 3 otherwise.
 
     Turned upright where the camera noted how it was held; transparency is dropped; of several frames the first is read.
+
+    Args:
+        path: a picture, or a member of a file that holds many, as `list_images` names them.
+
+    Raises:
+        ValueError: no readable picture; the message names it.
+        FileNotFoundError: no such file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-    from PIL.Image import DecompressionBombError
+    from qa_hooks._base.containers import read_pixels
 
     try:
-        with Image.open(path) as image:
-            return _from_pil(ImageOps.exif_transpose(image))[0]
+        pixels = read_pixels(Path(path))
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+    except Exception as error:  # the parsers of a dozen formats raise what they like
+        raise ValueError(f"{path} is not a readable image: {error or type(error).__name__}") from error
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, upright; of a file nothing but the header is read."""
+    from qa_hooks._base.containers import picture_size
+
+    return picture_size(Path(path))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path; `ValueError` when there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return paths
+    """All image files below `folder`, sorted by path, or the members of a file that holds many.
+
+    Links to folders are followed, and each folder is read once; folders and files whose names begin with a dot are not.
+
+    Args:
+        folder: a folder; a zip of images, as StyleGAN's tools make them; an `.npz` or `.npy` of uint8 images
+            `(N, H, W, C)`; a folder that a data set of the `datasets` library was saved to. Members have paths below
+            their file: `set.zip/00000/img00000000.png`.
+
+    Raises:
+        ValueError: no images.
+    """
+    from qa_hooks._base.containers import list_pictures
+
+    return list_pictures(Path(folder))
 
 
 def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:

@@ -58,6 +58,7 @@ from qa_hooks.integrations.diffusers.denoising import denoising_loss
 from qa_hooks.integrations.diffusers.finetuner_checks import (
     check_denoiser,
     check_gradient,
+    check_range,
     check_reached,
     check_sampled,
 )
@@ -158,7 +159,8 @@ class RewardFinetuner:
         Raises:
             TypeError, ValueError: at the first step, whatever would make the gradient silently zero: images without a
                 graph, or with one that does not lead to the adapter; a reward without a gradient; weights that are not
-                trainable, float16, sharded or offloaded; on the first three steps a term that is not finite; at the
+                trainable, float16, sharded or offloaded; on the first three steps a term that is not finite, or images
+                in another range than the reward's; at the
                 steps 1, 2, 3, 5, 9, ... weights that are not the same on all ranks.
         """
         if self.reward.weight or self.kl_weight or self.pretrain_weight:
@@ -175,6 +177,8 @@ class RewardFinetuner:
             images = check_sampled(getattr(result, "images", result), calls)
             if self._steps == 0:
                 check_reached(images, self.denoiser)
+            if self._steps < RangeGuard.CALLS:
+                check_range(images, self.reward.value_range)
             self.images = images.detach()
             if self.reward.weight:
                 own, terms = self._reward_term(images, calls.kept, {"prompt": prompt, "real": real})

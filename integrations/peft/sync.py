@@ -54,7 +54,8 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
     if accelerator is not None and not accelerator.sync_gradients:
         return
     present = torch.tensor([float(p.grad is not None) for p in trained])
-    used = [p for p, ranks in zip(trained, all_reduce_sum(present).tolist(), strict=True) if ranks > 0]
+    counts = all_reduce_sum(present).tolist()
+    used = [p for p, ranks in zip(trained, counts, strict=True) if ranks]
     if not used:
         raise ValueError(
             f"none of {len(trained)} trainable parameters has a gradient on any rank: call this after backward, with "

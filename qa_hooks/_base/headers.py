@@ -8,7 +8,7 @@ from typing import Any
 LARGEST = 1 << 24  # characters
 
 
-def parse_header(text: str) -> Any:
+def parse_header(text: str, largest: int = LARGEST) -> Any:
     """What a header says; `ValueError` when it is no JSON, too long, or nested too deep to be read.
 
     Example:
@@ -18,8 +18,8 @@ def parse_header(text: str) -> Any:
         Traceback (most recent call last):
         ValueError: the header is nested too deep
     """
-    if len(text) > LARGEST:
-        raise ValueError(f"the header has {len(text)} characters, more than {LARGEST}")
+    if len(text) > largest:
+        raise ValueError(f"the header has {len(text)} characters, more than {largest}")
     try:
         return json.loads(text)
     except RecursionError:

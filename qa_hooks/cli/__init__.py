@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qa_hooks import __version__
+from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
 from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
@@ -43,13 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _words_on_stderr(who):
             code = options.run(options)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        print(f"{who}: {error}", file=sys.stderr)
+        print(printable(f"{who}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = "; the same command goes on where it stopped" if getattr(options, "resumes", False) else ""
         print(f"interrupted{again}", file=sys.stderr)
         return 130
     return int(code or 0)
+
+
+class _Harmless(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextlib.contextmanager
@@ -60,13 +66,15 @@ def _words_on_stderr(who: str) -> Iterator[None]:
         logger.warning("%s", message)
 
     logger, handler = logging.getLogger("qa_hooks"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{who}: %(message)s"))
+    handler.setFormatter(_Harmless(f"{who}: %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         with warnings.catch_warnings():
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", kind)  # lines for the user, whatever Python was told to do with them
             warnings.showwarning = show
             yield
     finally:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, chosen, launched_processes, read_device, say
+from qa_hooks.cli.options import (
+    Commands,
+    Help,
+    add_device,
+    add_shared,
+    chosen,
+    launched_processes,
+    place,
+    read_device,
+    say,
+    say_failures,
+)
 
 METRICS = "fd, kid, pr (precision, recall, density, coverage), qs, ds; separated by commas; none for scorers alone"
 
@@ -37,14 +47,17 @@ def add_compare(commands: Commands) -> None:
     )
     compare.add_argument("--n", type=int, metavar="N", help="images of each folder (default: what the smallest has)")
     compare.add_argument("--n-real", type=int, metavar="N", help="real images (default: all)")
+    add_shared(compare, "--grid")
     compare.add_argument("--size", type=int, metavar="N", help="the extractor resizes images to N x N")
     compare.add_argument(
         "--always-judge", action="store_true", help="a verdict also in untrained features (random) and on few images"
     )
     compare.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images")
-    compare.add_argument("--json", metavar="FILE", help="also write all numbers there")
-    compare.add_argument("--report", metavar="FILE", help="also draw histograms, best and worst images as a PNG")
+    compare.add_argument("--json", type=place, metavar="FILE", help="also write all numbers there")
+    compare.add_argument(
+        "--report", type=place, metavar="FILE", help="also draw histograms, best and worst images (PNG)"
+    )
     compare.add_argument("--cache", metavar="DIR", help="keep features there; what has not changed is not made again")
     add_device(compare, batch_size=64)
     compare.set_defaults(run=_compare)
@@ -60,7 +73,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_writable(Path(options.json).parent, name="--json")
     names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
-    names += ["size", "always_judge"]
+    names += ["size", "always_judge", "grid"]
     with launched_processes():
         result = compare_folders(
             options.real,
@@ -72,19 +85,9 @@ def _compare(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     for part in (result.real, *result.folders):
-        _list_failures(part.label, part.failures | part.refused)
+        say_failures(part.failures | part.refused, label=part.label, where="--json FILE has all")
     say(str(result))
     if options.json is not None:
         result.save(options.json)
     if options.report is not None:
         write_report(result, options.report)
-
-
-def _list_failures(label: str, failures: dict[str, str], *, shown: int = 20) -> None:
-    if not failures:
-        return
-    print(f"{label}: {len(failures)} images with problems:", file=sys.stderr)
-    for name, message in list(failures.items())[:shown]:
-        print(f"  {name}: {message}", file=sys.stderr)
-    if len(failures) > shown:
-        print(f"  and {len(failures) - shown} more; --json FILE has all", file=sys.stderr)

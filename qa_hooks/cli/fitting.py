@@ -13,6 +13,7 @@ NOT_OF_THE_SCORER = {
     "kind",
     "run",
     "folder",
+    "grid",
     "output",
     "device",
     "extractor",
@@ -73,6 +74,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
     add_shared(parser, "--extractor")
+    add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
     _add_held_out(parser)
@@ -113,9 +115,9 @@ def _fitted(options: argparse.Namespace, spec: str, source: Any, **given: Any) -
 
 def _fit_in_features(options: argparse.Namespace) -> None:
     from qa_hooks._base.checks import check_count
-    from qa_hooks.images import list_images
+    from qa_hooks.sources.grids import find_images
 
-    paths = list_images(options.folder)
+    paths = find_images(options.folder, options.grid)
     if options.limit is not None and check_count("--limit", options.limit) < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
     extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
@@ -173,6 +175,7 @@ def _add_rank(kinds: Commands) -> None:
     )
     rank.add_argument("folder", metavar="DIR", help="a folder of good images, sub-folders included")
     rank.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    add_shared(rank, "--grid")
     rank.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps")
     rank.add_argument(
         "--crop", type=int, default=64, metavar="N", help="side of the crops; smaller images are left out"
@@ -187,7 +190,9 @@ def _add_rank(kinds: Commands) -> None:
 
 
 def _fit_rank(options: argparse.Namespace) -> None:
-    scorer = _fitted(options, "rank", options.folder)
+    from qa_hooks.sources.grids import find_images
+
+    scorer = _fitted(options, "rank", find_images(options.folder, options.grid))
     for name, accuracy in scorer.accuracies.items():
         say(f"{name:<12} {accuracy:.3f}")
     say(f"{options.output}: {scorer.name}, real level {scorer.real_level:.3f}")
@@ -203,6 +208,7 @@ def _add_niqe(kinds: Commands) -> None:
     )
     niqe.add_argument("folder", metavar="DIR", help="a folder of photographs")
     niqe.add_argument("-o", "--output", required=True, help="the file to write, for example niqe.safetensors")
+    add_shared(niqe, "--grid")
     niqe.add_argument("--name", help="of the model; scores are called niqe_NAME (default: the folder's name)")
     niqe.add_argument("--block", type=int, default=96, help="side of the blocks in pixels")
     niqe.add_argument("--color", default="gray", choices=["gray", "y_ycbcr", "y_yiq"], help="the grey conversion")
@@ -228,5 +234,6 @@ def _fit_niqe(options: argparse.Namespace) -> None:
         shrink=options.shrink,
         limit=options.limit,
         name=options.name,
+        grid=options.grid,
     )
     print(f"{options.output}: fitted on {model.count} blocks")

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
+from pathlib import Path
 
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, chosen, launched_processes, read_device
+from qa_hooks._base.text import printable
+from qa_hooks.cli.options import (
+    Commands,
+    Help,
+    add_device,
+    add_shared,
+    chosen,
+    launched_processes,
+    place,
+    read_device,
+    say,
+    say_failures,
+)
 
 
 def add_score(commands: Commands) -> None:
@@ -25,7 +40,8 @@ def add_score(commands: Commands) -> None:
     )
     score.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
     add_shared(score, "--scorer", nargs="+", required=True)
-    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, for example scores.csv")
+    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe")
+    add_shared(score, "--grid")
     score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
     add_shared(score, "--reference")
@@ -37,29 +53,35 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> None:
     from qa_hooks.folders import score_folder
 
-    with launched_processes():
+    piped = options.output == "-"
+    if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("-o - needs one process: several work on one file, name it")
+    with launched_processes(), contextlib.ExitStack() as stack:
+        output = options.output
+        if piped:
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "scores.csv")
         table = score_folder(
             options.folder,
             options.scorer,
-            options.output,
+            output,
             device=read_device(options.device),
             resume=not options.overwrite,
-            **chosen(options, "tiles", "overlap", "reference", "batch_size"),
+            **chosen(options, "tiles", "overlap", "reference", "batch_size", "grid"),
         )
-    _report(f"{options.output}: {table.summary()}", table.failures)
+        if piped:
+            _write_out(Path(output).read_bytes())
+    say_failures(table.failures, where="all are in the JSON beside the table")
+    for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
+        say(text, error=piped)
 
 
-def _report(summary: str, failures: dict[str, str], *, shown: int = 20) -> None:
-    """The outcome on stdout, what failed on stderr; once, also with several processes."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if failures:
-        print(f"{len(failures)} images with problems:", file=sys.stderr)
-        for name, message in list(failures.items())[:shown]:
-            print(f"  {name}: {message}", file=sys.stderr)
-        if len(failures) > shown:
-            print(f"  and {len(failures) - shown} more; all are in the JSON beside the table", file=sys.stderr)
-    print(summary)
+def _write_out(data: bytes) -> None:
+    """Bytes on stdout; on a terminal without control characters."""
+    if sys.stdout.isatty():
+        data = printable(data.decode("utf-8", "surrogateescape")).encode()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def add_filter(commands: Commands) -> None:
@@ -101,11 +123,10 @@ def _filter(options: argparse.Namespace) -> None:
         **chosen(options, "keep", "by", "higher_is_better", "null"),
     )
     if options.output == "-":
-        sys.stdout.flush()
         end = "\0" if options.null else "\n"
-        sys.stdout.buffer.write("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
+        _write_out("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
     else:
-        print(f"{options.output}: {len(kept)} of {count} images")
+        say(f"{options.output}: {len(kept)} of {count} images")
 
 
 def add_pick(commands: Commands) -> None:
@@ -124,7 +145,8 @@ def add_pick(commands: Commands) -> None:
     pick.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
     add_shared(pick, "--scorer", required=True)
     add_shared(pick, "--keep", default=0.9)
-    pick.add_argument("--out", required=True, metavar="DIR", help="the folder to make; not inside the other")
+    add_shared(pick, "--grid")
+    pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
     pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
     add_shared(pick, "--reference")
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")
@@ -143,6 +165,7 @@ def _pick(options: argparse.Namespace) -> None:
             options.out,
             device=read_device(options.device),
             resume=not options.overwrite,
-            **chosen(options, "keep", "link", "reference", "recall", "batch_size"),
+            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid"),
         )
-    _report(picked.summary(), picked.failures)
+    say_failures(picked.failures, where="all are in the JSON beside the table")
+    say(picked.summary())

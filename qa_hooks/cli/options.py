@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
+
+from qa_hooks._base.text import printable
 
 Commands = Any  # argparse's class of sub-parsers is private
 
@@ -55,6 +58,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--keep": {"type": share, "metavar": "F", "help": "a share (1: all), or a number of images"},
     "--extractor": {"default": "random", "metavar": "E", "help": EXTRACTORS},
     "--metrics": {"type": read_metrics, "metavar": "M"},
+    "--grid": {"metavar": "G", "help": "cut grids of images: 8x4+2 (in a row, rows, pixels between), or auto"},
     "--device": {"metavar": "D", "help": "cpu, cuda, cuda:1, mps (default: a GPU where there is one)"},
     "--batch-size": {"type": int, "default": 32, "metavar": "N", "help": "images at a time"},
 }
@@ -91,10 +95,27 @@ def read_device(name: str | None) -> str:
     return "cpu"
 
 
-def say(text: str) -> None:
-    """Print an outcome; once, also under several processes."""
+def say(text: object, *, error: bool = False) -> None:
+    """Print an outcome, or on stderr what went wrong; once, also under several processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(text)
+        print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20) -> None:
+    """List on stderr the images that had problems; `where` says who has all of them."""
+    if failures:
+        say(f"{f'{label}: ' if label else ''}{len(failures)} images with problems:", error=True)
+        for name, message in list(failures.items())[:shown]:
+            say(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}", error=True)
+        if len(failures) > shown:
+            say(f"  and {len(failures) - shown} more; {where}", error=True)
+
+
+def place(text: str) -> str:
+    """A file or folder to write; "-" would be one of that name."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("it cannot be written to the terminal: name a file or folder, ./- if it is -")
+    return text
 
 
 @contextlib.contextmanager

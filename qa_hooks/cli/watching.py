@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 
-from qa_hooks.cli.options import Commands, Help, add_shared, chosen, read_device
+from qa_hooks.cli.options import Commands, Help, add_shared, chosen, place, read_device, say
 
 ALARMED = 3  # exit code
 
@@ -31,9 +31,13 @@ def add_watch(commands: Commands) -> None:
     watch.add_argument("--real", metavar="DIR", help="real images, for distances of steps with 20 images and more")
     add_shared(watch, "--extractor")
     add_shared(watch, "--metrics", default="fd,kid", help="with --real: fd, kid, pr")
+    watch.add_argument("--step-regex", dest="step", metavar="RE", help="its first group is the step: 'img_(\\d+)'")
+    add_shared(watch, "--grid")
     watch.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
     watch.add_argument("--once", action="store_true", help="score what is there and end")
-    watch.add_argument("--log-dir", default="runs/watch", metavar="DIR", help="curves, best.json, alarms.jsonl, state")
+    watch.add_argument(
+        "--log-dir", type=place, default="runs/watch", metavar="DIR", help="curves, best.json, alarms.jsonl, state"
+    )
     watch.add_argument("--best", metavar="KEY", help="of best.json: a scorer's name, fd, ... (default: the first)")
     watch.add_argument("--mode", choices=["min", "max"], help="which is best, where the key does not say")
     watch.add_argument("--alarm", nargs="+", default=[], metavar="A", help="'KEY<VALUE' or 'KEY>VALUE', in quotes")
@@ -54,9 +58,9 @@ def _watch(options: argparse.Namespace) -> int:
         scorers=options.scorer,
         alarms=options.alarm,
         device=read_device(options.device),
-        say=lambda line: print(line, flush=True),
-        **chosen(options, *names),
+        say=say,
+        **chosen(options, *names, "step", "grid"),
     )
     if result.best is not None:
-        print(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")
+        say(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")
     return ALARMED if result.alarms else 0

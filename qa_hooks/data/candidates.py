@@ -19,9 +19,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from qa_hooks._base.decoding import IMAGE_SUFFIXES
 from qa_hooks._base.files import inside_folder
 from qa_hooks._base.headers import parse_header
-from qa_hooks.images import IMAGE_SUFFIXES, list_images
+from qa_hooks.images import list_images
 
 LAYOUTS = ("plain", "folders", "csv", "hggt")
 LABELS = ("Original", "Positive", "Similar", "Negative")  # the codes of the published training code, 0..3

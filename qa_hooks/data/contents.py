@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
+from qa_hooks._base.checks import warn
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.data.candidates import CandidateSet, some
 from qa_hooks.folders.scoring.growing import left_spec
+from qa_hooks.images import image_size
 from qa_hooks.sources.windows import read_ahead
 
 Size = tuple[int, int]
@@ -35,19 +36,14 @@ def contents_of(sets: Sequence[CandidateSet], progress: bool) -> dict[str, list[
 
 def _read(path: Path) -> tuple[str, Size | None]:
     """The fingerprint of a file and the size of its image, upright; no size when it is no image."""
-    from PIL import Image
-
     try:
-        data = path.read_bytes()
+        data = member_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     try:
-        with Image.open(BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+        return fingerprint(data), image_size(path)
     except Exception:  # parsers raise what they like; the scoring will say what is wrong with it
         return fingerprint(data), None
-    return fingerprint(data), (height, width) if turned else (width, height)
 
 
 def compare_contents(path: Path, now: Contents, source: str) -> None:
@@ -69,7 +65,7 @@ def compare_contents(path: Path, now: Contents, source: str) -> None:
         if any(was not in (None, new) for was, new in zip(before.get(key, ()), contents, strict=False))
     ]
     if changed:
-        warnings.warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
+        warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
 
 
 def _describe(sets: Contents, source: object) -> str:

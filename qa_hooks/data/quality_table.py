@@ -11,7 +11,6 @@ image. Every call reads all files to know what they hold; only unknown contents 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import rank, together
+from qa_hooks._base.processes import together
 from qa_hooks.data.candidates import CandidateSet, check_keys, list_candidates, some
 from qa_hooks.data.contents import Contents, all_contents, compare_contents, contents_of
 from qa_hooks.folders.scoring.growing import GrowingTable, left_spec
-from qa_hooks.folders.scoring.score_folder import Spec, name_scorers, score_into, scorer_facts
+from qa_hooks.folders.scoring.score_folder import Spec, alone_at, name_scorers, score_into, scorer_facts
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, read_scores
 from qa_hooks.folders.scoring.tiles import check_tiles, read_pieces
 from qa_hooks.images import Range
@@ -146,31 +145,33 @@ class QualityTable:
         check_writable(path.parent, name="path")
         with together():
             sets = _list(source, layout, names, missing)
-            if rank() == 0:
-                contents = contents_of(sets, progress=progress)
-                origin = str(Path(source).resolve()) if isinstance(source, str | Path) else "a list of files"
-                if resume:
-                    compare_contents(path, contents, origin)
-                facts = {"format": FORMAT, "version": VERSION, "source": origin, "tiles": tiles, "overlap": overlap}
-                begun = GrowingTable(path, {**facts, "scorers": scorer_facts(named), "sets": contents})
-                begun.start(dict.fromkeys(all_contents(contents), 0.0), started=time.time(), resume=resume)
-        with together():
-            spec = left_spec(path) or {}  # the other ranks have it from rank 0's file
+
+        def start() -> None:
+            contents = contents_of(sets, progress=progress)
+            origin = str(Path(source).resolve()) if isinstance(source, str | Path) else "a list of files"
+            if resume:
+                compare_contents(path, contents, origin)
+            facts = {"format": FORMAT, "version": VERSION, "source": origin, "tiles": tiles, "overlap": overlap}
+            begun = GrowingTable(path, {**facts, "scorers": scorer_facts(named), "sets": contents})
+            begun.start(dict.fromkeys(all_contents(contents), ()), resume=resume)
+
+        with alone_at(path, start):
+            contents = (left_spec(path) or {})["sets"]  # the other processes have it from the first one's file
             paths = {
                 content: candidate
                 for candidates in sets
-                for candidate, content in zip(candidates.paths, spec["sets"][candidates.key], strict=True)
+                for candidate, content in zip(candidates.paths, contents[candidates.key], strict=True)
                 if candidate is not None
             }
-        score_into(
-            GrowingTable(path, spec),
-            list(paths),
-            lambda content: read_pieces(content, paths[content], None, tiles, overlap),
-            named,
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-        )
+            score_into(
+                path,
+                dict.fromkeys(paths, ()),
+                lambda content: read_pieces(content, paths[content], None, tiles, overlap),
+                named,
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
+            )
         table = cls.load(path)
         if table.values.isnan().all():
             what, why = next(iter(table.failures.items()), (some(table.keys), f"{name} gives NaN"))

@@ -1,4 +1,4 @@
-"""A clamp that an optimizer cannot hide behind."""
+"""A clamp to the value range whose gradient still reaches pixels outside the range."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class _ClampInward(torch.autograd.Function):
 
 
 def clamp_inward(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
-    """Clamp to a range, straight-through, except that no gradient leads further out.
+    """Images clamped to a range, with a gradient that can bring pixels back into the range and never drives them out.
 
-    A plain clamp has no gradient outside, so a pixel that has left the range never learns to come back; plain
-    straight-through pushes it on for ever, since nothing that it does is seen any more.
+    A plain clamp has no gradient outside the range, so a pixel that has left it never comes back. A straight-through
+    clamp (clamped forward, the identity backward) pushes such a pixel on for ever, because the clamped value no longer
+    changes. Here the gradient passes, except where a step against it would lead further out.
 
     Args:
-        images: any shape, floating; of something that is minimised.
+        images: any shape, floating; the loss that is computed from them is minimised.
         value_range: (low, high).
 
     Example:

@@ -1,6 +1,7 @@
-"""Ladders of synthetic degradations: the same image, worse at each level, so that the order of quality is known.
+"""Synthetic degradations in ladders: the same image at five levels, each worse than the one before.
 
-Level 0 is the image itself; the parameters of levels 1 to 4 are in `LADDERS`, in pixels and in units of [0, 1].
+So the order of quality is known without asking anybody. Level 0 is the image itself. The parameters of the levels 1 to
+4 are in `LADDERS`, in pixels and in units of [0, 1].
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ RANDOM = frozenset({"noise", "salt_pepper"})
 
 
 def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Degrade images to a level of one of the ladders.
+    """Images that are blurred, noisy, compressed or otherwise degraded to a known level.
 
     Args:
         images: `(N, 1 or 3, H, W)` floating, in [0, 1].
         kind: "blur", "noise", "jpeg", "downsample", "sharpen" or "salt_pepper".
         level: 0 (unchanged) to 4 (worst).
-        generator: of the kinds in `RANDOM`, which need it; the draw is made on its device.
+        generator: where the kinds in `RANDOM` draw from, which need it; the draw is made on its device.
 
     Returns:
         Like `images`, in [0, 1], without gradient.

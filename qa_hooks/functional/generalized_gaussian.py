@@ -41,9 +41,9 @@ class AGGD(NamedTuple):
 def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
     """Estimate an AGGD from each signal in the last axis; differentiable once in `values`, alpha included.
 
-    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both. A signal
-    of zeros has alpha 10 and scales 0, without a gradient. Values are compared with 0 as they are: `values` is assumed
-    to be centred where the model asks for it (MSCN coefficients and their products are not centred again).
+    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both sides. A
+    signal of zeros has alpha 10 and scales 0, and no gradient. The two sides meet at 0: values are not centred here, so
+    centre them first where the model asks for it (NIQE's coefficients and their products are not centred).
 
     Args:
         values: floating `(..., L)`; float16 and bfloat16 are computed in float32.

@@ -38,8 +38,9 @@ def naturalness_distance(
     Args:
         features: `(..., 36)`: all leading axes are rows of one set. Rows of flat maps (`valid_rows`) do not count.
         model_mean, model_covariance: `(36,)` and `(36, 36)` of the pristine model.
-        variant: "mvg": the distance of the rows' own mean and covariance. "sample": the mean of the rows' Mahalanobis
-            distances, a mean of per-sample terms that needs no second row and no communication between processes.
+        variant: "mvg" (multivariate Gaussian): the distance between the model and the rows' own mean and covariance.
+            "sample": the mean of the rows' Mahalanobis distances. It is a mean of one term for each row, so it needs no
+            second row and no communication between processes.
         shrink: share by which the covariance moves to its diagonal; default 0.1, below 37 rows 0.5. Only for "mvg".
         ridge: times mean variance, added to the diagonal of the matrix that is inverted.
 

@@ -2,10 +2,11 @@
 
     |q - b|^2 = |q|^2 - 2 q.b + |b|^2
 
-finds candidates; features are centred first, because far from the origin the three terms cancel. Where candidates lie
-closer together than the product's rounding they are ranked by differences in float64, with a few more than asked for;
-and where rounding could still have hidden a nearer row, all rows in question are compared so: the answer does not
-depend on it. Works over parts of bank and queries: beyond the bank and a centred copy the memory is constant.
+finds candidates, a few more than asked for. Features are centred first, because far from the origin the three terms
+cancel. Where candidates lie closer together than the rounding of the product, they are ranked by their differences in
+float64. Where rounding could still have hidden a nearer row, all rows in question are compared in that way, so the
+answer does not depend on rounding. The work is done over parts of the bank and of the queries: beyond the bank and a
+centred copy of it the memory is constant.
 """
 
 from __future__ import annotations

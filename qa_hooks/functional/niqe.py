@@ -131,8 +131,9 @@ def _is_number(value: object) -> bool:
 def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_slope: float | None = None) -> Tensor:
     """NIQE's features of each block of each image, differentiable once.
 
-    A flat block has alpha = 10 and zeros elsewhere, without a gradient; `valid_rows` tells which these are. Images do
-    not influence each other. float64 is computed in float64, anything else in float32; autocast is switched off.
+    A flat block has alpha = 10 and zeros elsewhere, and no gradient; `valid_rows` tells which blocks are flat. Images
+    do not influence each other. Images in float64 are computed in float64, all others in float32, whatever the autocast
+    state.
 
     Args:
         images: grey `(N, 1, H, W)`, in the units of `config.constant` (NIQE: 0..255). Sides are cropped to a multiple

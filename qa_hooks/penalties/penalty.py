@@ -171,7 +171,7 @@ class CriticPenalty(Term, nn.Module):
         first, self.calls = self.calls, self.calls + 1
         if first == 0:
             check_critic(critic)
-        _notice_new_objects(self)
+        _notice_new_objects(self, critic)
         if first % self.interval:
             return _zero(real)
         self._guard(data={"real": real}, predictions={"fake": fake})
@@ -221,21 +221,27 @@ class CriticPenalty(Term, nn.Module):
 
 
 NEW_OBJECTS = 4
-# By class and seed, of the penalty that was called last: itself, its calls, and how many of one call came in a row.
-_LATEST: dict[tuple[type, int], tuple[weakref.ref[CriticPenalty], int, int]] = {}
+# By class and seed, of penalties that were called once: the last one, its critic, and how many came in a row.
+_ONCE: dict[tuple[type, int], tuple[weakref.ref[CriticPenalty], weakref.ref[nn.Module], int]] = {}
 
 
-def _notice_new_objects(penalty: CriticPenalty) -> None:
-    """Warn of a loop that makes the penalty anew in each step: each object is called once, and then it is gone."""
+def _notice_new_objects(penalty: CriticPenalty, critic: Critic) -> None:
+    """Warn of a loop that makes the penalty anew in each step: for one critic, each is called once and gone."""
+    from qa_hooks._base.reach import modules_of
+
     kind, name = (type(penalty), penalty.random.seed), type(penalty).__name__
-    last, calls, row = _LATEST.get(kind, (weakref.ref(penalty), 0, 0))
-    row = row + 1 if penalty.calls == calls == 1 and last() is None else 1
+    last, its_critic, row = _ONCE.pop(kind, (None, None, 0))
+    network = next(iter(modules_of(critic)), None) if penalty.calls == 1 else None
+    if network is None:
+        return
+    again = last is not None and last() is None and its_critic is not None and its_critic() is network
+    row = row + 1 if again else 1
     if row == NEW_OBJECTS:
         warn(
             f"{name} has been made anew for each of {NEW_OBJECTS} calls: its random points, interval and warm-up begin "
             f"again each time, so every step draws the same. Make it once before the loop: penalty = {name}(...)"
         )
-    _LATEST[kind] = weakref.ref(penalty), penalty.calls, row
+    _ONCE[kind] = weakref.ref(penalty), weakref.ref(network), row
 
 
 def _zero(images: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ def score_source(
 
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
     reading |= {"what": f"scores ({scorer.name})", "nothing": lambda: torch.zeros(0, device="cpu")}
-    return Scored(*measure_source(source, score, **reading))
+    found = measure_source(source, score, **reading)
+    order = found.parts.argsort(stable=True)
+    return Scored(*(part[order] for part in found))
 
 
 def score_features(scorer: Any, features: Features) -> Tensor:

@@ -6,8 +6,6 @@ position. A loader is not: each process brings its own part of the data.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +16,19 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.containers import KEYS, is_container
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
+from qa_hooks.sources.loaders import Repeats, check_end, unmoved, until_its_end
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
 Source = Any
-KEYS = ("image", "images", "pixel_values", "jpg", "png")
 
 
 def image_paths(source: Source) -> list[Path] | None:
-    """The files of a source that consists of files: a folder (sorted), one file, or a sequence of paths; else None."""
+    """The files of a source of files: a folder or a file of many (sorted), one file, a sequence of paths; else None."""
     if isinstance(source, (str, Path)):
-        return [Path(source)] if Path(source).is_file() else list_images(source)
+        path = Path(source)
+        return [path] if path.is_file() and not is_container(path) else list_images(path)
     if isinstance(source, Sequence) and len(source) and all(isinstance(item, (str, Path)) for item in source):
         return [Path(item) for item in source]
     return None
@@ -85,7 +85,7 @@ def image_batches(
     indices: Sequence[int] | None = None,
     failures: dict[int, str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Walk through a source once, in batches of one size. A loader's own generators are put back at the end.
+    """Walk through a source once, in batches of one size. A loader or data set is not moved (`unmoved`).
 
     Args:
         source: a tensor `(N, C, H, W)`, a folder, a sequence of paths, a dataset (its items an image, or a tuple or
@@ -118,14 +118,16 @@ def image_batches(
         yield from _by_size(_from_files(paths, chosen, failures), batch_size)
     elif _is_dataset(source):
         positions = list(range(len(source)) if indices is None else indices)
-        yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
+        with unmoved(source):
+            yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
     elif isinstance(source, Iterable):
         if indices is not None:
             raise ValueError(
                 f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
             )
-        with _generators_put_back(source):
-            yield from _from_batches(_for_a_pass_of_ours(source))
+        check_end(source)
+        with unmoved(source) as walk:
+            yield from _from_batches(walk)
     else:
         raise TypeError(
             "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
@@ -148,37 +150,6 @@ def _is_batch(value: Any) -> bool:
 def _distributed_sampler(source: Source) -> DistributedSampler[Any] | None:
     sampler = getattr(getattr(source, "batch_sampler", None), "sampler", None)
     return sampler if isinstance(sampler, DistributedSampler) else None
-
-
-def own_generators(source: Source) -> list[torch.Generator]:
-    """The random generators that a loader or its samplers own."""
-    batch_sampler = getattr(source, "batch_sampler", None)
-    owners = (source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    return [g for g in generators.values() if isinstance(g, torch.Generator)]
-
-
-@contextlib.contextmanager
-def _generators_put_back(source: Source) -> Iterator[None]:
-    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
-    states = [(g, g.get_state()) for g in own_generators(source)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def _for_a_pass_of_ours(source: Any) -> Any:
-    """The loader itself; or, since persistent workers serve one pass at a time and a new one ends the user's own, a
-    twin of it whose workers live for one pass."""
-    if not getattr(source, "persistent_workers", False):
-        return source
-    twin = copy.copy(source)
-    vars(twin).update(persistent_workers=False, _iterator=None)
-    if "base_dataloader" in vars(twin):  # a loader in the wrapper of Accelerate
-        vars(twin)["base_dataloader"] = _for_a_pass_of_ours(twin.base_dataloader)
-    return twin
 
 
 def _image_of(item: Any) -> Any:
@@ -229,7 +200,8 @@ def _from_files(paths: list[Path], chosen: list[int], failures: dict[int, str] |
 def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
     sampler = _distributed_sampler(batches)
     own = iter(sampler) if sampler is not None else itertools.count()
-    for batch in batches:
+    look = Repeats(batches)
+    for batch in until_its_end(batches):
         images = _image_of(batch)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(
@@ -237,6 +209,7 @@ def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
                 + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
             )
         images = as_tensor(images)
+        look(images)
         yield list(itertools.islice(own, images.shape[0])), images
 
 

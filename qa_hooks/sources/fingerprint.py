@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint, tensor_bytes
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
-from qa_hooks.sources.batches import Source, image_batches, image_paths, is_shared, own_generators
+from qa_hooks.sources.batches import Source, image_batches, image_paths, is_shared
+from qa_hooks.sources.loaders import own_generators, seed_generators, unmoved
 from qa_hooks.sources.windows import read_ahead
 
 BYTES = 16
@@ -66,8 +68,7 @@ def data_fingerprint(source: Source, value_range: Range = (0.0, 1.0)) -> str:
 def fixed_random(source: Source) -> Iterator[None]:
     """Random augmentation inside is the same at each pass: the room of `isolated`, with every generator seeded.
 
-    Python's, NumPy's and torch's CPU generators and those that a loader owns are put back at the end. A dataset that
-    keeps a generator of its own, or workers that live on, cannot be reached.
+    Python's, NumPy's and torch's CPU generators and those that a loader or a data set keeps are put back at the end.
 
     Example:
         >>> dataset = torch.utils.data.TensorDataset(torch.zeros(2, 1, 8, 8))
@@ -81,15 +82,9 @@ def fixed_random(source: Source) -> Iterator[None]:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed every GPU too
-        owned = own_generators(source)
-        states = [generator.get_state() for generator in owned]
-        try:
-            for generator in owned:
-                generator.manual_seed(SEED)
+        with unmoved(source):
+            seed_generators(own_generators(source), SEED)
             yield
-        finally:
-            for generator, state in zip(owned, states, strict=True):
-                generator.set_state(state)
 
 
 def _shared_folder(paths: Sequence[Path]) -> str:
@@ -100,10 +95,13 @@ def _content(path: Path) -> str:
     """The hash of a file's bytes; one that cannot be read counts as such, and whoever reads the image says why."""
     digest = hashlib.blake2b(digest_size=BYTES)
     try:
-        with path.open("rb") as file:
-            while part := file.read(PART):
-                digest.update(part)
-    except OSError as error:
+        if path.is_file():
+            with path.open("rb") as file:
+                while part := file.read(PART):
+                    digest.update(part)
+        else:
+            digest.update(member_bytes(path))
+    except (OSError, ValueError) as error:
         return type(error).__name__
     return digest.hexdigest()
 

@@ -16,8 +16,9 @@ from qa_hooks.sources.batches import Source, count_images, first_of_each, has_po
 class SourceRows(NamedTuple):
     """One row for each image of a source that could be read, the same on every process.
 
-    `rows` are `(n, ...)` and `parts` and `positions` `(n,)`, in the order of part and position: the part is 0 for a
-    source that all processes share, and the rank where each brought its own; the position is the one in the source.
+    `rows` are `(n, ...)` and `parts` and `positions` `(n,)`: the part is 0 for a source that all processes share, and
+    the rank where each brought its own; the position is the one in the source. They are in the order of the positions
+    where these mean the same on every process, and otherwise part by part.
     """
 
     rows: Tensor
@@ -71,12 +72,11 @@ def measure_source(
                 bar.update(len(chosen))
         rows = torch.cat(own) if own else nothing().cpu()
     positions = torch.tensor(at, dtype=torch.int64, device="cpu")
-    parts = torch.full_like(positions, 0 if shared else rank())
+    parts = torch.full_like(positions, 0 if has_positions(source) else rank())
     found = SourceRows(*(gather_rows(part) for part in (rows, parts, positions)))
     if not len(found.positions):
         raise ValueError("there is no readable image in the source")
     if has_positions(source):
         order = first_of_each(found.positions)
         found = SourceRows(*(part[order] for part in found))
-    order = found.parts.argsort(stable=True)
-    return SourceRows(*(part[order] for part in found))
+    return found

@@ -8,9 +8,9 @@ The step is read from names, as the trainers in the field write them: `step_0000
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path, PurePath
 
+from qa_hooks._base.checks import warn
 from qa_hooks.images import list_images
 
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
@@ -22,6 +22,8 @@ _WORDS = (
     r"epochs?",
 )
 
+# Samples of other weights or between others, which trainers write beside the plain ones of the same step.
+_VARIANTS = re.compile(r"(?<![a-z])(ema|swa|averaged?|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE)
 
 # Whole names as trainers write them, in which a time, a seed or the number of a prompt stands beside the step.
 _NAMES = (
@@ -32,8 +34,12 @@ _NAMES = (
 )
 
 
-def step_of(path: str | Path) -> int:
+def step_of(path: str | Path, pattern: str | None = None) -> int:
     """The training step that an image shows, from its path below the folder of the run.
+
+    Args:
+        path: below the folder, with forward slashes.
+        pattern: a regular expression whose first group is the step, such as `iter(\\d+)`; None goes by the rules below.
 
     In this order: the step in a name as sd-scripts, musubi-tuner, OneTrainer, ai-toolkit and SimpleTuner write it
     (sd-scripts and musubi-tuner can name samples by the epoch, `e000010`: then that is the step); the number after a
@@ -49,9 +55,14 @@ def step_of(path: str | Path) -> int:
         [1000, 200, 1000]
     """
     relative = PurePath(path)
+    if pattern is not None:
+        match = re.search(pattern, relative.as_posix())
+        if match is None or not match.groups() or not str(match[1]).isdecimal():
+            raise ValueError(f"{path} has no step where {pattern!r} looks for it")
+        return int(match[1])
     stem, folders = relative.stem, [part for part in reversed(relative.parts[:-1]) if part not in ("/", "..")]
-    for pattern in _NAMES:
-        if whole := re.fullmatch(pattern, stem):
+    for form in _NAMES:
+        if whole := re.fullmatch(form, stem):
             return int(whole[1])
     for words in _WORDS:
         for name in (stem, *folders):
@@ -73,30 +84,75 @@ def step_of(path: str | Path) -> int:
     return own if own is not None else outer[0]
 
 
-def list_snapshots(folder: str | Path) -> tuple[list[Path], list[int]]:
+def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list[Path], list[int]]:
     """The images below `folder` and the step of each, by path; names that start with a dot are work in progress.
 
-    Files without a step in their names are left out with a warning.
+    Files without a step in their names are left out with a warning, and so are the other variants of the samples
+    (of the averaged weights, of interpolations) where there are plain ones: they are not of one step with them.
+
+    Args:
+        folder: of the run.
+        pattern: as in `step_of`; what does not match is left out in silence, for that is what it is for.
 
     Raises:
-        ValueError: no folder, no images, or a step in none of their names.
+        ValueError: no folder, no images, a step in none of their names, or a number that may be none: all names have
+            it, while another number differs.
     """
     root = Path(folder)
     paths, steps, unreadable = [], [], []
     for path in list_images(root):
-        relative = path.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
         try:
-            steps.append(step_of(relative))
+            steps.append(step_of(path.relative_to(root).as_posix(), pattern))
             paths.append(path)
         except ValueError as error:
             unreadable.append(str(error))
     if not paths:
         raise ValueError(unreadable[0] if unreadable else f"{folder} holds no finished snapshots")
+    if pattern is not None:
+        return paths, steps
     if unreadable:
-        warnings.warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
-    return paths, steps
+        warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
+    names = [path.relative_to(root).as_posix() for path in paths]
+    variants = [_variant(name) for name in names]
+    if "" in variants and set(variants) != {""}:
+        others = ", ".join(sorted(set(variants) - {""}))
+        warn(
+            f"{len(names) - variants.count('')} images of {folder} were left out: their names say {others}; a step "
+            "pattern such as '(\\d+)-ema' (--step-regex) takes them instead"
+        )
+    chosen = [row for row, variant in enumerate(variants) if variant == "" or "" not in variants]
+    _check_step([names[row] for row in chosen], [steps[row] for row in chosen])
+    return [paths[row] for row in chosen], [steps[row] for row in chosen]
+
+
+def _variant(name: str) -> str:
+    """What kind of sample a name says it is; "" for plain ones.
+
+    Example:
+        >>> _variant("1000-ema.png"), _variant("1000.png"), _variant("cinema/1000.png")
+        ('ema', '', '')
+    """
+    return " ".join(sorted({word.lower() for word in _VARIANTS.findall(name)}))
+
+
+def _check_step(names: list[str], steps: list[int]) -> None:
+    """Refuse a step that no word marks, that all files have, while another number in their names differs."""
+    if len(names) < 2 or len(set(steps)) > 1 or any(_is_marked(name) for name in names):
+        return
+    numbers = [re.findall(r"\d+", PurePath(name).stem) for name in names]
+    if len({tuple(found) for found in numbers}) > 1 and all(len(found) > 1 for found in numbers):
+        raise ValueError(
+            f"is {steps[0]} the step? All {len(names)} files have it, such as {names[0]}, while another number in "
+            "their names differs: say which number it is with a regular expression, step='(\\d+)' (--step-regex)"
+        )
+
+
+def _is_marked(name: str) -> bool:
+    """Whether a trainer's way to write names, a word, or a folder that is a number, says what the step is."""
+    if any(re.fullmatch(form, PurePath(name).stem) for form in _NAMES):
+        return True
+    marked = any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in _WORDS)
+    return marked or any(part.isdecimal() for part in PurePath(name).parts[:-1])
 
 
 def _last_number(name: str) -> int | None:

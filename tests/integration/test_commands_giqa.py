@@ -61,7 +61,10 @@ def test_fit_score_filter_pick(samples, gmm, tmp_path, capsys):
     table_path = tmp_path / "scores.csv"
     code, out, err = run(["score", samples, "--scorer", gmm, "-o", table_path], capsys)
     assert code == 0
-    assert out.strip() == f"{table_path}: 60 images; 3 with problems"
+    counts, digest = out.splitlines()
+    assert counts == f"{table_path}: 60 images; 3 with problems"
+    assert digest.startswith("  giqa_gmm: median ")
+    assert "higher is better; worst " in digest
     assert all(f"  {name}: is not a readable image" in err for name in ("truncated.png", "text.jpg", "empty.bmp"))
     table = read_scores(table_path)
     name, calibrated = table.columns
@@ -363,11 +366,14 @@ def test_torchrun_gives_the_table_of_one_process(many, tmp_path, capsys):
     process = start([*launch, *arguments, output])
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert out == f"{output}: 240 images; 1 with problems\n"
+    assert out.splitlines()[0] == f"{output}: 240 images; 1 with problems"
+    assert out.splitlines()[1].startswith("  niqe_bsd100: median ")
+    assert len(out.splitlines()) == 2
     assert err.count("broken.png") == 1
     one = (tmp_path / "one.csv").read_bytes()
     assert output.read_bytes() == one
     specs = [json.loads((tmp_path / f"{name}.csv.json").read_text()) for name in ("one", "two")]
+    assert len(specs[0]["files"]) == 240
     assert {**specs[0], "started": 0} == {**specs[1], "started": 0}
 
     # What two killed processes have left is finished by two others, and by one.

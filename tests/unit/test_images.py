@@ -131,7 +131,7 @@ def test_quantising_clamps_and_rounds():
 def test_a_grid_holds_each_image_once():
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4) * 10
     grid = make_grid(images, columns=3, padding=1)
-    assert grid.shape == (3, 2 * 5 + 1, 3 * 5 + 1)
+    assert grid.shape == (1, 2 * 5 + 1, 3 * 5 + 1)
     assert grid.dtype == torch.uint8
     for index in range(5):
         top, left = 1 + (index // 3) * 5, 1 + (index % 3) * 5

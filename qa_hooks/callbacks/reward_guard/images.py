@@ -39,7 +39,7 @@ class GuardImages:
         scorers: by the names of their values.
         first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
         first_features: of them, by the position of the batch.
-        real_shape: of a real image.
+        real_shapes: (C, H, W) of the real images, each shape once.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -76,7 +76,7 @@ class GuardImages:
         self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
         self.first_features: dict[int, Tensor] = {}
-        self.real_shape: Sequence[int] = ()
+        self.real_shapes: set[tuple[int, ...]] = set()
 
     def functions(self) -> list[Callable[..., Any]]:
         """The user's functions and networks that make images."""
@@ -95,8 +95,8 @@ class GuardImages:
         rows: list[Rows] = []
         pictures, bases, kept = [], [], []
         for start, images in self._batches(ctx):
-            if comparing and self.real_shape:
-                check_comparable(self.extractor, self.real_shape, images.shape[1:])
+            if comparing and self.real_shapes:
+                check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
@@ -172,7 +172,7 @@ class GuardImages:
         seen = 0
         with fixed_random(real):
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
-                self.real_shape = images.shape[1:]
+                self.real_shapes.add(tuple(images.shape[1:]))
                 images = images.to(self.extractor.mean.device)
                 rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
                 seen += len(images)

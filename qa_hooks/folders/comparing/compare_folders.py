@@ -82,6 +82,7 @@ def compare_folders(
     n: int | None = None,
     n_real: int | None = None,
     seed: int = 0,
+    grid: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache: str | Path | None = None,
@@ -106,6 +107,8 @@ def compare_folders(
         n: images of each folder; at most as many as the smallest has, which is the default.
         n_real: real images, all by default; precision, recall and ds use at most n of them.
         seed: of the choice of images and of the intervals.
+        grid: cut each generated picture into the images that it is a grid of, as in
+            `qa_hooks.sources.grids.find_images`.
         batch_size, device, progress: as in `score_folder`.
         cache: a folder that keeps features; files that changed are noticed.
         confidence: of the intervals.
@@ -131,7 +134,7 @@ def compare_folders(
     if network is not None and device is not None:
         network.to(device)
     (real_set,) = image_sets([real], n=n_real, paired=False, seed=seed)
-    sets = image_sets(folders, n=n, paired=paired, seed=seed)
+    sets = image_sets(folders, n=n, paired=paired, seed=seed, grid=grid)
     real_set.label = REAL
     for part in sets:
         part.label = str(part.folder.resolve()) if part.label == REAL else part.label

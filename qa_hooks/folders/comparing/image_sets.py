@@ -17,9 +17,10 @@ from qa_hooks._base.processes import any_rank, gather_rows, rank, together, worl
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import scored_windows
-from qa_hooks.images import list_images, load_image
+from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
+from qa_hooks.sources.grids import find_images
 from qa_hooks.sources.windows import read_ahead
 
 
@@ -76,14 +77,16 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
         images.keep(mask.nonzero().flatten()[:count])
 
 
-def image_sets(folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int) -> list[ImageSet]:
+def image_sets(
+    folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int, grid: str | None = None
+) -> list[ImageSet]:
     """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
 
     Raises:
         ValueError: a folder without images, or folders with no name in common.
     """
     roots = [Path(folder) for folder in folders]
-    files = [_by_name(root, paired=paired) for root in roots]
+    files = [_by_name(root, grid, paired=paired) for root in roots]
     sets = []
     names = [list(of_one) for of_one in files]
     if paired:
@@ -209,10 +212,10 @@ def missing_scores(images: ImageSet, name: str) -> str:
     )
 
 
-def _by_name(root: Path, *, paired: bool) -> dict[str, Path]:
+def _by_name(root: Path, grid: str | None, *, paired: bool) -> dict[str, Path]:
     """The files by relative name, where sets are paired without the suffix: 0001.png belongs to 0001.jpg."""
     files: dict[str, Path] = {}
-    for path in list_images(root):
+    for path in find_images(root, grid):
         relative = PurePosixPath(path.relative_to(root).as_posix())
         name = str(relative.with_suffix("") if paired else relative)
         if name in files:

@@ -10,9 +10,8 @@ from qa_hooks.evaluation.comparable import resizes
 from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.folders.comparing.image_sets import ImageSet
+from qa_hooks.images import image_size
 from qa_hooks.scorers import Scorer
-
-ORIENTATION = 274  # EXIF's tag
 
 
 def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, scorers: Mapping[str, Scorer]) -> str:
@@ -43,13 +42,10 @@ def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, sc
 
 def sizes_of(images: ImageSet) -> Counter[tuple[int, int]]:
     """How many files there are of each width and height, as the images are shown; broken ones are told later."""
-    from PIL import Image
-
     found: Counter[tuple[int, int]] = Counter()
     for path in images.paths:
-        with contextlib.suppress(Exception), Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            found[image.size[::-1] if turned else image.size] += 1
+        with contextlib.suppress(Exception):
+            found[image_size(path)] += 1
     return found
 
 

@@ -1,8 +1,8 @@
 """A table of scores while it is made: lines of JSON that grow, and at the end the CSV with the JSON beside it.
 
-    scores.csv.rows0   {"format": "qa_hooks.scores", "folder": ...}     the first line says what the table is of
-                       {"path": "a.png", "rows": [["5.5"]]}             then a line for each image, with all its tiles
-                       {"path": "b.png", "rows": [], "problem": "..."}
+    scores.csv.rows0   {"format": "qa_hooks.scores", "folder": ...}            the first line: what the table is of
+                       {"path": "a.png", "file": [...], "rows": [["5.5"]]}     a line for each image, with all its tiles
+                       {"path": "b.png", "file": [...], "rows": [], "problem": "..."}
     scores.csv.rows1   the lines of the second process, and so on
 
 A line is whole or it is not, so a process may be killed at any time. The CSV appears at the end, whole; an older CSV
@@ -15,8 +15,8 @@ import csv
 import glob
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +24,11 @@ import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
 from qa_hooks._base.headers import parse_header
+from qa_hooks._base.text import safe_cell, true_cell
 from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
 
-Line = dict[str, Any]  # {"path", "rows", maybe "problem"}
-SAME = ("folder", "scorers", "tiles", "overlap", "reference")  # what two runs on one table must agree in
+Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
+SAME = ("folder", "scorers", "tiles", "overlap", "reference", "grid")  # what two runs on one table must agree in
 
 
 class GrowingTable:
@@ -41,13 +42,12 @@ class GrowingTable:
         if len(set(self.header)) < len(self.header):
             raise ValueError(f"the columns of the table must differ, got {', '.join(self.header)}")
 
-    def start(self, current: Mapping[str, float], *, started: float, resume: bool) -> None:
+    def start(self, current: Mapping[str, Sequence[int]], *, resume: bool) -> None:
         """Take over what an earlier run has left, or begin; on rank 0, before the others look.
 
         Args:
-            current: path -> when the image was last changed. Rows of images that are gone, or that have changed since
-                the earlier run began, are dropped.
-            started: the time of this run, by the same clock.
+            current: path -> size and times of its file (`file_state`), or nothing where the path is the content. Rows
+                of images that are gone or have changed are dropped; no clock is asked.
             resume: False drops what is there.
         """
         old = left_spec(self.path) if resume else None
@@ -60,8 +60,8 @@ class GrowingTable:
         if old is not None and lines:
             self._compare(old)
             since = float(old["started"])
-            lines = {name: line for name, line in lines.items() if current.get(name, math.inf) <= since}
-        self.spec["started"] = started
+            lines = {name: line for name, line in lines.items() if _is_same(line, current.get(name), since)}
+        self.spec["started"] = time.time()
         with whole_file(growing_path(self.path)) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in (self.spec, *lines.values()))
         for part in (*self._beside("rows")[1:], *self._beside("part"), *self._beside("failed")):
@@ -85,7 +85,8 @@ class GrowingTable:
         failures = {name: line["problem"] for name, line in sorted(lines.items()) if "problem" in line}
         scored = [line for _, line in sorted(lines.items()) if line["rows"]]
         if scored:
-            self.spec.update(complete=all(name in lines for name in expected), failures=failures)
+            files = {line["path"]: " ".join(map(str, line["file"])) for line in scored if line.get("file")}
+            self.spec.update(complete=all(name in lines for name in expected), failures=failures, files=files)
             with whole_file(self.path) as partial, partial.open("w", **TEXT) as file:
                 file.write(csv_line(self.header))
                 file.writelines(csv_line([line["path"], *row]) for line in scored for row in line["rows"])
@@ -106,17 +107,22 @@ class GrowingTable:
         if growing_path(self.path).is_file():
             return {line["path"]: line for line in self._lines() if line["rows"]}
         complete, failures = self.spec.get("complete", False), self.spec.get("failures", {})
+        files = self.spec.get("files", {})
         lines: dict[str, Line] = {}
         for part in (self.path, *self._beside("part")):
             for name, rows in self._csv_rows(part, whole=complete).items():
-                lines[name] = {"path": name, "rows": rows}
+                lines[name] = {
+                    "path": name,
+                    "rows": rows,
+                    "file": [int(number) for number in files.get(name, "").split()],
+                }
                 if name in failures:
                     lines[name]["problem"] = failures[name]
         return lines
 
     def _csv_rows(self, path: Path, *, whole: bool) -> dict[str, list[list[str]]]:
         """Rows by image of a CSV. Version 0.1 let the CSV itself grow: then the last image may be torn, and is left."""
-        text = path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else ""
+        text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff") if path.is_file() else ""
         text = text[: text.rfind("\n") + 1]
         rows: list[list[str]] = []
         try:
@@ -127,7 +133,7 @@ class GrowingTable:
         found: dict[str, list[list[str]]] = {}
         for row in rows:
             if row != self.header and len(row) == len(self.header) and row[:1] != torn:
-                found.setdefault(row[0], []).append(row[1:])
+                found.setdefault(true_cell(row[0]), []).append(row[1:])
         return found
 
     def _compare(self, old: Mapping[str, Any]) -> None:
@@ -160,9 +166,18 @@ def left_spec(path: Path) -> Line | None:
     return first if first is not None else read_spec(path)
 
 
-def image_line(name: str, rows: Iterable[Iterable[Any]], problem: str = "") -> str:
-    """The line of an image: its CSV rows without the path, and what went wrong with it."""
-    line: Line = {"path": name, "rows": [[str(cell) for cell in row] for row in rows]}
+def _is_same(line: Line, now: Sequence[int] | None, since: float) -> bool:
+    """Whether the image is there and as it was; version 0.1 noted no more than the time at which its run began."""
+    if now is None:
+        return False
+    if line.get("file"):
+        return bool(list(now) == line["file"])
+    return max(now[1:], default=0) / 1e9 <= since
+
+
+def image_line(name: str, file: Sequence[int], rows: Iterable[Iterable[Any]], problem: str = "") -> str:
+    """The line of an image: the state of its file, its CSV rows without the path, and what went wrong with it."""
+    line: Line = {"path": name, "file": list(file), "rows": [[str(cell) for cell in row] for row in rows]}
     return json.dumps({**line, "problem": problem} if problem else line) + "\n"
 
 
@@ -172,18 +187,26 @@ def _whole_lines(path: Path, skip: int = 0) -> Iterator[Line]:
         for number, text in enumerate(file):
             if number >= skip and text.endswith("\n"):
                 try:
-                    yield parse_header(text)
+                    yield parse_header(text, largest=len(text))  # it names every image of a data set
                 except ValueError:  # the machine stopped, and the file system kept less than was written
                     continue
 
 
 def csv_line(row: Iterable[Any]) -> str:
     """One CSV record with its line end."""
-    text, fields = io.StringIO(newline=""), list(row)
+    text, fields = io.StringIO(newline=""), [cell if _is_number(cell) else safe_cell(str(cell)) for cell in row]
     # Older versions of Python leave a lone carriage return unquoted and stumble over it when they read.
     whole = any("\r" in str(value) for value in fields)
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if whole else csv.QUOTE_MINIMAL).writerow(fields)
     return text.getvalue()
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def number(value: float) -> str:

@@ -8,8 +8,8 @@ the paths, and at the end the rows as text.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.files import check_writable
+from qa_hooks._base.containers import file_state
+from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks._base.processes import rank, together, world_size
-from qa_hooks.folders.scoring.growing import GrowingTable, image_line, number
+from qa_hooks.drawing.progress import Progress
+from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
 from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
 from qa_hooks.folders.scoring.windows import scored_windows
-from qa_hooks.images import list_images
 from qa_hooks.scorers import Scorer, create_scorer
+from qa_hooks.sources.grids import find_images
 from qa_hooks.sources.windows import read_ahead
 
 Spec = str | Path | Mapping[str, Any] | Scorer
@@ -38,6 +40,7 @@ def score_folder(
     tiles: int | None = None,
     overlap: int = 0,
     reference: str | Path | None = None,
+    grid: str | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     resume: bool = True,
@@ -48,7 +51,7 @@ def score_folder(
     Under a process group every process scores its share and all return the whole table.
 
     Args:
-        folder: image files, sub-folders included.
+        folder: image files, sub-folders included; or what else `list_images` takes.
         scorers: one or several: whatever `create_scorer` takes. Files whose scorers share a name become
             `{name}@{file's stem}`.
         output: the CSV; columns are described in `qa_hooks.folders.scoring.score_table`. Beside the raw scores
@@ -57,6 +60,7 @@ def score_folder(
             inwards so that they are full. Where an image is smaller than a tile, the tile is as small as the image.
         overlap: pixels that neighbouring tiles share.
         reference: for full-reference scorers, a folder with files of the same relative names (another suffix will do).
+        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         batch_size: images, or tiles, at a time; large ones come in smaller batches.
         device: where the scorers run; None leaves them where they are.
         resume: continue an existing table; False replaces it. Images that changed since, by their file's time, are
@@ -70,35 +74,49 @@ def score_folder(
         ValueError: no images, an output that belongs to other settings or to something else, a reference that is
             missing or needless, or not one image that could be scored.
     """
-    started = time.time()
     named = name_scorers(scorers, device)
     batch_size = check_count("batch_size", batch_size)
     tiles = check_tiles(tiles, overlap)
     folder, output = Path(folder), Path(output)
     references = find_references(reference, named)
-    paths = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in find_images(folder, grid)}
     check_writable(output.parent, name="output")
     if output.is_dir():
         raise ValueError(f"output must be a file such as scores.csv, {str(output)!r} is a folder")
     spec = _describe(folder, named, tiles, overlap, reference)
-    with together():
-        if rank() == 0:
-            current = {name: _changed(path) for name, path in paths.items()}
-            GrowingTable(output, spec).start(current, started=started, resume=resume)
-    return score_into(
-        GrowingTable(output, spec | {"started": started}),
-        sorted(paths),
-        lambda name: read_pieces(name, paths[name], references, tiles, overlap),
-        named,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-    )
+    if grid is not None:
+        spec["grid"] = grid
+    current = {name: file_state(path) for name, path in paths.items()}
+    with alone_at(output, lambda: GrowingTable(output, spec).start(current, resume=resume)):
+        return score_into(
+            output,
+            current,
+            lambda name: read_pieces(name, paths[name], references, tiles, overlap),
+            named,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def alone_at(output: Path, start: Callable[[], None]) -> Iterator[None]:
+    """Work on a table that no other run is at work on; `start` begins it, on rank 0, before the others look.
+
+    Raises:
+        ValueError: another run is at work on it.
+    """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if rank() == 0:
+                stack.enter_context(exclusive(output))
+                start()
+        yield
 
 
 def score_into(
-    table: GrowingTable,
-    names: Sequence[str],
+    output: Path,
+    current: Mapping[str, Sequence[int]],
     read: Callable[[str], PiecedImage],
     named: Mapping[str, Scorer],
     *,
@@ -106,31 +124,34 @@ def score_into(
     device: str | torch.device | None,
     progress: bool,
 ) -> ScoreTable:
-    """Score what a table that was started lacks, each process its share, and finish it; all get the whole table.
+    """Score what a table that was begun lacks, each process its share, and finish it; all get the whole table.
+
+    Args:
+        output: of a `GrowingTable` that was started.
+        current: the images by name, with the state of their files.
+        read: the image of a name.
+        named, batch_size, device, progress: as in `score_folder`.
 
     Raises:
         ValueError: not one image could be scored.
     """
-    from tqdm import tqdm
-
-    done = table.done()
-    mine = [name for name in names if name not in done][rank() :: world_size()]
-    share = f" (share {rank() + 1} of {world_size()})" if world_size() > 1 else ""
-    bar = tqdm(total=len(mine), desc=f"scores{share}", unit="image", disable=None if progress and rank() == 0 else True)
-    failed = 0
-    with together(), bar, table.appender(rank()) as out:
-        for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
-            for image in window:
-                failed += bool(image.problem)
-                out.write(image_line(image.name, _rows(image, named, tiled=table.tiled), image.problem))
-                out.flush()
-            bar.update(len(window))
-            if failed:
-                bar.set_postfix(failed=failed)
+    with together():
+        table = GrowingTable(output, left_spec(output) or {})
+        done = table.done()
+        mine = [name for name in sorted(current) if name not in done][rank() :: world_size()]
+        failed = 0
+        with Progress("scores", len(mine), shown=progress) as bar, table.appender(rank()) as out:
+            for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
+                for image in window:
+                    failed += bool(image.problem)
+                    rows = _rows(image, named, tiled=table.tiled)
+                    out.write(image_line(image.name, current[image.name], rows, image.problem))
+                    out.flush()
+                bar.update(len(window), failed=failed)
     with together():
         if rank() == 0:
-            table.finish(names)
-    return read_scores(table.path)
+            table.finish(current)
+    return read_scores(output)
 
 
 def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[Any]]:
@@ -195,9 +216,3 @@ def scorer_facts(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
         }
         for name, scorer in named.items()
     ]
-
-
-def _changed(path: Path) -> float:
-    """When a file last got its content, or its place: whichever is later."""
-    status = path.stat()
-    return max(status.st_mtime, status.st_ctime)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qa_hooks._base.containers import file_state
 from qa_hooks.sources.snapshots import list_snapshots
 
 TRIES = 3  # looks at a step with broken files
@@ -19,13 +20,14 @@ class Steps:
 
     Args:
         folder: where the run writes.
+        pattern: where the step stands in the names, as in `step_of`.
         patient: a last step with fewer files than steps have had is probably being written by a slow sampler; it gets
             ten times as long.
         tell: takes a message to be said once.
     """
 
-    def __init__(self, folder: Path, *, patient: bool, tell: Callable[[str], None]) -> None:
-        self.folder, self.patient, self.tell = folder, patient, tell
+    def __init__(self, folder: Path, *, pattern: str | None, patient: bool, tell: Callable[[str], None]) -> None:
+        self.folder, self.pattern, self.patient, self.tell = folder, pattern, patient, tell
         self.missing = ""  # why the last look found nothing
         self.pending = False  # whether the last look left steps that are not finished
         self._seen: dict[int, Signature] = {}
@@ -77,20 +79,19 @@ class Steps:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                paths, steps = list_snapshots(self.folder)
+                paths, steps = list_snapshots(self.folder, self.pattern)
         except (ValueError, OSError) as error:
             self.missing = str(error)
             if self.patient:
                 self.tell(f"waiting: {error}")
             return {}
         for warning in caught:
-            self.tell(str(warning.message).split(", the first")[0] + ": no step in their names")
+            self.tell(str(warning.message).split(", the first because")[0])
         found: dict[int, list[tuple[str, int, int]]] = {}
         for path, step in zip(paths, steps, strict=True):
             try:
-                status = path.stat()
+                size, *times = file_state(path)
             except OSError:  # the trainer has just removed or renamed it
                 continue
-            changed = max(status.st_mtime_ns, status.st_ctime_ns)
-            found.setdefault(step, []).append((str(path), status.st_size, changed))
+            found.setdefault(step, []).append((str(path), size, max(times)))
         return {step: tuple(sorted(files)) for step, files in found.items()}

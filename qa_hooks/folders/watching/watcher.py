@@ -9,6 +9,7 @@ What is there and which step it shows is in `steps`, what is remembered in `stat
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from qa_hooks._base.files import check_writable
+from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
@@ -38,7 +39,9 @@ from qa_hooks.folders.watching.state import Goal, State
 from qa_hooks.folders.watching.steps import TRIES, Steps
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
+from qa_hooks.sources.grids import cut, grid_remark
 
+LOOKED_AT = 3  # steps whose pictures may be grids
 FEWEST = 20  # images of a step for which distances have an interval
 
 
@@ -71,6 +74,8 @@ def watch_folder(
     mode: str | None = None,
     alarms: Sequence[str] = (),
     guard: bool = False,
+    step: str | None = None,
+    grid: str | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     say: Callable[[str], None] = LOG.info,
@@ -89,6 +94,8 @@ def watch_folder(
         mode: "min" or "max"; by default the direction of the key.
         alarms: "KEY<VALUE" or "KEY>VALUE", beside those that `qa_hooks.folders.watching.alarms` raises by itself.
         guard: also look for an exploited reward (`qa_hooks.folders.watching.folder_guard`); needs `real`.
+        step: a regular expression whose first group is the step in a file's path below `folder`: `img_(\\d+)`.
+        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         batch_size: images at a time.
         device: where networks run; None leaves them where they are. The run's own GPU may need its memory.
         say: takes a line for each step; the logger `qa_hooks.watch` by default, which also has alarms and remarks.
@@ -98,8 +105,12 @@ def watch_folder(
     """
     given = [scorers] if isinstance(scorers, (str, Path, Mapping, Scorer)) else list(scorers)
     named = name_scorers(given, device) if given else {}
-    watcher = _Watcher(Path(folder), Path(log_dir), named, batch_size, device, patient=not once)
-    try:
+    watcher = _Watcher(Path(folder), Path(log_dir), named, batch_size, device, grid)
+    check_writable(log_dir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive(watcher.log_dir / "watch.json"))
+        watcher.begin(step, patient=not once)
+        stack.callback(watcher.report.close)
         if real is not None:
             watcher.use_real(real, extractor, check_metrics(metrics, ("fd", "kid", "pr")))
         if guard:
@@ -112,8 +123,6 @@ def watch_folder(
             if once and (not watcher.steps.pending or looks > TRIES):
                 break
             time.sleep(every)
-    finally:
-        watcher.report.close()
     state = watcher.state
     if once and not state.steps:
         raise ValueError(watcher.steps.missing or f"no step in {folder} could be scored")
@@ -130,19 +139,15 @@ class _Watcher:
         scorers: dict[str, Scorer],
         batch_size: int,
         device: str | torch.device | None,
-        *,
-        patient: bool,
+        grid: str | None,
     ) -> None:
         if log_dir.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"log_dir={str(log_dir)!r} lies in the folder that is watched: choose another place")
         needing = [name for name, scorer in scorers.items() if "reference" in scorer.inputs]
         if needing:
             raise ValueError(f"{', '.join(needing)} needs a reference for each image, which samples do not have")
-        check_writable(log_dir)
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
-        self.batch_size, self.device = batch_size, device
-        self.report = Report(log_dir)
-        self.steps = Steps(folder, patient=patient, tell=self.report.tell)
+        self.batch_size, self.device, self.grid = batch_size, device, grid
         self.real: ImageSet | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
@@ -151,6 +156,15 @@ class _Watcher:
             "folder": str(folder.resolve()),
             "scorers": {name: scorer.fingerprint for name, scorer in scorers.items()},
         }
+        if grid is not None:
+            self.settings |= {"grid": grid}
+
+    def begin(self, step: str | None, *, patient: bool) -> None:
+        """Open the log, in which nobody else writes."""
+        self.report = Report(self.log_dir)
+        self.steps = Steps(self.folder, pattern=step, patient=patient, tell=self.report.tell)
+        if step is not None:
+            self.settings |= {"step": step}
 
     def use_real(self, real: str | Path, extractor: Any, metrics: tuple[str, ...]) -> None:
         """Also measure distances to real images."""
@@ -216,6 +230,10 @@ class _Watcher:
 
     def _measure(self, step: int, paths: list[Path]) -> ImageSet | None:
         """Features and scores of a step's images; None when files are broken and it may be tried again."""
+        if self.grid is not None:
+            paths = cut(paths, self.grid)
+        elif len(self.state.steps) < LOOKED_AT and (remark := grid_remark(paths)):
+            self.report.tell(remark)
         images = ImageSet(str(step), self.folder, paths)
         quiet: dict[str, Any] = {"batch_size": self.batch_size, "progress": False}
         if self.extractor is not None and len(paths) >= FEWEST:

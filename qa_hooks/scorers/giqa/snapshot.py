@@ -47,6 +47,7 @@ from qa_hooks.scorers.giqa.snapshot_targets import (
     ordinal_targets,
     ordinal_thresholds,
     pseudo_labels,
+    split_positions,
 )
 from qa_hooks.scorers.training import Fitted, TrainedScorer, check_fit, read_for_one, training_room
 from qa_hooks.sources.batches import Source
@@ -70,8 +71,7 @@ class SnapshotScorer(TrainedScorer):
         pretrained: start from torchvision's weights (it downloads them) and not from scratch, as the paper does.
         thresholds: T_1 < ... < T_N in (0, 1] instead of the paper's, in units of S_p.
         generated_level: S_g, the label of the run's last images.
-        size: side, or (height, width), to which images are resized; that of the snapshots by default.
-        channels: 1 or 3, to which images are converted; those of the snapshots by default.
+        size, channels: what images are brought to, a side or (height, width), and 1 or 3; by default as the snapshots.
         seed: of the initial weights, the batches and the choice of held-out images.
         value_range: what the numbers of the images mean.
 
@@ -174,8 +174,7 @@ class SnapshotScorer(TrainedScorer):
             max_iteration: images of this iteration and of later ones get the label S_g: where the run stopped getting
                 better. The last one of the snapshots by default.
             max_images: use at most so many of each, taken evenly.
-            augment: shift images by up to a sixteenth of the side. Without it the images of another run of the demo
-                were ranked worse (0.76 of the pairs right instead of 0.82).
+            augment: shift images by up to a sixteenth of the side: 0.82 of another run's pairs right, 0.76 without it.
             flip: mirror half of the images; not for digits or text.
             progress: show bars when stderr is a terminal.
 
@@ -183,15 +182,14 @@ class SnapshotScorer(TrainedScorer):
             Itself.
 
         Raises:
-            ValueError: snapshots all of one iteration, fewer than 20 of them or of the real images, values that are not
-                finite.
+            ValueError: fewer than 20 snapshots or real images, snapshots all of one iteration, values not finite.
         """
         check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("max_images", max_images, least=MIN_REAL)
         if max_iteration is not None and not max_iteration > 0:
             raise ValueError(f"max_iteration must be above 0, got {max_iteration!r}")
-        training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "augment": augment}
-        training |= {"flip": flip, "progress": progress, "seed": self.seed}
+        training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "progress": progress}
+        training |= {"augment": augment, "flip": flip, "seed": self.seed}
         reading: dict[str, Any] = {"value_range": self.value_range, "limit": max_images, "progress": progress}
         with training_room(self._here.device, self.seed):
             with together():
@@ -265,8 +263,8 @@ class SnapshotScorer(TrainedScorer):
         network = self.network_for(facts, pretrained=self.pretrained).float().to(self._here.device)
         check_takes(network, self.backbone, *facts["shape"])
         chance = torch.Generator().manual_seed(self.seed)
-        test_real, own_real = _split(len(real.images), held_out, MIN_HELD_OUT, chance)
-        test_fake, own_fake = _split(len(generated.images), held_out, 1, chance)
+        test_real, own_real = split_positions(len(real.images), held_out, MIN_HELD_OUT, chance)
+        test_fake, own_fake = split_positions(len(generated.images), held_out, 1, chance)
         fakes = generated.images[own_fake], labels[own_fake]
         train_network(network, *fakes, real.images[own_real], regression=regression, **training)
         of_real, of_fake = (
@@ -300,10 +298,3 @@ class IRScorer(SnapshotScorer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("regression", **options)
-
-
-def _split(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positions that are held out, and the others."""
-    order = torch.randperm(count, generator=generator, device="cpu")
-    held = min(max(least, round(share * count)), count - 1)
-    return order[:held], order[held:]

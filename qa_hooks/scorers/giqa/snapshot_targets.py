@@ -93,3 +93,10 @@ def held_out_report(predicted: Tensor, labels: Tensor, *, regression: bool = Fal
         rates = [float(hit[label == value].mean()) for value in (0, 1) if bool((label == value).any())]
         accuracies.append(sum(rates) / len(rates))
     return {"accuracy": sum(accuracies) / len(accuracies), "accuracies": accuracies}
+
+
+def split_positions(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions that are held out, and the others."""
+    order = torch.randperm(count, generator=generator, device="cpu")
+    held = min(max(least, round(share * count)), count - 1)
+    return order[:held], order[held:]

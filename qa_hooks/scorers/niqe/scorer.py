@@ -22,11 +22,12 @@ from torch import Tensor
 
 from qa_hooks.functional.naturalness import image_naturalness
 from qa_hooks.functional.niqe import FeatureConfig, niqe_features, release_features
-from qa_hooks.images import Range, list_images, load_image, to_grey, to_unit
+from qa_hooks.images import Range, load_image, to_grey, to_unit
 from qa_hooks.scorers.niqe.model import RELEASE, NaturalnessModel
 from qa_hooks.scorers.niqe.original import ORIGINAL, load_original
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import warn_left_out
+from qa_hooks.sources.grids import find_images
 
 __all__ = ["NIQE", "NaturalnessModel", "fit_naturalness", "to_luma"]
 
@@ -156,6 +157,7 @@ def fit_naturalness(
     shrink: float = 0.03,
     limit: int | None = None,
     name: str | None = None,
+    grid: str | None = None,
     progress: bool = True,
 ) -> NaturalnessModel:
     """Fit a NIQE model on a folder of photographs and save it: `NIQE("output.safetensors")` uses it.
@@ -170,6 +172,7 @@ def fit_naturalness(
         shrink: share by which the covariance moves to its diagonal, none in the paper. Both defaults are what
             cross-validation chose on BSD100 (docs/niqe.md).
         limit: use the first so many files, by path.
+        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         name: the scorer's name will be `niqe_{name}`; by default the folder's name.
         progress: show a bar when stderr is a terminal.
 
@@ -193,7 +196,7 @@ def fit_naturalness(
     broken: list[str] = []
 
     def photographs() -> Any:
-        for path in list_images(folder)[:limit]:
+        for path in find_images(folder, grid)[:limit]:
             try:
                 image = load_image(path)
             except ValueError as error:

@@ -38,7 +38,7 @@ class TestSampleGrid:
         (one, first), (two, second) = writer.images["qa_images/samples/grid"]
         assert (one, two) == (1, 2)
         assert torch.equal(first, second)
-        assert first.shape == (3, 2 * 66 + 2, 3 * 66 + 2)  # 6 images of 8 pixels, 8 times enlarged
+        assert first.shape == (1, 2 * 66 + 2, 3 * 66 + 2)  # 6 images of 8 pixels, 8 times enlarged
         assert all(torch.equal(a, b) for a, b in zip(generator.buffers(), buffers, strict=True))
         assert torch.equal(torch.get_rng_state(), state)
         assert generator[2].training

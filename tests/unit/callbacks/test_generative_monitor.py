@@ -379,6 +379,19 @@ def test_famous_names_are_for_the_canonical_network(digits):
         measure(torch.zeros(60, 56), reference, ["fd"], extractor=create_extractor(EXTRACTOR))
 
 
+def test_grey_images_are_as_those_of_three_equal_channels():
+    real, found = torch.rand(60, 1, 16, 16), []
+    for channels in (1, 3):
+
+        def sample(n, rng, channels=channels):
+            return torch.rand(n, 1, 16, 16, generator=rng).expand(-1, channels, -1, -1)
+
+        monitor = GenerativeMonitor(sample, real, extractor="random", n=50, every=1, metrics=("fd",))
+        Hooks([monitor]).step()
+        found.append(monitor.last["fd"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def plain(n: int, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(n, 1, 16, 16, generator=generator)
 

@@ -70,7 +70,7 @@ def test_listing_a_folder_without_snapshots_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no image files"):
         list_snapshots(tmp_path)
     write(tmp_path / ".step_00000020.partial" / "0.png")
-    with pytest.raises(ValueError, match="holds no finished snapshots"):
+    with pytest.raises(ValueError, match="holds no image files"):
         list_snapshots(tmp_path)
     write(tmp_path / "reals.png")
     with pytest.raises(ValueError, match="has no step in its name"):

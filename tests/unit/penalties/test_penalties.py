@@ -402,6 +402,7 @@ class TestEveryCall:
         QAGANPenalty("ssim", value_range=UNIT)(conditional, *batch).backward()
         assert embed.weight.grad.abs().sum() > 0
 
+    @pytest.mark.filterwarnings("ignore:QAGANPenalty has been made anew")
     def test_tuples_need_output_fn(self, critic, batch):
         pair = lambda x: (critic(x), None)  # noqa: E731
         with pytest.raises(TypeError, match="output_fn"):

@@ -22,6 +22,7 @@ def _program():
 
 
 make = _program()
+pytestmark = pytest.mark.filterwarnings("ignore:images of 64x64 have room for 3:UserWarning")
 
 
 def test_every_golden_file_has_its_scores():

@@ -17,6 +17,7 @@ from qa_hooks.scorers.niqe.model import NaturalnessModel
 from qa_hooks.scorers.niqe.original import SHA256, find_original, load_original
 from qa_hooks.scorers.niqe.scorer import NIQE, fit_naturalness, to_luma
 
+FEW = pytest.mark.filterwarnings("ignore:a naturalness model wants 180 blocks:UserWarning")
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
 
 
@@ -210,6 +211,7 @@ def test_shipped_model_says_where_it_comes_from(scorer):
     assert model.condition < 1e5
 
 
+@FEW
 def test_model_round_trip_and_statistics(tmp_path):
     images = [255 * torch.rand(size, dtype=torch.float64) for size in ((2, 1, 128, 192), (1, 224, 224))]
     config = FeatureConfig.niqe(block=32)
@@ -314,6 +316,7 @@ def test_scorer_keeps_float64_when_converted():
     assert torch.equal(scorer.covariance, before)
 
 
+@FEW
 def test_scorer_saves_and_loads_whole(tmp_path):
     from qa_hooks.scorers.loading import load_scorer
 
@@ -327,6 +330,7 @@ def test_scorer_saves_and_loads_whole(tmp_path):
     assert torch.equal(loaded(image), scorer(image))
 
 
+@FEW
 def test_fit_naturalness_on_a_folder(tmp_path):
     from qa_hooks.images import save_image
 

@@ -1,0 +1,158 @@
+"""A user's own loader or data set, read without moving it: the next epoch of the training is what it would have been.
+
+A loader is walked through in a copy that has its own workers, sampler and generators, so that a loader that is being
+walked through, or keeps its workers, goes on undisturbed. Random generators that a data set keeps are put back.
+What cannot be protected: counters and caches of a data set that is read in this process, and state outside Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from qa_hooks._base.hashing import tensor_bytes
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+DEPTH, OBJECTS = 4, 2000  # how far generators are looked for
+AGAIN = 1000  # images in a row that have come before
+
+
+@contextlib.contextmanager
+def unmoved(source: Any) -> Iterator[Any]:
+    """What to walk through instead of a loader or data set, whose random state is afterwards as it was."""
+    states = [(generator, _state(generator)) for generator in own_generators(source)]
+    try:
+        yield _copy(source) if isinstance(source, DataLoader) else source
+    finally:
+        for generator, state in states:
+            _set_state(generator, state)
+
+
+def check_end(source: Any) -> None:
+    """Refuse an iterable that has no end.
+
+    Raises:
+        ValueError: a loader whose sampler has no length, or `itertools.cycle`.
+    """
+    if isinstance(source, itertools.cycle):
+        raise ValueError("itertools.cycle has no end: give what it goes round")
+    if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset) and _length(source) is None:
+        sampler = type(source.sampler if source.batch_size is not None else source.batch_sampler)
+        raise ValueError(
+            f"the loader's sampler, {sampler.__name__}, has no length, so it may have no end: give the data set, "
+            "DataLoader(loader.dataset, batch_size=...), or the sampler a __len__"
+        )
+
+
+def until_its_end(batches: Any) -> Iterator[Any]:
+    """The batches of one epoch: as many as a loader says it has, though its sampler may go on for ever."""
+    check_end(batches)
+    counted = isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset)
+    length = _length(batches) if counted else None
+    yield from batches if length is None else itertools.islice(batches, length)
+
+
+class Repeats:
+    """Notices that a source without a length gives the same images again and again."""
+
+    def __init__(self, source: Any) -> None:
+        self._seen: set[bytes] | None = None if isinstance(source, Sized) and _length(source) is not None else set()
+        self._again = 0
+
+    def __call__(self, images: Tensor) -> None:
+        """Look at a batch; `ValueError` when the source seems to have no end."""
+        if self._seen is None:
+            return
+        for image in images:
+            digest = hashlib.blake2b(tensor_bytes(image), digest_size=8).digest()
+            self._again = self._again + 1 if digest in self._seen else 0
+            self._seen.add(digest)
+        if self._again >= max(AGAIN, 2 * len(self._seen)):
+            raise ValueError(
+                f"the source has given {len(self._seen)} images and then {self._again} times one of them: it seems to "
+                "have no end; give the data set, or a loader of it"
+            )
+
+
+def own_generators(source: Any) -> list[Generator]:
+    """The random generators that a loader, its samplers or a data set keep, also in what they are made of."""
+    found: dict[int, Generator] = {}
+    seen: set[int] = set()
+    pending: list[tuple[Any, int]] = [(source, 0)]
+    while pending and len(seen) < OBJECTS:
+        item, depth = pending.pop(0)
+        if id(item) in seen or depth > DEPTH:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Generator):
+            found[id(item)] = item
+            continue
+        parts: Iterable[Any] = ()
+        if isinstance(item, dict):
+            parts = itertools.islice(item.values(), 100)
+        elif isinstance(item, (list, tuple)):
+            parts = item[:100]
+        elif not isinstance(item, (Tensor, np.ndarray, str, bytes, type)):
+            parts = getattr(item, "__dict__", {}).values()
+        pending += [(part, depth + 1) for part in parts if not isinstance(part, (int, float, str, bytes, type(None)))]
+    return list(found.values())
+
+
+def seed_generators(generators: Iterable[Generator], seed: int) -> None:
+    """Start them all from one seed."""
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            kind: Any = type(generator.bit_generator)
+            generator.bit_generator.state = kind(seed).state
+        else:
+            generator.seed(seed)
+
+
+def _state(generator: Generator) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Generator, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _copy(loader: DataLoader[Any]) -> Any:
+    """A loader of the same data in the same order, with workers and a sampler of its own."""
+    names = ("generator", "sampler", "batch_sampler")
+    try:
+        walk: Any = copy.copy(loader)
+        parts = tuple(getattr(loader, name) for name in names)
+        parts = copy.deepcopy(parts, {id(loader.dataset): loader.dataset})
+    except Exception:  # somebody's loader that cannot be copied; its generators are put back at least
+        return loader
+    if "base_dataloader" in vars(walk):  # in the wrapper of Accelerate
+        vars(walk)["base_dataloader"] = _copy(walk.base_dataloader)
+    # Past `DataLoader.__setattr__`, which refuses to change what it was made with.
+    walk.__dict__.update(zip(names, parts, strict=True), _iterator=None, persistent_workers=False)
+    return walk
+
+
+def _length(source: Any) -> int | None:
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
