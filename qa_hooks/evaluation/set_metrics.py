@@ -7,8 +7,8 @@
     qs    quality score of a fitted scorer (GIQA)
     ds    diversity score of a fitted scorer (GIQA), against equally many real images
 
-These six keys are the words by which everybody asks for them: monitors, comparisons and the command line. Every value
-comes as an `Estimate`, which gives its interval, and two of which can be compared; there is no other interval for it.
+Monitors, comparisons and the command line ask for metrics by these keys. Each metric is one entry of `METRICS`.
+Every value is an `Estimate`, which holds its interval. Two estimates can be compared.
 
 The real set is held fixed: it is the yardstick. The intervals are about chance, not about bias: they hold the value
 that other generated sets of this size would have on average. A Frechet distance of n images is too large by about
@@ -47,7 +47,7 @@ class Sets:
     Attributes:
         real: from `make_reference` or `Reference.of`.
         fake: `(n, d)` features; rows in the order of the seeds or files where sets are paired.
-        groups, seed: of the jackknife.
+        groups, seed: number of groups and seed of the jackknife.
         logits: `(n, classes)`, for "is".
         scorer: fitted in these features, for "qs" and "ds".
     """
@@ -79,13 +79,13 @@ class SetMetric(NamedTuple):
 
     Attributes:
         values: the names of its values, in order, with the limits of their ranges.
-        higher_is_better: the better direction of all of them.
+        higher_is_better: whether higher values are better, for all its values.
         rows: `(values, 1 + groups)`: the values of the whole set, and without each of some groups of images.
-        settings: what a value's spec says of how this metric is computed.
-        beside: likewise, of the real images.
-        equal: it takes equally many images of both kinds.
+        settings: text for the spec about the method.
+        beside: text for the spec about the real images.
+        equal: whether it takes equally many images of both kinds.
         needs: what else must be given: a "classifier" or a "scorer".
-        most: the largest value there can be for these sets, where that is below the limit.
+        most: the largest possible value for these sets, if it is below the limit.
     """
 
     values: Mapping[str, tuple[float, float]]

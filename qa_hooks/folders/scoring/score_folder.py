@@ -1,9 +1,9 @@
 """Score every image of a folder into a table that can be interrupted, continued and shared among processes.
 
 An image that cannot be read, or that a scorer refuses (too small, no reference), is listed and counted, and the rest
-goes on. Batches hold images of one size; how they are put together moves the last digits of some scorers, so tables
-made in one go, with interruptions or by several processes agree to float32 rounding. Memory holds one window of images,
-the paths, and at the end the rows as text.
+goes on. Batches hold images of one size. Batching can change the last digits of some scores: a table made in one go, a
+table made with interruptions and a table made by several processes agree to float32 rounding. Memory holds one window
+of images, the paths, and at the end the rows as text.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def score_folder(
         grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         batch_size: images, or tiles, at a time; large ones come in smaller batches.
         device: where the scorers run; None leaves them where they are.
-        resume: continue an existing table; False replaces it. Images that changed since, by their file's time, are
-            scored again, images that are gone lose their rows, and images that failed are tried again.
+        resume: continue an existing table; False replaces it. Images whose file changed after the earlier run are
+            scored again. Rows of deleted images are removed. Images that failed are tried again.
         progress: show a bar when stderr is a terminal.
 
     Returns:

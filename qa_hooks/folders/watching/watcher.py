@@ -1,10 +1,11 @@
 """Score the samples that a training run writes, from beside it: what `qa-hooks watch` calls.
 
 The trainer needs no change and cannot be harmed: its files are only read, nothing is locked, the log lies elsewhere.
-The step comes from the names (`qa_hooks.sources.snapshots.step_of`). A step is scored once, when its files have stayed
-as they are from one look to the next, or are old; files that cannot be read are tried again before they are left out.
+The step comes from the names (`qa_hooks.sources.snapshots.step_of`). A step is scored once its files did not change
+between two looks, or are older than `every` seconds (at least one second). Files that cannot be read are tried again
+before they are left out.
 
-What is there and which step it shows is in `steps`, what is remembered in `state`, what is written in `report`.
+`steps` finds the files of each step, `state` remembers what was scored, `report` writes the results.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class WatchedFolder:
     """What `watch_folder` returns when it ends.
 
     Attributes:
-        steps: values by step: a scorer's name for its mean, `_std`; "fd", "kid", ..., `_low`, `_high`; "n".
-        alarms: `{"step", "key", "message"}` of those raised by this call.
+        steps: the values of each step, by key:
+            "{scorer}", "{scorer}_std": mean and standard deviation of a scorer's scores.
+            "fd", "kid", ...: a set metric, and "fd_low", "fd_high", ... the ends of its interval.
+            "n": the number of images.
+        alarms: `{"step", "key", "message"}` of each alarm raised by this call.
         best: `{"key", "mode", "step", "value", ...}`, or None.
     """
 
@@ -86,7 +90,8 @@ def watch_folder(
         folder: where the run writes; it may be empty or missing at first.
         scorers: whatever `create_scorer` takes; each image of a step is scored.
         real: real images; then the set metrics of each step with at least 20 images are measured too.
-        extractor, metrics: for them: what `create_extractor` takes, and of "fd", "kid", "pr".
+        extractor: what `create_extractor` takes; makes the features of the set metrics.
+        metrics: some of "fd", "kid", "pr".
         every: seconds between two looks.
         once: score what is there and return; a step that is still being written is waited for once.
         log_dir: where the results go; outside `folder`. The same call with the same folder goes on.
