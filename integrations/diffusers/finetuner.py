@@ -180,7 +180,7 @@ class RewardFinetuner:
             if self._steps == 0:
                 check_denoiser(self.denoiser, needs_base=self.kl_weight > 0)
         device = next(self.denoiser.parameters()).device
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=device, dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         if self.reward.weight or self.kl_weight:
             with CallRecorder(self.denoiser) as calls:
@@ -246,7 +246,7 @@ class RewardFinetuner:
             gradient = gradient * factor[:, None, None, None]
             terms["clipped"] = (factor < 1).float().mean()
         if self._steps == 0:
-            check_gradient(images, gradient, calls, done=float(terms.get("at_ceiling", torch.zeros(()))) == 1)
+            check_gradient(images, gradient, calls, done=float(terms.get("at_ceiling", 0.0)) == 1)
         # Its value is the reward's, its gradient at the images the clipped one.
         return value.detach() + ((images.float() - seen.detach()) * gradient).sum(), terms
 

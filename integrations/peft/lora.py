@@ -124,7 +124,7 @@ def inject_lora(
     for index, layer in enumerate(parts_of(network, adapter).values()):
         weight = layer.lora_A[adapter].weight
         bound = 1 / math.sqrt(weight[0].numel())  # Kaiming's with a = sqrt(5), as peft draws it
-        drawn = torch.empty(weight.shape).uniform_(
+        drawn = torch.empty(weight.shape, device="cpu", dtype=torch.float32).uniform_(
             -bound, bound, generator=torch.Generator().manual_seed(mixed_key(seed, index))
         )
         weight.data.copy_(drawn)

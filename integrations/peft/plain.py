@@ -85,7 +85,7 @@ def _gives_its_weight_times_x(layer: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(layer.weight.device)
+        return torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32).to(layer.weight.device)
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

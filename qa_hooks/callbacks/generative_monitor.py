@@ -160,7 +160,7 @@ class GenerativeMonitor(Monitor):
         return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu"))
+        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64))
         width = int(widths.max())  # which a process without samples does not know
         rows = gather_rows(part if len(part) else part.new_zeros(0, width))
         rows = rows[rows[:, 0].argsort()]

@@ -120,7 +120,7 @@ def select_ground_truth(
         if positives is None:
             raise ValueError(f"{strategy!r} chooses among positives: pass positives= (N, K), or take 'random' or 'sma'")
         allowed = positives.to(device)
-    quality = torch.zeros(shape, device=device)
+    quality = torch.zeros(shape, device=device, dtype=torch.float32)
     if strategy in NEEDS_SCORES:
         if scores is None:
             raise ValueError(

@@ -143,7 +143,7 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         self.seed, self._rank = int(seed), rank
         self.rank = process_rank() if rank is None else int(rank)
         # In shared memory, because persistent workers keep the copy of the data set that they were started with.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
 
         self.sets, self._judged = truths.read("negatives=True" if negatives else choice.needs_judgements)
         self._lq = None if lq is None else _find_lq(Path(lq), self.sets, self.scale)
@@ -175,9 +175,9 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         row = index % len(self.sets)
         generator = torch.Generator().manual_seed(mixed_key(self.seed, self.rank, self.epoch, index))
         # Always the same draws in the same order, so that crops do not depend on what is done with them.
-        place, turns = torch.rand(2, generator=generator), torch.rand(3, generator=generator)
+        place, turns = (torch.rand(n, generator=generator, device="cpu", dtype=torch.float32) for n in (2, 3))
         chosen = int(draw_index(self._drawn_from[row : row + 1], generator))
-        negative = self._draw_negative(row, torch.rand((), generator=generator))
+        negative = self._draw_negative(row, torch.rand((), generator=generator, device="cpu", dtype=torch.float32))
 
         crop = AlignedCrop(self.sets[row], self.scale, self.crop, place)
         images = {"lq": crop.low_resolution(self._lq[row] if self._lq is not None else self.degradation, generator)}

@@ -203,11 +203,11 @@ class QualityTable:
         width = max(map(len, sets.values()))
         return cls(
             keys,
-            torch.tensor([row + [math.nan] * (width - len(row)) for row in values]),
+            torch.tensor([row + [math.nan] * (width - len(row)) for row in values], device="cpu", dtype=torch.float32),
             scorer["name"],
             bool(scorer["higher_is_better"]),
             None if scorer["score_range"] is None else (scorer["score_range"][0], scorer["score_range"][1]),
-            None if table.tiles is None else torch.tensor(places),
+            None if table.tiles is None else torch.tensor(places, device="cpu", dtype=torch.int64),
             sets,
             _name_failures(table.failures, sets),
         )

@@ -36,7 +36,8 @@ def smooth(image: Tensor, weight: float) -> Tensor:
 
 def add_noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise."""
-    return (image + deviation * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    noise = torch.randn(image.shape, generator=generator, device="cpu", dtype=torch.float32)
+    return (image + deviation * noise).clamp(0, 1)
 
 
 ENHANCERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {

@@ -138,7 +138,7 @@ def compare_checkpoints(
         with shapes_seen(network) as shapes:
             features = extract_features(network, real, quantised=True, **options).values
         check_comparable(network, shapes[0][:, :3].tolist(), sides)
-        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))]
+        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed), device="cpu")]
         own = {"A": a[:, len(scorers) :].float(), "B": b[:, len(scorers) :].float()}
         found.add_sets(network, features, own, metrics, groups=groups)
         found.spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8], "real": len(features)}
@@ -163,7 +163,7 @@ class _Job:
 
     def run(self, sample_a: Sample, sample_b: Sample) -> Tensor:
         width = 4 + 2 * (len(self.scorers) + (self.extractor.dim if self.extractor is not None else 0))
-        rows = [torch.zeros(0, width, dtype=torch.float64)]
+        rows = [torch.zeros(0, width, dtype=torch.float64, device="cpu")]
         for block, start, stop in numbered_blocks(self.n, self.batch_size, rank=rank(), world_size=world_size()):
             a = self.images("sample_a", sample_a, block, start, stop)
             b = self.images("sample_b", sample_b, block, start, stop)
@@ -172,8 +172,8 @@ class _Job:
                     f"A makes images of {tuple(a.shape[1:])} and B of {tuple(b.shape[1:])}: scores of two sizes cannot "
                     "be compared; bring them to one"
                 )
-            positions = torch.arange(start, stop, dtype=torch.float64)[:, None]
-            shape = torch.tensor([a.shape[1:]], dtype=torch.float64).expand(stop - start, 3)
+            positions = torch.arange(start, stop, dtype=torch.float64, device="cpu")[:, None]
+            shape = torch.tensor([a.shape[1:]], dtype=torch.float64, device="cpu").expand(stop - start, 3)
             rows.append(torch.cat([positions, shape, *(self.measure(part, start, stop) for part in (a, b))], 1))
         return torch.cat(rows)
 

@@ -43,10 +43,11 @@ def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
-    own = torch.tensor([[*shape, count] for shape, count in seen.items()], dtype=torch.int64).reshape(-1, 4)
+    rows = [[*shape, count] for shape, count in seen.items()]
+    own = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 4)
     everything = gather_rows(own)
     shapes, places = everything[:, :3].unique(dim=0, return_inverse=True)
-    counts = torch.zeros(len(shapes), dtype=torch.int64).index_add(0, places, everything[:, 3])
+    counts = torch.zeros(len(shapes), dtype=torch.int64, device="cpu").index_add(0, places, everything[:, 3])
     found.append(torch.cat([shapes, counts[:, None]], 1))
 
 

@@ -126,7 +126,7 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
     for name, features in (("generated", generated), ("real", real)):
         if len(features) > n:
             warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
-        drawn.append(features[torch.randperm(len(features), generator=random)[:n]])
+        drawn.append(features[torch.randperm(len(features), generator=random, device="cpu")[:n]])
     held_out, fitting = drawn[0][: n // HELD_OUT], drawn[0][n // HELD_OUT :]
     model = fitted.refit(fitting)
     goodness, real_goodness = _goodness(model, held_out), _goodness(model, drawn[1])

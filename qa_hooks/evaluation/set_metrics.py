@@ -61,8 +61,9 @@ class Sets:
 
     def without_groups(self, statistic: Callable[[Tensor], Any], count: int) -> Tensor:
         """`(values, 1 + groups)`: the statistic of all `count` rows, and without each group of them."""
-        subsets = [torch.arange(count), *jackknife_subsets(count, groups=self.groups, seed=self.seed)]
-        return torch.tensor([statistic(rows) for rows in subsets], dtype=torch.float64).reshape(1 + self.groups, -1).T
+        subsets = [torch.arange(count, device="cpu"), *jackknife_subsets(count, groups=self.groups, seed=self.seed)]
+        values = [statistic(rows) for rows in subsets]
+        return torch.tensor(values, dtype=torch.float64, device="cpu").reshape(1 + self.groups, -1).T
 
     @property
     def equal(self) -> int:
@@ -71,7 +72,7 @@ class Sets:
 
     def features(self, rows: Tensor) -> Features:
         """Rows as scorers take them."""
-        return Features(rows.cpu(), self.real.extractor, torch.arange(len(rows)))
+        return Features(rows.cpu(), self.real.extractor, torch.arange(len(rows), device="cpu"))
 
 
 class SetMetric(NamedTuple):
@@ -181,7 +182,7 @@ def _frechet(sets: Sets) -> Tensor:
 def _kernel(sets: Sets) -> Tensor:
     """Each image is a group of its own, for which one pass over the kernel matrix is enough."""
     real, fake = sets.real.rows, sets.fake
-    everything = (torch.ones(1, len(rows), dtype=torch.float64) for rows in (real, fake))
+    everything = (torch.ones(1, len(rows), dtype=torch.float64, device="cpu") for rows in (real, fake))
     value, _, without = squared_mmd(real, fake, next(everything), next(everything))
     return torch.cat([value[:, None], without], 1).cpu()
 

@@ -193,7 +193,9 @@ class _InverseTable(NamedTuple):
 def _inverse_table(device: torch.device, dtype: torch.dtype) -> _InverseTable:
     """Nodes at alphas evenly spaced in log alpha."""
     with torch.inference_mode(False), torch.no_grad():  # cached tensors must be usable in later backward passes
-        alphas = torch.linspace(math.log(MIN_ALPHA), math.log(MAX_ALPHA), _NODES, dtype=torch.float64).exp()
+        alphas = torch.linspace(
+            math.log(MIN_ALPHA), math.log(MAX_ALPHA), _NODES, dtype=torch.float64, device="cpu"
+        ).exp()
         inverse = 1 / alphas
         rho = torch.exp(2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse))
         digammas = torch.digamma(inverse) + 3 * torch.digamma(3 * inverse) - 4 * torch.digamma(2 * inverse)

@@ -195,8 +195,10 @@ class ScoreLoss(QALoss):
         """The inverse of `run_state`; `ValueError` if the state belongs to another loss."""
         try:
             draws = int(state["draws"])
-            real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu").float()
-            norms = None if self._balance is None else torch.as_tensor(state["norms"], device="cpu").double()
+            real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu", dtype=torch.float32)
+            norms = (
+                None if self._balance is None else torch.as_tensor(state["norms"], device="cpu", dtype=torch.float64)
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not the state of such a {type(self).__name__}: {error!r}") from error
         self.random.draws = draws

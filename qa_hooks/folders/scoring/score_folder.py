@@ -158,7 +158,7 @@ def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> It
     """The cells of an image's rows; none when no scorer could do anything with it and the reason is known."""
     columns: list[list[float]] = []
     for name, scorer in named.items():
-        raw = torch.tensor(image.scores[name])
+        raw = torch.tensor(image.scores[name], device="cpu", dtype=torch.float32)
         columns.append(raw.tolist())
         if scorer.calibration is not None:
             goodness = raw if scorer.higher_is_better else -raw

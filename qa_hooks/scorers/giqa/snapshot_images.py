@@ -57,14 +57,15 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     """
     if isinstance(snapshots, (str, Path)):
         paths, steps = list_snapshots(snapshots)
-        return paths, torch.tensor(steps, device="cpu")
+        return paths, torch.tensor(steps, device="cpu", dtype=torch.int64)
     if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and isinstance(snapshots[0], Tensor)):
         raise TypeError(
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
     images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
-    iterations = iterations if isinstance(iterations, Tensor) else torch.tensor(iterations, device="cpu")
+    if not isinstance(iterations, Tensor):  # whole numbers stay exact in float64
+        iterations = torch.tensor(iterations, device="cpu", dtype=torch.float64)
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"
