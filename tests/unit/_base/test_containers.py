@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, image_size, is_container, parse_grid
+from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, is_container, parse_grid, picture_size
 from qa_hooks.folders import pick_folder, score_folder
 from qa_hooks.images import list_images, load_image, save_image
 from qa_hooks.scorers import FunctionScorer
@@ -76,7 +76,7 @@ def test_a_file_of_many_is_like_the_folder_of_its_pictures(images, level, tmp_pa
     paths = list_images(path)
     assert len(paths) == count_images(path) == len(images)
     assert all(torch.equal(load_image(member), image) for member, image in zip(paths, images, strict=True))
-    assert image_size(paths[0]) == (10, 12)
+    assert picture_size(paths[0]) == (10, 12)
     batches = torch.cat([batch for _, batch in image_batches(path, batch_size=2)])
     assert torch.equal(batches, images)
     assert file_behind(paths[0]) == path
