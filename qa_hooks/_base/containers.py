@@ -10,11 +10,13 @@ Nothing is unpickled, nothing is unpacked onto the disk, and no header is believ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -217,9 +219,21 @@ def _whole(path: Path, *_: int) -> Pixels:
     return read_pixels(path)
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with a file of many, with its name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the parsers raise what they like
+        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
+
+
 @functools.lru_cache(maxsize=4)
 def _zip(path: Path, *_: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    with _named(path):
+        return zipfile.ZipFile(path)
 
 
 def _zip_bytes(path: Path, file: Path) -> bytes:
@@ -241,14 +255,21 @@ def _members(path: Path) -> Any:
 def _saved(path: Path, *_: int) -> Any:
     from datasets import load_from_disk
 
-    return load_from_disk(str(path))
+    with _named(path):
+        return load_from_disk(str(path))
 
 
 @functools.lru_cache(maxsize=2)
 def _array(path: Path, *_: int) -> np.ndarray[Any, Any]:
     """The images of a file of arrays, mapped into memory where the file is not compressed."""
+    with _named(path):
+        arrays = _arrays(path)
+    return _images_among(arrays, path)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if path.suffix.lower() == ".npy":
-        return _images_among({path.name: np.load(path, mmap_mode="r", allow_pickle=False)}, path)
+        return {path.name: np.load(path, mmap_mode="r", allow_pickle=False)}
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         for info in archive.infolist():
@@ -264,7 +285,7 @@ def _array(path: Path, *_: int) -> np.ndarray[Any, Any]:
                 arrays[info.filename] = np.memmap(path, np.uint8, "r", start, shape)
             elif info.file_size <= LARGEST:
                 arrays[info.filename] = np.frombuffer(archive.read(info)[-size:], np.uint8).reshape(shape)
-    return _images_among(arrays, path)
+    return arrays
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

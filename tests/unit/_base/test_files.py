@@ -43,6 +43,12 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert names(only) == ["cats/0", "cats/1"]
 
 
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "a.png").write_bytes(b"")
+    assert sorted(path.name for path in walk_files(tmp_path)) == ["a.png", "circle"]
+
+
 def test_hidden_names_are_left_out_but_not_a_hidden_root(tmp_path):
     root = tree(tmp_path / ".root", "a", ".b", ".cache/c", "d/.e/f", "d/g")
     assert names(root) == ["a", "d/g"]
