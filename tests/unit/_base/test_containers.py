@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, picture_size, is_container, parse_grid
+from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, is_container, parse_grid, picture_size
 from qa_hooks.folders import pick_folder, score_folder
 from qa_hooks.images import list_images, load_image, save_image
 from qa_hooks.scorers import FunctionScorer

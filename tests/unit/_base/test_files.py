@@ -97,12 +97,25 @@ with whole_file({str(tmp_path / "a [1].json")!r}) as partial:
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "'=f.png", "'g.png", "h=i.png", "a,b.png"]
+    "name",
+    [
+        "=1+1.png",
+        "+a.png",
+        "-b.png",
+        "@c.png",
+        "\td.png",
+        "\re.png",
+        "'=f.png",
+        "'g.png",
+        "h=i.png",
+        "a,b.png",
+        "\uff1dj.png",
+    ],
 )
 def test_cells_that_a_spreadsheet_would_run(name):
     cell = next(csv.reader(io.StringIO(csv_line([name, "-1.5", 3]), newline="")))
     assert cell[1:] == ["-1.5", "3"]
-    assert cell[0][0] not in "=+-@\t\r"
+    assert cell[0][0] not in "=+-@\t\r\uff1d"
     assert true_cell(cell[0]) == name
     assert safe_cell("a.png") == "a.png"
 

@@ -194,8 +194,8 @@ def test_a_stream_of_new_images_is_told_of_and_given_up(monkeypatch):
 
     for source in (batches(), Stream(), DataLoader(Stream(), batch_size=6)):
         with (
-            pytest.warns(UserWarning, match="has given 5[0-9] images without an end") as told,
-            pytest.raises(ValueError, match="has given 20[0-9] images without an end: give the data set"),
+            pytest.warns(UserWarning, match=r"has given 5[0-9] images without an end") as told,
+            pytest.raises(ValueError, match=r"has given 20[0-9] images without an end: give the data set"),
         ):
             read(source)
         assert len(told) == 1
