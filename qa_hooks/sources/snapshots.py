@@ -23,7 +23,9 @@ _WORDS = (
 )
 
 # Samples of other weights or between others, which trainers write beside the plain ones of the same step.
-_VARIANTS = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|polyak|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE)
+_VARIANTS = re.compile(
+    r"(?<![a-z])(ema|swa|averaged?|avg|polyak|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE
+)
 
 # Whole names as trainers write them, in which a time, a seed or the number of a prompt stands beside the step.
 _NAMES = (
@@ -32,6 +34,17 @@ _NAMES = (
     r"\d{13}__(\d{9,})_\d+",  # ai-toolkit: milliseconds, step, prompt
     r"step_(\d+)_.*_\d+x\d+",  # SimpleTuner: step, name of the prompt, number, size
 )
+
+
+def step_pattern(pattern: str) -> re.Pattern[str]:
+    """A regular expression with a group for the step; `ValueError` where it is none, or has no group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"step={pattern!r} (--step-regex) is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise ValueError(f"step={pattern!r} (--step-regex) has no group: put the step in brackets, as in 'img_(\\d+)'")
+    return compiled
 
 
 def step_of(path: str | Path, pattern: str | None = None) -> int:
@@ -57,7 +70,7 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
     """
     relative = PurePath(path)
     if pattern is not None:
-        match = re.search(pattern, relative.as_posix())
+        match = step_pattern(pattern).search(relative.as_posix())
         found = [] if match is None else [match.groupdict().get("step"), *match.groups()]
         number = next((group for group in found if group is not None), "")
         if not number.isdecimal():
