@@ -15,8 +15,8 @@ encoders and embeddings can be trained), off during the first n - k steps, and o
 with a call of `scheduler.step`. Each denoiser call with a gradient is checkpointed as a whole (Chen et al., 2016), so
 only k latents stay in memory.
 
-Inside the block, forward functions of the denoisers and the decoder, and the classes of the pipeline object and its
-scheduler, are replaced on these objects alone. They are restored on exit, also after an error.
+Inside the block, forward functions of the denoisers, the decoder and the scheduler, and the class of the pipeline
+object, are replaced on these objects alone. They are restored on exit, also after an error.
 """
 
 from __future__ import annotations
@@ -128,9 +128,10 @@ def grad_last_steps(
             if decoder is not None:
                 own = DecodeGradient(decoder, decode, tiny=tiny, seed=seed, checkpoint=checkpoint)
                 exchanged.enter_context(_exchange(decoder, "decode", sampling.decoded(own)))
-            for owner, watched in sampling.watched():
-                exchanged.callback(setattr, owner, "__class__", type(owner))
-                owner.__class__ = watched
+            for method, followed in sampling.followed():
+                exchanged.enter_context(_exchange(pipe.scheduler, method, followed))
+            exchanged.callback(setattr, pipe, "__class__", type(pipe))
+            pipe.__class__ = sampling.watched()
         for name, part in parts.items():
             if pipe is not None and vars(pipe)[name] is not part:  # wrapped in DDP, which lacks the model's attributes
                 exchanged.enter_context(_exchange(pipe, name, part))
