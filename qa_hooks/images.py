@@ -236,6 +236,13 @@ def load_image(path: str | Path) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, upright; of a file nothing but the header is read."""
+    from qa_hooks._base.containers import picture_size
+
+    return picture_size(Path(path))
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """All image files below `folder`, sorted by path, or the members of a file that holds many.
 
@@ -249,23 +256,9 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: no images.
     """
-    from qa_hooks._base.containers import is_container, list_members
-    from qa_hooks._base.decoding import IMAGE_SUFFIXES
-    from qa_hooks._base.files import walk_files
+    from qa_hooks._base.containers import list_pictures
 
-    folder = Path(folder)
-    if is_container(folder):
-        return list_members(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-    paths = sorted(path for path in found if path.is_file())
-    lost = [path for path in found if path.is_symlink() and not path.exists()]
-    if lost:
-        warnings.warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
-    if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return paths
+    return list_pictures(Path(folder))
 
 
 def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
@@ -286,12 +279,21 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
-    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
+    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all.
+
+    Raises:
+        TypeError: not uint8; `to_uint8` makes it so from images of a declared range.
+    """
     from PIL import Image
 
     from qa_hooks._base.files import whole_file
 
-    array = image.permute(1, 2, 0).numpy()
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        got = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise TypeError(
+            f"a picture to write must be uint8 (C, H, W), as to_uint8(images, value_range)[0] is, got {got}"
+        )
+    array = image.detach().cpu().permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
     with whole_file(path) as partial:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, kind)

@@ -129,7 +129,10 @@ def find_file(folder: str | Path, part: str | None) -> Path:
 
 def adapter_tensors(network: nn.Module, adapter: str) -> dict[str, Tensor]:
     """All tensors of an adapter under peft's names; a layer that is used under two names counts once."""
-    found = import_peft().get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        if configs(network)[adapter].lora_bias:  # peft takes a bias for a shard
+            warnings.filterwarnings("ignore", ".*LoRA tensor.*have invalid shape")
+        found = import_peft().get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
     parts = parts_of(network, adapter)
     return {key: tensor for key, tensor in found.items() if _owner(key, parts) is not None}
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from qa_hooks._base.checks import warn
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 178_956_970  # of one picture, twice Pillow's default; what Pillow is told in somebody's run does not matter
+PHOTOMETRIC = 262  # tag of a TIFF: 0 says that white is 0
 DEEP = 1 << 14  # a 16-bit file whose values stay below holds 14 bits or fewer
 
 
@@ -60,8 +62,15 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             raise _no_range("32-bit integers")
         # Pillow reduces colours of 16 bits to 8 while it reads.
-        deep = any(";16" in str(tile) for tile in image.tile)
+        tiles = [str(tile) for tile in image.tile]
+        deep = not image.mode.startswith("I") and any(";16" in tile for tile in tiles)
+        sixteen = any("'I;16" in tile for tile in tiles)
+        white_is_zero = sixteen and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
         pixels = pixels_of(ImageOps.exif_transpose(image))
+        if any("'LA;16" in tile for tile in tiles):  # grey with transparency, of which Pillow makes colours
+            pixels = pixels[:, :, :1]
+        if white_is_zero:  # Pillow turns those of 8 bits only
+            pixels = 255 - pixels
         if deep and pixels.max() < DEEP >> 8:
             _warn_of_depth(int(pixels.max()) << 8)
     return pixels
@@ -86,6 +95,9 @@ def pixels_of(image: Any) -> Pixels:
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L"))[:, :, None]
+    if "transparency" in image.info:  # dropped; Pillow warns of it when it converts
+        image = image.copy()
+        del image.info["transparency"]
     pixels = np.asarray(image.convert("RGB"))
     grey = image.mode in ("P", "PA") and (pixels == pixels[:, :, :1]).all()
     return pixels[:, :, :1] if grey else pixels
@@ -100,7 +112,7 @@ def _no_range(kind: str) -> ValueError:
 
 def _warn_of_depth(highest: int) -> None:
     if highest:
-        warnings.warn(
+        warn(
             f"a picture of 16 bits ends at {highest} of 65535, as one of {highest.bit_length()} bits does, and is read "
             "as dark as it says: if it is not dark, save it with its values stretched to 16 bits"
         )

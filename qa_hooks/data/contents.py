@@ -1,15 +1,16 @@
-"""What the files of a data set hold: fingerprints by sample, and whether a table was made from the same files."""
+"""Fingerprints of the files of a data set, by sample, and the check that a table was made from the same files."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qa_hooks._base.containers import image_size, member_bytes
+from qa_hooks._base.checks import warn
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.data.candidates import CandidateSet, some
 from qa_hooks.folders.scoring.growing import left_spec
+from qa_hooks.images import image_size
 from qa_hooks.sources.windows import read_ahead
 
 Size = tuple[int, int]
@@ -64,7 +65,7 @@ def compare_contents(path: Path, now: Contents, source: str) -> None:
         if any(was not in (None, new) for was, new in zip(before.get(key, ()), contents, strict=False))
     ]
     if changed:
-        warnings.warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
+        warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
 
 
 def _describe(sets: Contents, source: object) -> str:

@@ -5,7 +5,6 @@ The letters are large, because TensorBoard shows pictures small. Nothing of the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 
 Color = tuple[int, int, int]
 BLUE, ORANGE, GREY = (31, 103, 190), (214, 98, 20), (110, 110, 110)
@@ -78,7 +77,7 @@ def chart(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        warnings.warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'", stacklevel=2)
+        warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'")
         return None
     figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)  # its methods have no types

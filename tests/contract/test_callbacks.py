@@ -99,7 +99,7 @@ def test_callbacks_run_save_load_and_end_twice(name):
     fake = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     hooks.step(fake=fake)
     assert torch.equal(torch.get_rng_state(), before)
-    other = Hooks(listed(CALLBACKS[name]()))
+    other = Hooks(listed(CALLBACKS[name]()), writer=MemoryWriter())
     other.load_state_dict(hooks.state_dict())
     assert str(other.state_dict()) == str(hooks.state_dict())
     other.step(fake=fake)

@@ -6,11 +6,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from qa_hooks._base.containers import image_size
 from qa_hooks.evaluation.comparable import resizes
 from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.folders.comparing.image_sets import ImageSet
+from qa_hooks.images import image_size
 from qa_hooks.scorers import Scorer
 
 
