@@ -16,6 +16,7 @@ import contextlib
 import copy
 import inspect
 import json
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.tiny_pipelines import others, transformers, unets
+from benchmarks.tiny_pipelines import kandinsky, others, transformers, unets
 from benchmarks.tiny_pipelines.family import Family, build
 from qa_hooks.integrations.diffusers import grad_last_steps
 
-FAMILIES: dict[str, Family] = {**unets.FAMILIES, **transformers.FAMILIES, **others.FAMILIES}
+MODULES = (unets, kandinsky, transformers, others)
+FAMILIES: dict[str, Family] = {name: family for module in MODULES for name, family in module.FAMILIES.items()}
 TOLERANCE = 5e-3  # some schedulers and networks compute in float32
 WIDTHS = (1e-2, 2e-3, 4e-4, 1e-1)  # of the differences: wide ones meet clamped pixels, narrow ones rounding
 TWICE = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
@@ -162,6 +164,7 @@ class Replay:
 
 
 def arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """Of one call: pipelines change what they are given."""
     return {**copy.deepcopy(call), "generator": torch.Generator().manual_seed(3)}
 
 
@@ -225,10 +228,7 @@ def measure(family: str, name: str, label: str, scheduler: Any) -> Row:
     try:
         found = errors(pipe, call)
     except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        ours = trace is not None and "integrations" in trace.tb_frame.f_code.co_filename
+        ours = "integrations" in traceback.extract_tb(error.__traceback__)[-1].filename
         return Row(family, name, label, "refused" if ours else "WRONG", short(error))
     right = all(error < TOLERANCE for error in found.values())
     note = ", ".join(f"{k} {error:.0e}" for k, error in found.items())
@@ -239,8 +239,8 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
 
 
-def image_pipelines() -> list[str]:
-    """All pipelines of the installed Diffusers whose output has images."""
+def all_pipelines() -> list[str]:
+    """All pipelines of the installed Diffusers."""
     import diffusers
     from diffusers import DiffusionPipeline
 
@@ -253,8 +253,7 @@ def write_table(rows: list[Row], path: Path) -> None:
 
     counts = {kind: sum(row.outcome == kind for row in rows) for kind in ("equal", "refused", "not built", "WRONG")}
     right = len({row.pipeline for row in rows if row.outcome == "equal"})
-    tried = {row.pipeline for row in rows}
-    others = sorted(set(image_pipelines()) - tried)
+    rest = sorted(set(all_pipelines()) - {row.pipeline for row in rows})
     lines = [
         "# Gradients through pipelines, against finite differences",
         "",
@@ -269,7 +268,7 @@ def write_table(rows: list[Row], path: Path) -> None:
         "|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(part.replace('|', '/') for part in row)} |" for row in rows]
-    lines += ["", f"Not tried (videos, sound, no tiny configuration here, or deprecated): {', '.join(others)}.", ""]
+    lines += ["", f"Not tried (videos, sound, no tiny configuration here, or deprecated): {', '.join(rest)}.", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -68,13 +68,6 @@ def ovis() -> dict[str, Any]:
     return {"transformer": network, "vae": autoencoder(shift_factor=0.06), "scheduler": FLOW()}
 
 
-def longcat() -> dict[str, Any]:
-    sizes = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
-    heads = {"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16}
-    network = d.LongCatImageTransformer2DModel(**sizes, **heads, axes_dims_rope=[4, 4, 8])
-    return {"transformer": network, "vae": autoencoder(shift_factor=0.06), "scheduler": FLOW()}
-
-
 def hunyuan_image() -> dict[str, Any]:
     sizes = {"in_channels": 4, "out_channels": 4, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1}
     heads = {"num_attention_heads": 2, "attention_head_dim": 8, "patch_size": (1, 1), "rope_axes_dim": (4, 4)}
@@ -131,7 +124,6 @@ FAMILIES = {
     "PRX in pixels": one("PRXPixelPipeline", lambda: prx(True), lambda: text(**MASKS, **FIXED, guidance_scale=1.0)),
     "Bria": one("BriaPipeline", bria),
     "Ovis": one("OvisImagePipeline", ovis, lambda: text(negative_prompt=None)),
-    "LongCat": one("LongCatImagePipeline", longcat, lambda: text(enable_prompt_rewrite=False)),
     "HunyuanImage": one("HunyuanImagePipeline", hunyuan_image, lambda: text(**LONGER)),
     "Krea 2": one("Krea2Pipeline", krea, lambda: text(**{**LONGER, **LAYERS, **BOOLEAN})),
 }

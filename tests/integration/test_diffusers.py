@@ -261,7 +261,7 @@ def test_sweeps_that_cannot_be_made(text_pipeline, tmp_path):
         run([], scorers())
     with pytest.raises(ValueError, match="at least 4, got 3"):
         run([1.0], scorers(), prompts=["a", "b"], n=3)
-    with pytest.raises(TypeError, match="must be qa_hooks Scorers"):
+    with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
         run([1.0], [torch.mean])
     with pytest.raises(ValueError, match="without a reference"):
         run([1.0], [FunctionScorer(torch.mean, name="x", higher_is_better=True, inputs=["reference"])])
