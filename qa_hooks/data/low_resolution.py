@@ -98,8 +98,8 @@ class HGGTDegradation:
             return image + noise * _between(generator, *self.noise) / 255
         photons = round_to_bytes(image.mean(0, keepdim=True) if grey else image)
         levels = 2 ** math.ceil(math.log2(max(2, len(photons.unique()))))  # as published: the light follows the image
-        noise: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
-        return image + noise * _between(generator, *self.poisson)
+        grain: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
+        return image + grain * _between(generator, *self.poisson)
 
 
 def gaussian_kernel(side: int, first: float, second: float, angle: float) -> Tensor:
