@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n]")
+_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def printable(text: object, *, one_line: bool = False) -> str:

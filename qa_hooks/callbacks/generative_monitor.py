@@ -21,8 +21,7 @@ from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
-from qa_hooks.sources.batches import Source, count_images, image_paths, is_shared
-from qa_hooks.sources.loaders import check_end
+from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
@@ -99,7 +98,7 @@ class GenerativeMonitor(Monitor):
             )
         if real is None:
             raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
-        check_end(real)
+        check_source(real)
         image_paths(real)  # a folder that is missing is told now and not after hours
         super().__init__(every=every)
         self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)

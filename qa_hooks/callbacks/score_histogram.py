@@ -17,7 +17,7 @@ from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source
+from qa_hooks.sources.batches import Source, check_source
 from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
 
@@ -73,6 +73,7 @@ class ScoreHistogram(SamplingMonitor):
             raise ValueError(f"{scorer.name} needs a reference, which generated images do not have")
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
         super().__init__(sample, name or scorer.name, every=every, least=2, **options)
+        check_source(real)
         self.real, self.scorer, self.bins = real, scorer, check_count("bins", bins, least=2)
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}

@@ -21,7 +21,7 @@ from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
 from qa_hooks.scorers.scorer import Scorer, common_range
-from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
+from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
@@ -69,6 +69,7 @@ class GuardImages:
         if callable(base) and not isinstance(base, nn.Module):
             check_call("base", base, "base(n, generator)", 1, torch.Generator("cpu"))
         if real is not None:
+            check_source(real)
             image_paths(real)  # a folder that is missing is told now
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
         self.value_range = common_range(self.scorers.values(), value_range)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,8 +65,8 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
             f"{type(snapshots).__name__}"
         )
     images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
-    if not isinstance(iterations, Tensor):  # whole numbers stay exact in float64
-        iterations = torch.tensor(iterations, device="cpu", dtype=torch.float64)
+    if not isinstance(iterations, Tensor):
+        iterations = torch.from_numpy(np.asarray(iterations))
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"

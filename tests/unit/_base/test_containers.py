@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 
@@ -173,3 +174,15 @@ def test_grids_without_a_frame_and_rows_that_are_not_full(tmp_path):
     for text in ("8", "8x", "0x4", "1x1", "8x8+", "8x8-2", "auto"):
         with pytest.raises(ValueError, match="a grid is COLUMNSxROWS"):
             parse_grid(text)
+
+
+def test_what_a_broken_file_of_many_raises_names_it(tmp_path):
+    (tmp_path / "text.zip").write_bytes(b"no zip")
+    (tmp_path / "text.npz").write_bytes(b"no zip")
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    whole = io.BytesIO()
+    np.save(whole, np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    (tmp_path / "short.npy").write_bytes(whole.getvalue()[:-100])
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
+            list_images(path)
