@@ -63,8 +63,8 @@ def watch(images: Path, folder: Path) -> None:
 
 
 def fit(images: Path, folder: Path) -> None:
-    scorer = GMMScorer("random", components=1, pca=2, calibration=None)
-    scorer.fit(images, progress=False)
+    scorer = GMMScorer("random", components=1, pca=2)
+    scorer.fit(images, calibration=None, progress=False)
     scorer.save(folder / "gmm.safetensors")
 
 
@@ -181,7 +181,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def comparable(files: dict[str, bytes]) -> dict[str, object]:
-    """Without what differs between two undisturbed runs: names of curves, the time of a table."""
+    """Without what may differ: names of curves, the time of a table, what a checkpoint has taken the place of."""
     found: dict[str, object] = {}
     for name, content in files.items():
         if "tfevents" in name:
@@ -190,6 +190,8 @@ def comparable(files: dict[str, bytes]) -> dict[str, object]:
         if name.endswith(".csv.json"):
             facts = json.loads(content)
             found[name] = {key: value for key, value in facts.items() if key != "started"}
+        if name == "best.json":
+            found[name] = {key: value for key, value in json.loads(content).items() if key != "leaving"}
     return found
 
 
