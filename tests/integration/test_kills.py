@@ -163,7 +163,7 @@ def start():
     """Starts a process, and gives its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["pytest", "torch", "qa_hooks.folders.watching.watcher", "qa_hooks.scorers.giqa.gmm"]
+        ["pytest", "torch", "qa_hooks.folders.watching.watcher", "qa_hooks.scorers.giqa.gmm", "sklearn.mixture"]
     )
 
     def run(*arguments) -> int:
