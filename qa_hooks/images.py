@@ -279,12 +279,21 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
-    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
+    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all.
+
+    Raises:
+        TypeError: not uint8; `to_uint8` makes it so from images of a declared range.
+    """
     from PIL import Image
 
     from qa_hooks._base.files import whole_file
 
-    array = image.permute(1, 2, 0).numpy()
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        got = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise TypeError(
+            f"a picture to write must be uint8 (C, H, W), as to_uint8(images, value_range)[0] is, got {got}"
+        )
+    array = image.detach().cpu().permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
     with whole_file(path) as partial:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, kind)

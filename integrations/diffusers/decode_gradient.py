@@ -97,7 +97,7 @@ class DecodeGradient:
         factor = whole.shape[-1] // latents.shape[-1]
         sizes = [min(max(1, self.pixels // factor), side) for side in latents.shape[-2:]]
         starts = [
-            int(torch.randint(side - size + 1, (), generator=self.generator))
+            int(torch.randint(side - size + 1, (), generator=self.generator, device="cpu"))
             for side, size in zip(latents.shape[-2:], sizes, strict=True)
         ]
         small = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""What the guidance scale of a Diffusers pipeline buys: quality and agreement with the prompt, against diversity.
+"""Measure a pipeline at several guidance scales: quality and agreement with the prompt, and diversity.
 
 Classifier-free guidance (Ho and Salimans 2022) makes images that fit their prompt better and resemble each other more.
 The sweep samples the same noise and prompts at each scale and measures
@@ -185,9 +185,9 @@ def _picture(scales: Sequence[float], columns: Sequence[Measured], sheets: Seque
         pictures += [None, *images]
         labels += [f"guidance scale {scale:g}", *[""] * len(images)]
     enlarged = max(1, 96 // sheets[0].shape[-1])
-    x, charts = torch.tensor(scales), []
+    x, charts = torch.tensor(scales, device="cpu", dtype=torch.float32), []
     for column in columns:
-        values, errors = torch.tensor(column.values), torch.tensor(column.errors)
+        values, errors = torch.tensor([column.values, column.errors], device="cpu", dtype=torch.float32)
         lines = [Line(torch.stack([x, values + sign * errors], 1), GREY) for sign in (-1, 1)]
         lines.append(Line(torch.stack([x, values], 1), dots=True))
         title = f"{column.kind}: {column.name} +- standard error"

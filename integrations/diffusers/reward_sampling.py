@@ -255,4 +255,4 @@ def _draw(low: int, high: int, generator: torch.Generator) -> Tensor:
 
 def _same_on_all_ranks(number: int) -> int:
     """Rank 0's: ranks whose graphs differ in depth would wait for each other, or hang."""
-    return int(all_reduce_sum(torch.tensor(number if rank() == 0 else 0)))
+    return int(all_reduce_sum(torch.tensor(number if rank() == 0 else 0, device="cpu", dtype=torch.int64)))

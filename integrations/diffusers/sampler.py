@@ -114,11 +114,11 @@ class PipelineSampler:
         if generator is None:
             generator = torch.Generator().manual_seed(mixed_key(self.seed, n))
         # Drawn before the offset, so that an image's noise does not depend on the number of prompts.
-        draws = torch.randint(2**62, (n,), generator=generator).tolist()
+        draws = torch.randint(2**62, (n,), generator=generator, device="cpu").tolist()
         seeds = [mixed_key(self.seed, draw) for draw in draws]
         numbers = [0] * n
         if count := len(self.prompts or next(iter(self.rows.values()), ())):
-            start = 0 if n % count == 0 else int(torch.randint(count, (), generator=generator))
+            start = 0 if n % count == 0 else int(torch.randint(count, (), generator=generator, device="cpu"))
             numbers = [(start + index) % count for index in range(n)]
         parts = [
             self._images(seeds[first : first + self.batch_size], numbers[first : first + self.batch_size])

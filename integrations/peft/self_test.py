@@ -176,7 +176,8 @@ def _put_random_in(trial: nn.Module, names: Sequence[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters_of(trial, TRIAL):
         size = parameter[0].numel() ** -0.5
-        parameter.data.copy_(size * torch.randn(parameter.shape, generator=generator))
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu", dtype=torch.float32)
+        parameter.data.copy_(size * noise)
 
 
 def _drawn(network: nn.Module) -> Iterator[Example]:
@@ -191,10 +192,12 @@ def _drawn(network: nn.Module) -> Iterator[Example]:
     if isinstance(first, nn.Conv2d):
         for channels in dict.fromkeys([first.in_channels, 3, 1]):
             for side in SIDES:
-                yield Example(torch.rand(2, channels, side, side, generator=generator))
+                yield Example(
+                    torch.rand(2, channels, side, side, generator=generator, device="cpu", dtype=torch.float32)
+                )
     elif isinstance(first, nn.Linear):
         for shape in ((2, 5, first.in_features), (2, first.in_features)):
-            yield Example(torch.rand(shape, generator=generator))
+            yield Example(torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32))
 
 
 def _on(example: Example, network: nn.Module) -> Example:

@@ -53,7 +53,7 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
     trained = _trained(parameters)
     if accelerator is not None and not accelerator.sync_gradients:
         return
-    present = torch.tensor([float(p.grad is not None) for p in trained])
+    present = torch.tensor([float(p.grad is not None) for p in trained], device="cpu", dtype=torch.float32)
     counts = all_reduce_sum(present).tolist()
     used = [p for p, ranks in zip(trained, counts, strict=True) if ranks]
     if not used:
@@ -102,10 +102,10 @@ def check_same_weights(parameters: Iterable[Tensor]) -> None:
     if not is_distributed():
         return
     listed = list(parameters)
-    counts = gather_rows(torch.tensor([len(listed)])).tolist()
+    counts = gather_rows(torch.tensor([len(listed)], device="cpu", dtype=torch.int64)).tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"the ranks have {counts} adapter parameters: build the same adapter on all of them")
-    digests = torch.tensor([int(fingerprint(p), 16) >> 1 for p in listed], dtype=torch.int64)
+    digests = torch.tensor([int(fingerprint(p), 16) >> 1 for p in listed], dtype=torch.int64, device="cpu")
     table = gather_rows(digests[None])
     differ = (table != table[0]).any(dim=0).nonzero().flatten().tolist()
     if differ:

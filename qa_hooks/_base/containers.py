@@ -181,7 +181,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def member_bytes(path: Path) -> bytes:
-    """What a file holds, or a member: the bytes of its file, or of its pixels."""
+    """The bytes of a picture file; for a member of a container, the bytes of its file or of its pixels."""
     if path.is_file():
         return path.read_bytes()
     file = file_behind(path)

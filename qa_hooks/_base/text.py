@@ -32,5 +32,5 @@ def safe_cell(text: str) -> str:
 
 
 def true_cell(cell: str) -> str:
-    """What `safe_cell` was given."""
+    """The text that `safe_cell` was given: the inverse of `safe_cell`."""
     return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell

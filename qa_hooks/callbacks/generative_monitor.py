@@ -18,7 +18,7 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
-from qa_hooks.evaluation.set_metrics import FEWEST, METRICS, check_needs
+from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
@@ -115,7 +115,7 @@ class GenerativeMonitor(Monitor):
         self.value_range, self.scorer, self.classifier = check_range(value_range), scorer, classifier
         if cache is not None:
             check_writable(cache, name="cache")
-        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST)
+        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST_FOR_INTERVAL)
         if known is not None and known < least:
             raise ValueError(f"real has {known} images, and at least {least} are needed to measure distances to them")
         self.name = name or self.extractor.name
@@ -131,7 +131,7 @@ class GenerativeMonitor(Monitor):
         return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
-        """The statistics of the real images; here, so that their time does not count as that of each measurement."""
+        """Measure the real images now, so that this time is not counted in the measurements."""
         try:
             self._prepare(ctx)
         except Exception as error:
@@ -159,7 +159,7 @@ class GenerativeMonitor(Monitor):
         return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu"))
+        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64))
         width = int(widths.max())  # which a process without samples does not know
         rows = gather_rows(part if len(part) else part.new_zeros(0, width))
         rows = rows[rows[:, 0].argsort()]

@@ -135,8 +135,9 @@ def _milliseconds(name: str, *, side: int = 256, batch: int = 8, runs: int = 3) 
 
     generator = torch.Generator().manual_seed(0)
     scorer = create_scorer(name)
-    images = torch.rand(batch, 3, side, side, generator=generator)
-    inputs = {"reference": torch.rand(images.shape, generator=generator)} if "reference" in scorer.inputs else {}
+    images = torch.rand(batch, 3, side, side, generator=generator, device="cpu", dtype=torch.float32)
+    reference = torch.rand(images.shape, generator=generator, device="cpu", dtype=torch.float32)
+    inputs = {"reference": reference} if "reference" in scorer.inputs else {}
     times = []
     with torch.no_grad():
         for _ in range(runs + 1):

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, once, and what is done with them."""
+"""The options that several commands share, and functions that read them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def read_device(name: str | None) -> str:
 
     if name is not None:
         try:
-            torch.zeros(1, device=name)
+            torch.zeros(1, device=name, dtype=torch.float32)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
         return name

@@ -1,4 +1,4 @@
-"""The two things that `MultiGTDataset` is about: which ground truths there are, and how one of them is chosen."""
+"""The two settings of `MultiGTDataset`: which ground truths there are, and how one of them is chosen."""
 
 from __future__ import annotations
 
@@ -108,13 +108,15 @@ class Choice:
 
     def probabilities(self, sets: Sequence[CandidateSet], judged: Judgements | None, scores: Tensor | None) -> Tensor:
         """`(S, K)` float32, how likely each candidate of each set is drawn."""
-        there = torch.tensor([[path is not None for path in s.paths] for s in sets])
+        there = torch.tensor([[path is not None for path in s.paths] for s in sets], device="cpu", dtype=torch.bool)
         if self.strategy == "originals":
             there[:, 1:] = False
         if self.strategy in NEEDS_POSITIVES and judged is not None:
             there &= judged.positive
         if self.strategy not in NEEDS_SCORES:
-            return selection_probabilities(torch.zeros(there.shape), normalize="none", allowed=there)
+            return selection_probabilities(
+                torch.zeros_like(there, dtype=torch.float32), normalize="none", allowed=there
+            )
         if self.table is None or scores is None:
             raise ValueError(f"{self.strategy!r} needs table=: QualityTable.compute(root, scorer, path) makes it once")
         return selection_probabilities(

@@ -1,4 +1,4 @@
-"""Which of several ground truths an image is trained towards, in this step.
+"""Choose, in each training step, one of several ground truths of an image.
 
 An image has K candidates: the original (always candidate 0) and enhanced versions of it. Every step draws one, and all
 loss terms of the step use that one:
@@ -120,7 +120,7 @@ def select_ground_truth(
         if positives is None:
             raise ValueError(f"{strategy!r} chooses among positives: pass positives= (N, K), or take 'random' or 'sma'")
         allowed = positives.to(device)
-    quality = torch.zeros(shape, device=device)
+    quality = torch.zeros(shape, device=device, dtype=torch.float32)
     if strategy in NEEDS_SCORES:
         if scores is None:
             raise ValueError(

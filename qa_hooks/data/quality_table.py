@@ -4,8 +4,9 @@
     niqe.csv.json  as `qa_hooks.folders.scoring.score_table`, and "sets": {"a.png": ["9f86d081884c7d65", ...], ...}
 
 It is a table of `score_folder` whose rows are contents instead of paths. So a file that was moved, renamed or copied
-keeps its score, one that was changed gets a new one, and what a killed run has written is never taken for another
-image. Every call reads all files to know what they hold; only unknown contents are decoded and scored.
+keeps its score, and a file that was changed gets a new one. Rows left by a killed run are matched by content, so they
+cannot be assigned to a wrong image. Every call reads all files to know what they hold; only unknown contents are
+decoded and scored.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class QualityTable:
 
     @property
     def candidates(self) -> int:
-        """K."""
+        """The number of candidates."""
         return self.values.shape[1]
 
     @property
@@ -202,11 +203,11 @@ class QualityTable:
         width = max(map(len, sets.values()))
         return cls(
             keys,
-            torch.tensor([row + [math.nan] * (width - len(row)) for row in values]),
+            torch.tensor([row + [math.nan] * (width - len(row)) for row in values], device="cpu", dtype=torch.float32),
             scorer["name"],
             bool(scorer["higher_is_better"]),
             None if scorer["score_range"] is None else (scorer["score_range"][0], scorer["score_range"][1]),
-            None if table.tiles is None else torch.tensor(places),
+            None if table.tiles is None else torch.tensor(places, device="cpu", dtype=torch.int64),
             sets,
             _name_failures(table.failures, sets),
         )

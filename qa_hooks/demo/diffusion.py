@@ -73,8 +73,8 @@ def train_digits_pipeline(
         warm_up = min(0.3, 50 / steps)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=warm_up, cycle_momentum=False)
         for step in tqdm(range(steps), desc="the base model", unit="step", disable=None):
-            clean = images[torch.randint(len(images), (batch_size,))]
-            noise, t = torch.randn_like(clean), torch.randint(1000, (batch_size,))
+            clean = images[torch.randint(len(images), (batch_size,), device="cpu")]
+            noise, t = torch.randn_like(clean), torch.randint(1000, (batch_size,), device="cpu")
             if flow:
                 level = ((t + 1) / 1000)[:, None, None, None]
                 noisy, target, t = (1 - level) * clean + level * noise, noise - clean, t + 1

@@ -43,15 +43,16 @@ def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
-    own = torch.tensor([[*shape, count] for shape, count in seen.items()], dtype=torch.int64).reshape(-1, 4)
+    rows = [[*shape, count] for shape, count in seen.items()]
+    own = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 4)
     everything = gather_rows(own)
     shapes, places = everything[:, :3].unique(dim=0, return_inverse=True)
-    counts = torch.zeros(len(shapes), dtype=torch.int64).index_add(0, places, everything[:, 3])
+    counts = torch.zeros(len(shapes), dtype=torch.int64, device="cpu").index_add(0, places, everything[:, 3])
     found.append(torch.cat([shapes, counts[:, None]], 1))
 
 
 def resizes(extractor: FeatureExtractor) -> bool:
-    """Whether it brings all images to one size."""
+    """Whether the extractor resizes all images to one size."""
     return extractor.size is not None or is_canonical(extractor)
 
 

@@ -1,4 +1,4 @@
-"""What monitors keep of the real images: moments of their features and some of the rows, on disk if wanted."""
+"""Statistics of the real images: moments of their features and some feature rows, on disk if wanted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = "qa_hooks.reference"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What is kept of the real images.
+    """Statistics of the real images.
 
     Attributes:
         count: real images.
@@ -44,11 +44,11 @@ class Reference:
     rows: Tensor
     data: str
     extractor: str
-    shapes: Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.int64))
+    shapes: Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.int64, device="cpu"))
 
     @classmethod
     def of(cls, features: Tensor, *, rows: Tensor | None = None, extractor: str = "", **facts: Any) -> Reference:
-        """Of features `(n, d)` that are all there; `rows` are those to keep, all by default.
+        """The statistics of features `(n, d)`; `rows` are the rows to keep, by default all.
 
         Raises:
             ValueError: fewer than two rows.
@@ -62,7 +62,7 @@ class Reference:
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """What `frechet_distance` needs again and again."""
+        """A factor of the covariance, computed once for `frechet_distance`."""
         return frechet_factor(self.covariance)
 
     def to(self, device: torch.device) -> Reference:
@@ -84,7 +84,8 @@ class Reference:
         """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
         tensors, facts = read_safetensors(path, "does not hold a reference", format=FORMAT)
         try:
-            tensors.setdefault("shapes", torch.zeros(0, 4, dtype=torch.int64))  # files of before have none
+            no_shapes = torch.zeros(0, 4, dtype=torch.int64, device="cpu")
+            tensors.setdefault("shapes", no_shapes)  # files of before have none
             return cls(int(facts["count"]), data=facts["data"], extractor=facts["extractor"], **tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a reference: {error}") from error
@@ -138,7 +139,8 @@ def make_reference(
     with fixed_random(source), shapes_seen(extractor) as shapes:  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     warn_left_out(failures, "real images")
-    chosen = features.values[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]]
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0), device="cpu")
+    chosen = features.values[order[:rows]]
     reference = Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])
     if path is not None and rank() == 0:
         try:
@@ -160,7 +162,11 @@ def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | Non
             found = found if len(found.shapes) else None  # of before: it is made again, with the sizes
     if not any_rank(found is not None):
         return None
-    own = {} if found is None else {**found._tensors(), "count": torch.tensor(found.count)}
+    own = (
+        {}
+        if found is None
+        else {**found._tensors(), "count": torch.tensor(found.count, device="cpu", dtype=torch.int64)}
+    )
     got = broadcast_tensors(own)
     return Reference(int(got.pop("count")), data=data, extractor=extractor, **got)
 

@@ -1,4 +1,4 @@
-"""What was found of some sets of images, and how each of them compares with the first."""
+"""Values of several sets of images, and the comparison of each set with the first."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ class Verdicts:
         reference = Reference.of(real, extractor=extractor.fingerprint)
         if {"qs", "ds"} & set(metrics):
             self.mixture = GMMScorer(extractor)
-            self.mixture.fit_features(Features(real, extractor.fingerprint, torch.arange(len(real))), seed=self.seed)
+            rows = Features(real, extractor.fingerprint, torch.arange(len(real), device="cpu"))
+            self.mixture.fit_features(rows, seed=self.seed)
         found = {
             label: estimate_metrics(Sets(reference, rows, groups, self.seed, scorer=self.mixture), metrics)
             for label, rows in features.items()

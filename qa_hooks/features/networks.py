@@ -45,8 +45,9 @@ class RandomNetwork(nn.Module):
         for stage, (before, after) in enumerate(pairwise(widths)):
             layer = nn.utils.skip_init(nn.Conv2d, before, after, 3, stride=1 if stage == 0 else 2)
             with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / (9 * before)) ** 0.5)
-                layer.bias.copy_(torch.randn(after, generator=generator) * 0.1)
+                for values, deviation in ((layer.weight, (2 / (9 * before)) ** 0.5), (layer.bias, 0.1)):
+                    drawn = torch.randn(values.shape, generator=generator, device="cpu", dtype=torch.float32)
+                    values.copy_(drawn * deviation)
             self.layers.append(layer)
 
     def forward(self, images: Tensor) -> Tensor:

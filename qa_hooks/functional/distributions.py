@@ -52,7 +52,7 @@ def score_histograms(a: Tensor, b: Tensor, *, bins: int = 32) -> tuple[Tensor, T
     )
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64, device="cpu")
     shares = []
     for part in (a, b):
         places = torch.searchsorted(edges, part, right=True).sub(1).clamp(0, bins - 1)

@@ -109,10 +109,11 @@ def gaussian_filter(
 
 def _band(side: int, taps: list[float], padding: Padding, dtype: torch.dtype, device: torch.device) -> Band:
     before = (len(taps) - 1) // 2
-    centres = torch.arange(before, side - len(taps) // 2) if padding == "valid" else torch.arange(side)
-    outputs = torch.arange(len(centres))[:, None].expand(-1, len(taps))
-    inputs = centres[:, None] + torch.arange(len(taps)) - before
-    weights = torch.tensor(taps, dtype=torch.float64).expand(inputs.shape)
+    first, last = (before, side - len(taps) // 2) if padding == "valid" else (0, side)
+    centres = torch.arange(first, last, device="cpu")
+    outputs = torch.arange(len(centres), device="cpu")[:, None].expand(-1, len(taps))
+    inputs = centres[:, None] + torch.arange(len(taps), device="cpu") - before
+    weights = torch.tensor(taps, dtype=torch.float64, device="cpu").expand(inputs.shape)
     if padding == "reflect":
         inputs = side - 1 - (side - 1 - inputs.abs()).abs()
     elif padding == "replicate":
@@ -127,7 +128,7 @@ def _band(side: int, taps: list[float], padding: Padding, dtype: torch.dtype, de
             stop = min(start + step, count)
             here = (outputs >= start) & (outputs < stop)
             low, high = int(inputs[here].min()), int(inputs[here].max()) + 1
-            block = torch.zeros(stop - start, high - low, dtype=torch.float64)
+            block = torch.zeros(stop - start, high - low, dtype=torch.float64, device="cpu")
             block.index_put_((outputs[here] - start, inputs[here] - low), weights[here], accumulate=True)
             blocks.append(Block(slice(start, stop), slice(low, high), block.to(device, dtype)))
         return tuple(blocks)

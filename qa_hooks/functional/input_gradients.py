@@ -56,7 +56,7 @@ def critic_scores(output: Any, count: int, output_fn: OutputFn | None = None, *,
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x^ = e fake + (1 - e) real with e ~ U[0, 1] per sample, `(N, C, H, W)`; e is drawn on the generator's device."""
     device = generator.device if generator is not None else real.device
-    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device).to(
+    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device, dtype=torch.float32).to(
         real, non_blocking=True
     )
     return real + mix * (fake - real)

@@ -93,7 +93,7 @@ def kernel_distance(
     size = min(check_count("subset_size", subset_size, least=3), len(real), len(fake))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn = [
-        [torch.randperm(len(rows), generator=generator)[:size].to(rows.device) for rows in (real, fake)]
+        [torch.randperm(len(rows), generator=generator, device="cpu")[:size].to(rows.device) for rows in (real, fake)]
         for _ in range(subsets)
     ]
     values, of_reals, of_fakes = _over_subsets(real, fake, drawn, degree)

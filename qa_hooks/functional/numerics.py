@@ -30,6 +30,17 @@ def to_float64(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64)
 
 
+def as_doubles(values: Any) -> Tensor:
+    """Numbers (a tensor, an array or a list) in float64 on the CPU, without gradient, whatever torch's defaults are.
+
+    Example:
+        >>> as_doubles([1, 2]).dtype
+        torch.float64
+    """
+    given = values.detach().cpu() if isinstance(values, Tensor) else values
+    return torch.as_tensor(given, dtype=torch.float64, device="cpu")
+
+
 def result_dtype(given: Tensor) -> torch.dtype:
     """The type of a result for `given`: its own, but float32 for half precision, whose range ends at 65504.
 

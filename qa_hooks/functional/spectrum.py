@@ -58,7 +58,7 @@ def power_spectrum(images: Tensor, *, tile: int = 64) -> Tensor:
     """
     check_images("images", images)
     side = min(check_count("tile", tile, least=8), *images.shape[-2:])
-    ramp = torch.hann_window(side, device=images.device)
+    ramp = torch.hann_window(side, device=images.device, dtype=torch.float32)
     window = ramp[:, None] * ramp[None]
     window = window / window.square().mean().sqrt() if side > 2 else torch.ones_like(window)
     stride = max(1, side // 2)
@@ -118,8 +118,9 @@ def spectral_peak(power: Tensor) -> SpectralPeak:
         elif len(members):  # the corner of the square: with the ring inside it
             floor[:, members] = floor[:, ring == radius - 1][:, :1]
     ratio, where = (amplitude / floor).max(1)
-    vertical = torch.fft.fftfreq(side, device=power.device)[where // power.shape[-1]]
-    return SpectralPeak(ratio, vertical, torch.fft.rfftfreq(side, device=power.device)[where % power.shape[-1]])
+    vertical = torch.fft.fftfreq(side, device=power.device, dtype=torch.float32)[where // power.shape[-1]]
+    horizontal = torch.fft.rfftfreq(side, device=power.device, dtype=torch.float32)[where % power.shape[-1]]
+    return SpectralPeak(ratio, vertical, horizontal)
 
 
 def dark_share(images: Tensor, *, nearly: float = NEARLY) -> Tensor:
@@ -150,8 +151,8 @@ def _lengths(power: Tensor) -> tuple[Tensor, Tensor]:
     side = power.shape[-2]
     if power.ndim < 2 or power.shape[-1] != side // 2 + 1:
         raise ValueError(f"power must be (..., t, t // 2 + 1) from power_spectrum, got {tuple(power.shape)}")
-    vertical = torch.fft.fftfreq(side, device=power.device)[:, None]
-    horizontal = torch.fft.rfftfreq(side, device=power.device)[None]
+    vertical = torch.fft.fftfreq(side, device=power.device, dtype=torch.float32)[:, None]
+    horizontal = torch.fft.rfftfreq(side, device=power.device, dtype=torch.float32)[None]
     count = torch.full_like(horizontal, 2.0)
     count[:, 0] = 1.0
     if side % 2 == 0:

@@ -44,9 +44,8 @@ class Ceiling:
             raise ValueError(f'ceiling must be a finite score, "real" or None, got {ceiling!r}')
         else:
             falling = alone is not None and not alone.higher_is_better
-            self._given = torch.tensor(
-                -float(ceiling) if falling else float(ceiling), dtype=torch.float32, device="cpu"
-            )
+            level = -float(ceiling) if falling else float(ceiling)
+            self._given = torch.tensor(level, dtype=torch.float32, device="cpu")
 
     @property
     def level(self) -> Tensor | None:

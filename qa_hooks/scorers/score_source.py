@@ -58,7 +58,7 @@ def score_source(
         return scores
 
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
-    reading |= {"what": f"scores ({scorer.name})", "nothing": lambda: torch.zeros(0, device="cpu")}
+    reading |= {"what": f"scores ({scorer.name})", "nothing": lambda: torch.zeros(0, device="cpu", dtype=torch.float32)}
     found = measure_source(source, score, **reading)
     order = found.parts.argsort(stable=True)
     return Scored(*(part[order] for part in found))

@@ -51,7 +51,8 @@ class TrainedScorer(Scorer):
         super().__init__(value_range=value_range)
         self.seed = int(seed)
         self._network: nn.Module | None = None
-        self.register_buffer("_here", torch.empty(0, device="cpu"), persistent=False)  # where training is to happen
+        nothing = torch.empty(0, device="cpu", dtype=torch.float32)
+        self.register_buffer("_here", nothing, persistent=False)  # where training is to happen
 
     def network_for(self, facts: dict[str, Any]) -> nn.Module:
         """What a subclass writes: the network, untrained, for which `facts` were found."""

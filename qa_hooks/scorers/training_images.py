@@ -42,7 +42,9 @@ def training_batches(
     from tqdm import tqdm
 
     count, guard, read = count_images(source) if is_shared(source) else None, RangeGuard(value_range), 0
-    indices = torch.linspace(0, count - 1, limit, device="cpu").long().tolist() if count and count > limit else None
+    indices = None
+    if count and count > limit:
+        indices = torch.linspace(0, count - 1, limit, device="cpu", dtype=torch.float32).long().tolist()
     hidden = None if progress and rank() == 0 else True
     total = count if indices is None else limit
     with isolated(), tqdm(total=total, desc=f"reading {name}", unit="image", disable=hidden) as bar:

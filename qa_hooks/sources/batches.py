@@ -35,7 +35,7 @@ def image_paths(source: Source) -> list[Path] | None:
 
 
 def is_shared(source: Source) -> bool:
-    """Whether every process sees the whole of it, so that positions mean the same everywhere.
+    """Whether every process sees the whole source, so that positions mean the same on all processes.
 
     Example:
         >>> is_shared(torch.zeros(4, 3, 8, 8)), is_shared(iter([torch.zeros(4, 3, 8, 8)]))

@@ -33,7 +33,7 @@ TOLD, LONGEST = 2000, 100_000  # images of a source that does not say how many i
 
 @contextlib.contextmanager
 def unmoved(source: Any) -> Iterator[Any]:
-    """What to walk through instead of a loader or data set, whose random state is afterwards as it was."""
+    """Walk through a loader or data set without changing it: its random state is restored afterwards."""
     states = [(generator, _state(generator)) for generator in own_generators(source)]
     try:
         yield _copy(source) if isinstance(source, DataLoader) else source
@@ -158,7 +158,7 @@ def _parts(item: Any) -> list[Any]:
 
 
 def seed_generators(generators: Iterable[Generator], seed: int) -> None:
-    """Start them all from one seed."""
+    """Seed all these generators with one seed."""
     for generator in generators:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

@@ -29,7 +29,9 @@ NEIGHBOURS = 3  # k of precision and recall
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """What was kept, and of what. Of a loader under several processes, indices and scores are of this process's part.
+    """The kept images and their scores.
+
+    For a loader under several processes, indices and scores are of this process's part.
 
     Attributes:
         indices: `(m,)` positions of the kept images, in the order of the source.
@@ -154,7 +156,7 @@ def _ranking(scores: Tensor, sign: int) -> Tensor:
 
 
 def _given(scores: Tensor | Sequence[float], shared: bool, total: int | None) -> Scored:
-    values = torch.as_tensor(scores, device=None if isinstance(scores, Tensor) else "cpu").detach().cpu().float()
+    values = torch.as_tensor(scores, device="cpu", dtype=torch.float32).detach()
     if values.ndim != 1 or len(values) != (total or max(1, len(values))):
         raise ValueError(f"scores must be ({total or 'n'},), one for each image, got {tuple(values.shape)}")
     parts = torch.full((len(values),), 0 if shared else rank(), dtype=torch.int64, device="cpu")

@@ -12,26 +12,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOATING = {"zeros", "ones", "empty", "rand", "randn", "linspace", "logspace", "eye", "full", "hann_window"}
-OTHERS = {"tensor", "as_tensor", "asarray", "arange", "randint", "randperm", "triu_indices", "tril_indices"}
-# Rooms in which factories that name neither are still found; a room that is done goes out of this list.
-NOT_YET = {"cli", "data", "demo", "evaluation", "features", "folders", "functional", "ratings", "scorers",
-           "integrations/diffusers", "integrations/peft"}  # fmt: skip
+TYPED = {"zeros", "ones", "empty", "rand", "randn", "normal", "linspace", "logspace", "eye", "full", "hann_window",
+         "hamming_window", "fftfreq", "rfftfreq", "tensor", "as_tensor", "asarray"}  # fmt: skip
+WHOLE = {"arange", "randint", "randperm", "triu_indices", "tril_indices"}
 
 
 def factories(path: Path) -> list[str]:
-    """Calls of torch's factories without a device, or of floating ones without a type, as "file:line: call"."""
+    """Calls of torch's factories without a device or a type, as "file:line: call"."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
-        if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"):
+        if ast.unparse(node.func.value) not in ("torch", "torch.fft"):
             continue
         name, given = node.func.attr, {keyword.arg for keyword in node.keywords}
-        if None in given or name not in FLOATING | OTHERS:  # **options are trusted
+        if None in given or name not in TYPED | WHOLE:  # **options are trusted
             continue
         missing = {"device"} - given
-        if name in FLOATING or (name in ("tensor", "arange") and holds_floats(node)):
+        if name in TYPED or (name == "arange" and holds_floats(node)):
             missing |= {"dtype"} - given
         if missing:
             found.append(f"{path.relative_to(ROOT)}:{node.lineno}: torch.{name} without {', '.join(sorted(missing))}")
@@ -61,8 +59,6 @@ ROOMS = rooms()
 @pytest.mark.parametrize("room", ROOMS)
 def test_factories_name_their_device_and_type(room):
     found = [call for path in ROOMS[room] for call in factories(path)]
-    if room in NOT_YET and found:
-        pytest.xfail(f"{len(found)} factories, such as {found[:1]}")
     assert not found, "\n".join(found)
 
 
@@ -71,10 +67,13 @@ def test_the_search_finds_what_it_looks_for(tmp_path, monkeypatch):
     path = tmp_path / "a.py"
     path.write_text(
         "import torch\ntorch.zeros(3)\ntorch.zeros(3, device='cpu', dtype=torch.float32)\ntorch.arange(3)\n"
-        "torch.tensor([1.0], device='cpu')\ntorch.randn(3, **options)\ntorch.arange(3, device='cpu')\n"
+        "torch.tensor(x, device='cpu')\ntorch.randn(3, **options)\ntorch.arange(3, device='cpu')\n"
+        "torch.fft.fftfreq(3)\ntorch.arange(3.0, device='cpu')\n"
     )
     assert [call.split(": ")[1] for call in factories(path)] == [
         "torch.zeros without device, dtype",
         "torch.arange without device",
         "torch.tensor without dtype",
+        "torch.fftfreq without device, dtype",
+        "torch.arange without dtype",
     ]

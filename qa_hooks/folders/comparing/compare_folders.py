@@ -170,7 +170,7 @@ def compare_folders(
         found.add_sets(network, real_set.features, {part.label: part.features for part in sets}, metrics)
     if network is not None and found.mixture is not None and "qs" in metrics:
         for part in sets:
-            rows = Features(part.features, network.fingerprint, torch.arange(len(part.features)))
+            rows = Features(part.features, network.fingerprint, torch.arange(len(part.features), device="cpu"))
             part.scores[metric_name("qs", network)] = quality_scores(found.mixture, rows).double()
     counts = [len(part.paths) for part in sets]
     found.spec = {"n": counts[0], "real": len(real_set.paths), "seed": seed, "paired": paired}

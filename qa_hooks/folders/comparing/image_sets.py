@@ -15,8 +15,8 @@ from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
@@ -42,7 +42,7 @@ class ImageSet:
     label: str
     folder: Path
     paths: list[Path]
-    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0, device="cpu", dtype=torch.float32))
     scores: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -61,11 +61,12 @@ class ImageSet:
 
     def readable(self) -> Tensor:
         """`(n,)` bool."""
-        return torch.tensor([self.name(path) not in self.failures for path in self.paths], dtype=torch.bool)
+        kept = [self.name(path) not in self.failures for path in self.paths]
+        return torch.tensor(kept, dtype=torch.bool, device="cpu")
 
 
 def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
-    """Drop what failed, and of the larger sets what makes them larger; of paired sets whole pairs."""
+    """Drop files that failed, and cut all sets to one size; from paired sets whole pairs are dropped."""
     masks = [images.readable() for images in sets]
     if paired:
         masks = [torch.stack(masks).all(0)] * len(masks)
@@ -80,7 +81,7 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
 def image_sets(
     folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int, grid: str | None = None
 ) -> list[ImageSet]:
-    """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
+    """Equally many files of each folder, drawn at random; with `paired`, the files whose names all folders have.
 
     Raises:
         ValueError: a folder without images, or folders with no name in common.
@@ -97,7 +98,7 @@ def image_sets(
     count = min(len(of_one) for of_one in names)
     count = count if n is None else min(count, check_count("n", n))
     for label, root, of_one, chosen in zip(labels(roots), roots, files, names, strict=True):
-        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:count]
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
         unmatched = len(of_one) - len(chosen)
         sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()], unmatched=unmatched))
     return sets
@@ -138,7 +139,7 @@ def add_features(
     for position in sorted(missing):
         path = images.paths[position]
         images.failures[images.name(path)] = _why(path)
-    images.features = torch.zeros(len(images.paths), features.values.shape[1])
+    images.features = torch.zeros(len(images.paths), features.values.shape[1], device="cpu", dtype=torch.float32)
     images.features[features.indices] = features.values
 
 
@@ -180,7 +181,7 @@ def add_scores(
         return read_pieces(position, paths[position], named, None, 0)
 
     mine = list(paths)[rank() :: world_size()]
-    rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64)]
+    rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64, device="cpu")]
     unread: dict[int, str] = {}
     refused: dict[int, str] = {}
     hidden = None if progress and rank() == 0 else True
@@ -188,7 +189,7 @@ def add_scores(
         for window in scored_windows(read_ahead(read, mine), scorers, batch_size, device):
             for image in window:
                 scores = [image.scores[name][0] if image.scores.get(name) else torch.nan for name in scorers]
-                rows.append(torch.tensor([[float(image.name), *scores]], dtype=torch.float64))
+                rows.append(torch.tensor([[float(image.name), *scores]], dtype=torch.float64, device="cpu"))
                 if image.problem:
                     (refused if image.pieces else unread)[int(image.name)] = image.problem
             bar.update(len(window))
@@ -235,5 +236,5 @@ def _why(path: Path) -> str:
 def _all_texts(texts: Mapping[int, str]) -> dict[int, str]:
     """Messages by position of all processes, on all of them, as lines of JSON."""
     lines = "".join(f"{json.dumps(item)}\n" for item in texts.items()).encode()
-    gathered = gather_rows(torch.tensor(list(lines), dtype=torch.uint8))
+    gathered = gather_rows(torch.tensor(list(lines), dtype=torch.uint8, device="cpu"))
     return dict(json.loads(line) for line in bytes(gathered.tolist()).splitlines())

@@ -137,7 +137,7 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     width = max(part.shape[2] for part in parts)
     rows: list[Any] = []
     for part in parts:
-        row = torch.full((3, part.shape[1], width), 245, dtype=torch.uint8)
+        row = torch.full((3, part.shape[1], width), 245, dtype=torch.uint8, device="cpu")
         row[:, :, : part.shape[2]] = part
         rows.append(row)
     return torch.cat(rows, 1)

@@ -109,7 +109,8 @@ def pick_folder(
         raise ValueError(
             f"out={str(out)!r} must not lie inside {str(folder)!r}, nor around it: choose a folder beside it"
         )
-    choose_best(torch.zeros(1), keep)  # a keep that makes no sense is told before hours of scoring
+    # A keep that makes no sense is told before hours of scoring.
+    choose_best(torch.zeros(1, device="cpu", dtype=torch.float32), keep)
     made = create_scorer(scorer)
     check_writable(out, name="out")
     if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():

@@ -84,7 +84,7 @@ class ScoreTable:
         for tiles in scores.values():
             known = [value for value in tiles if not math.isnan(value)]
             means.append(sum(known) / len(known) if known else math.nan)
-        return list(scores), torch.tensor(means, dtype=torch.float64).float()
+        return list(scores), torch.tensor(means, dtype=torch.float64, device="cpu").float()
 
     def digest(self, shown: int = 3) -> list[str]:
         """A line for each scorer: the median of the images, and the worst of them with their scores.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,14 +58,15 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     """
     if isinstance(snapshots, (str, Path)):
         paths, steps = list_snapshots(snapshots)
-        return paths, torch.tensor(steps, device="cpu")
+        return paths, torch.tensor(steps, device="cpu", dtype=torch.int64)
     if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and isinstance(snapshots[0], Tensor)):
         raise TypeError(
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
     images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
-    iterations = iterations if isinstance(iterations, Tensor) else torch.tensor(iterations, device="cpu")
+    if not isinstance(iterations, Tensor):
+        iterations = torch.from_numpy(np.asarray(iterations))
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"

@@ -44,7 +44,7 @@ class SnapshotNetwork(nn.Module):
         else:
             self.body, width = _torchvision(backbone, pretrained), LOGITS
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, outputs))
-        mean, std = (torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (MEAN, STD))
+        mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu")[:, None, None] for value in (MEAN, STD))
         grey = backbone == "small" and channels == 1
         self.register_buffer("mean", mean.mean(0, keepdim=True) if grey else mean, persistent=False)
         self.register_buffer("std", std.mean(0, keepdim=True) if grey else std, persistent=False)
@@ -95,7 +95,8 @@ def check_takes(network: nn.Module, backbone: str, channels: int, height: int, w
     """Raise `ValueError` where the network cannot take images of this size: before the training, and with a remedy."""
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(2, channels, height, width, device=next(network.parameters()).device))
+            here = next(network.parameters())
+            network.eval()(torch.zeros(2, channels, height, width, device=here.device, dtype=here.dtype))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{backbone} cannot take images of {height} x {width}: {error}; resize them with size=224, say"

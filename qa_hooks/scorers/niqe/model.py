@@ -25,7 +25,7 @@ from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import as_doubles, to_float64
 
 FORMAT = "qa_hooks.naturalness"
 RELEASE = "release"  # provenance["handling"] of published parameters: what flat blocks and rounding mean for them
@@ -64,9 +64,7 @@ class NaturalnessModel:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mean, covariance = (
-            to_float64(torch.as_tensor(part, device="cpu").detach()).clone() for part in (self.mean, self.covariance)
-        )
+        mean, covariance = (as_doubles(part).clone() for part in (self.mean, self.covariance))
         size = self.config.features
         if mean.shape != (size,) or covariance.shape != (size, size):
             raise ValueError(

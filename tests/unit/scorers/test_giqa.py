@@ -181,10 +181,12 @@ class TestKNN:
         assert pairwise(little, much) > 0.95
         assert knn.calibrated()(digits[1000:]).mean().item() == pytest.approx(0.5, abs=0.07)
 
+    @pytest.mark.filterwarnings("ignore:giqa_knn has 200 real images:UserWarning")
     def test_more_neighbours_than_images(self, extractor, features):
         with pytest.raises(ValueError, match="k=300 neighbours need as many images in the bank, got 200"):
             KNNScorer(extractor, 300).fit_features(features[:200], calibration=None)
-        scorer = KNNScorer(extractor, 200).fit_features(features[:200], calibration=None)
+        with pytest.warns(UserWarning, match="wants at least 400"):
+            scorer = KNNScorer(extractor, 200).fit_features(features[:200], calibration=None)
         with pytest.raises(ValueError, match="k=200, but it has 199 others"):
             scorer.own_scores()
         with pytest.raises(ValueError, match="variant must be one of"):
@@ -367,6 +369,7 @@ class TestCreate:
             assert scorer(images[:2]).shape == (2,)
         assert len(list(tmp_path.iterdir())) == 1
 
+    @pytest.mark.filterwarnings("ignore:a component has about:UserWarning")
     @pytest.mark.parametrize("name", ["giqa-gmm", "giqa-knn", "rank"])
     def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(self, name, photographs, tmp_path):
         """Whichever scorer, and whether it is fitted here or by its own `fit`."""
@@ -376,10 +379,11 @@ class TestCreate:
         quick = {"steps": 1, "crop": 32, "crops": 1, "warn_below": 0} if name == "rank" else {}
         given = {} if name == "rank" else {"extractor": {**RANDOM, "width": 1}}
         kind = {"giqa-gmm": GMMScorer, "giqa-knn": KNNScorer, "rank": RankScorer}[name]
+        own = {"components": 1} if name == "giqa-gmm" else {}
         with pytest.warns(UserWarning, match="1 images could not be read and were left out; the first: .*broken.png"):
-            one = create_scorer({"type": name, "progress": False, **quick}, fit=tmp_path, **given)
+            one = create_scorer({"type": name, "progress": False, **own, **quick}, fit=tmp_path, **given)
         with pytest.warns(UserWarning, match="1 images could not be read"):
-            other = kind(*given.values()).fit(tmp_path, progress=False, **quick)
+            other = kind(*given.values(), **own).fit(tmp_path, progress=False, **quick)
         images = photographs[:2, :, :40, :40]
         assert torch.equal(one(images), other(images))
 
