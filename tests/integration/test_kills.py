@@ -190,6 +190,7 @@ def comparable(files: dict[str, bytes]) -> dict[str, object]:
     for name, content in files.items():
         if "tfevents" in name:
             continue
+        name, content = name.replace("_again", ""), content.replace(b"_again", b"")  # a step that was saved twice
         found[name] = content
         if name.endswith(".csv.json"):
             facts = json.loads(content)
