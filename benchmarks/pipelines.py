@@ -224,7 +224,7 @@ def measure(family: str, name: str, label: str, scheduler: Any) -> Row:
     label = label or type(pipe.scheduler).__name__
     try:
         found = errors(pipe, call)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

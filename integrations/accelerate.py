@@ -131,7 +131,7 @@ class TrackerWriter:
                 tracker.tracker.add_histogram(tag, values.detach().float().cpu().numpy(), global_step=step)
 
     def close(self) -> None:
-        """The trackers are the accelerator's: `accelerator.end_training()` closes them."""
+        """Do nothing: `accelerator.end_training()` closes the trackers."""
 
     def _trackers(self) -> list[Any]:
         trackers = list(self.accelerator.trackers)

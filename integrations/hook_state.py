@@ -1,4 +1,4 @@
-"""What the adapters share: the file that keeps the state of hooks. No framework is needed here."""
+"""The file that keeps the state of hooks, for all integrations. It needs no framework."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
 
-GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
+GROUPS = ("train", "eval", "loss", "weight", "images", "perf")
 
 
 def make_tag(group: str, name: str, stat: str) -> str:
@@ -81,7 +81,7 @@ class MemoryWriter:
         self.histograms.setdefault(tag, []).append((step, values))
 
     def close(self) -> None:
-        """Nothing is pending."""
+        """Do nothing: nothing is pending."""
 
 
 class TensorBoardWriter:
@@ -192,7 +192,7 @@ class WandbWriter:
         self._log(tag, self._wandb.Histogram(np_histogram=bins), step)
 
     def close(self) -> None:
-        """The run is the user's: it stays open."""
+        """Do nothing: the user's run stays open."""
 
     def _log(self, tag: str, value: Any, step: int) -> None:
         row = int(self.run.step)
@@ -218,7 +218,7 @@ class GuardedWriter:
 
     @property
     def name(self) -> str | None:
-        """The class of the writer; None where there is none, or no longer."""
+        """The class of the writer; None if there is no writer, or if it was given up after an error."""
         return None if self._writer is None else type(self._writer).__name__
 
     def check(self) -> str:

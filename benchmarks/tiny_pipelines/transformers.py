@@ -13,11 +13,11 @@ FLOW = d.FlowMatchEulerDiscreteScheduler
 MASK = torch.ones(BATCH, 4, dtype=torch.long)
 
 
-def text(width: int = 16, **options: Any) -> dict[str, Any]:
+def text(**options: Any) -> dict[str, Any]:
     """Conditions as most pipelines take them, and images to begin from."""
     return {
-        "prompt_embeds": noise(4, width),
-        "negative_prompt_embeds": noise(4, width, seed=6),
+        "prompt_embeds": noise(4, 16),
+        "negative_prompt_embeds": noise(4, 16, seed=6),
         "prompt_attention_mask": MASK,
         "negative_prompt_attention_mask": MASK,
         "pooled_prompt_embeds": noise(16),

@@ -1,4 +1,4 @@
-"""What a denoiser does while images are sampled, and how far that is from what its base would do.
+"""Record a denoiser's calls during sampling, and measure the distance of its outputs to the base model's outputs.
 
 with CallRecorder(unet) as calls:
     images = sample()

@@ -1,4 +1,4 @@
-"""What makes a reward train nothing, found at the first step of a `RewardFinetuner` and said by name."""
+"""Checks of the first step of a `RewardFinetuner`: they name what would keep a reward from training the model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qa_hooks.integrations.training_checks import check_model
 
 
 def check_denoiser(denoiser: nn.Module, *, needs_base: bool) -> None:
-    """Weights that can be trained, and with `needs_base` a base that stands still.
+    """Raise unless the denoiser's weights can be trained and, with `needs_base`, its base weights are frozen.
 
     Raises:
-        ValueError: as said there.
+        ValueError: the condition that does not hold, and what to do.
     """
     name = type(denoiser).__name__
     trained = {key: p for key, p in denoiser.named_parameters() if p.requires_grad}
@@ -67,7 +67,7 @@ def check_sampled(images: Any, calls: CallRecorder) -> Tensor:
     return images
 
 
-def check_range(images: Tensor, value_range: Range) -> None:
+def check_sampled_range(images: Tensor, value_range: Range) -> None:
     """Raise a `ValueError` for images that are clearly in another range than the reward's.
 
     A decoder without a clamp overshoots by some percent; images in [-1, 1] where [0, 1] is declared do so by half.

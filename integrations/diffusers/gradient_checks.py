@@ -1,4 +1,4 @@
-"""What keeps a reward's gradient from reaching an adapter through a pipeline, each found before it is a silent zero."""
+"""Checks that a reward's gradient can reach an adapter through a pipeline; without them it would silently be zero."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_latents(latents: Any) -> None:
 
 
 def parts(value: Any) -> Iterator[Any]:
-    """What is in nested mappings, lists, tuples and sets."""
+    """The items in nested mappings, lists, tuples and sets."""
     if isinstance(value, (dict, list, tuple, set)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from parts(part)

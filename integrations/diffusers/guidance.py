@@ -1,4 +1,4 @@
-"""What the guidance scale of a Diffusers pipeline buys: quality and agreement with the prompt, against diversity.
+"""Measure a pipeline at several guidance scales: quality and agreement with the prompt, and diversity.
 
 Classifier-free guidance (Ho and Salimans 2022) makes images that fit their prompt better and resemble each other more.
 The sweep samples the same noise and prompts at each scale and measures

@@ -5,17 +5,18 @@
     loss = -scorer(images).mean()
     loss.backward()
 
-A sampler is x_{i+1} = s_i(x_i, f(x_i; theta)), i = 0..n-1, and the image is V(x_n). Of dR/dtheta only the part through
-the last k steps is kept, x_{n-k} counting as a constant: DRaFT-K (Clark et al., 2024), AlignProp (Prabhudesai et al.,
-2023). A step may call the denoiser f several times: once for each guidance branch, or twice as in Heun's method.
+A sampler is x_{i+1} = s_i(x_i, f(x_i; theta)), i = 0..n-1, and the image is V(x_n). Let R be the reward. Only the
+gradient through the last k steps is kept; x_{n-k} is treated as constant: DRaFT-K (Clark et al., 2024), AlignProp
+(Prabhudesai et al., 2023). A step may call the denoiser f several times: once for each guidance branch, or twice as in
+Heun's method.
 
 The pipeline's `__call__` is written for inference, under `no_grad`. Here autograd is on while it prepares (so that text
 encoders and embeddings can be trained), off during the first n - k steps, and on from there to the images. A step ends
 with a call of `scheduler.step`. Each denoiser call with a gradient is checkpointed as a whole (Chen et al., 2016), so
-that between forward and backward only the k latents are held.
+only k latents stay in memory.
 
-For this the denoisers' and the decoder's functions and the classes of the pipeline and its scheduler are exchanged, on
-these objects alone, and put back on any exit.
+Inside the block, forward functions of the denoisers, the decoder and the scheduler, and the class of the pipeline
+object, are replaced on these objects alone. They are restored on exit, also after an error.
 """
 
 from __future__ import annotations
@@ -49,24 +50,24 @@ def grad_last_steps(
     seed: int = 0,
     accelerator: Any = None,
 ) -> Iterator[None]:
-    """Within it, images of the pipeline keep the gradient of the last k sampling steps and of the decoder.
+    """Inside this block, the pipeline's images keep the gradient of the last k sampling steps and of the decoder.
 
     Call the pipeline as often as you like, with `output_type="pt"` (images in [0, 1], also where the pipeline itself
-    would give [-1, 1]) or "latent"; call `backward` inside or outside, but before the weights change. Calls of the
+    would give [-1, 1]) or "latent"; call `backward` before the optimizer step, inside or after the block. Calls of the
     denoiser between pipeline calls are left alone. On several processes reduce the gradients with
     `qa_hooks.integrations.peft.sync`: DDP does not see them.
 
     What is trained beside the denoiser (a text encoder, `prompt_embeds` that require a gradient, a control network)
     gets the gradient of the same steps; a warning names what gets none.
 
-    k = 1 with few steps and `timestep_spacing="trailing"` is where to begin: with leading spacing the last step hardly
-    changes the image, and with large k gradients grow. The pipeline clamps its images, which stops the gradient of the
-    pixels that are clamped.
+    Begin with k = 1, few steps and `timestep_spacing="trailing"`. With `timestep_spacing="leading"` the last step
+    changes the image very little. With large k gradients grow. The pipeline clamps its images, which stops the gradient
+    of the pixels that are clamped.
 
     Args:
         pipe_or_denoiser: a Diffusers pipeline; or the denoiser alone, for a loop of your own, with `num_calls`.
-        k: steps, whatever number of denoiser calls they make. With a denoiser alone k counts its calls, and a k that
-            would cut a step in two is refused. 0 leaves everything as it is.
+        k: the number of last steps with a gradient; a step may make several denoiser calls. With a denoiser alone, k
+            counts its calls, and a k that would cut a step in two raises. 0 leaves everything as it is.
         num_calls: how many denoiser calls one sampling makes. Needed for a denoiser alone; for a pipeline it is only
             checked.
         checkpoint: run the denoiser's calls again in the backward pass instead of holding their activations, with the
@@ -75,13 +76,14 @@ def grad_last_steps(
         decode: "full"; "crop:512": the image is the same, its gradient is the gradient of a random crop of 512 pixels,
             decoded alone; "tiny": images and gradient come from `tiny`.
         tiny: a small decoder for the same latents, such as Diffusers' `AutoencoderTiny`.
-        seed: of the crops, which come from a generator of their own.
+        seed: seed of the crops, which come from a generator of their own.
         accelerator: an `accelerate.Accelerator`, checked for what cannot work.
 
     Raises:
-        TypeError: no pipeline or denoiser; a pipeline whose images are NumPy arrays whatever one asks for.
+        TypeError: neither a pipeline nor a denoiser; a pipeline that cannot return tensors.
         ValueError: options that do not fit; k or `num_calls` other than what the pipeline does; weights, wrappers,
-            latents or a safety checker with which no gradient arrives; a last step that ignores the denoiser.
+            latents or a safety checker with which no gradient arrives; the last step does not use
+            the denoiser's output.
         RuntimeError: within another `grad_last_steps`, within `torch.inference_mode`, or where the graph is cut.
 
     Example:
@@ -126,9 +128,10 @@ def grad_last_steps(
             if decoder is not None:
                 own = DecodeGradient(decoder, decode, tiny=tiny, seed=seed, checkpoint=checkpoint)
                 exchanged.enter_context(_exchange(decoder, "decode", sampling.decoded(own)))
-            for owner, watched in sampling.watched():
-                exchanged.callback(setattr, owner, "__class__", type(owner))
-                owner.__class__ = watched
+            for method, followed in sampling.followed():
+                exchanged.enter_context(_exchange(pipe.scheduler, method, followed))
+            exchanged.callback(setattr, pipe, "__class__", type(pipe))
+            pipe.__class__ = sampling.watched()
         for name, part in parts.items():
             if pipe is not None and vars(pipe)[name] is not part:  # wrapped in DDP, which lacks the model's attributes
                 exchanged.enter_context(_exchange(pipe, name, part))

@@ -1,4 +1,4 @@
-"""What a Diffusers pipeline is made of: which parts denoise, which one decodes, and what in it is trained.
+"""The parts of a Diffusers pipeline: its denoisers, its decoder, and its trainable tensors.
 
 Parts are known by what they do, not by their names: a denoiser's `forward` takes a timestep, whether the pipeline calls
 it unet, transformer, transformer_2, decoder or prior; a control network is called in each step, too, and counts as one.
@@ -21,7 +21,7 @@ USUAL = ("unet", "transformer", "transformer_2", "prior", "decoder")  # for a wr
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's networks by the names that it has for them; one in DDP is taken out."""
+    """The pipeline's networks, by name; a network inside DDP is unwrapped."""
     own = vars(pipe) if hasattr(pipe, "__dict__") else {}
     return {name: inside_ddp(part) for name, part in own.items() if isinstance(part, nn.Module)}
 
@@ -56,7 +56,7 @@ def decoder_name(pipe: Any) -> str | None:
 
 
 def trained(pipe: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """All that requires a gradient, by name: `text_encoder.layer.weight`, `prompt_embeds=`.
+    """All tensors that require a gradient, by name: `text_encoder.layer.weight`, `prompt_embeds=`.
 
     Args:
         pipe: the pipeline.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,22 +45,47 @@ class PipelineRun(LiveCalls):
         super().__init__(checkpoint)
         self.pipe, self.parts, self.k, self.num_calls = pipe, parts, k, num_calls
         self.name, self.plain_call = type(pipe).__name__, type(pipe).__call__
-        self.scheduler = getattr(pipe, "scheduler", None)
+        self.scheduler: Any = getattr(pipe, "scheduler", None)
         self.running = False  # between the calls of a pipeline its denoiser is the user's
         self.samplings = 0
         self.range = RangeOfPipeline(pipe, self.plain_call)
         self.arguments: dict[str, Any] = {}
+        self.planned: int | None = None  # calls of scheduler.step
+        self.cut: int | None = None  # of them, those that `strength` leaves
+        self.called: dict[str, nn.Module] = {}  # denoisers called with a gradient
+        self.outputs: list[Tensor] = []  # what the scheduler was given in steps with a gradient
         self._begin()
 
-    def watched(self) -> Iterator[tuple[Any, type]]:
-        """The objects whose calls are followed, and the class of each meanwhile."""
+    def watched(self) -> type:
+        """The pipeline's class meanwhile."""
         cutting = {"get_timesteps": self._get_timesteps} if hasattr(type(self.pipe), "get_timesteps") else {}
-        yield self.pipe, subclass(self.pipe, __call__=self._call, **cutting)
+        return subclass(self.pipe, __call__=self._call, **cutting)
+
+    def followed(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """The scheduler's methods meanwhile; not its class, since pipelines ask for it: `type(scheduler) == ...`.
+
+        They are bound, so that a deep copy of the scheduler has them bound to itself.
+        """
         if self.scheduler is None or not hasattr(self.scheduler, "step"):
             raise ValueError(
                 f"{self.name} has no scheduler whose steps could be counted: give the denoiser alone, and num_calls="
             )
-        yield self.scheduler, subclass(self.scheduler, step=self._step, set_timesteps=self._set_timesteps)
+        for name, end in (("set_timesteps", self._begin), ("step", self._end_step)):
+            yield name, self._followed(getattr(self.scheduler, name), end)
+
+    def _followed(self, plain: Callable[..., Any], end: Callable[..., None]) -> Callable[..., Any]:
+        name, signature = plain.__name__, inspect.signature(plain)
+
+        @functools.wraps(getattr(plain, "__func__", plain))
+        def method(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            if scheduler is not self.scheduler:
+                return getattr(type(scheduler), name)(scheduler, *args, **kwargs)
+            output = plain(*args, **kwargs)
+            if self.running:
+                end(signature.bind(*args, **kwargs).arguments, output)
+            return output
+
+        return types.MethodType(method, self.scheduler)
 
     # -- the pipeline's call -----------------------------------------------------------------------------------------
 
@@ -140,14 +167,11 @@ class PipelineRun(LiveCalls):
 
     # -- its steps ---------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, *_: Any) -> None:
         """A schedule begins: until its first step autograd is on."""
-        self.planned: int | None = None  # calls of scheduler.step
-        self.cut: int | None = None  # of them, those that `strength` leaves
-        self.made = self.calls = 0
-        self.first = 0
-        self.called: dict[str, nn.Module] = {}  # denoisers called with a gradient
-        self.outputs: list[Tensor] = []  # what the scheduler was given in steps with a gradient
+        self.planned = self.cut = None
+        self.made = self.calls = self.first = 0
+        self.called, self.outputs = {}, []
         self.carried = False  # some denoiser's output has had a gradient
         self.latents_carry = False
 
@@ -177,33 +201,8 @@ class PipelineRun(LiveCalls):
         self.called[name] = denoiser
         self.carried |= carries_gradient(output)
 
-    @property
-    def _set_timesteps(self) -> Callable[..., Any]:
-        plain = type(self.scheduler).set_timesteps
-
-        def set_timesteps(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            result = plain(scheduler, *args, **kwargs)
-            if self.running and scheduler is self.scheduler:
-                self._begin()
-            return result
-
-        return set_timesteps
-
-    @property
-    def _step(self) -> Callable[..., Any]:
-        plain = type(self.scheduler).step
-        signature = inspect.signature(plain)
-
-        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            output = plain(scheduler, *args, **kwargs)
-            if self.running and scheduler is self.scheduler:
-                given = signature.bind(scheduler, *args, **kwargs).arguments
-                self._end_step(given.get("model_output"), given.get("sample"), output)
-            return output
-
-        return step
-
-    def _end_step(self, model_output: Any, sample: Any, output: Any) -> None:
+    def _end_step(self, given: dict[str, Any], output: Any) -> None:
+        model_output, sample = given.get("model_output"), given.get("sample")
         if self.planned is None:
             self._plan()
         if self.made == self.planned:

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from qa_hooks.integrations.diffusers.gradient_checks import parts
 
-CONTAINERS = (dict, OrderedDict, list, tuple, set)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 FOREIGN = ("torch", "numpy", "builtins", "functools", "types", "accelerate", "lightning", "pytorch_lightning")
 DEPTH = 5  # attributes of attributes: a hook's state manager keeps the states of a cache, which hold tensors
@@ -114,7 +113,7 @@ class CallState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Within it, all attributes are as they were when this was made."""
+        """Inside this block, all attributes have the values that they had when this object was made."""
         replaced = torch.compiler.disable(self._put_back)()
         try:
             yield

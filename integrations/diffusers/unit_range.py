@@ -1,4 +1,4 @@
-"""Whether a pipeline's images are in [0, 1] when it hands them out as tensors: asked of the pipeline itself, once.
+"""Find out, once for each pipeline, whether the tensors that it returns are in [0, 1].
 
 Most pipelines convert to [0, 1] for `output_type="pt"`; some hand out the raw end of their sampler, in [-1, 1] and
 beyond. Their NumPy images are in [0, 1] always. So the call is made twice more, as tensors and as arrays, with the

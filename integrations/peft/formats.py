@@ -80,11 +80,11 @@ class AdapterFile:
         return f"rank {self.options['r']}, alpha {float(self.options['lora_alpha']):g}"
 
     def config(self, targets: str | None) -> Any:
-        """peft's configuration of it."""
+        """The adapter's configuration, as peft has it."""
         return import_peft().LoraConfig(target_modules=targets, **self.options)
 
     def settings(self, config: Any) -> tuple[Any, ...]:
-        """What makes two adapters the same apart from their weights."""
+        """The settings of the adapter; two adapters with equal settings differ only in their weights."""
         rest = (config.use_rslora, config.use_dora, config.lora_bias, sorted(config.modules_to_save or []))
         ranks = {name: _of(config.rank_pattern, name, config.r) for name in self.layers}
         alphas = {name: float(_of(config.alpha_pattern, name, config.lora_alpha)) for name in self.layers}

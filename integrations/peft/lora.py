@@ -5,13 +5,14 @@
     ...
     save_lora(pipe.unet, "adapter")                         # and then load_lora(pipe.unet, "adapter")
 
-A layer W x becomes W x + s (alpha / rank) B A x with A of `rank` rows and B = 0 at the start (Hu et al. 2021); of a
-convolution, A has its kernel, dilation and padding, and B is 1x1. s is 1 in training; `scale_lora` sets it afterwards.
-What few directions can express limits how far a reward can be cheated, and `without_lora` gives back the base model
+A layer W x becomes W x + s (alpha / rank) B A x with A of `rank` rows and B = 0 at the start (Hu et al. 2021). For a
+convolution, A uses the layer's kernel, dilation and padding; B is 1x1. s is 1 in training; `scale_lora` sets it
+afterwards. A low rank limits how far the model can exploit a reward, and `without_lora` gives back the base model
 without a second copy.
 
-An adapter has a name. Ours can be trained on top of others, such as a speed-up or a style: these are frozen and stay
-on. All functions mean the adapter of the name that is given, or the only one, or the only one that is trained.
+An adapter has a name. Ours can be trained on top of others, such as a speed-up or a style: the others are frozen and
+stay on. Functions take the name of an adapter. Without a name, they use the only adapter, or else the only trainable
+one.
 """
 
 from __future__ import annotations
@@ -65,13 +66,17 @@ def inject_lora(
 
     Inject before `accelerator.prepare` or DDP, which reduce the parameters that they find.
 
-    Layers beside which LoRA would not do what it says are left out, with a warning that names them and the reason: a
-    weight that is made anew in each forward pass (weight_norm, spectral_norm), one that two layers share, a class whose
-    `forward` computes something else, and what a self-test finds. The self-test sends one input through a copy, with
-    random adapters, in train and in eval mode, and again with the adapters merged, so that a network which reads a
-    weight past its layer is found. It needs an input: `example`, or one that is drawn where the network takes an image
-    (or rows of features) and nothing else. Otherwise adapters that have no part in the first output are named in a
-    warning at that call.
+    Some layers are skipped, with a warning that names them and the reason:
+
+    - the weight is made anew in each forward pass (weight_norm, spectral_norm);
+    - two layers share the weight;
+    - the class's `forward` computes something else than its base class;
+    - the self-test found that LoRA does not work there.
+
+    The self-test sends one input through a copy, with random adapters, in train and in eval mode, and again with the
+    adapters merged. This finds networks that use a weight without calling its layer. It needs an input: `example`, or a
+    random one if the network takes an image (or rows of features) and nothing else. Otherwise a warning after the first
+    call names adapters that had no effect.
 
     Args:
         model: a network (of a pipeline: `pipe.unet`, `pipe.transformer`); compiled ones are unwrapped.
@@ -173,7 +178,7 @@ def _why_not_merge(layer: Any, adapter: str) -> str | None:
 
 
 def scale_lora(model: nn.Module, scale: float, *, adapter: str | None = None) -> None:
-    """Multiply the update by `scale`, relative to the scale of training: 1 gives exactly that back, 0 the base.
+    """Multiply the update by `scale`: 1 is the training strength, 0 the base model.
 
     A fraction undoes part of a reward that was followed too far: .25 brought 21 dB back in a toy run. Other adapters
     keep their strength.

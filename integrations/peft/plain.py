@@ -1,4 +1,4 @@
-"""Whether a layer is what LoRA takes it for: one that computes W x (or W * x) with the weight that it holds."""
+"""Find layers to which LoRA can be added: layers that compute W x (or W * x) with the weight that they hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def candidates(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def reasons_against(network: nn.Module) -> dict[str, str | None]:
-    """For each candidate why LoRA cannot stand beside it; None where it can."""
+    """For each candidate layer the reason why LoRA cannot be added to it; None if it can."""
     layers = candidates(network)
     past = {id(part) for m in network.modules() if isinstance(m, READ_PAST) for part in m.modules()}
     weights: dict[str, Any] = {name: layer._parameters.get("weight", layer) for name, layer in layers.items()}

@@ -1,4 +1,4 @@
-"""The models of an SR framework with a `qa` block in their config; without one they are what they were, bit for bit.
+"""The models of an SR framework with the `qa` block of the config; without the block they work bit for bit as before.
 
     qa:
       strategy: amo                     the best candidate of each crop becomes its ground truth, in feed_data

@@ -44,7 +44,10 @@ def check_count(name: str, count: Any, *, least: int = 1) -> int:
 
 
 def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
-    """`TypeError` unless `function` takes these arguments; `call` shows how it is called. What does not say, passes."""
+    """`TypeError` unless `function` takes these arguments; `call` shows how it is called.
+
+    A callable whose signature Python does not know passes.
+    """
     if not callable(function):
         raise TypeError(f"{name} must be callable as {call}, got {type(function).__name__}")
     try:

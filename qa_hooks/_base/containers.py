@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qa_hooks._base.arrays import LARGEST, named, read_array
 from qa_hooks._base.checks import warn
 from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, open_picture, pixels_of
 from qa_hooks._base.files import walk_files
 
 ARRAYS = (".npz", ".npy")
-LARGEST = 1 << 30  # bytes of one member of a zip, unpacked
 _CELL = re.compile(r"(.+)#(\d+x\d+(?:\+\d+)?)")
 KEYS = ("image", "images", "img", "pixel_values", "jpg", "png", "webp")
 
@@ -181,7 +181,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def member_bytes(path: Path) -> bytes:
-    """What a file holds, or a member: the bytes of its file, or of its pixels."""
+    """The bytes of a picture file; for a member of a container, the bytes of its file or of its pixels."""
     if path.is_file():
         return path.read_bytes()
     file = file_behind(path)
@@ -219,7 +219,8 @@ def _whole(path: Path, *_: int) -> Pixels:
 
 @functools.lru_cache(maxsize=4)
 def _zip(path: Path, *_: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    with named(path):
+        return zipfile.ZipFile(path)
 
 
 def _zip_bytes(path: Path, file: Path) -> bytes:
@@ -241,46 +242,10 @@ def _members(path: Path) -> Any:
 def _saved(path: Path, *_: int) -> Any:
     from datasets import load_from_disk
 
-    return load_from_disk(str(path))
+    with named(path):
+        return load_from_disk(str(path))
 
 
 @functools.lru_cache(maxsize=2)
 def _array(path: Path, *_: int) -> np.ndarray[Any, Any]:
-    """The images of a file of arrays, mapped into memory where the file is not compressed."""
-    if path.suffix.lower() == ".npy":
-        return _images_among({path.name: np.load(path, mmap_mode="r", allow_pickle=False)}, path)
-    with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                shape, fortran, kind = _header(member)
-            size = int(np.prod(shape, dtype=object)) * kind.itemsize
-            if len(shape) < 3 or kind != np.uint8 or fortran or size > info.file_size:
-                continue
-            if info.compress_type == zipfile.ZIP_STORED:
-                raw.seek(info.header_offset + 26)
-                lengths = int.from_bytes(raw.read(2), "little") + int.from_bytes(raw.read(2), "little")
-                start = info.header_offset + 30 + lengths + info.file_size - size
-                arrays[info.filename] = np.memmap(path, np.uint8, "r", start, shape)
-            elif info.file_size <= LARGEST:
-                arrays[info.filename] = np.frombuffer(archive.read(info)[-size:], np.uint8).reshape(shape)
-    return _images_among(arrays, path)
-
-
-def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    try:
-        version = np.lib.format.read_magic(member)
-    except ValueError:
-        return (), False, np.dtype(np.uint8)  # no array
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, kind = read(member)
-    return shape, fortran, kind
-
-
-def _images_among(arrays: dict[str, np.ndarray[Any, Any]], path: Path) -> np.ndarray[Any, Any]:
-    fitting = [a for a in arrays.values() if a.dtype == np.uint8 and (a.ndim == 3 or a.shape[3:] in ((1,), (3,)))]
-    if len(fitting) != 1:
-        raise ValueError(
-            f"{path} must hold one array of uint8 images (N, H, W, C) with C = 1 or 3, it has {len(fitting)}"
-        )
-    return fitting[0]
+    return read_array(path)

@@ -19,6 +19,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 178_956_970  # of one picture, twice Pillow's default; what Pillow is told in somebody's run does not matter
+PHOTOMETRIC = 262  # tag of a TIFF: 0 says that white is 0
 DEEP = 1 << 14  # a 16-bit file whose values stay below holds 14 bits or fewer
 
 
@@ -61,8 +62,15 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             raise _no_range("32-bit integers")
         # Pillow reduces colours of 16 bits to 8 while it reads.
-        deep = not image.mode.startswith("I") and any(";16" in str(tile) for tile in image.tile)
+        tiles = [str(tile) for tile in image.tile]
+        deep = not image.mode.startswith("I") and any(";16" in tile for tile in tiles)
+        sixteen = any("'I;16" in tile for tile in tiles)
+        white_is_zero = sixteen and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
         pixels = pixels_of(ImageOps.exif_transpose(image))
+        if any("'LA;16" in tile for tile in tiles):  # grey with transparency, of which Pillow makes colours
+            pixels = pixels[:, :, :1]
+        if white_is_zero:  # Pillow turns those of 8 bits only
+            pixels = 255 - pixels
         if deep and pixels.max() < DEEP >> 8:
             _warn_of_depth(int(pixels.max()) << 8)
     return pixels

@@ -45,7 +45,7 @@ def walk_files(root: Path) -> Iterator[Path]:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
-                    if not entry.is_dir():
+                    if not Path(entry.path).is_dir():  # a link that leads to itself is no folder either
                         yield Path(entry.path)
                     else:
                         (links if entry.is_symlink() else pending).append(Path(entry.path))

@@ -18,7 +18,7 @@ from qa_hooks._base.protection import ProtectedCalls, Snapshot
 
 @contextlib.contextmanager
 def isolated(*modules: nn.Module) -> Iterator[None]:
-    """A room for monitors: no gradient, no autocast, networks in eval mode; and outside nothing has moved.
+    """A block for monitors: no gradient, no autocast, networks in eval mode. On exit the user's state is restored.
 
     When the block ends, also with an error, these are as before:
 

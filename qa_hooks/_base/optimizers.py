@@ -1,4 +1,4 @@
-"""Optimizers that somebody else steps: what is inside a wrapper, and which of their steps are none."""
+"""Optimizers that the user steps: unwrap them, and notice steps that change nothing."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def gather_equal(values: Tensor) -> list[Tensor]:
 
 
 def shared(value: Value, source: int = 0) -> Value:
-    """The value that one process has, on all of them; for small facts: numbers, texts, lists and dictionaries of them.
+    """Broadcast a small value (numbers, texts, lists and dictionaries of them) from one process to all.
 
     Example:
         >>> shared({"best": 3})
@@ -114,7 +114,7 @@ def first_error(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part that may fail on some ranks: then every rank raises at its end, and none waits for another.
+    """A block that may fail on some ranks: every rank then raises at its end, so that no rank waits for another.
 
     Raises:
         Exception: what the part raised on this rank.

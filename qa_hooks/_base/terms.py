@@ -1,4 +1,4 @@
-"""The values that a loss, a penalty or a weighter shows beside its result (`.terms`), and who hears of each of them."""
+"""`.terms`: the values that a loss, penalty or weighter publishes with its result, and how to listen to them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n]")
+_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def printable(text: object, *, one_line: bool = False) -> str:
@@ -32,5 +32,5 @@ def safe_cell(text: str) -> str:
 
 
 def true_cell(cell: str) -> str:
-    """What `safe_cell` was given."""
+    """The text that `safe_cell` was given: the inverse of `safe_cell`."""
     return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell

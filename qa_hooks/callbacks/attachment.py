@@ -49,7 +49,7 @@ class Attachment:
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
 
     def count_silence(self) -> None:
-        """The user's loop runs; so many calls without a step of the optimizer are told."""
+        """Count a call from the user's loop; many calls without an optimizer step raise a warning."""
         self._silent_calls += not self._steps
         if self._silent_calls == SILENT_CALLS and not self._steps:
             warn(f"{SILENT_CALLS} calls and no optimizer step yet: " + _NO_EVENT)

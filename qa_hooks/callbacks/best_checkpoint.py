@@ -30,7 +30,7 @@ _LEFT_OVER = re.compile(r"partial_(old_)?step_\d{8}[^/\\]*|partial_best\.json")
 
 
 class BestCheckpoint(Callback):
-    """Saves a checkpoint whenever a metric is better than ever, and says in `folder/best.json` which one that is.
+    """Saves a checkpoint whenever a metric reaches a new best, and names the best checkpoint in `folder/best.json`.
 
     `best.json` holds metric, mode, value, low and high (its 95 % interval, where the monitor gives one), step, path
     (relative to the folder), monitor, spec (what the monitor says of how it measures) and kept (the best few, best
@@ -110,7 +110,7 @@ class BestCheckpoint(Callback):
         return self.reads[0].due(step)
 
     def on_train_start(self, ctx: Context) -> None:
-        """Agree with the folder, and all ranks with the first one."""
+        """Read `best.json` on rank 0, and share its values with all ranks."""
         found: dict[str, Any] = {}
         with together():
             if ctx.rank == 0:

@@ -28,7 +28,7 @@ class Budget:
         self._told: set[str] = set()
 
     def start(self, step: int) -> None:
-        """The run's clock starts."""
+        """Start the clock of the run."""
         self._started, self._first_step = time.perf_counter(), step
 
     def allows(self, callback: Callback) -> bool:

@@ -1,4 +1,4 @@
-"""What a callback is: it reads the run and never changes it."""
+"""The base classes of callbacks. A callback reads the run and never changes it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Captures:
         self._handles.append(module.register_forward_hook(_Capture(self, name, module)))
 
     def keep(self, name: str, output: Any) -> bool:
-        """Keep one output; False when it is no batch of images, which is said, so that it is not tried again."""
+        """Keep one output. If it is not a batch of images, warn and return False, so that it is not tried again."""
         if self.paused:
             return True
         self._on_output()
@@ -47,7 +47,7 @@ class Captures:
         return False
 
     def end(self) -> None:
-        """Let the modules and the images go."""
+        """Remove the hooks from the modules, and forget the images."""
         for handle in self._handles:
             handle.remove()
         self._handles, self.images = [], {}

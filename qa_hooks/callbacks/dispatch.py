@@ -55,7 +55,7 @@ class Dispatch:
         return self._run("on_train_start", self.active, ctx)
 
     def step(self, ctx: Context) -> list[TrainingStopped]:
-        """After a step: the callbacks that are due. Returns what those raised that ask for the end of training."""
+        """Run the callbacks that are due after a step. Returns the `TrainingStopped` exceptions that they raised."""
         due = [callback for callback in self.active if callback.due(ctx.step)]
         return self._run("on_step_end", due, ctx)
 

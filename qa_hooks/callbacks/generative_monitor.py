@@ -18,11 +18,10 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
-from qa_hooks.evaluation.set_metrics import FEWEST, METRICS, check_needs
+from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
-from qa_hooks.sources.batches import Source, count_images, image_paths, is_shared
-from qa_hooks.sources.loaders import check_end
+from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
@@ -99,7 +98,7 @@ class GenerativeMonitor(Monitor):
             )
         if real is None:
             raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
-        check_end(real)
+        check_source(real)
         image_paths(real)  # a folder that is missing is told now and not after hours
         super().__init__(every=every)
         self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)
@@ -116,7 +115,7 @@ class GenerativeMonitor(Monitor):
         self.value_range, self.scorer, self.classifier = check_range(value_range), scorer, classifier
         if cache is not None:
             check_writable(cache, name="cache")
-        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST)
+        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST_FOR_INTERVAL)
         if known is not None and known < least:
             raise ValueError(f"real has {known} images, and at least {least} are needed to measure distances to them")
         self.name = name or self.extractor.name
@@ -132,7 +131,7 @@ class GenerativeMonitor(Monitor):
         return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
-        """The statistics of the real images; here, so that their time does not count as that of each measurement."""
+        """Measure the real images now, so that this time is not counted in the measurements."""
         try:
             self._prepare(ctx)
         except Exception as error:

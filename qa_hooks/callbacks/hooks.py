@@ -214,10 +214,10 @@ class Hooks:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it.
 
-        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap. Means
-        that are still being gathered (`log_every`) are this rank's: on several processes the one point of the curve
-        that they belong to is exact after a resume when each rank saves and loads its own state, or when the state is
-        saved at a multiple of `log_every`; where all load rank 0's, its earlier values stand for those of all.
+        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap.
+        Unfinished means are saved per rank. They are exact after a resume if each rank loads its own state, or if you
+        save at a multiple of `log_every`. If every rank loads rank 0's state, rank 0's pending values are used for all
+        ranks.
         """
         self._writer.flush()
         return RunState(self.callbacks, self.track, self._means).gather(self.step_count)

@@ -1,4 +1,4 @@
-"""Finds the first value that is not finite, names it, and does what it was told."""
+"""Finds values that are not finite, names them, and warns, skips the step or stops."""
 
 from __future__ import annotations
 

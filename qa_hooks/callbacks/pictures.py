@@ -1,4 +1,4 @@
-"""What the monitors that draw have in common: the check of a scorer, its label, thumbnails, where pictures go."""
+"""Shared by monitors that draw pictures: the check of a scorer, its label, thumbnails, writing a picture."""
 
 from __future__ import annotations
 

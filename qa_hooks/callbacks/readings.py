@@ -1,4 +1,4 @@
-"""What a decision sees of a monitor: one metric, its interval and its step, the same on all ranks."""
+"""Read one metric of a monitor, with its interval and its step; all ranks get the same values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class MetricReader:
 
     @property
     def spec(self) -> str | None:
-        """How the monitor says that it measures this metric (`monitor.spec[metric]`); None where it does not."""
+        """The spec of this metric (`monitor.spec[metric]`); None if the monitor has none."""
         spec = getattr(self.monitor, "spec", None)
         found = spec.get(self.metric) if isinstance(spec, dict) else spec
         return None if found is None else str(found)
@@ -104,7 +104,7 @@ class MetricReader:
 
 
 def to_plain(reading: Reading | None) -> dict[str, Any]:
-    """For states and JSON: without what is not known; {} for None."""
+    """The reading as a dictionary for states and JSON, without unknown values; {} for None."""
     if reading is None:
         return {}
     known = {name: value for name, value in reading._asdict().items() if math.isfinite(value)}
@@ -120,5 +120,5 @@ def from_plain(plain: dict[str, Any]) -> Reading | None:
 
 
 def in_words(plain: dict[str, Any]) -> str:
-    """What `to_plain` gave, for messages."""
+    """The dictionary of `to_plain` as text, for messages."""
     return f"{plain['value']:.6g} at step {plain['step']}" if "value" in plain else "none"

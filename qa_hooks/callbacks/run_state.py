@@ -1,4 +1,4 @@
-"""What a resumed run needs: the step, the callbacks' and the tracked parts' states, and the pending means."""
+"""The state of a run: its step, the states of callbacks and tracked parts, and the pending means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the monitors have in common that look at samples of the user's model."""
+"""The base class of monitors that look at samples of the user's model."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
-from qa_hooks.functional.distributions import ks_distance, score_histograms
+from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source
+from qa_hooks.sources.batches import Source, check_source
 from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
 
@@ -73,6 +73,7 @@ class ScoreHistogram(SamplingMonitor):
             raise ValueError(f"{scorer.name} needs a reference, which generated images do not have")
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
         super().__init__(sample, name or scorer.name, every=every, least=2, **options)
+        check_source(real)
         self.real, self.scorer, self.bins = real, scorer, check_count("bins", bins, least=2)
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
@@ -92,10 +93,9 @@ class ScoreHistogram(SamplingMonitor):
         if not len(finite) or not len(real):
             raise ValueError(f"{len(finite)} finite scores of generated and {len(real)} of real images")
         edges, own, theirs = score_histograms(finite, real, bins=self.bins)
-        overlap = min(1.0, float(torch.minimum(own, theirs).sum()))
         self.last = {
             "step": ctx.step,
-            "overlap": overlap,
+            "overlap": histogram_overlap(finite, real, bins=self.bins),
             "ks": ks_distance(finite, real),
             "mean": float(finite.double().mean()),
             "real_mean": float(real.double().mean()),
@@ -109,7 +109,7 @@ class ScoreHistogram(SamplingMonitor):
         ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)
         if ctx.rank == 0:
             lines = [Line(_outline(edges, theirs), GREY, "real"), Line(_outline(edges, own), ORANGE, "generated")]
-            title = f"step {ctx.step}: overlap {overlap:.2f}, KS {self.last['ks']:.2f}"
+            title = f"step {ctx.step}: overlap {self.last['overlap']:.2f}, KS {self.last['ks']:.2f}"
             picture = chart(
                 lines, title=title, x_label=axis_label(self.scorer), y_label="share of images", from_zero=True
             )

@@ -20,22 +20,27 @@ from qa_hooks.writers import make_tag
 class ScoreMonitor(SamplingMonitor):
     """The scores of samples, or of images the loop hands over: mean, spread and histogram.
 
-    Writes `qa_eval/{scorer}/mean` with the ends of its 95 % interval, `/low` and `/high`, `/std` and `/histogram`; and
-    with `sample=`, whose noise is always the same, `qa_eval/{scorer}_change/mean`: by how much the scores have changed
-    since the last measurement, image by image, with its interval (a change whose interval holds 0 may be none). On
-    several processes the sampling is shared out and the numbers are those of one process. Images are clamped to the
-    scorer's range first. Scores that are not finite are left out and counted in `/nonfinite`.
+    Writes these tags:
+
+    - `qa_eval/{scorer}/mean`, with `/low` and `/high`, the ends of its 95 % interval.
+    - `qa_eval/{scorer}/std` and `/histogram`.
+    - `qa_eval/{scorer}/nonfinite`: how many scores were not finite and were left out; only if there are any.
+    - `qa_eval/{scorer}_change/mean`, `/low`, `/high`, only with `sample=`: the mean change of an image's score since
+      the last measurement. If the interval contains 0, the scores may not have changed.
+
+    Images are clamped to the scorer's range first. Several processes share the sampling and give the same numbers as
+    one process.
 
     Args:
         scorer: any `Scorer`.
         every: steps between two measurements.
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
         images: the name under which the loop hands images over (`hooks.step(fake=fake)`) or captures them.
-        reference: likewise the name of the ground truth, for scorers that need one.
+        reference: name under which the loop hands over the ground truth, for scorers that need one.
         n: how many samples to score.
         batch_size: how many at a time.
-        seed: of the samples.
-        name: in the tag; the scorer's name by default.
+        seed: seed of the samples.
+        name: the name in the tags; the scorer's name by default.
 
     Attributes:
         last: `{"step", "mean", "mean_low", "mean_high", "std", "n"}` of the last measurement, and with `sample=` from

@@ -73,6 +73,8 @@ def _words_on_stderr(who: str) -> Iterator[None]:
     logger.propagate = False
     try:
         with warnings.catch_warnings():
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", kind)  # lines for the user, whatever Python was told to do with them
             warnings.showwarning = show
             yield
     finally:

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, once, and what is done with them."""
+"""The options that several commands share, and functions that read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two things that `MultiGTDataset` is about: which ground truths there are, and how one of them is chosen."""
+"""The two settings of `MultiGTDataset`: which ground truths there are, and how one of them is chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files of a data set hold: fingerprints by sample, and whether a table was made from the same files."""
+"""Fingerprints of the files of a data set, by sample, and the check that a table was made from the same files."""
 
 from __future__ import annotations
 

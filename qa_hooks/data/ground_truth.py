@@ -1,4 +1,4 @@
-"""Which of several ground truths an image is trained towards, in this step.
+"""Choose, in each training step, one of several ground truths of an image.
 
 An image has K candidates: the original (always candidate 0) and enhanced versions of it. Every step draws one, and all
 loss terms of the step use that one:

@@ -1,4 +1,4 @@
-"""What people said of candidates: effective labels and votes as tensors, and which sets have something to teach."""
+"""People's judgements of candidates as tensors of labels and votes, and the sets that can be used for training."""
 
 from __future__ import annotations
 

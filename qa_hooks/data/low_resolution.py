@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa_hooks.functional.degradations import jpeg
 from qa_hooks.images import Range
 
 Degradation = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -97,8 +98,8 @@ class HGGTDegradation:
             return image + noise * _between(generator, *self.noise) / 255
         photons = round_to_bytes(image.mean(0, keepdim=True) if grey else image)
         levels = 2 ** math.ceil(math.log2(max(2, len(photons.unique()))))  # as published: the light follows the image
-        noise: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
-        return image + noise * _between(generator, *self.poisson)
+        shot: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
+        return image + shot * _between(generator, *self.poisson)
 
 
 def gaussian_kernel(side: int, first: float, second: float, angle: float) -> Tensor:
@@ -129,10 +130,7 @@ def filter_image(image: Tensor, kernel: Tensor) -> Tensor:
 
 def compress(image: Tensor, quality: int) -> Tensor:
     """A JPEG of `(1 or 3, H, W)` in [0, 1], decoded again."""
-    from torchvision.io import decode_jpeg, encode_jpeg
-
-    decoded: Tensor = decode_jpeg(encode_jpeg((image * 255).round().to(torch.uint8), quality))
-    return decoded.float() / 255
+    return jpeg(image[None], quality)[0]
 
 
 def round_to_bytes(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A data set for super-resolution with several ground truths per image: which one a sample has is drawn for it.
+"""A data set for super-resolution with several ground truths per image. For each sample one of them is drawn.
 
 All candidates of a sample get the same crop and flips. The low-resolution image belongs to the original, whichever
 ground truth is drawn: given in a folder, or made by a degradation. What the strategies mean is in
@@ -71,14 +71,14 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
 
     Everything that is drawn for a sample comes from its own generator, made from (seed, rank, epoch, index): the same
     with any number of workers and after a resume, and never from the global generators. Call `set_epoch` before each
-    epoch, also with persistent workers. A sampler that takes a sample twice in an epoch gets the same crop twice:
-    `repeat` gives an epoch several.
+    epoch, also with persistent workers. Use `repeat` for several crops per epoch; a repeated index gives the same crop.
 
     Args:
         truths: the `GroundTruths`, or their folder (or CSV).
         choice: the `Choice` among them.
-        scale: of the super-resolution.
-        crop: side of the ground truth's crop, a multiple of `scale`; None takes whole images, whose sides it divides.
+        scale: scale of the super-resolution.
+        crop: side of the ground truth's crop, a multiple of `scale`. None: whole images; `scale` must divide their
+            sides.
         flips: mirror half of the samples.
         rotations: also turn them by multiples of 90 degrees.
         lq: a folder of low-resolution images with the originals' names (another suffix will do, and DIV2K's `x4`).
@@ -87,8 +87,8 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         candidates: samples hold all K of them; always with "amo".
         negatives: samples hold what `HGGTNegativeLoss` needs.
         repeat: how often each set comes in an epoch, each time with its own draws.
-        seed: of the draws.
-        rank: of this process; None asks the process group, here and in `set_epoch`.
+        seed: seed of the draws.
+        rank: rank of this process; None asks the process group, here and in `set_epoch`.
         options: fields of `GroundTruths` and of `Choice`, instead of the objects:
             `MultiGTDataset(root, layout="hggt", strategy="sma", table=table)`.
 
@@ -99,14 +99,16 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         lq: `(3, h, w)`; gt: `(3, H, W)` and gt_index: its number, without "amo".
         candidates: `(K, 3, H, W)`, with `candidates`; a missing one is a copy of the original.
         scores: `(K,)` raw, with a table. positives: `(K,)` bool, where people have judged.
-        original, negative: `(3, H, W)`; negative_votes, positive_votes: how many of three annotators called the
-            negative negative, and the ground truth positive; 0 where there is none. With `negatives`.
-        index, path: of the sample, and the original's file.
+        original, negative: `(3, H, W)`, with `negatives`.
+        negative_votes: how many of three annotators called the negative worse than the original; 0 without a negative.
+        positive_votes: how many of them called the ground truth better; 0 without a positive. Both with `negatives`.
+        index: the number of the sample.
+        path: the file of the original.
 
     Raises:
         ValueError: what cannot be listed; a strategy without its table or positives, a table of other images, a crop
-            that `scale` does not divide; of a sample: sizes that differ within the set, crops larger than the image,
-            low-resolution images of another size. The messages name the files.
+            that `scale` does not divide; when a sample is read, sizes that differ within the set, crops larger than the
+            image, low-resolution images of another size. The messages name the files.
     """
 
     def __init__(

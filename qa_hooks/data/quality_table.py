@@ -4,8 +4,9 @@
     niqe.csv.json  as `qa_hooks.folders.scoring.score_table`, and "sets": {"a.png": ["9f86d081884c7d65", ...], ...}
 
 It is a table of `score_folder` whose rows are contents instead of paths. So a file that was moved, renamed or copied
-keeps its score, one that was changed gets a new one, and what a killed run has written is never taken for another
-image. Every call reads all files to know what they hold; only unknown contents are decoded and scored.
+keeps its score, and a file that was changed gets a new one. Rows left by a killed run are matched by content, so they
+cannot be assigned to a wrong image. Every call reads all files to know what they hold; only unknown contents are
+decoded and scored.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class QualityTable:
 
     @property
     def candidates(self) -> int:
-        """K."""
+        """The number of candidates."""
         return self.values.shape[1]
 
     @property

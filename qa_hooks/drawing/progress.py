@@ -45,7 +45,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int, *, failed: int = 0) -> None:
-        """So many more are done; of all that are done, so many failed."""
+        """Count further items as done, and say how many of all items failed."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)

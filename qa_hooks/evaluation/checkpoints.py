@@ -5,13 +5,13 @@
     result.verdicts                                # {"niqe_bsd100": "B better", "fd_dinov2_vits14": "cannot tell"}
 
 Images of one seed share what the seed decides, so the spread of `b_i - a_i` is smaller than that of two independent
-sets, and fewer images settle the matter. What does not leave zero out of its interval is not decided: ask for more
-images, or keep either. Each metric is a test of its own at the stated confidence; of twenty, one errs.
+sets, and fewer images settle the matter. If the interval contains zero, the comparison is undecided: use more images,
+or keep either model. Each metric is a test of its own: at 95 % confidence about one verdict in twenty is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ from qa_hooks.evaluation.quality_diversity import check_finite
 from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
-from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
-from qa_hooks.scorers.scorer import Scorer, check_is_scorer
+from qa_hooks.images import Range, RangeGuard, as_tensor, to_uint8
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
 
@@ -72,26 +72,26 @@ def compare_checkpoints(
         sample_a, sample_b: `sample(n, generator) -> (n, C, H, W)`, which draws its noise from the CPU generator; with
             `inputs`, `sample(inputs[i:j], generator)`.
         scorers: their per-image scores are compared; one `value_range` for all.
-        n: images of each; with `inputs`, as many as these.
-        seed: of the noise.
+        n: images of each model; with `inputs`, their number.
+        seed: seed of the noise.
         batch_size: images at a time. It belongs to the spec, for each block has a generator of its own.
         inputs: what both are given: prompts (scorers that need a prompt get them too), or a tensor `(n, ...)`.
         reference: `(n, C, H, W)`, for scorers that compare with one.
         real, extractor: real images (anything that `image_batches` takes) and what `create_extractor` takes; then
             `metrics` are compared too, by a jackknife of their difference. Images are rounded to uint8 for it.
-        metrics: of "fd", "kid", "pr" (precision, recall, density, coverage), "qs" and "ds" (GIQA, of a mixture fitted
-            on the real images).
+        metrics: some of "fd", "kid", "pr" (precision, recall, density, coverage), "qs" and "ds" (the scores of GIQA,
+            with a mixture fitted on the real images).
         value_range: what the numbers of images and `real` mean; by default the scorers', or [0, 1].
-        confidence: of the intervals.
-        groups: of the jackknife.
+        confidence: confidence of the intervals.
+        groups: number of groups of the jackknife.
         always_judge: give a verdict on `metrics` also in untrained features or on fewer than 50 images, where the
             numbers alone are worth having.
         progress: show a bar for the real images where there is a terminal.
 
     Raises:
-        TypeError: a sample function or scorer that is none.
-        ValueError: nothing to compare, images of two sizes, images outside the declared range as if they had another
-            one, scorers with several ranges, scores that are not finite.
+        TypeError: a sample function that is not callable, or a scorer that is not a `Scorer`.
+        ValueError: nothing to compare, images of two sizes, more than 25 % of pixels outside the range, scorers with
+            several ranges, scores that are not finite.
         RuntimeError: another process failed; the message is its own.
 
     Example:
@@ -103,7 +103,7 @@ def compare_checkpoints(
         {'brightness': 'B better'}
     """
     scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
-    value_range = _one_range(scorers, value_range)
+    value_range = common_range([check_is_scorer(scorer, "each of scorers") for scorer in scorers], value_range)
     metrics = check_metrics(metrics, COMPARED) if real is not None and extractor is not None else ()
     if (real is None) != (extractor is None):
         raise ValueError("fd and kid need both real= and extractor=")
@@ -207,15 +207,6 @@ class _Job:
             uint8 = to_uint8(images, self.value_range).to(self.extractor.mean.device)
             columns.append(self.extractor(uint8).detach().cpu().double())
         return torch.cat(columns, 1)
-
-
-def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
-    ranges = {check_is_scorer(scorer, "each of scorers").value_range for scorer in scorers} | (
-        {check_range(value_range)} if value_range else set()
-    )
-    if len(ranges) > 1:
-        raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
-    return ranges.pop() if ranges else (0.0, 1.0)
 
 
 def _check_needs(

@@ -52,7 +52,7 @@ def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
 
 
 def resizes(extractor: FeatureExtractor) -> bool:
-    """Whether it brings all images to one size."""
+    """Whether the extractor resizes all images to one size."""
     return extractor.size is not None or is_canonical(extractor)
 
 

@@ -25,7 +25,7 @@ SHARES = ("precision", "recall", "coverage")
 
 
 class Estimate(NamedTuple):
-    """A value of a set of images, and what tells how far chance moves it.
+    """A value of a set of images, with the jackknife values that give its interval.
 
     Attributes:
         key: "fd", "kid", "precision", ...
@@ -107,7 +107,7 @@ class Estimate(NamedTuple):
 
 
 def cut(interval: Interval, low: float, high: float) -> Interval:
-    """What of an interval lies within a range; it still holds its value.
+    """Cut an interval to a range; it still contains its value.
 
     Example:
         >>> cut(Interval(0.95, 0.85, 1.05), 0.0, 1.0)

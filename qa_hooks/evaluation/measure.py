@@ -1,4 +1,4 @@
-"""What a set of generated images is worth beside real ones: each metric of the table, with its interval and its spec.
+"""Measure a set of generated images against real images: each set metric with its interval and its spec.
 
 Everything here is in features of images quantised to 8 bits, real and generated alike.
 """

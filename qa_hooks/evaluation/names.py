@@ -1,4 +1,4 @@
-"""What a value is called, which depends on the features it was measured in."""
+"""The names of values, which depend on the features that they were measured in."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Described(Protocol):
 
 
 def is_canonical(extractor: Described) -> bool:
-    """Whether it is the Inception of the published FID: made by `create_extractor`, not just called so."""
+    """Whether the extractor is the Inception network of the published FID, made by `create_extractor`."""
     return isinstance(extractor.spec, Mapping) and extractor.spec.get("type") == "inception"
 
 
 def is_untrained(extractor: Described) -> bool:
-    """Whether nothing was ever learned: the seeded random network, or one that was asked for without weights.
+    """Whether the network is untrained: the seeded random network, or a network made without weights.
 
     A network of the user's counts as trained.
     """
@@ -28,7 +28,7 @@ def is_untrained(extractor: Described) -> bool:
 
 
 def extractor_label(extractor: Described) -> str:
-    """Its name; a network of the user's cannot take the canonical one's."""
+    """The extractor's name; a user's network named "inception" is called "own-inception"."""
     return "own-inception" if extractor.name == "inception" and not is_canonical(extractor) else extractor.name
 
 

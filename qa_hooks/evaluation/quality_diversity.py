@@ -24,7 +24,7 @@ from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
 from qa_hooks.sources.batches import Source, warn_left_out
 
 HELD_OUT = 5  # one in five generated images calibrates the model of the diversity score
-FEWEST = 50  # so that the calibration has the ten values that it needs
+FEWEST_FOR_DIVERSITY = 50  # images of each kind, so that the calibration has the ten values that it needs
 
 
 class MeanScore(NamedTuple):
@@ -117,10 +117,10 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
     Args, raises: as `diversity_score`.
     """
     fitted, n = _fitted(scorer), min(len(generated), len(real))
-    if n < FEWEST:
+    if n < FEWEST_FOR_DIVERSITY:
         raise ValueError(
-            f"a diversity score needs at least {FEWEST} images of each kind, got {len(generated)} generated and "
-            f"{len(real)} real: a fifth of the generated ones calibrates the model"
+            f"a diversity score needs at least {FEWEST_FOR_DIVERSITY} images of each kind, got {len(generated)} "
+            f"generated and {len(real)} real: a fifth of the generated ones calibrates the model"
         )
     random, drawn = torch.Generator().manual_seed(seed), []
     for name, features in (("generated", generated), ("real", real)):
@@ -172,7 +172,7 @@ def _mean_score(kind: str, scorer: Scorer, scores: Tensor, *, seed: int | None =
 
 
 def check_finite(scores: Tensor, what: str) -> None:
-    """`ValueError` that says how many scores of what are not finite."""
+    """Raise a `ValueError` that counts the scores that are not finite."""
     bad = int((~scores.isfinite()).sum())
     if bad:
         raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")

@@ -1,4 +1,4 @@
-"""What monitors keep of the real images: moments of their features and some of the rows, on disk if wanted."""
+"""Statistics of the real images: moments of their features and some feature rows, on disk if wanted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = "qa_hooks.reference"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What is kept of the real images.
+    """Statistics of the real images.
 
     Attributes:
         count: real images.
@@ -48,7 +48,7 @@ class Reference:
 
     @classmethod
     def of(cls, features: Tensor, *, rows: Tensor | None = None, extractor: str = "", **facts: Any) -> Reference:
-        """Of features `(n, d)` that are all there; `rows` are those to keep, all by default.
+        """The statistics of features `(n, d)`; `rows` are the rows to keep, by default all.
 
         Raises:
             ValueError: fewer than two rows.
@@ -62,7 +62,7 @@ class Reference:
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """What `frechet_distance` needs again and again."""
+        """A factor of the covariance, computed once for `frechet_distance`."""
         return frechet_factor(self.covariance)
 
     def to(self, device: torch.device) -> Reference:

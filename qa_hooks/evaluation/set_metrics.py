@@ -7,8 +7,8 @@
     qs    quality score of a fitted scorer (GIQA)
     ds    diversity score of a fitted scorer (GIQA), against equally many real images
 
-These six keys are the words by which everybody asks for them: monitors, comparisons and the command line. Every value
-comes as an `Estimate`, which gives its interval, and two of which can be compared; there is no other interval for it.
+Monitors, comparisons and the command line ask for metrics by these keys. Each metric is one entry of `METRICS`.
+Every value is an `Estimate`, which holds its interval. Two estimates can be compared.
 
 The real set is held fixed: it is the yardstick. The intervals are about chance, not about bias: they hold the value
 that other generated sets of this size would have on average. A Frechet distance of n images is too large by about
@@ -34,7 +34,7 @@ from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.functional.kid import squared_mmd
 from qa_hooks.functional.precision_and_recall import precision_recall
 
-FEWEST = 10  # images of each kind
+FEWEST_FOR_INTERVAL = 10  # real images, and generated ones
 NEIGHBOURS = 3  # k of precision and recall, as published
 INFINITY = float("inf")
 SHARE = (0.0, 1.0)
@@ -47,7 +47,7 @@ class Sets:
     Attributes:
         real: from `make_reference` or `Reference.of`.
         fake: `(n, d)` features; rows in the order of the seeds or files where sets are paired.
-        groups, seed: of the jackknife.
+        groups, seed: number of groups and seed of the jackknife.
         logits: `(n, classes)`, for "is".
         scorer: fitted in these features, for "qs" and "ds".
     """
@@ -80,13 +80,13 @@ class SetMetric(NamedTuple):
 
     Attributes:
         values: the names of its values, in order, with the limits of their ranges.
-        higher_is_better: the better direction of all of them.
+        higher_is_better: whether higher values are better, for all its values.
         rows: `(values, 1 + groups)`: the values of the whole set, and without each of some groups of images.
-        settings: what a value's spec says of how this metric is computed.
-        beside: likewise, of the real images.
-        equal: it takes equally many images of both kinds.
+        settings: text for the spec about the method.
+        beside: text for the spec about the real images.
+        equal: whether it takes equally many images of both kinds.
         needs: what else must be given: a "classifier" or a "scorer".
-        most: the largest value there can be for these sets, where that is below the limit.
+        most: the largest possible value for these sets, if it is below the limit.
     """
 
     values: Mapping[str, tuple[float, float]]
@@ -113,7 +113,7 @@ def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
     real, fake = sets.real.rows, sets.fake
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (m, d) and (n, d), got {tuple(real.shape)} and {tuple(fake.shape)}")
-    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST)):
+    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST_FOR_INTERVAL)):
         raise ValueError(
             f"{', '.join(metrics)} of {len(fake)} generated and {len(real)} real images: at least {least} images "
             "of each are needed, or the numbers would have no interval"

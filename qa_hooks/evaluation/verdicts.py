@@ -1,4 +1,4 @@
-"""What was found of some sets of images, and how each of them compares with the first."""
+"""Values of several sets of images, and the comparison of each set with the first."""
 
 from __future__ import annotations
 

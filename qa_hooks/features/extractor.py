@@ -1,7 +1,7 @@
 """A feature extractor: a frozen network with its own resize and normalisation, images in [0, 1] in, vectors out.
 
 Two numbers can be compared only when they were computed in the same features, so an extractor states its `name` and a
-`fingerprint` of weights and preprocessing, and whatever was fitted in its features refuses others.
+`fingerprint` of weights and preprocessing. Fitted objects refuse features with another fingerprint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FeatureExtractor(KeepsFrozen):
 
     Attributes:
         network: the network inside, frozen; in no checkpoint of a parent.
-        dim: length of a vector; one that depends on the size of the images is refused when the size changes.
+        dim: length of a vector. If it depends on image size, a change of size raises.
         fingerprint: 16 hexadecimal digits of the layers, the weights and the preprocessing.
 
     Example:
@@ -142,7 +142,7 @@ class FeatureExtractor(KeepsFrozen):
 
     @property
     def dim(self) -> int:
-        """Length of a vector; that of the first images, or found with one grey image before there are any."""
+        """Length of a vector. Taken from the first images; before that, from one grey test image."""
         if self._dim is None:
             side = self.size or 64
             with isolated():
@@ -157,7 +157,7 @@ class FeatureExtractor(KeepsFrozen):
 
     @property
     def fingerprint(self) -> str:
-        """Of layers, weights and preprocessing; equal where features can be compared."""
+        """Fingerprint of layers, weights and preprocessing; equal fingerprints mean comparable features."""
         state = {k: v for k, v in self.network.state_dict().items() if isinstance(v, Tensor)}
         # Networks are hashed again when a weight has been changed in place, or put elsewhere.
         key = [(v.data_ptr(), None if v.is_inference() else v._version) for v in state.values()]

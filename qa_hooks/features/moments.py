@@ -39,7 +39,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        """Those of rows `(n, dim)` that are all there."""
+        """The moments of rows `(n, dim)`."""
         moments = cls(rows.shape[1])
         for part in rows.split(512):
             moments.update(part)
@@ -108,7 +108,7 @@ class Moments:
         return self.scatter() / (self.count - 1)
 
     def reduced(self) -> Moments:
-        """The moments of all processes together, on every one of them: one collective, which holds those of all."""
+        """The moments of the rows of all processes, on every process; one collective."""
         if not is_distributed():
             return self
         merged = Moments(self.dim)

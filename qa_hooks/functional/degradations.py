@@ -59,11 +59,11 @@ def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator
     if kind in RANDOM:
         return _at_random(images, kind, strength, generator)
     if kind == "sharpen":
-        return (images + strength * (images - _blur(images, 1.0))).clamp(0, 1)
+        return (images + strength * (images - blur(images, 1.0))).clamp(0, 1)
     if kind == "blur":
-        return _blur(images, strength)
+        return blur(images, strength)
     if kind == "jpeg":
-        return _jpeg(images, int(strength))
+        return jpeg(images, int(strength))
     size = [max(1, round(side / strength)) for side in images.shape[-2:]]
     small = F.interpolate(images, size, mode="bicubic", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
@@ -89,7 +89,8 @@ def _at_random(images: Tensor, kind: str, strength: float, generator: torch.Gene
     return images.masked_fill(drawn < strength, 1.0).masked_fill(drawn < strength / 2, 0.0)
 
 
-def _blur(images: Tensor, sigma: float) -> Tensor:
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Images `(N, C, H, W)` or one image `(C, H, W)`, filtered by a Gaussian of deviation `sigma` pixels."""
     from torchvision.transforms.functional import gaussian_blur
 
     reach = min(2 * int(3 * sigma + 0.5), *(2 * (side - 1) for side in images.shape[-2:])) + 1
@@ -97,7 +98,8 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
     return blurred
 
 
-def _jpeg(images: Tensor, quality: int) -> Tensor:
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Images `(N, 1 or 3, H, W)` in [0, 1], written as JPEG of this quality and read again."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
     decoded = [decode_jpeg(encode_jpeg(image, quality)) for image in to_uint8(images).cpu()]

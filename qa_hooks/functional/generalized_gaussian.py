@@ -123,7 +123,7 @@ class _Estimate(torch.autograd.Function):
         power_sums = powers.sum(1)
         first, second, third = power_sums
         ratio = absolute * (absolute / total) * (first * third / second.square())
-        alpha, slope = _solve(ratio, max_slope)
+        alpha, slope = shape_from_ratio(ratio, max_slope)
         if alpha_step:
             alpha = (alpha / alpha_step).round_().mul_(alpha_step)
         alpha = torch.where(silent, MAX_ALPHA, alpha)
@@ -156,35 +156,16 @@ class _Estimate(torch.autograd.Function):
         return result.masked_fill_(silent, 0), None, None, None
 
 
-def shape_from_ratio(ratio: Tensor, *, max_slope: float | None = None) -> Tensor:
-    """Solve rho(alpha) = R for alpha: `(...)` -> `(...)` in [0.2, 10]; relative error below 1e-9 in float64.
+def shape_from_ratio(ratio: Tensor, max_slope: float | None = None) -> tuple[Tensor, Tensor]:
+    """Solve rho(alpha) = R for alpha: alpha and its slope d alpha / d R, both `(...)` like R.
 
-    R outside [rho(0.2), rho(10)] = [0.0629, 0.7405] is clamped and has no gradient; inside, d alpha / d R =
-    1 / rho'(alpha), at most `max_slope` if given. Differentiable once.
+    Alpha lies in [0.2, 10]; its relative error is below 1e-9 in float64. R outside [rho(0.2), rho(10)] = [0.0629,
+    0.7405] is clamped and has slope 0; inside, the slope is 1 / rho'(alpha), at most `max_slope` if given.
 
     Example:
-        >>> shape_from_ratio(torch.tensor([0.5, 2 / torch.pi, 9.0])).round(decimals=3)
+        >>> shape_from_ratio(torch.tensor([0.5, 2 / torch.pi, 9.0]))[0].round(decimals=3)
         tensor([ 1.,  2., 10.])
     """
-    return _ShapeFromRatio.apply(ratio, max_slope)  # type: ignore[no-any-return]
-
-
-class _ShapeFromRatio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, ratio: Tensor, max_slope: float | None) -> Tensor:
-        alpha, slope = _solve(ratio, max_slope)
-        ctx.save_for_backward(alpha, slope)
-        return alpha
-
-    @staticmethod
-    @differentiable_once(ONCE)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        _, slope = ctx.saved_tensors
-        return grad * slope, None
-
-
-def _solve(ratio: Tensor, max_slope: float | None) -> tuple[Tensor, Tensor]:
-    """Alpha and its slope d alpha / d R, limited, and 0 where R is clamped."""
     table = _inverse_table(ratio.device, ratio.dtype)
     inside = ratio.clamp(table.low, table.high)
     piece = torch.searchsorted(table.edges, inside.contiguous())

@@ -21,8 +21,6 @@ from qa_hooks.functional.filters import filter_small, full_precision, gaussian_f
 from qa_hooks.functional.numerics import differentiable_once
 
 ONCE = "NIQE's features are differentiable once; keep them out of what is differentiated twice (`.detach()` them there)"
-# (rows, columns) of MATLAB's circshift. The pristine parameters in circulation were fitted with this order.
-ORIENTATIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # On a CPU images are taken in chunks of this many pixels: the working set (some 20 maps) then stays in the cache.
 _CHUNK_PIXELS = 1 << 15
 # Maps up to this side are filtered by one small matrix product per axis, larger ones by sums of shifted views.
@@ -154,7 +152,10 @@ def _signals(blocks: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _neighbours(blocks: Tensor) -> tuple[Tensor, ...]:
-    """The blocks, circularly shifted by each of `ORIENTATIONS`; the diagonals are shifts of a shift."""
+    """The blocks, circularly shifted by (0, 1), (1, 0), (1, 1) and (1, -1) rows and columns, as MATLAB's circshift.
+
+    The published pristine parameters were fitted with this order. The diagonals are shifts of a shift.
+    """
     below = blocks.roll(1, 1)
     return blocks.roll(1, 2), below, below.roll(1, 2), below.roll(-1, 2)
 

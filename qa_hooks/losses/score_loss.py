@@ -3,10 +3,11 @@
     loss_i = max(ceiling - G(I_i), 0) + out_of_range * mean relu(|I_i - 1/2| - 1/2)         (without a ceiling: -G(I_i))
     w      = weight * balance * |d fidelity / dI| / |dG / dI|                               (without balance: weight)
 
-G is the goodness: the score, or its negative where lower is better; of several scorers the mean or the minimum. What a
-network can do to a score it will do: ten steps of 1/255 lifted a learned ranking score from .3 to 23.8, where clean
-photographs have 2.7. So a reward wants a ceiling (no pay beyond what real images get), a weight in proportion to the
-fidelity term, and images inside their range. None of this is a proof: watch it (`RewardGuard`).
+G is the goodness: the score, or its negative where lower is better; of several scorers the mean or the minimum. A
+network will exploit any weakness of a score: ten steps of 1/255 lifted a learned ranking score from .3 to 23.8, where
+clean photographs have 2.7. So a reward needs a ceiling (no gain beyond the score of real images), a weight in
+proportion to the fidelity term, and images inside their range. These measures guarantee nothing: watch the run
+(`RewardGuard`).
 
 Recipes for super-resolution, after "Augmenting Perceptual Super-Resolution via Image Quality Predictors" (2025), which
 tunes LoRA beside a frozen network (`qa_hooks.integrations.peft`); l1, lpips and gan are the loop's own terms:
@@ -42,7 +43,7 @@ from qa_hooks.scorers.scorer import Scorer
 
 
 class ScoreLoss(QALoss):
-    """Any differentiable scorer as a loss: the raw score where lower is better, its negative where higher is.
+    """Any differentiable scorer as a loss: the raw score if lower is better, otherwise minus the score.
 
     The scorer is frozen and kept aside: it follows `.to(device)`, but is in no optimizer and no checkpoint of yours,
     and `.train()` does not reach it. The range is the scorer's. The first call with a gradient tries the scorer on
@@ -50,29 +51,29 @@ class ScoreLoss(QALoss):
 
     Called as `loss(pred, target=None, *, real=None, fidelity=None, prompt=None, sample_weight=None)`:
     `real` are real images for `ceiling="real"`, needed until 64 have been seen; `fidelity` is the scalar loss that
-    `balance` compares with, computed from this very `pred` (before `sample_weight`). Both may always be given. Where
-    they are used, all ranks must call the loss.
+    `balance` compares with, computed from this very `pred` (before `sample_weight`). You may always pass both. If
+    `ceiling="real"` or `balance` is used, every rank must call the loss.
 
     Args:
         scorer: a `Scorer` with `differentiable`; one that needs a reference is given the target. Or several.
         weight, reduction: as in `QALoss`.
         ceiling: a score in the scorer's own direction and numbers (of several scorers, in [0, 1]) beyond which an image
-            has no gradient; "real" for the scorer's own `real_level`, or else the median of the first 64 real images
-            (of all ranks together); None for none.
+            has no gradient. "real" uses `scorer.real_level` if the scorer has one, otherwise the median score of the
+            first 64 real images (from all ranks together). None: no ceiling.
         balance: the reward's gradient as a share of the fidelity term's, both norms measured at `pred` on all ranks and
             averaged over some 100 calls; `weight` still multiplies it. Above 2 it is cut to 2, with a warning.
-        views: 1 for the image itself; n for the mean over n random crops, resizes, flips and a little noise, which
-            fewer patterns fool than a fixed pixel grid. A view has at least 3/4 of the image's sides.
+        views: 1 for the image itself; n for the mean over n random crops, resizes, flips and a little noise. Fewer
+            patterns fool this average than a single fixed crop. A view has at least 3/4 of the image's sides.
         combine: "mean" or "min" of several scorers, each mapped to [0, 1] by its `score_range`.
-        out_of_range: weight of the penalty on pixels outside the range, on the scale of an L1 loss and not balanced;
-            above 0 the scorer sees clamped images, and a pixel outside feels the score only where that brings it back.
-            None is 1 for a reward (with `ceiling`, `balance` or `views`) and otherwise 0: pred goes in as it is.
-        seed: of the views; they are drawn from a generator of their own.
+        out_of_range: weight of the penalty on pixels outside the range, on the scale of an L1 loss and not balanced.
+            Above 0 the scorer sees clamped images; a pixel outside the range gets a gradient only if it moves the pixel
+            back. None means 1 if `ceiling`, `balance` or `views` is set, otherwise 0. With 0, `pred` is not clamped.
+        seed: seed of the views; they are drawn from a generator of their own.
 
     Attributes:
-        terms: besides the loss, under its name: "score" (raw, of several each scorer's as "score_{name}" and the
-            combination), "at_ceiling" (the share of images that have reached it), "ceiling" (in the direction of
-            "score"), "out_of_range" and "weight" (the one in use).
+        terms: the loss, under its name; "score", the raw score (with several scorers their combination, and also
+            "score_{name}" for each); "at_ceiling", the share of images that have reached the ceiling; "ceiling", in the
+            direction of "score"; "out_of_range"; "weight", the weight in use.
 
     Raises:
         TypeError: not a scorer.
@@ -125,12 +126,12 @@ class ScoreLoss(QALoss):
 
     @property
     def scorer(self) -> Scorer:
-        """The frozen scorer; of several the first."""
+        """The frozen scorer; with several scorers the first."""
         return self.scorers[0]
 
     @property
     def ceiling(self) -> float | None:
-        """The ceiling in use, in the direction of `score`; None when there is none, or while it is not measured."""
+        """The ceiling in use, in the direction of `score`; None without a ceiling, or before it is measured."""
         level = None if self._ceiling is None else self._ceiling.level
         return None if level is None else float(self._as_scored(level))
 
@@ -192,7 +193,7 @@ class ScoreLoss(QALoss):
         return state
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of another loss."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to another loss."""
         try:
             draws = int(state["draws"])
             real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu", dtype=torch.float32)
@@ -250,7 +251,7 @@ class ScoreLoss(QALoss):
         return seen
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
-        """Refuse, once, what cannot teach, on these images with a little noise: flat ones may have no slope."""
+        """Check once that the scorer gives a usable gradient. Noise is added because flat images may have none."""
         if self._tried or torch.compiler.is_compiling() or is_transformed(pred):
             return
         if not goodness.requires_grad:

@@ -100,7 +100,7 @@ class Term:
         return {}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of something else."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to something else."""
 
 
 class CriticPenalty(Term, nn.Module):
@@ -209,7 +209,7 @@ class CriticPenalty(Term, nn.Module):
         return {**super().run_state(), "calls": self.calls, "draws": self.random.draws}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of another penalty."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to another penalty."""
         super().load_run_state(state)
         try:
             self.calls, self.random.draws = int(state["calls"]), int(state["draws"])

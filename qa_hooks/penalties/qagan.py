@@ -32,13 +32,13 @@ class QAGANPenalty(CriticPenalty):
         gp_weight: 1.0 in QAGAN's code (WGAN-GP's own is 10).
         quality_weight: one number, or `{"ssim": .., "niqe": ..}`; 0.1 in QAGAN's code.
         drift_weight: 1e-5 in QAGAN's code.
-        model, warmup, niqe_mode, hinge: of the NIQE term, see `NIQEPenalty`.
-        min_distance, one_sided: of the SSIM term, see `SSIMPenalty`.
+        model, warmup, niqe_mode, hinge: options of the NIQE term, see `NIQEPenalty`.
+        min_distance, one_sided: options of the SSIM term, see `SSIMPenalty`.
         value_range, interval, output_fn, seed: see `CriticPenalty`.
 
     Attributes:
         parts: the terms by their names; `parts["niqe"].model` is the model of natural gradient maps.
-        weights: of the terms.
+        weights: the weight of each term, by name.
 
     Raises:
         ValueError: "niqe" without a model or a warm-up; the message names the ways to get one.

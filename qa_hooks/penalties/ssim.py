@@ -54,9 +54,9 @@ class SSIMPenalty(SSIMTerm, CriticPenalty):
     """QAGAN's SSIM-Lipschitz penalty: mean_i (|D(x_i) - D(x~_i)| / d_Q(x_i, x~_i) - 1)^2 over
     random pairs (Kancharla and Channappayya 2019).
 
-    d_Q is a constant here, computed without gradient; only D is differentiated, once. The two-sided penalty is also
-    content with the wrong critic sign once its weight exceeds about d_Q / 2 (weight 10 diverged in 4 of 4 runs), so a
-    weight above 0.4 warns; `one_sided=True` penalises only ratios above 1.
+    x_i is real, x~_i generated, d_Q the SSIM distance, computed without gradient: only D is differentiated, once. Above
+    a weight of about d_Q / 2 the two-sided penalty also has a minimum with the critic's sign reversed (weight 10
+    diverged in 4 of 4 runs), so a weight above 0.4 warns. `one_sided=True` penalises only ratios above 1.
 
     Args:
         weight: 0.1 in the authors' code.

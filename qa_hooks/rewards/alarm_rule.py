@@ -1,4 +1,4 @@
-"""When a run exploits its reward: which of what `reward_measures` tells of its images makes an alarm together.
+"""When a run exploits its reward: which measurements of its images (`rewards.measures`) together make an alarm.
 
 No single number will do. In toy runs held-out scores *rose* while the fidelity collapsed, precision and inception score
 rose while the diversity fell, and an honest run may pass one limit for a while. So each measurement has a limit, and

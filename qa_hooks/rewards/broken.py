@@ -53,7 +53,7 @@ def broken_images(images: Tensor, value_range: Range = (0.0, 1.0)) -> dict[str, 
 
 
 def broken_message(shares: Mapping[str, float], n: int) -> str | None:
-    """What to say of images of which these shares are broken; None where none is.
+    """The warning about images of which these shares are broken; None if no image is.
 
     Example:
         >>> broken_message({"black": 0.25, "constant": 0.0}, 8)[:36]

@@ -125,7 +125,7 @@ def diagnose(
 
 
 def licence_of(scorer: Scorer) -> str:
-    """An adapter's own word, or that of the table of scorers."""
+    """The licence that the scorer states, otherwise the licence in the table of scorers."""
     stated = getattr(scorer, "licence", None)
     known = next((entry.licence for entry in SPECS.values() if entry.cls == type(scorer).__name__), "unknown")
     return stated if isinstance(stated, str) else known

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.degradations import LEVELS, degrade
-from qa_hooks.rewards.check import in_range, inputs_for
+from qa_hooks.rewards.check import from_unit, inputs_for
 from qa_hooks.rewards.doctor_gradients import cross_talk, finite_differences, gradient, hackability
 from qa_hooks.rewards.doctor_subject import REFUSALS, Outcome, Subject, measure_cost
 
@@ -25,7 +25,7 @@ def minimum_size(subject: Subject) -> Outcome:
 
 
 def determinism(subject: Subject) -> Outcome:
-    """Two calls, one answer."""
+    """Two calls with the same images give the same scores."""
     with torch.no_grad():
         gap = _gap(subject.goodness(subject.images), subject.goodness(subject.images))
     return _graded(gap, "difference", 1e-6, 1e-2)
@@ -96,8 +96,8 @@ def flat_images(subject: Subject) -> Outcome:
 
 def bfloat16(subject: Subject) -> Outcome:
     """Under autocast and with bfloat16 images as with float32 ones of the same values."""
-    rounded = in_range(subject.images, subject.scorer.value_range).bfloat16()
-    clean = in_range(subject.clean, subject.scorer.value_range).bfloat16()
+    rounded = from_unit(subject.images, subject.scorer.value_range).bfloat16()
+    clean = from_unit(subject.clean, subject.scorer.value_range).bfloat16()
     device = rounded.device.type
     gaps = []
     with torch.no_grad():
@@ -122,7 +122,7 @@ def cost(subject: Subject) -> Outcome:
 
 
 def licence(subject: Subject) -> Outcome:
-    """Of the code; weights can have their own."""
+    """The licence of the code; weights can have another."""
     restricted = "noncommercial" in subject.licence.lower().replace("-", "").replace(" ", "")
     verdict = "warn" if restricted or subject.licence in ("unknown", "see the library") else "pass"
     return Outcome(verdict, subject.licence, "known, without restriction")

@@ -40,9 +40,9 @@ def create_scorer(
         fit: real images (tensor, folder, files, dataset, loader) for "giqa-gmm", "giqa-sgm", "giqa-knn" and "rank";
             snapshots of a training run for "giqa-mbc", "giqa-bc" and "giqa-ir". A file that cannot be read is left out
             with a warning.
-        extractor: for "giqa-gmm", "giqa-sgm" and "giqa-knn", and for saved ones of a network of yours: what
-            `create_extractor` takes.
-        cache: a folder that keeps fitted scorers: what was fitted on the same data with the same options is loaded.
+        extractor: what `create_extractor` takes; for "giqa-gmm", "giqa-sgm" and "giqa-knn", and for saved scorers
+            fitted with your own network.
+        cache: a folder that keeps fitted scorers: a scorer fitted on the same data with the same options is loaded.
         real: real images beside the snapshots of "giqa-mbc", "giqa-bc" and "giqa-ir".
         device: where the scorer is, and where it is fitted; None leaves it where it is made, on the CPU.
 

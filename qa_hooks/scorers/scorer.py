@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ class Scorer(KeepsFrozen):
     """Images in, one raw score per image out, in the direction in which the metric was published.
 
     A subclass states the facts below and writes `score`, which sees float32 images mapped to [0, 1], outside autocast.
-    Scorers stay in eval mode and in their own precision whatever a parent module does, and put nothing into its
-    checkpoint: constants are buffers with `persistent=False`, networks are kept: `self.network = self.keep(network)`.
+    Scorers stay in eval mode and in their own precision whatever a parent module does. They put nothing into the
+    parent's checkpoint: register constants as buffers with `persistent=False`, and write `self.network =
+    self.keep(network)` for a network.
 
     Attributes:
         name: the tag in TensorBoard and the key in tables. Famous names only for canonical values.
@@ -35,8 +36,9 @@ class Scorer(KeepsFrozen):
         inputs: which of "reference" and "prompt" it needs besides the images.
         differentiable: whether a usable gradient reaches the images.
         value_range: what the numbers of incoming images mean; not saved.
-        calibration: the map to [0, 1], when one has been fitted; saved with the scorer.
-        fitted_size: (height, width) of the images that it was fitted on, where all had one size and it matters; saved.
+        calibration: the map to [0, 1], if one has been fitted; saved with the scorer.
+        fitted_size: (height, width) of the images that it was fitted on; saved. Set only if all images had one size and
+            scores depend on size.
         other_sizes: what happens to images of another size, whose scores could not be compared: "warn" scores them and
             says so once, "raise" refuses them, "resize" brings them to `fitted_size`.
 
@@ -54,7 +56,7 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
-    keeps_float64: bool = False  # `score` takes it, too: for what is ours, where it gives more digits
+    keeps_float64: bool = False  # `score` also accepts float64; set for our own metrics
     fitted_size: tuple[int, int] | None = None
     other_sizes: str = "warn"
 
@@ -165,7 +167,7 @@ class Scorer(KeepsFrozen):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of all that `save` would write; of a Python function only its name is known."""
+        """16 hexadecimal digits of all that `save` would write; Python functions count only by name."""
         facts = [type(self).__name__, self.name, self.options()]
         parts: list[str | Tensor] = [part for pair in sorted(self.tensors().items()) for part in pair]
         if self.calibration is not None:
@@ -245,6 +247,18 @@ def check_is_scorer(value: Any, name: str = "scorer") -> Scorer:
     return value
 
 
+def common_range(scorers: Iterable[Scorer], value_range: Range | None = None) -> Range:
+    """The one range that all these scorers and `value_range` declare; (0, 1) if there are none.
+
+    Raises:
+        ValueError: they declare several ranges.
+    """
+    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    if len(ranges) > 1:
+        raise ValueError(f"the scorers and value_range= declare different ranges, {sorted(ranges)}: make them agree")
+    return ranges.pop() if ranges else (0.0, 1.0)
+
+
 class CalibratedScorer(Scorer):
     """A scorer followed by its calibration: [0, 1], higher is better. Made by `Scorer.calibrated()`."""
 
@@ -263,7 +277,7 @@ class CalibratedScorer(Scorer):
 
     @property
     def fingerprint(self) -> str:
-        """That of the scorer inside, and that it is calibrated."""
+        """Fingerprint of the inner scorer, marked as calibrated."""
         return fingerprint("calibrated", self.scorer.fingerprint)
 
     def calibrated(self) -> Scorer:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, IterableDataset
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.containers import KEYS, is_container
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
-from qa_hooks.sources.loaders import Repeats, check_end, unmoved, until_its_end
+from qa_hooks.sources.loaders import EndWatch, check_end, unmoved, until_its_end
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
 Source = Any
@@ -35,7 +35,7 @@ def image_paths(source: Source) -> list[Path] | None:
 
 
 def is_shared(source: Source) -> bool:
-    """Whether every process sees the whole of it, so that positions mean the same everywhere.
+    """Whether every process sees the whole source, so that positions mean the same on all processes.
 
     Example:
         >>> is_shared(torch.zeros(4, 3, 8, 8)), is_shared(iter([torch.zeros(4, 3, 8, 8)]))
@@ -120,23 +120,35 @@ def image_batches(
         positions = list(range(len(source)) if indices is None else indices)
         with unmoved(source):
             yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
-    elif isinstance(source, Iterable):
+    else:
+        check_source(source)
         if indices is not None:
             raise ValueError(
                 f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
             )
-        check_end(source)
         with unmoved(source) as walk:
-            yield from _from_batches(walk)
-    else:
+            streamed = isinstance(walk, IterableDataset)  # its items are single images
+            yield from _by_size(_from_items(walk), batch_size) if streamed else _from_batches(walk)
+
+
+def check_source(source: Source) -> None:
+    """Refuse what holds no images, or has no end.
+
+    Raises:
+        TypeError: nothing that can be walked through, such as a function that makes a generator.
+        ValueError: no end (`check_end`).
+    """
+    if not (isinstance(source, (str, Path, Tensor, Iterable)) or _is_dataset(source)):
+        function = f"the function {source.__name__}; call it" if hasattr(source, "__name__") else type(source).__name__
         raise TypeError(
             "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
-            f"{type(source).__name__}"
+            f"{function}"
         )
+    check_end(source)
 
 
 def _is_dataset(source: Source) -> bool:
-    batched = isinstance(source, (Tensor, str, Mapping)) or hasattr(source, "batch_sampler")
+    batched = isinstance(source, (Tensor, str, Mapping, IterableDataset)) or hasattr(source, "batch_sampler")
     indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     return indexed and not batched and not (isinstance(source, Sequence) and len(source) and _is_batch(source[0]))
 
@@ -197,10 +209,19 @@ def _from_files(paths: list[Path], chosen: list[int], failures: dict[int, str] |
             failures[position] = str(image)
 
 
+def _from_items(stream: Iterable[Any]) -> Iterator[tuple[int, Tensor]]:
+    look = EndWatch(stream)
+    for position, item in enumerate(stream):
+        image = look(_single(position, _image_of(item)))
+        yield position, image
+        if look.over:
+            return
+
+
 def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
     sampler = _distributed_sampler(batches)
     own = iter(sampler) if sampler is not None else itertools.count()
-    look = Repeats(batches)
+    look = EndWatch(batches)
     for batch in until_its_end(batches):
         images = _image_of(batch)
         if isinstance(images, Tensor) and images.ndim != 4:
@@ -208,9 +229,10 @@ def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
                 f"a batch must have the shape (N, C, H, W), got {tuple(images.shape)}"
                 + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
             )
-        images = as_tensor(images)
-        look(images)
+        images = look(as_tensor(images))
         yield list(itertools.islice(own, images.shape[0])), images
+        if look.over:
+            return
 
 
 def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:

@@ -122,7 +122,7 @@ def _lined(down: _Side, across: _Side, padding: int, border: int) -> Grid | None
     rows, columns = (side.cells_between_lines(padding, border) for side in (down, across))
     grid = Grid(columns.number, rows.number, padding)
     both = min(columns.number, rows.number) > 1
-    alike = not both or np.abs(columns.colour - rows.colour).max() < 2 * EQUAL
+    alike = not both or _are_alike(np.stack([columns.colour, rows.colour]))
     # Lines in one direction alone, or a cross, may be the margins of one picture: the cells must begin beside them.
     enough = both and max(columns.number, rows.number) > 2 and columns.exact and rows.exact
     sharp = max(columns.number, rows.number) > 2 - both and columns.sharp and rows.sharp
@@ -134,6 +134,11 @@ def _lined(down: _Side, across: _Side, padding: int, border: int) -> Grid | None
         return None
     framed = boxes[0][:2] == (border, border)
     return grid if framed and min(boxes[0][2:]) >= SMALLEST else None
+
+
+def _are_alike(colours: np.ndarray[Any, Any]) -> bool:
+    """Whether `(n, C)` colours are one: JPEG keeps their brightness, and lets the hue of what is beside them in."""
+    return bool(np.ptp(colours.mean(1)) < 2 * EQUAL and np.ptp(colours, axis=0).max() < 4 * EQUAL)
 
 
 class _Cells(NamedTuple):
@@ -165,7 +170,7 @@ class _Side:
             cells = [self.flat[start : start + pitch - padding] for start in range(border, length - border, pitch)]
             if any(cell.all() for cell in cells):  # nothing is in it
                 continue
-            if self.flat[lines].all() and np.ptp(self.colours[lines], axis=0).max() < 2 * EQUAL:
+            if self.flat[lines].all() and _are_alike(self.colours[lines]):
                 beside = [at for start in starts for at in (start - 1, start + padding) if 0 <= at < length]
                 return _Cells(
                     count, self.colours[lines].mean(0), not self.flat[beside].any(), bool(self.exact[lines].all())

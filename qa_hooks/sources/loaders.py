@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.hashing import tensor_bytes
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 DEPTH, OBJECTS = 4, 2000  # how far generators are looked for
 AGAIN = 1000  # images in a row that have come before
+TOLD, LONGEST = 2000, 100_000  # images of a source that does not say how many it has: a word, and the end
 
 
 @contextlib.contextmanager
 def unmoved(source: Any) -> Iterator[Any]:
-    """What to walk through instead of a loader or data set, whose random state is afterwards as it was."""
+    """Walk through a loader or data set without changing it: its random state is restored afterwards."""
     states = [(generator, _state(generator)) for generator in own_generators(source)]
     try:
         yield _copy(source) if isinstance(source, DataLoader) else source
@@ -62,17 +64,39 @@ def until_its_end(batches: Any) -> Iterator[Any]:
     yield from batches if length is None else itertools.islice(batches, length)
 
 
-class Repeats:
-    """Notices that a source without a length gives the same images again and again."""
+class EndWatch:
+    """Finds the end of a source that may have none: as many images as it says, or else a word when there is no end."""
 
     def __init__(self, source: Any) -> None:
-        self._seen: set[bytes] | None = None if isinstance(source, Sized) and _length(source) is not None else set()
-        self._again = 0
+        stream = source.dataset if isinstance(source, DataLoader) else source
+        said = _length(stream) if isinstance(stream, IterableDataset) else None
+        # Workers that do not divide the images among themselves give each image several times; torch warns of it.
+        self._most = None if said is None else max(1, getattr(source, "num_workers", 0)) * said
+        self._counted = isinstance(source, Sized) and _length(source) is not None
+        self._bounded = isinstance(source, itertools.islice)
+        self._seen: set[bytes] = set()
+        self._given = self._again = 0
 
-    def __call__(self, images: Tensor) -> None:
-        """Look at a batch; `ValueError` when the source seems to have no end."""
-        if self._seen is None:
-            return
+    def __call__(self, images: Tensor) -> Tensor:
+        """What of a batch belongs to the source.
+
+        Raises:
+            ValueError: the source has no length and seems to have no end; long before there is a warning.
+        """
+        left = None if self._most is None else max(0, self._most - self._given)
+        self._given += len(images)
+        if not self._counted:
+            self._look_for_repeats(images)
+            if not self._bounded:
+                self._say_how_long(len(images))
+        return images if left is None else images[:left]
+
+    @property
+    def over(self) -> bool:
+        """Whether the source has given as many images as it says it has."""
+        return self._most is not None and self._given >= self._most
+
+    def _look_for_repeats(self, images: Tensor) -> None:
         for image in images:
             digest = hashlib.blake2b(tensor_bytes(image), digest_size=8).digest()
             self._again = self._again + 1 if digest in self._seen else 0
@@ -82,6 +106,14 @@ class Repeats:
                 f"the source has given {len(self._seen)} images and then {self._again} times one of them: it seems to "
                 "have no end; give the data set, or a loader of it"
             )
+
+    def _say_how_long(self, new: int) -> None:
+        so_far = f"the source has no length, and has given {self._given} images without an end"
+        cure = "give the data set, or let the stream have a __len__: so many images are read"
+        if self._given >= LONGEST:
+            raise ValueError(f"{so_far}: {cure}")
+        if self._given >= TOLD > self._given - new:
+            warn(f"{so_far}; at {LONGEST} it is given up: {cure}")
 
 
 def own_generators(source: Any) -> list[Generator]:
@@ -109,7 +141,7 @@ def own_generators(source: Any) -> list[Generator]:
 
 
 def seed_generators(generators: Iterable[Generator], seed: int) -> None:
-    """Start them all from one seed."""
+    """Seed all these generators with one seed."""
     for generator in generators:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

@@ -23,7 +23,9 @@ _WORDS = (
 )
 
 # Samples of other weights or between others, which trainers write beside the plain ones of the same step.
-_VARIANTS = re.compile(r"(?<![a-z])(ema|swa|averaged?|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE)
+_VARIANTS = re.compile(
+    r"(?<![a-z])(ema|swa|averaged?|avg|polyak|interp(?:olat\w*)?|slerp|lerp|mr)(?![a-z])", re.IGNORECASE
+)
 
 # Whole names as trainers write them, in which a time, a seed or the number of a prompt stands beside the step.
 _NAMES = (
@@ -34,12 +36,24 @@ _NAMES = (
 )
 
 
+def step_pattern(pattern: str) -> re.Pattern[str]:
+    """A regular expression with a group for the step; `ValueError` where it is none, or has no group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"step={pattern!r} (--step-regex) is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise ValueError(f"step={pattern!r} (--step-regex) has no group: put the step in brackets, as in 'img_(\\d+)'")
+    return compiled
+
+
 def step_of(path: str | Path, pattern: str | None = None) -> int:
     """The training step that an image shows, from its path below the folder of the run.
 
     Args:
         path: below the folder, with forward slashes.
-        pattern: a regular expression whose first group is the step, such as `iter(\\d+)`; None goes by the rules below.
+        pattern: a regular expression whose first group, or the group called `step`, is the step, such as `iter(\\d+)`;
+            None goes by the rules below.
 
     In this order: the step in a name as sd-scripts, musubi-tuner, OneTrainer, ai-toolkit and SimpleTuner write it
     (sd-scripts and musubi-tuner can name samples by the epoch, `e000010`: then that is the step); the number after a
@@ -56,10 +70,13 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
     """
     relative = PurePath(path)
     if pattern is not None:
-        match = re.search(pattern, relative.as_posix())
-        if match is None or not match.groups() or not str(match[1]).isdecimal():
-            raise ValueError(f"{path} has no step where {pattern!r} looks for it")
-        return int(match[1])
+        match = step_pattern(pattern).search(relative.as_posix())
+        found = [] if match is None else [match.groupdict().get("step"), *match.groups()]
+        number = next((group for group in found if group is not None), "")
+        if not number.isdecimal():
+            where = f"where {pattern!r} looks for it" + (f", but {number!r}" if number else "")
+            raise ValueError(f"{path} has no step {where}")
+        return int(number)
     stem, folders = relative.stem, [part for part in reversed(relative.parts[:-1]) if part not in ("/", "..")]
     for form in _NAMES:
         if whole := re.fullmatch(form, stem):
@@ -88,7 +105,8 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
     """The images below `folder` and the step of each, by path; names that start with a dot are work in progress.
 
     Files without a step in their names are left out with a warning, and so are the other variants of the samples
-    (of the averaged weights, of interpolations) where there are plain ones: they are not of one step with them.
+    (of the averaged weights, of interpolations) where there are plain ones, or else all but the most frequent variant:
+    they are not of one step.
 
     Args:
         folder: of the run.
@@ -114,13 +132,14 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
         warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
     names = [path.relative_to(root).as_posix() for path in paths]
     variants = [_variant(name) for name in names]
-    if "" in variants and set(variants) != {""}:
-        others = ", ".join(sorted(set(variants) - {""}))
+    taken = "" if "" in variants else max(sorted(set(variants)), key=variants.count)
+    if set(variants) != {taken}:
+        others = ", ".join(sorted(set(variants) - {taken}))
         warn(
-            f"{len(names) - variants.count('')} images of {folder} were left out: their names say {others}; a step "
+            f"{len(names) - variants.count(taken)} images of {folder} were left out: their names say {others}; a step "
             "pattern such as '(\\d+)-ema' (--step-regex) takes them instead"
         )
-    chosen = [row for row, variant in enumerate(variants) if variant == "" or "" not in variants]
+    chosen = [row for row, variant in enumerate(variants) if variant == taken]
     _check_step([names[row] for row in chosen], [steps[row] for row in chosen])
     return [paths[row] for row in chosen], [steps[row] for row in chosen]
 

@@ -29,7 +29,9 @@ NEIGHBOURS = 3  # k of precision and recall
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """What was kept, and of what. Of a loader under several processes, indices and scores are of this process's part.
+    """The kept images and their scores.
+
+    For a loader under several processes, indices and scores are of this process's part.
 
     Attributes:
         indices: `(m,)` positions of the kept images, in the order of the source.

@@ -1,4 +1,4 @@
-"""What every weighter is: images or scores in, one detached weight per image out, over the joint batch of all ranks."""
+"""The base class of weighters: images or scores in, one detached weight per image out, over all ranks' batches."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Weighter:
         return {"calls": self.calls}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of something else."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to something else."""
         try:
             self.calls = int(state["calls"])
         except (KeyError, TypeError) as error:

@@ -61,7 +61,10 @@ def test_fit_score_filter_pick(samples, gmm, tmp_path, capsys):
     table_path = tmp_path / "scores.csv"
     code, out, err = run(["score", samples, "--scorer", gmm, "-o", table_path], capsys)
     assert code == 0
-    assert out.strip() == f"{table_path}: 60 images; 3 with problems"
+    counts, digest = out.splitlines()
+    assert counts == f"{table_path}: 60 images; 3 with problems"
+    assert digest.startswith("  giqa_gmm: median ")
+    assert "higher is better; worst " in digest
     assert all(f"  {name}: is not a readable image" in err for name in ("truncated.png", "text.jpg", "empty.bmp"))
     table = read_scores(table_path)
     name, calibrated = table.columns

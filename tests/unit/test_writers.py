@@ -24,7 +24,8 @@ def test_tags_are_made_in_one_place():
     assert make_tag("loss", "my loss", "a/b") == "qa_loss/my_loss/a_b"
     with pytest.raises(ValueError, match="group must be one of"):
         make_tag("other", "a", "b")
-    assert len(GROUPS) == 7
+    for group in GROUPS:
+        assert make_tag(group, "a", "b") == f"qa_{group}/a/b"
 
 
 def test_tensorboard_files_can_be_read_back(tmp_path):

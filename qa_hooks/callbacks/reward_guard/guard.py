@@ -1,4 +1,4 @@
-"""The alarm on reward hacking: a model that raises its score by what nobody meant.
+"""The alarm on reward hacking: a model that raises its score without making better images.
 
 guard = RewardGuard(reward, heldout=[niqe, other], base=unet, sample=sample, real=photographs, action="stop")
 with Hooks([guard], log_dir="runs/a").attach(optimizer): ...
@@ -43,26 +43,33 @@ ACTIONS = ("warn", "stop", "scale")
 class RewardGuard(Monitor):
     """Watches a run that is optimised for a score, and raises the alarm when the score is being exploited.
 
-    It works from images alone and knows more with more: `scorer` (is the score above that of real images?), `heldout`
-    (do scores that are not optimised follow?), `base` (how far has the model moved, and by which pattern?), `real`
-    (what is normal?). Without `real` the first look has to do for it. What is odd from the first look on is the model
-    and no alarm, so begin with a sound one; a single held-out score never makes an alarm.
+    It needs only images. Each further argument lets it detect more: `scorer` (is the score above the score of real
+    images?), `heldout` (do scores that are not optimised follow?), `base` (how far has the model moved, and by which
+    pattern?), `real` (what is normal?). Without `real`, the first look is used as the reference. Whatever looks odd at
+    the first look is taken as normal for this model: start from a sound one. One held-out score alone raises no alarm.
 
     Measured by `python -m benchmarks reward_guard --seeds 6` (super-resolution x3 of BSD100 by a small network, small
     quality networks as scorers, `base` and `real` given, 32 samples, a look every 5 steps; and digits):
 
-    - honest: no alarm in 30 runs (Wilson's 95 % interval 0 to 11 %): super-resolution by L1 from nothing, L1
-      fine-tuning, L1 with a tenth of reward; a VAE of digits from nothing, and fine-tuned. With `base="start"` 2 of the
-      6 from nothing of that VAE raised one: its samples are all alike at first.
-    - exploited: an alarm in 36 of 36 (90 to 100 %), at a median step of 10 by the reward alone, or ten times as strong
-      as L1 (24.0 dB before, then 14.2 and 18.2 dB); 17 three times as strong (22.4 dB); 25 and 30 with growing
-      sharpening (22.3 dB) and salt noise (20.2 dB); 15 for digits by their likelihood, before their spread has fallen.
-    - The held-out scores, of the optimised one's family, rose in all of them and would have raised none.
+    - honest: no alarm in 30 runs (Wilson's 95 % interval 0 to 11 %): super-resolution by L1 from random weights, L1
+      fine-tuning, L1 with a tenth of reward; a VAE of digits from random weights, and fine-tuned. With `base="start"`,
+      2 of the 6 VAE runs from random weights raised an alarm, because an untrained VAE makes nearly equal samples.
+    - exploited: an alarm in 36 of 36 runs (90 to 100 %). The PSNR was 24.0 dB before the exploit:
+
+          exploit                              median step of the alarm    PSNR there
+          the reward alone                     10                          14.2 dB
+          the reward ten times as strong as L1 10                          18.2 dB
+          three times as strong                17                          22.4 dB
+          growing sharpening                   25                          22.3 dB
+          growing salt noise                   30                          20.2 dB
+          digits by their likelihood           15                          (their spread has not fallen yet)
+    - The held-out scores belong to the same family as the reward. They rose in every exploited run, so they alone would
+      have raised no alarm.
 
     - "warn": each kind of alarm once, with its numbers.
     - "stop": warns and raises `TrainingStopped` out of `optimizer.step()` where attached, else sets
       `hooks.should_stop`; again at each look, so a resumed run stops, too.
-    - "scale": warns and calls `scale(step)`, at an alarm and again after each `patience` looks that it goes on. With
+    - "scale": warns and calls `scale(step)`, at an alarm and again every `patience` looks while the alarm lasts. With
       LoRA: `scale=lambda step: halve()`, where `halve` keeps a factor and calls `integrations.peft.scale_lora(model,
       factor)`. It runs on every process.
 
@@ -72,31 +79,33 @@ class RewardGuard(Monitor):
     been, and at an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
 
     Args:
-        scorer: the score that is optimised; its goodness, so higher is better here whatever its direction.
-        heldout: scores that are not; two or more, since one alone has been seen to rise with the fidelity gone.
-        base: the model before: `base(n, generator)` in the manner of `sample`; a network with LoRA, whose adapter is
-            switched off for `sample`; or with `images=` the name of its images. "start" takes the run's own first look.
-            It is asked once: at most 128 x 128 pixels of each image are kept, also in the state. None: the change since
-            the first look is measured and written, but is no evidence, since a run from nothing has to change.
-        real_level: of the score, in the scorer's own direction; by default its mean on `real`.
+        scorer: the score that is optimised. The guard reads its goodness, so a lower-is-better scorer works as well.
+        heldout: scores that are not optimised. Give two or more: a single one has risen while fidelity was lost.
+        base: the model before fine-tuning, as one of: a function `base(n, generator)` like `sample`; a network with
+            LoRA (its adapter is switched off while `sample` runs); with `images=`, the name of the base images; or
+            "start", the run's own first look. It is asked once; at most 128 x 128 pixels of each image are kept, also
+            in the state. None: the change since the first look is logged but never raises an alarm, because a run from
+            random weights must change.
+        real_level: the score of real images, in the scorer's own direction; by default the mean score of `real`.
         action: "warn", "stop" or "scale".
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
-        images: the name under which the loop hands images over. A look gathers those of successive steps, from the one
-            where it is due, until there are `n` on all processes together.
+        images: the name under which the loop hands images over. A look collects images from successive steps, starting
+            on its due step, until it has `n` from all processes together.
         real: real images of the samples' size, as many as there are up to 512: a tensor, a folder, a dataset, a loader.
-        scale: for "scale".
+        scale: called as `scale(step)` when `action="scale"`.
         every: steps between two looks.
         n: images of a look, at least 8.
-        batch_size, seed: of the samples; the same ones at each look.
+        batch_size, seed: batch size and seed of the samples; every look makes the same samples.
         patience: looks in a row that must be suspicious.
-        extractor: of the features for diversity and drift.
-        value_range: of the images; by default the scorers'.
-        name: in the tags.
+        extractor: makes the features for diversity and drift.
+        value_range: value range of the images; by default the scorers' range.
+        name: the name in the tags.
         folder: also write the sheet there.
 
     Attributes:
-        last: of the last look: "step", each value, "severity" and "alarms"; scores under "score", "heldout/{name}".
-        found: what was beyond its limit then, the worst first, alarm or not; `str` says it with its numbers.
+        last: what the last look measured: "step", each value, "severity" and "alarms"; scores under "score",
+            "heldout/{name}".
+        found: measurements beyond their limit at the last look, worst first, alarm or not; `str` gives the numbers.
         alarms: looks that ended in an alarm.
 
     Raises:
@@ -158,14 +167,14 @@ class RewardGuard(Monitor):
         self._loaded: dict[str, Any] = {}
 
     def due(self, step: int) -> bool:
-        """Also while a look gathers its images, and at the step where it has them."""
+        """Also due while a look is still collecting images, and on the step that completes it."""
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
     def functions(self) -> list[Callable[..., Any]]:
         return self._looks.functions()
 
     def on_train_start(self, ctx: Context) -> None:
-        """Measure the real images; here, so that their time does not count as that of each look."""
+        """Measure the real images now, so that this time is not counted in the looks."""
         if ctx.rank != 0:
             return
         try:
@@ -227,7 +236,7 @@ class RewardGuard(Monitor):
                 rule.waited = 0  # what was scaled gets its time
 
     def _begin(self, ctx: Context, rows: Rows) -> AlarmRule:
-        """The yardstick, at the first look; its numbers on every process, its features on rank 0 alone."""
+        """Compute the reference levels at the first look. All ranks hold the numbers, only rank 0 the features."""
         levels = Levels({}, {}, {})
         with together():
             if ctx.rank == 0:

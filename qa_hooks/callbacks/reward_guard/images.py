@@ -1,8 +1,8 @@
-"""What a `RewardGuard` looks at: the run's images, the base's of the same inputs, and real ones, measured."""
+"""Measurements of a `RewardGuard`: the run's images, the base model's images for the same inputs, real images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
-from qa_hooks.images import Range, check_range, to_uint8, to_unit
+from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source, count_images, image_batches, image_paths, is_shared
+from qa_hooks.scorers.scorer import Scorer, common_range
+from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
@@ -69,9 +69,10 @@ class GuardImages:
         if callable(base) and not isinstance(base, nn.Module):
             check_call("base", base, "base(n, generator)", 1, torch.Generator("cpu"))
         if real is not None:
+            check_source(real)
             image_paths(real)  # a folder that is missing is told now
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
-        self.value_range = _one_range(self.scorers, value_range)
+        self.value_range = common_range(self.scorers.values(), value_range)
         self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
         self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
@@ -211,15 +212,8 @@ def _check_base(base: Any, *, sampling: bool) -> None:
     )
 
 
-def _one_range(scorers: Mapping[str, Scorer], value_range: Range | None) -> Range:
-    ranges = {scorer.value_range for scorer in scorers.values()} | ({value_range} if value_range else set())
-    if len(ranges) > 1:
-        raise ValueError(f"the scorers and value_range= declare different ranges, {sorted(ranges)}; images have one")
-    return check_range(ranges.pop() if ranges else (0.0, 1.0))
-
-
 def gathered_rows(rows: Rows) -> Rows:
-    """Of all processes, in rank order; a process without images does not know what its rows would look like."""
+    """The rows of all processes, in rank order; a process without images does not know the shapes of its rows."""
     if not is_distributed():
         return dict(rows)
     described = {key: (row.dtype, row.shape[1:]) for key, row in rows.items()}
@@ -230,7 +224,7 @@ def gathered_rows(rows: Rows) -> Rows:
 
 
 def in_order(rows: Rows) -> Rows:
-    """By position; where all processes begin at 0, the first of each comes first."""
+    """The rows sorted by position; where all processes begin at 0, the first rows of all processes come first."""
     if not rows:
         return {}
     order = rows.pop("position").argsort(stable=True)

@@ -15,8 +15,8 @@ from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
@@ -66,7 +66,7 @@ class ImageSet:
 
 
 def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
-    """Drop what failed, and of the larger sets what makes them larger; of paired sets whole pairs."""
+    """Drop files that failed, and cut all sets to one size; from paired sets whole pairs are dropped."""
     masks = [images.readable() for images in sets]
     if paired:
         masks = [torch.stack(masks).all(0)] * len(masks)
@@ -81,7 +81,7 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
 def image_sets(
     folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int, grid: str | None = None
 ) -> list[ImageSet]:
-    """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
+    """Equally many files of each folder, drawn at random; with `paired`, the files whose names all folders have.
 
     Raises:
         ValueError: a folder without images, or folders with no name in common.

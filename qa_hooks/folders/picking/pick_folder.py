@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.containers import member_file
-from qa_hooks._base.files import check_writable, whole_file
+from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
 from qa_hooks._base.text import true_cell
 from qa_hooks.drawing.contact_sheet import contact_sheet
@@ -132,10 +132,11 @@ def pick_folder(
             rows += [(paths[i], number(float(scores[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
             rows += [(paths[i], "nan", 0, "") for i in dropped]
             rows += [(path, "nan", 0, "") for path in table.failures if path not in set(paths)]
-            _refuse_strangers(out, {str(row[0]) for row in rows})
-            _write_manifest(out / "manifest.csv", rows)
-            _place(folder, target, kept, link=link, progress=progress)
-            save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
+            with exclusive(out / "manifest.csv"):  # another pick may have begun when the table was finished
+                _refuse_strangers(out, {str(row[0]) for row in rows})
+                _write_manifest(out / "manifest.csv", rows)
+                _place(folder, target, kept, link=link, progress=progress)
+                save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
     return PickedFolder(out, kept, table, made.name, made.higher_is_better, told)
 
 

@@ -160,7 +160,7 @@ class GrowingTable:
 
 
 def left_spec(path: Path) -> Line | None:
-    """What the table at `path` is of, also while it grows; None where there is none."""
+    """The spec of the table at `path`, also while the table grows; None if there is no table."""
     growing = growing_path(path)
     first = next(_whole_lines(growing), None) if growing.is_file() else None
     return first if first is not None else read_spec(path)

@@ -1,9 +1,9 @@
 """Score every image of a folder into a table that can be interrupted, continued and shared among processes.
 
 An image that cannot be read, or that a scorer refuses (too small, no reference), is listed and counted, and the rest
-goes on. Batches hold images of one size; how they are put together moves the last digits of some scorers, so tables
-made in one go, with interruptions or by several processes agree to float32 rounding. Memory holds one window of images,
-the paths, and at the end the rows as text.
+goes on. Batches hold images of one size. Batching can change the last digits of some scores: a table made in one go, a
+table made with interruptions and a table made by several processes agree to float32 rounding. Memory holds one window
+of images, the paths, and at the end the rows as text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from qa_hooks._base.containers import file_state
 from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks._base.processes import rank, together, world_size
 from qa_hooks.drawing.progress import Progress
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
 from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import scored_windows
 from qa_hooks.scorers import Scorer, create_scorer
 from qa_hooks.sources.grids import find_images
 from qa_hooks.sources.windows import read_ahead
@@ -63,8 +63,8 @@ def score_folder(
         grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         batch_size: images, or tiles, at a time; large ones come in smaller batches.
         device: where the scorers run; None leaves them where they are.
-        resume: continue an existing table; False replaces it. Images that changed since, by their file's time, are
-            scored again, images that are gone lose their rows, and images that failed are tried again.
+        resume: continue an existing table; False replaces it. Images whose file changed after the earlier run are
+            scored again. Rows of deleted images are removed. Images that failed are tried again.
         progress: show a bar when stderr is a terminal.
 
     Returns:

@@ -53,7 +53,7 @@ class Report:
         self._writer.flush()
 
     def line(self, step: int, values: dict[str, float], *, left_out: int, seconds: float) -> str:
-        """What is said of a step."""
+        """The line about a step: its values and the seconds it took."""
         parts = [f"{name} {values[name]:.4g} (std {values[f'{name}_std']:.3g})" for name in self.scorers]
         for value, name in self.metrics.items():
             if value in values:

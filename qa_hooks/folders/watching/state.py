@@ -50,15 +50,20 @@ class State:
 
     def add(self, step: int, values: dict[str, float], files: list[str]) -> None:
         """Remember a step; when it is the best so far, best.json says so."""
-        self.steps[step] = values
-        if self._consider(step):
-            self.write_best(files)
+        before, self.steps[step] = self.best, values
         steps = {
             step: {key: value if math.isfinite(value) else None for key, value in values.items()}
             for step, values in sorted(self.steps.items())
         }
         state = {"format": FORMAT, "version": VERSION, "settings": self.settings, "steps": steps}
-        write_text(self.path, json.dumps(state, indent=1))
+        try:
+            if self._consider(step):
+                self.write_best(files)
+            write_text(self.path, json.dumps(state, indent=1))
+        except OSError:  # a full disk: what is not on it is not remembered, and is tried again
+            del self.steps[step]
+            self.best = before
+            raise
 
     def best_is_written(self) -> bool:
         """Whether best.json says the same: it does not after a change of the goal, or when it got lost."""

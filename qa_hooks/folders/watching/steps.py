@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qa_hooks._base.containers import file_state
-from qa_hooks.sources.snapshots import list_snapshots
+from qa_hooks.sources.snapshots import list_snapshots, step_pattern
 
 TRIES = 3  # looks at a step with broken files
 MANY = 20  # steps
@@ -27,6 +27,8 @@ class Steps:
     """
 
     def __init__(self, folder: Path, *, pattern: str | None, patient: bool, tell: Callable[[str], None]) -> None:
+        if pattern is not None:
+            step_pattern(pattern)  # a mistake in it is told now
         self.folder, self.pattern, self.patient, self.tell = folder, pattern, patient, tell
         self.missing = ""  # why the last look found nothing
         self.pending = False  # whether the last look left steps that are not finished

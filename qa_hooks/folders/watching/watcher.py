@@ -1,10 +1,11 @@
 """Score the samples that a training run writes, from beside it: what `qa-hooks watch` calls.
 
 The trainer needs no change and cannot be harmed: its files are only read, nothing is locked, the log lies elsewhere.
-The step comes from the names (`qa_hooks.sources.snapshots.step_of`). A step is scored once, when its files have stayed
-as they are from one look to the next, or are old; files that cannot be read are tried again before they are left out.
+The step comes from the names (`qa_hooks.sources.snapshots.step_of`). A step is scored once its files did not change
+between two looks, or are older than `every` seconds (at least one second). Files that cannot be read are tried again
+before they are left out.
 
-What is there and which step it shows is in `steps`, what is remembered in `state`, what is written in `report`.
+`steps` finds the files of each step, `state` remembers what was scored, `report` writes the results.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import cut, grid_remark
 
 LOOKED_AT = 3  # steps whose pictures may be grids
-FEWEST = 20  # images of a step for which distances have an interval
+FEWEST_OF_STEP = 20  # images of a step that is measured by set metrics
+KNOWN = tuple(key for key, metric in METRICS.items() if not metric.needs)  # no classifier or scorer is at hand
 
 
 @dataclass
@@ -50,8 +52,11 @@ class WatchedFolder:
     """What `watch_folder` returns when it ends.
 
     Attributes:
-        steps: values by step: a scorer's name for its mean, `_std`; "fd", "kid", ..., `_low`, `_high`; "n".
-        alarms: `{"step", "key", "message"}` of those raised by this call.
+        steps: the values of each step, by key:
+            "{scorer}", "{scorer}_std": mean and standard deviation of a scorer's scores.
+            "fd", "kid", ...: a set metric, and "fd_low", "fd_high", ... the ends of its interval.
+            "n": the number of images.
+        alarms: `{"step", "key", "message"}` of each alarm raised by this call.
         best: `{"key", "mode", "step", "value", ...}`, or None.
     """
 
@@ -86,7 +91,8 @@ def watch_folder(
         folder: where the run writes; it may be empty or missing at first.
         scorers: whatever `create_scorer` takes; each image of a step is scored.
         real: real images; then the set metrics of each step with at least 20 images are measured too.
-        extractor, metrics: for them: what `create_extractor` takes, and of "fd", "kid", "pr".
+        extractor: what `create_extractor` takes; makes the features of the set metrics.
+        metrics: some of "fd", "kid", "pr": those in `set_metrics.METRICS` that need no classifier and no scorer.
         every: seconds between two looks.
         once: score what is there and return; a step that is still being written is waited for once.
         log_dir: where the results go; outside `folder`. The same call with the same folder goes on.
@@ -112,7 +118,7 @@ def watch_folder(
         watcher.begin(step, patient=not once)
         stack.callback(watcher.report.close)
         if real is not None:
-            watcher.use_real(real, extractor, check_metrics(metrics, ("fd", "kid", "pr")))
+            watcher.use_real(real, extractor, check_metrics(metrics, KNOWN))
         if guard:
             watcher.use_guard()
         watcher.prepare(best, mode, alarms)
@@ -236,7 +242,7 @@ class _Watcher:
             self.report.tell(remark)
         images = ImageSet(str(step), self.folder, paths)
         quiet: dict[str, Any] = {"batch_size": self.batch_size, "progress": False}
-        if self.extractor is not None and len(paths) >= FEWEST:
+        if self.extractor is not None and len(paths) >= FEWEST_OF_STEP:
             add_features(images, self.extractor, cache=None, **quiet)
         if self.scorers:
             add_scores(images, self.scorers, reference=self.folder, first=len(paths), device=self.device, **quiet)
@@ -274,13 +280,13 @@ class _Watcher:
             values[f"{name}_nonfinite"] = len(scores) - len(finite) - refused
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
-        if self.real is not None and len(images.paths) >= FEWEST and len(images.features):
+        if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
             sets = Sets(Reference.of(self.real.features), images.features)
             for key, estimate in estimate_metrics(sets, self.metrics).items():
                 interval = estimate.interval()
                 values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         elif self.real is not None:
-            self.report.tell(f"steps of fewer than {FEWEST} images have no {', '.join(self.metrics)}")
+            self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)
         if self.guard is not None:
             values |= self.guard.measure(images.paths, self.state.steps)

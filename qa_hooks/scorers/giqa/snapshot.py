@@ -6,8 +6,8 @@
     score                               mean_i sigmoid(logit_i)                       in [0, 1], higher is better
 
 N = 1 is a classifier of real and generated (BC); a regression of S_p is the paper's other baseline (IR). The labels
-suppose that the run gets better all the time: say where it stopped doing so (`max_iteration=`). Whatever tells real
-images from generated ones is learned too: give real images that were prepared like the run's training data.
+suppose that the run gets better all the time: say where it stopped doing so (`max_iteration=`). The scorer also learns
+accidental differences between real and generated images: give real images prepared like the run's training data.
 
 Source: Gu et al., "GIQA: Generated Image Quality Assessment", 2020, sections 3.1 and 4.
 """
@@ -160,19 +160,19 @@ class SnapshotScorer(TrainedScorer):
 
         It trains where the scorer is: `scorer.to("cuda")` first for torchvision's networks. The images are held in
         memory as bytes. With several processes the first one trains and the others wait for its result, so the timeout
-        of the process group must be longer than that takes.
+        of the process group must be longer than the training.
 
         Args:
             snapshots: a folder that `SnapshotCollector` or any trainer wrote, one image a file, the iteration in the
                 names (`qa_hooks.sources.snapshots.step_of`); or a pair of images `(n, C, H, W)` and iterations `(n,)`.
             real: real images: a tensor, a folder, files, a dataset or a loader.
-            steps, batch_size, lr: of the training; a batch is half real and half generated. 300, 600 and 1200 steps
-                ranked 0.79, 0.82 and 0.84 of the demo's pairs right.
+            steps, batch_size, lr: options of the training; a batch is half real and half generated. 300, 600 and 1200
+                steps ranked 0.79, 0.82 and 0.84 of the demo's pairs right.
             held_out: share of the real and of the generated images that is not trained on; at least 10 real ones.
-            calibration: "ecdf", "minmax", "sigmoid", or None for none.
-            max_iteration: images of this iteration and of later ones get the label S_g: where the run stopped getting
-                better. The last one of the snapshots by default.
-            max_images: use at most so many of each, taken evenly.
+            calibration: "ecdf", "minmax", "sigmoid", or None for no calibration.
+            max_iteration: the iteration after which the run no longer improved. Its images and later ones get the label
+                S_g. By default the last iteration of the snapshots.
+            max_images: use at most so many snapshots and so many real images, taken evenly.
             augment: shift images by up to a sixteenth of the side: 0.82 of another run's pairs right, 0.76 without it.
             flip: mirror half of the images; not for digits or text.
             progress: show bars when stderr is a terminal.

@@ -1,4 +1,4 @@
-"""What a snapshot scorer learns to predict, its loss, and how well it does.
+"""The targets of a snapshot scorer, its loss, and its accuracy on held-out images.
 
     pseudo label of a generated image   S_p = S_g * iteration / last iteration        (S_g = 0.9)
     of a real image                     S_p = 1

@@ -48,7 +48,7 @@ def create_library_scorer(spec: str, value_range: Range = (0.0, 1.0), **options:
 
 
 class LibraryScorer(Scorer):
-    """What the adapters share; a subclass writes `measure`.
+    """Base class of scorers that wrap a metric of another library; a subclass writes `measure`.
 
     Attributes:
         licence: of the library's code; a metric's weights can have their own.
@@ -106,7 +106,7 @@ class LibraryScorer(Scorer):
 
 
 class Metric(NamedTuple):
-    """What is known of a metric whose library does not say it.
+    """The facts about a metric that its library does not state.
 
     Attributes:
         path: of the function or class.

@@ -1,4 +1,4 @@
-"""Where the NIQE authors' parameters come from: a file of yours, an installed BasicSR, or a download.
+"""Find the NIQE authors' parameters: in a file of yours, in an installed BasicSR, or by download.
 
 They are not part of this package. The MATLAB release (`modelparameters.mat`) and BasicSR (`niqe_pris_params.npz`) hold
 the same numbers. sk-video's file of a similar name holds others (the mean alpha differs by 0.3) and is not used.

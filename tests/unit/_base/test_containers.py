@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, image_size, is_container, parse_grid
+from qa_hooks._base.containers import Grid, cut_grid, file_behind, file_state, is_container, parse_grid, picture_size
 from qa_hooks.folders import pick_folder, score_folder
 from qa_hooks.images import list_images, load_image, save_image
 from qa_hooks.scorers import FunctionScorer
@@ -76,7 +77,7 @@ def test_a_file_of_many_is_like_the_folder_of_its_pictures(images, level, tmp_pa
     paths = list_images(path)
     assert len(paths) == count_images(path) == len(images)
     assert all(torch.equal(load_image(member), image) for member, image in zip(paths, images, strict=True))
-    assert image_size(paths[0]) == (10, 12)
+    assert picture_size(paths[0]) == (10, 12)
     batches = torch.cat([batch for _, batch in image_batches(path, batch_size=2)])
     assert torch.equal(batches, images)
     assert file_behind(paths[0]) == path
@@ -173,3 +174,15 @@ def test_grids_without_a_frame_and_rows_that_are_not_full(tmp_path):
     for text in ("8", "8x", "0x4", "1x1", "8x8+", "8x8-2", "auto"):
         with pytest.raises(ValueError, match="a grid is COLUMNSxROWS"):
             parse_grid(text)
+
+
+def test_what_a_broken_file_of_many_raises_names_it(tmp_path):
+    (tmp_path / "text.zip").write_bytes(b"no zip")
+    (tmp_path / "text.npz").write_bytes(b"no zip")
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    whole = io.BytesIO()
+    np.save(whole, np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    (tmp_path / "short.npy").write_bytes(whole.getvalue()[:-100])
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
+            list_images(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +168,33 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path):
             width, height = image_size(tmp_path / f"a.{suffix}")
             assert load_image(tmp_path / f"a.{suffix}").shape == (3, height, width)
             assert (height < width) == (orientation < 5)
+
+
+def png_of_16_bits(samples: np.ndarray, colour_type: int) -> bytes:
+    """A PNG `(H, W, C)`, put together by hand, because Pillow does not write these kinds."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples.reshape(height, -1))
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def test_16_bits_with_transparency_keep_their_channels(tmp_path):
+    alpha = np.full((64, 64, 1), 30000)
+    for name, colours, kind in (("grey", GREY[:, :, None], 4), ("colour", COLOUR, 6)):
+        (tmp_path / f"{name}.png").write_bytes(png_of_16_bits(np.dstack([colours.astype(int) * 257, alpha]), kind))
+        assert torch.equal(load_image(tmp_path / f"{name}.png"), torch.from_numpy(colours.transpose(2, 0, 1).copy()))
+
+
+@pytest.mark.parametrize("levels", [np.uint8(GREY), GREY.astype(np.uint16) * 257])
+def test_a_tiff_whose_white_is_zero(tmp_path, levels):
+    path = tmp_path / "a.tif"
+    Image.fromarray(levels).save(path)
+    stored = path.read_bytes()
+    at = stored.index(struct.pack("<HHI", 262, 3, 1)) + 8  # a tag, one 16-bit number, then the number
+    path.write_bytes(stored[:at] + struct.pack("<H", 0) + stored[at + 2 :])
+    assert torch.equal(load_image(path)[0], torch.from_numpy(255 - GREY))

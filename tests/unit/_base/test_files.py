@@ -43,6 +43,12 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert names(only) == ["cats/0", "cats/1"]
 
 
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "a.png").write_bytes(b"")
+    assert sorted(path.name for path in walk_files(tmp_path)) == ["a.png", "circle"]
+
+
 def test_hidden_names_are_left_out_but_not_a_hidden_root(tmp_path):
     root = tree(tmp_path / ".root", "a", ".b", ".cache/c", "d/.e/f", "d/g")
     assert names(root) == ["a", "d/g"]
@@ -91,12 +97,25 @@ with whole_file({str(tmp_path / "a [1].json")!r}) as partial:
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "'=f.png", "'g.png", "h=i.png", "a,b.png"]
+    "name",
+    [
+        "=1+1.png",
+        "+a.png",
+        "-b.png",
+        "@c.png",
+        "\td.png",
+        "\re.png",
+        "'=f.png",
+        "'g.png",
+        "h=i.png",
+        "a,b.png",
+        "\uff1dj.png",
+    ],
 )
 def test_cells_that_a_spreadsheet_would_run(name):
     cell = next(csv.reader(io.StringIO(csv_line([name, "-1.5", 3]), newline="")))
     assert cell[1:] == ["-1.5", "3"]
-    assert cell[0][0] not in "=+-@\t\r"
+    assert cell[0][0] not in "=+-@\t\r\uff1d"
     assert true_cell(cell[0]) == name
     assert safe_cell("a.png") == "a.png"
 

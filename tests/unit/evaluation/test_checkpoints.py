@@ -110,7 +110,7 @@ def test_different_specs_are_refused():
         compare_checkpoints(plain, lambda n, g: torch.rand(n, 3, 9, 9, generator=g), brightness(), n=4)
     with pytest.raises(ValueError, match="of the pixels of sample_b lie outside"):
         compare_checkpoints(plain, lambda n, g: 2 * plain(n, g) - 1, brightness(), n=40)
-    with pytest.raises(ValueError, match="several ranges"):
+    with pytest.raises(ValueError, match="different ranges"):
         compare_checkpoints(plain, plain, [brightness(value_range=(-1, 1)), PSNR()], n=4)
     with pytest.raises(ValueError, match="real= and extractor="):
         compare_checkpoints(plain, plain, real=torch.rand(9, 3, 8, 8))

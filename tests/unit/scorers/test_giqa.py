@@ -181,6 +181,7 @@ class TestKNN:
         assert pairwise(little, much) > 0.95
         assert knn.calibrated()(digits[1000:]).mean().item() == pytest.approx(0.5, abs=0.07)
 
+    @pytest.mark.filterwarnings("ignore:giqa_knn has 200 real images:UserWarning")
     def test_more_neighbours_than_images(self, extractor, features):
         with pytest.raises(ValueError, match="k=300 neighbours need as many images in the bank, got 200"):
             KNNScorer(extractor, 300).fit_features(features[:200], calibration=None)
@@ -368,6 +369,7 @@ class TestCreate:
             assert scorer(images[:2]).shape == (2,)
         assert len(list(tmp_path.iterdir())) == 1
 
+    @pytest.mark.filterwarnings("ignore:a component has about:UserWarning")
     @pytest.mark.parametrize("name", ["giqa-gmm", "giqa-knn", "rank"])
     def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(self, name, photographs, tmp_path):
         """Whichever scorer, and whether it is fitted here or by its own `fit`."""

@@ -43,9 +43,10 @@ def test_sheets_of_photographs(crops, count, columns, padding, value):
     assert found == (columns, -(-count // columns), padding)
 
 
-def test_a_sheet_saved_as_jpeg(crops):
+@pytest.mark.parametrize("quality", [75, 90])
+def test_a_sheet_saved_as_jpeg(crops, quality):
     file = io.BytesIO()
-    Image.fromarray(sheet(crops, nrow=4)).save(file, "JPEG", quality=90)
+    Image.fromarray(sheet(crops, nrow=4)).save(file, "JPEG", quality=quality)
     assert find_grid(np.asarray(Image.open(file))) == (4, 4, 2)
 
 

@@ -163,6 +163,54 @@ def test_a_sampler_that_says_its_length_is_read_for_one_epoch(images):
     assert torch.equal(read(DataLoader(TensorDataset(images), batch_size=4, sampler=EndlessWithLength())), images)
 
 
+class Stream(IterableDataset):
+    """New images for ever; of which it says to have `length`, or nothing."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield torch.rand(3, 8, 8, generator=generator)
+
+
+class CountedStream(Stream):
+    def __len__(self) -> int:
+        return 20
+
+
+def test_a_stream_that_says_its_length_is_read_so_far():
+    expected = torch.stack(list(itertools.islice(iter(CountedStream()), 20)))
+    assert torch.equal(read(CountedStream()), expected)
+    for size in (1, 6, 20, 64):
+        assert torch.equal(read(DataLoader(CountedStream(), batch_size=size)), expected)
+
+
+def test_a_stream_of_new_images_is_told_of_and_given_up(monkeypatch):
+    monkeypatch.setattr("qa_hooks.sources.loaders.TOLD", 50)
+    monkeypatch.setattr("qa_hooks.sources.loaders.LONGEST", 200)
+
+    def batches():
+        while True:
+            yield torch.rand(10, 3, 8, 8)
+
+    for source in (batches(), Stream(), DataLoader(Stream(), batch_size=6)):
+        with (
+            pytest.warns(UserWarning, match=r"has given 5[0-9] images without an end") as told,
+            pytest.raises(ValueError, match=r"has given 20[0-9] images without an end: give the data set"),
+        ):
+            read(source)
+        assert len(told) == 1
+    assert len(read(itertools.islice(batches(), 30))) == 300
+    assert len(read(DataLoader(list(torch.rand(300, 3, 8, 8)), batch_size=64))) == 300
+
+
+def test_a_function_is_refused_when_the_monitor_is_made():
+    def batches():
+        yield torch.rand(4, 3, 8, 8)
+
+    with pytest.raises(TypeError, match="got the function batches; call it"):
+        GenerativeMonitor(lambda n, g: torch.rand(n, 3, 8, 8, generator=g), batches, extractor="random", n=64)
+
+
 def test_a_source_that_repeats_itself_for_ever_is_noticed(images):
     def forever():
         while True:

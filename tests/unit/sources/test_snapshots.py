@@ -7,7 +7,9 @@ import warnings
 import pytest
 import torch
 
+from qa_hooks.folders import watch_folder
 from qa_hooks.images import save_image
+from qa_hooks.scorers import FunctionScorer
 from qa_hooks.sources.snapshots import list_snapshots, step_of
 
 
@@ -26,9 +28,20 @@ def steps(root, pattern=None):
 def test_a_pattern_says_where_the_step_is():
     assert step_of("img_001_SRF_4_HR.png", r"img_(\d+)") == 1
     assert step_of("a/b-7/x12.png", r"b-(\d+)/") == 7
-    for pattern in (r"step(\d+)", r"img_\d+", r"(img)_"):
+    assert step_of("img_001_s2000.png", r"(img|pic)_\d+_s(?P<step>\d+)") == 2000
+    assert step_of("b7.png", r"a(\d+)|b(\d+)") == 7
+    for pattern in (r"step(\d+)", r"(img)_", r"img(\d+)?"):
         with pytest.raises(ValueError, match="has no step where"):
             step_of("img_001_SRF_4_HR.png", pattern)
+
+
+def test_a_pattern_that_is_none_is_told_before_a_watch_waits(tmp_path):
+    scorer = FunctionScorer(lambda images: images.mean((1, 2, 3)), name="level", higher_is_better=True)
+    for pattern, told in (("(", "no regular expression"), (r"img_\d+", "has no group"), ("", "has no group")):
+        with pytest.raises(ValueError, match=told):
+            step_of("img_001.png", pattern)
+        with pytest.raises(ValueError, match=told):  # though nothing is there yet
+            watch_folder(tmp_path / "later", scorers=scorer, step=pattern, log_dir=tmp_path / "log")
 
 
 def test_what_does_not_match_the_pattern_is_left_out_in_silence(tmp_path):
@@ -73,7 +86,7 @@ def test_names_that_hold_the_step_are_read_in_silence(tmp_path, names):
 
 
 @pytest.mark.parametrize(
-    "variant", ["{}-ema.png", "{}-mr.png", "ema/{}.png", "{}_interp.png", "EMA_{}.png", "{}.swa.png"]
+    "variant", ["{}-ema.png", "{}-mr.png", "ema/{}.png", "{}_interp.png", "EMA_{}.png", "{}.swa.png", "avg/{}.png"]
 )
 def test_variants_of_a_step_are_not_of_it(tmp_path, variant):
     plain = ["1000.png", "2000.png"]
@@ -85,5 +98,8 @@ def test_variants_of_a_step_are_not_of_it(tmp_path, variant):
 def test_variants_alone_are_taken_and_a_pattern_chooses(tmp_path):
     write(tmp_path, "1000-ema.png", "2000-ema.png")
     assert steps(tmp_path) == {"1000-ema.png": 1000, "2000-ema.png": 2000}
+    write(tmp_path, "1000-ema-interp.png")
+    with pytest.warns(UserWarning, match=r"1 images of .* were left out: their names say ema interp"):
+        assert steps(tmp_path) == {"1000-ema.png": 1000, "2000-ema.png": 2000}
     write(tmp_path, "1000.png")
-    assert steps(tmp_path, r"(\d+)-ema") == {"1000-ema.png": 1000, "2000-ema.png": 2000}
+    assert steps(tmp_path, r"(\d+)-ema\.") == {"1000-ema.png": 1000, "2000-ema.png": 2000}

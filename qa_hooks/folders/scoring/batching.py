@@ -1,4 +1,4 @@
-"""Scores of images on their way: windows of them in memory, batches of one size, and none lost to a bad neighbour."""
+"""Score images in batches of one size, window by window; a bad image does not spoil the others of its batch."""
 
 from __future__ import annotations
 
