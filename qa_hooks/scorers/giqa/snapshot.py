@@ -231,7 +231,7 @@ class SnapshotScorer(TrainedScorer):
 
     def take_facts(self, facts: dict[str, Any]) -> None:
         self.shape, self.report = tuple(facts["shape"]), facts["report"]
-        self.fitted_size = None if self.size else cast(Shape, self.shape)[1:]
+        self.fitted_size = None if self.size else self.shape[1:]
 
     def _quality(self, iterations: Tensor, max_iteration: float | None) -> Tensor:
         last = float(iterations.max()) if max_iteration is None else max_iteration
