@@ -35,14 +35,14 @@ def build(family: Family, name: str, scheduler: Any = None) -> tuple[Any, dict[s
     torch.manual_seed(0)
     kind, member = getattr(diffusers, name), family.members[name]
     parts = {**family.parts(), **member.parts()}
-    if scheduler is not None:
-        parts["scheduler"] = scheduler
     wanted = list(inspect.signature(kind.__init__).parameters.values())[1:]
     given = {p.name: parts.get(p.name) for p in wanted if p.name in parts or p.default is p.empty}
     for part in given.values():
         if isinstance(part, nn.Module):
             settle(part)
     pipe = kind(**given)
+    if scheduler is not None:
+        pipe.scheduler = scheduler  # past the constructor, which mends old configurations
     pipe.set_progress_bar_config(disable=True)
     known = inspect.signature(kind.__call__).parameters
     options = {"num_inference_steps": STEPS, "height": SIDE, "width": SIDE, **family.call(), **member.call}

@@ -116,6 +116,7 @@ LONGER = {
     "negative_prompt_embeds_mask_2": MASK,
     "distilled_guidance_scale": 3.0,
 }
+BOOLEAN = {"prompt_embeds_mask": MASK.bool(), "negative_prompt_embeds_mask": MASK.bool()}
 LAYERS = {"prompt_embeds": noise(4, 3, 16), "negative_prompt_embeds": noise(4, 3, 16, seed=6)}
 MASKS = {"prompt_attention_mask": MASK.bool(), "negative_prompt_attention_mask": MASK.bool()}
 CONTROL = torch.rand(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(8))
@@ -132,5 +133,5 @@ FAMILIES = {
     "Ovis": one("OvisImagePipeline", ovis),
     "LongCat": one("LongCatImagePipeline", longcat, lambda: text(enable_prompt_rewrite=False)),
     "HunyuanImage": one("HunyuanImagePipeline", hunyuan_image, lambda: text(**LONGER)),
-    "Krea 2": one("Krea2Pipeline", krea, lambda: text(**LONGER, **LAYERS)),
+    "Krea 2": one("Krea2Pipeline", krea, lambda: text(**{**LONGER, **LAYERS, **BOOLEAN})),
 }

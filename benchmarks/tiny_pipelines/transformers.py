@@ -269,12 +269,12 @@ def sprint() -> dict[str, Any]:
 TWO = {"num_inference_steps": 2, "guidance_scale": 4.5}
 SANA = Family(
     sana,
-    lambda: text(pag_scale=2.0, height=32, width=32, image=picture(side=32), **FIXED),
+    lambda: text(pag_scale=2.0, height=32, width=32, image=picture(side=32), negative_prompt=None, **FIXED),
     {
         "SanaPipeline": Member(),
         "SanaPAGPipeline": Member(),
         "SanaSprintPipeline": Member(sprint, TWO),
-        "SanaSprintImg2ImgPipeline": Member(sprint, {**TWO, "strength": 0.5, "num_inference_steps": 4}),
+        "SanaSprintImg2ImgPipeline": Member(sprint, {**TWO, "strength": 0.6}),
     },
 )
 FAMILIES = {
