@@ -130,7 +130,7 @@ FAMILIES = {
     "PRX": one("PRXPipeline", prx, lambda: text(**MASKS, **FIXED, guidance_scale=1.0)),
     "PRX in pixels": one("PRXPixelPipeline", lambda: prx(True), lambda: text(**MASKS, **FIXED, guidance_scale=1.0)),
     "Bria": one("BriaPipeline", bria),
-    "Ovis": one("OvisImagePipeline", ovis),
+    "Ovis": one("OvisImagePipeline", ovis, lambda: text(negative_prompt=None)),
     "LongCat": one("LongCatImagePipeline", longcat, lambda: text(enable_prompt_rewrite=False)),
     "HunyuanImage": one("HunyuanImagePipeline", hunyuan_image, lambda: text(**LONGER)),
     "Krea 2": one("Krea2Pipeline", krea, lambda: text(**{**LONGER, **LAYERS, **BOOLEAN})),
