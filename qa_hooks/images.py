@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_whole_batches
+
 Range = tuple[float, float]
 
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
@@ -116,7 +118,10 @@ class RangeGuard:
         self.warned = False
 
     def __call__(self, *, data: dict[str, Tensor] | None = None, predictions: dict[str, Tensor] | None = None) -> None:
-        if self.calls >= self.CALLS or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        check_whole_batches({**(data or {}), **(predictions or {})})
+        if self.calls >= self.CALLS:
             return
         self.calls += 1
         for name, images in (data or {}).items():
@@ -279,20 +284,13 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, s
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
-    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all.
-
-    Raises:
-        TypeError: not uint8; `to_uint8` makes it so from images of a declared range.
-    """
+    """Write one uint8 `(C, H, W)` picture as PNG (or what the suffix says); the file appears whole or not at all."""
     from PIL import Image
 
     from qa_hooks._base.files import whole_file
 
     if image.dtype != torch.uint8 or image.ndim != 3:
-        got = f"{image.dtype} of shape {tuple(image.shape)}"
-        raise TypeError(
-            f"a picture to write must be uint8 (C, H, W), as to_uint8(images, value_range)[0] is, got {got}"
-        )
+        raise TypeError(f"a picture must be uint8 (C, H, W): to_uint8(image); got {image.dtype}, {tuple(image.shape)}")
     array = image.detach().cpu().permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
     with whole_file(path) as partial:

@@ -60,6 +60,19 @@ def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
         raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
 
 
+def check_whole_batches(named: dict[str, torch.Tensor]) -> None:
+    """`RuntimeError` under `torch.func.vmap`, where the numbers of images cannot be looked at, shown or kept."""
+    functorch = torch._C._functorch
+    for name, images in named.items():
+        while functorch.is_functorch_wrapped_tensor(images):
+            if functorch.is_batchedtensor(images):
+                raise RuntimeError(
+                    f"{name} comes from torch.func.vmap, in which losses, penalties and scorers cannot be called: call "
+                    'them on the whole batch (N, C, H, W); reduction="none" of a loss gives a value for each image'
+                )
+            images = functorch.get_unwrapped(images)
+
+
 def warn(message: str) -> None:
     """A `UserWarning` for the line outside this package that led here, however many calls lie between."""
     level, frame = 1, sys._getframe(1)

@@ -25,8 +25,9 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
     - Python's, NumPy's, the CPU's and the current GPU's random state, grad mode and autocast;
     - the modes and the buffers of training parts of `modules`;
     - of any network that is called inside, however the caller came by it, right after each call: its modes, its buffers
-      (also those that move in eval mode), and the weights that its forward hooks or its training parts change. So code
-      which itself switches modes or swaps weights works as it would outside.
+      (also those that move in eval mode) and other tensors among its attributes, and the weights that its forward hooks
+      or its training parts change, also those of a network that a hook updates. So code which itself switches modes or
+      swaps weights works as it would outside.
 
     A network is in eval mode during its calls. One of `modules` that the code inside switches to train mode itself is
     called in train mode, and is put back as well. Compiled networks run uncompiled (before torch 2.6 they are protected
@@ -35,7 +36,8 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
     Not protected: random generators of the user's own and plain Python counters, which a monitor notices at its first
     measurement and says (`qa_hooks._base.reach.Traces`); weights of a part in eval mode that its own `forward` changes
     (their version tells: it is said, and from then on they are put back); weights that change only at a later call, by
-    `.data`; lists, files and anything else that the user's code keeps.
+    `.data`; a plain tensor of a network that a call replaces by another; lists, files and anything else that the
+    user's code keeps.
 
     Args:
         modules: networks to protect from the start, for code that changes them without calling them.

@@ -1,7 +1,8 @@
 """Networks that a monitor uses are put back as they were: modes, buffers, and weights that a call moves.
 
-What a network moves in a call is learnt at its first call: all its buffers, and the weights of parts that train or have
-forward hooks, are kept aside, compared afterwards and put back; later calls keep aside what was seen to move alone.
+What a network moves in a call is learnt at its first call: all its buffers and plain tensors, and the weights of parts
+that train or have forward hooks, are kept aside, compared afterwards and put back; later calls keep aside what was seen
+to move alone. A network that a hook reaches, such as an average that it updates, is protected with the hook's own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.reach import modules_of
 
 # The tensors of a part of a network that its calls move, by name; a part that is not in it has not been called yet.
 _MOVES: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
@@ -51,10 +53,10 @@ class Snapshot:
             called: it is about to be called: what the call moves shall be put back. Otherwise only the buffers of parts
                 that train are remembered.
         """
-        new = [part for part in module.modules() if part not in self.flags]
+        hooked = _hooked_parts(module) if called else set()
+        new = [part for part in dict.fromkeys((*module.modules(), *hooked)) if part not in self.flags]
         # All flags are read before any is set: a compiled module mirrors the one inside it.
         self.flags.update({part: part.training for part in new})
-        hooked = _parts_with_hooks(module) if called else set()
         for part in new:
             self._keep(part, called=called, hooked=part in hooked)
         for part in new:
@@ -74,7 +76,9 @@ class Snapshot:
     def _keep(self, part: nn.Module, *, called: bool, hooked: bool) -> None:
         first = called and part not in _MOVES
         moves = _MOVES.setdefault(part, set()) if called else set()
-        for tensors, learning in ((part._buffers, first), (part._parameters, first and (hooked or part.training))):
+        plain = {name: value for name, value in part.__dict__.items() if isinstance(value, Tensor)}
+        weights_move = first and (hooked or part.training)
+        for tensors, learning in ((part._buffers, first), (plain, first), (part._parameters, weights_move)):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
@@ -153,13 +157,15 @@ class ProtectedCalls:
         self._last = self._done = None
 
 
-def _parts_with_hooks(module: nn.Module) -> set[nn.Module]:
-    """All parts below one that has forward hooks of the user's: a hook may change any weight below its module."""
+def _hooked_parts(module: nn.Module) -> set[nn.Module]:
+    """All parts whose weights the user's forward hooks may change: below a hook's module, or what the hook reaches."""
     hooked: set[nn.Module] = set()
     for part in module.modules():
-        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        if part not in hooked and any(not type(hook).__module__.startswith("qa_hooks.") for hook in hooks):
-            hooked.update(part.modules())
+        for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
+            if not type(hook).__module__.startswith("qa_hooks."):
+                for reached in (part, *modules_of(hook)):
+                    if reached not in hooked:
+                        hooked.update(reached.modules())
     return hooked
 
 

@@ -34,7 +34,8 @@ class Traces:
 
     Example:
         >>> class Sampler:
-        ...     calls = 0
+        ...     def __init__(self):
+        ...         self.calls = 0
         ...     def __call__(self, n, generator):
         ...         self.calls += 1
         >>> sampler = Sampler()

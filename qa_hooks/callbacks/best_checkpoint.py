@@ -135,6 +135,10 @@ class BestCheckpoint(Callback):
         if reading is None or not reading.beats(last_kept, self.mode):
             return
         name = f"step_{ctx.step:08d}{self.suffix}"
+        if any(
+            entry["path"] == name for entry in self._kept
+        ):  # of a run before; best.json names it until it is replaced
+            name = f"step_{ctx.step:08d}_again{self.suffix}"
         partial = self.folder / f"partial_{name}"  # no dot in front: torch.save refuses such names
         error: Exception | None = None
         if ctx.rank == 0 or self.all_ranks:
@@ -145,7 +149,7 @@ class BestCheckpoint(Callback):
         message = first_error(error)
         if message is None:
             entry = {**to_plain(reading), "path": name, "spec": shared(self._watched.spec)}
-            others = [other for other in self._kept if other["path"] != name]
+            others = [other for other in self._kept if other["step"] != ctx.step]
             at = next((i for i, other in enumerate(others) if reading.beats(from_plain(other), self.mode)), len(others))
             kept = [*others[:at], entry, *others[at:]][: self.keep]
             if ctx.rank == 0:

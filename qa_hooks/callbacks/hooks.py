@@ -142,8 +142,10 @@ class Hooks:
         """
         if on_stop is not None:
             check_call("on_stop", on_stop, "on_stop()")
-        if self._attachment is not None or self._running:
-            raise RuntimeError("attach() goes with neither a second attach() nor explicit step() calls")
+        if self._attachment is not None or self._running or self._over:
+            raise RuntimeError(
+                "attach() goes with neither a second attach(), nor explicit step() calls, nor closed hooks"
+            )
         self._attachment, self._on_stop = Attachment(optimizer, self.callbacks, self._after_optimizer_step), on_stop
         try:
             for callback in self.callbacks:

@@ -149,6 +149,7 @@ def _features_of(fitted: Any, source: Source, *, generated: bool, batch_size: in
         batch_size=batch_size,
         value_range=fitted.value_range,
         generated=generated,
+        size=getattr(fitted, "size_asked_for", None),
         progress=progress,
         failures=failures,
     )

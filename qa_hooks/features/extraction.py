@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qa_hooks._base.checks import check_size
@@ -76,6 +77,7 @@ def extract_features(
     value_range: Range = (0.0, 1.0),
     generated: bool = False,
     quantised: bool = False,
+    size: tuple[int, int] | None = None,
     progress: bool = True,
     failures: dict[int, str] | None = None,
 ) -> Features:
@@ -94,6 +96,7 @@ def extract_features(
         generated: the images come from a model, so values outside the range are clamped and warned of at most; real
             images outside the range raise.
         quantised: round floating images to 8 bits first, as files would: FID is defined on those.
+        size: (height, width) that images are brought to before; None leaves theirs.
         progress: show a bar (rank 0, terminals only).
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
             the first one raises.
@@ -107,11 +110,12 @@ def extract_features(
         >>> len(extract_features(create_extractor("random"), torch.rand(5, 3, 16, 16)))
         5
     """
-    to_clamped, sizes = _guard(check_range(value_range), generated, quantised), set[tuple[int, int]]()
+    to_clamped, sizes = _guard(check_range(value_range), generated, quantised, size), set[tuple[int, int]]()
 
     def measure(images: Tensor) -> Tensor:
+        images = to_clamped(images.to(extractor.mean.device))
         sizes.add((images.shape[2], images.shape[3]))
-        features: Tensor = extractor(to_clamped(images.to(extractor.mean.device)))
+        features: Tensor = extractor(images)
         if not bool(torch.isfinite(features).all()):
             raise ValueError(f"{extractor.name} gives features that are not finite")
         return features
@@ -127,16 +131,21 @@ def extract_features(
     )
     indices = found.positions if has_positions(source) else torch.arange(len(found.rows), device="cpu")
     seen = gather_rows(torch.tensor(sorted(sizes), dtype=torch.int64, device="cpu").reshape(-1, 2)).unique(dim=0)
-    size = (int(seen[0, 0]), int(seen[0, 1])) if len(seen) == 1 else None
-    return Features(found.rows, extractor.fingerprint, indices, size)
+    one = (int(seen[0, 0]), int(seen[0, 1])) if len(seen) == 1 else None
+    return Features(found.rows, extractor.fingerprint, indices, one)
 
 
-def _guard(value_range: Range, generated: bool, quantised: bool) -> Callable[[Tensor], Tensor]:
-    """Checks the first batches and maps all of them to [0, 1], or to uint8."""
+def _guard(
+    value_range: Range, generated: bool, quantised: bool, size: tuple[int, int] | None
+) -> Callable[[Tensor], Tensor]:
+    """Checks the first batches and maps all of them to [0, 1] or to uint8, at the given size."""
     check = RangeGuard(value_range)
 
     def to_clamped(images: Tensor) -> Tensor:
         check(**{"predictions" if generated else "data": {"images": images}})
+        if size is not None and images.shape[2:] != size:
+            unit = F.interpolate(to_unit(images, value_range), size, mode="bilinear", antialias=True).clamp(0, 1)
+            return to_uint8(unit) if quantised else unit
         return to_uint8(images, value_range) if quantised else to_unit(images, value_range).clamp(0, 1)
 
     return to_clamped

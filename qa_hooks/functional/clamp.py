@@ -11,11 +11,16 @@ from qa_hooks.images import Range
 
 
 class _ClampInward(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx: Any, images: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(images)
-        ctx.bounds = low, high
+    def forward(images: Tensor, low: float, high: float) -> Tensor:
         return images.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bounds = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -23,6 +28,13 @@ class _ClampInward(torch.autograd.Function):
         # A descent step goes against the gradient.
         further_out = ((images > high) & (grad < 0)) | ((images < low) & (grad > 0))
         return grad.masked_fill(further_out, 0), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Tensor:
+        raise RuntimeError(
+            "clamp_inward, which ScoreLoss uses, has a gradient for descent and no forward-mode derivative: use "
+            "backward(), torch.autograd.grad or torch.func.grad"
+        )
 
 
 def clamp_inward(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.clamp import clamp_inward
+from qa_hooks.functional.numerics import is_transformed
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
 from qa_hooks.losses.loss import QALoss, needs_target
@@ -251,7 +252,7 @@ class ScoreLoss(QALoss):
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
         """Check once that the scorer gives a usable gradient. Noise is added because flat images may have none."""
-        if self._tried or torch.compiler.is_compiling():
+        if self._tried or torch.compiler.is_compiling() or is_transformed(pred):
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")

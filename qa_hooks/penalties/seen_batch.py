@@ -34,6 +34,8 @@ class SeenBatch:
             `batch=lambda: (real, fake)`.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> critic = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
         >>> generator = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (1, 2, 2)))
         >>> batch = SeenBatch(torch.optim.SGD(critic.parameters(), lr=0.1), critic, generator)

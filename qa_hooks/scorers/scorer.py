@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
@@ -62,6 +64,7 @@ class Scorer(KeepsFrozen):
         super().__init__()
         self.value_range = check_range(value_range)
         self.calibration: Calibration | None = None
+        self._said_size = False
         self._guard = RangeGuard(self.value_range)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
@@ -94,8 +97,14 @@ class Scorer(KeepsFrozen):
         self._guard(data=checked, predictions={"images": images})
         if "prompt" in inputs and (isinstance(prompt, str) or len(prompt) != images.shape[0]):
             raise ValueError(f"prompt must be a list of {images.shape[0]} strings, one for each image")
+        version = None if images.is_inference() else images._version
         with torch.autocast(images.device.type, enabled=False):
             scores = self.score(self._to_unit(images), **inputs)
+        if version is not None and images._version != version:
+            raise ValueError(
+                f"{self.name} has changed the images that it was given, in place: write it so that it makes new ones "
+                "(x * 2 for x.mul_(2)), or let it begin with images = images.clone()"
+            )
         if scores.numel() != images.shape[0]:
             raise ValueError(
                 f"{self.name} must give one score per image: {images.shape[0]} images, {tuple(scores.shape)}"
@@ -106,6 +115,11 @@ class Scorer(KeepsFrozen):
         """`(N,)`: the raw score or its negative, so that higher is always better."""
         scores: Tensor = self(images, **inputs)
         return scores if self.higher_is_better else -scores
+
+    @property
+    def size_asked_for(self) -> tuple[int, int] | None:
+        """What images are brought to before features are taken; None where they stay as they are."""
+        return self.fitted_size if self.other_sizes == "resize" else None
 
     def fit_calibration(self, goodness: Tensor, *, method: str = "ecdf") -> Scorer:
         """Fit the map to [0, 1] once, on the goodness of held-out real images; it is saved with the scorer.
@@ -189,6 +203,29 @@ class Scorer(KeepsFrozen):
     def _to_unit(self, images: Tensor) -> Tensor:
         as_it_is = images.dtype == torch.uint8 or (images.dtype == torch.float64 and self.keeps_float64)
         return to_unit(images if as_it_is else images.float(), self.value_range)
+
+    def _at_fitted_size(self, images: Tensor) -> Tensor:
+        odd = self._other_size((images.shape[2], images.shape[3]))
+        if not odd:
+            return images
+        if self.other_sizes == "resize" and self.fitted_size is not None:
+            return F.interpolate(images, self.fitted_size, mode="bilinear", antialias=True)
+        if self.other_sizes == "raise":
+            raise ValueError(odd)
+        if not self._said_size:
+            self._said_size = True
+            warn(odd)
+        return images
+
+    def _other_size(self, size: tuple[int, int] | None) -> str:
+        """What to say of images of this size; nothing where it is the fitted one, or either is unknown."""
+        if size is None or self.fitted_size is None or size == self.fitted_size:
+            return ""
+        own, other = (f"{height} x {width}" for height, width in (self.fitted_size, size))
+        return (
+            f"{self.name} was fitted on images of the size {own}: scores of {other} cannot be compared with theirs; "
+            'other_sizes="resize" (of the scorer, or of load_scorer) resizes images first'
+        )
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         for name, value in given.items():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import random
+import types
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -135,9 +137,24 @@ def own_generators(source: Any) -> list[Generator]:
         elif isinstance(item, (list, tuple)):
             parts = item[:100]
         elif not isinstance(item, (Tensor, np.ndarray, str, bytes, type)):
-            parts = getattr(item, "__dict__", {}).values()
+            parts = _parts(item)
         pending += [(part, depth + 1) for part in parts if not isinstance(part, (int, float, str, bytes, type(None)))]
     return list(found.values())
+
+
+def _parts(item: Any) -> list[Any]:
+    """What an object is made of: its attributes, and what a function has around it."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(item).__mro__]
+    names = [name for group in slots for name in ((group,) if isinstance(group, str) else group)]
+    parts = [*getattr(item, "__dict__", {}).values(), *(getattr(item, name, None) for name in names)]
+    if isinstance(item, functools.partial):
+        parts += [item.func, item.args, item.keywords]
+    if isinstance(item, types.MethodType):
+        parts.append(item.__self__)
+    for cell in (item.__closure__ or ()) if isinstance(item, types.FunctionType) else ():
+        with contextlib.suppress(ValueError):  # an empty one
+            parts.append(cell.cell_contents)
+    return parts
 
 
 def seed_generators(generators: Iterable[Generator], seed: int) -> None:

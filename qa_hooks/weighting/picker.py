@@ -99,15 +99,17 @@ def pick(
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise ValueError(f"keep must be a share, more than 0 and at most 1, got {keep!r}")
     shared = images is None or is_shared(images)
-    own = getattr(scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer, "extractor", None)
+    fitted = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+    own = getattr(fitted, "extractor", None)
     if extractor is None and (scores is None or real is not None):
         extractor = own
+    size = getattr(fitted, "size_asked_for", None) if extractor is own else None
     failures: dict[int, str] = {}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     value_range = scorer.value_range if scorer is not None else (0.0, 1.0)
     if features is None and extractor is not None and images is not None:
         features = extract_features(
-            extractor, images, value_range=value_range, generated=True, failures=failures, **options
+            extractor, images, value_range=value_range, generated=True, size=size, failures=failures, **options
         )
     total = count_images(images) if shared and images is not None else None
     if scores is not None:
@@ -125,7 +127,7 @@ def pick(
     before = after = None
     if features is not None:
         rows = _rows(features, scored, shared, ranking)
-        reference = rows if real is None else _reference(real, features, extractor, value_range, **options)
+        reference = rows if real is None else _reference(real, features, extractor, value_range, size, **options)
         before, after = _cost(reference, rows, count, seed)
     elif real is not None:
         raise ValueError("precision and recall need features of the images: give features=, or images and extractor=")
@@ -190,6 +192,7 @@ def _reference(
     features: Features | Tensor,
     extractor: FeatureExtractor | None,
     value_range: Range,
+    size: tuple[int, int] | None,
     *,
     batch_size: int,
     progress: bool,
@@ -200,9 +203,8 @@ def _reference(
         if extractor is None:
             raise ValueError("real images need an extractor: give extractor=, or real as Features")
         failures: dict[int, str] = {}
-        real = extract_features(
-            extractor, real, value_range=value_range, batch_size=batch_size, progress=progress, failures=failures
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "size": size}
+        real = extract_features(extractor, real, value_range=value_range, failures=failures, **options)
     if isinstance(features, Features) and features.fingerprint != real.fingerprint:
         raise ValueError(
             f"real images and the others have features of different extractors, {real.fingerprint} and "

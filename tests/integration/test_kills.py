@@ -27,7 +27,7 @@ import torch
 from qa_hooks.callbacks import BestCheckpoint, Hooks
 from qa_hooks.callbacks.callback import Monitor
 from qa_hooks.folders import score_folder, watch_folder
-from qa_hooks.images import list_images, save_image
+from qa_hooks.images import list_images, load_image, save_image
 from qa_hooks.scorers import FunctionScorer, GMMScorer, load_scorer
 from qa_hooks.writers import MemoryWriter
 
@@ -63,8 +63,8 @@ def watch(images: Path, folder: Path) -> None:
 
 
 def fit(images: Path, folder: Path) -> None:
-    scorer = GMMScorer("random", components=1, pca=2, calibration=None)
-    scorer.fit(images, progress=False)
+    scorer = GMMScorer("random", components=1, pca=2)
+    scorer.fit(images, calibration=None, progress=False)
     scorer.save(folder / "gmm.safetensors")
 
 
@@ -103,10 +103,14 @@ def whole_watch(images: Path, folder: Path) -> int:
 
 
 def whole_fit(images: Path, folder: Path) -> int:
+    """1 where the file is there, which then is the scorer of these images."""
     file = folder / "gmm.safetensors"
-    if file.exists():
-        load_scorer(file)
-    return int(file.exists())
+    if not file.exists():
+        return 0
+    pictures = torch.stack([load_image(path) for path in list_images(images)])
+    right = GMMScorer("random", components=1, pca=2).fit(pictures, calibration=None, progress=False)
+    torch.testing.assert_close(load_scorer(file)(pictures), right(pictures), rtol=1e-3, atol=1e-3)
+    return 1
 
 
 def whole_best(images: Path, folder: Path) -> int:
@@ -159,7 +163,7 @@ def start():
     """Starts a process, and gives its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["pytest", "torch", "qa_hooks.folders.watching.watcher", "qa_hooks.scorers.giqa.gmm"]
+        ["pytest", "torch", "qa_hooks.folders.watching.watcher", "qa_hooks.scorers.giqa.gmm", "sklearn.mixture"]
     )
 
     def run(*arguments) -> int:
@@ -181,15 +185,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def comparable(files: dict[str, bytes]) -> dict[str, object]:
-    """Without what differs between two undisturbed runs: names of curves, the time of a table."""
+    """Without what may differ: names of curves, the time of a table, what a checkpoint has taken the place of."""
     found: dict[str, object] = {}
     for name, content in files.items():
         if "tfevents" in name:
             continue
+        name, content = name.replace("_again", ""), content.replace(b"_again", b"")  # a step that was saved twice
         found[name] = content
         if name.endswith(".csv.json"):
             facts = json.loads(content)
             found[name] = {key: value for key, value in facts.items() if key != "started"}
+        if name.endswith(".safetensors"):  # rounding depends on where in memory numbers lie
+            found[name] = "a scorer"
+        if name == "best.json":
+            found[name] = {key: value for key, value in json.loads(content).items() if key != "leaving"}
     return found
 
 

@@ -158,3 +158,10 @@ def test_a_photograph_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was held sideways
     picture.save(tmp_path / "sideways.png", exif=exif)
     assert torch.equal(load_image(tmp_path / "sideways.png")[0], torch.arange(12).view(3, 4).rot90(-1).byte() * 20)
+
+
+@pytest.mark.parametrize("picture", [torch.rand(3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])
+def test_a_picture_that_is_not_in_bytes_is_refused_by_name(picture, tmp_path):
+    with pytest.raises(TypeError, match=r"a picture must be uint8 \(C, H, W\): to_uint8"):
+        save_image(picture, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

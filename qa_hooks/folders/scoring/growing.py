@@ -129,11 +129,22 @@ class GrowingTable:
             rows.extend(csv.reader(io.StringIO(text, newline=""), strict=True))
         except csv.Error:  # the file ends inside quotes
             whole = False
+        if path == self.path and rows and rows[0] != self.header:
+            raise ValueError(
+                f"{path} was changed by another program: its first line is {','.join(rows[0])[:80]!r}, expected "
+                f"{','.join(self.header)[:80]!r}: choose another output, or replace it with --overwrite (resume=False)"
+            )
         torn = rows[-1][:1] if rows and self.tiled and not whole else None
         found: dict[str, list[list[str]]] = {}
         for row in rows:
-            if row != self.header and len(row) == len(self.header) and row[:1] != torn:
-                found.setdefault(true_cell(row[0]), []).append(row[1:])
+            if (
+                row != self.header
+                and len(row) == len(self.header)
+                and row[:1] != torn
+                and all(map(_is_number, row[1:]))
+            ):
+                image = found.setdefault(true_cell(row[0]), [])
+                image[:] = [*(image if self.tiled else ()), row[1:]]
         return found
 
     def _compare(self, old: Mapping[str, Any]) -> None:

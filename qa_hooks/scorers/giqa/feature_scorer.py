@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks.features import FeatureExtractor, Features, create_extractor, extract_features
 from qa_hooks.features.rebuilding import rebuild_extractor
@@ -50,7 +49,7 @@ class FeatureScorer(Scorer):
         self, extractor: FeatureExtractor | str | Mapping[str, Any], *, value_range: Range = (0.0, 1.0)
     ) -> None:
         super().__init__(value_range=value_range)
-        self.extractor, self._said_size = self.keep(create_extractor(extractor)), False
+        self.extractor = self.keep(create_extractor(extractor))
         for name in self.fitted:
             self.register_buffer(name, None, persistent=False)
 
@@ -221,33 +220,10 @@ class FeatureScorer(Scorer):
         if not self._is_fitted:
             raise ValueError(f"{self.name} is not fitted: call fit(real_images) first")
 
-    def _at_fitted_size(self, images: Tensor) -> Tensor:
-        odd = self._other_size((images.shape[2], images.shape[3]))
-        if not odd:
-            return images
-        if self.other_sizes == "resize" and self.fitted_size is not None:
-            return F.interpolate(images, self.fitted_size, mode="bilinear", antialias=True)
-        if self.other_sizes == "raise":
-            raise ValueError(odd)
-        if not self._said_size:
-            self._said_size = True
-            warn(odd)
-        return images
-
     def _check_size(self, features: Features | Tensor) -> None:
         odd = self._other_size(features.size) if isinstance(features, Features) else ""
         if odd:
             raise ValueError(odd)
-
-    def _other_size(self, size: tuple[int, int] | None) -> str:
-        """What to say of images of this size; nothing where it is the fitted one, or either is unknown."""
-        if size is None or self.fitted_size is None or size == self.fitted_size:
-            return ""
-        own, other = (f"{height} x {width}" for height, width in (self.fitted_size, size))
-        return (
-            f"{self.name} was fitted on images of the size {own}: scores of {other} cannot be compared with theirs; "
-            'other_sizes="resize" (of the scorer, or of load_scorer) resizes images first'
-        )
 
     def _checked(self, features: Features | Tensor) -> Tensor:
         """Rows of features of this extractor."""

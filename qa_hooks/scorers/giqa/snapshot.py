@@ -33,7 +33,7 @@ from qa_hooks.scorers.giqa.snapshot_images import (
     split_snapshots,
     to_shape,
     warn_of_reading,
-)
+)  # fmt: skip
 from qa_hooks.scorers.giqa.snapshot_network import (
     SnapshotNetwork,
     check_backbone,
@@ -55,8 +55,7 @@ from qa_hooks.sources.batches import Source
 Own = TypeVar("Own", bound="SnapshotScorer")
 
 NAMES = {"ordinal": "giqa_mbc", "binary": "giqa_bc", "regression": "giqa_ir"}
-MIN_REAL = MIN_GENERATED = 20
-MIN_HELD_OUT = 10
+MIN_REAL, MIN_GENERATED, MIN_HELD_OUT = 20, 20, 10
 MAX_CLASSIFIERS, MAX_SIDE = 1000, 4096  # more of either is a broken file, or a mistake
 
 
@@ -71,7 +70,7 @@ class SnapshotScorer(TrainedScorer):
         pretrained: start from torchvision's weights (it downloads them) and not from scratch, as the paper does.
         thresholds: T_1 < ... < T_N in (0, 1] instead of the paper's, in units of S_p.
         generated_level: S_g, the label of the run's last images.
-        size, channels: what images are brought to, a side or (height, width), and 1 or 3; by default as the snapshots.
+        size, channels: what images are brought to, a side or (height, width), and 1 or 3; by default as most snapshots.
         seed: of the initial weights, the batches and the choice of held-out images.
         value_range: what the numbers of the images mean.
 
@@ -138,8 +137,8 @@ class SnapshotScorer(TrainedScorer):
         return ordinal_thresholds(count, generated_level=self.generated_level) if count else ()
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        network = self.network
-        return torch.sigmoid(network(to_shape(images.float(), cast(Shape, self.shape)))).mean(1)
+        network, shape = self.network, cast(Shape, self.shape)
+        return torch.sigmoid(network(to_shape(self._at_fitted_size(images.float()), shape))).mean(1)
 
     def fit_snapshots(
         self: Own,
@@ -194,7 +193,7 @@ class SnapshotScorer(TrainedScorer):
         with training_room(self._here.device, self.seed):
             with together():
                 source, iterations = split_snapshots(snapshots)
-                shape = input_shape(source, self.size, self.channels)
+                shape = input_shape(source, self.size, self.channels, self.value_range, limit=max_images)
             own = read_for_one(
                 real,
                 lambda: read_images("real", real, shape, **reading),
@@ -232,6 +231,7 @@ class SnapshotScorer(TrainedScorer):
 
     def take_facts(self, facts: dict[str, Any]) -> None:
         self.shape, self.report = tuple(facts["shape"]), facts["report"]
+        self.fitted_size = None if self.size else self.shape[1:]
 
     def _quality(self, iterations: Tensor, max_iteration: float | None) -> Tensor:
         last = float(iterations.max()) if max_iteration is None else max_iteration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_size, warn
 from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
-from qa_hooks.sources.batches import Source, image_batches, warn_left_out
+from qa_hooks.sources.batches import Source, warn_left_out
 from qa_hooks.sources.snapshots import list_snapshots
 
 READ_BATCH = 64
@@ -76,15 +77,32 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     return images, iterations.cpu()
 
 
-def input_shape(source: Source, size: tuple[int, int] | None, channels: int | None) -> Shape:
-    """(C, H, W) of a network's input: as asked for, otherwise that of the first image that can be read."""
-    first = next((images for _, images in image_batches(source, batch_size=1, failures={})), None)
-    if first is None:
+def input_shape(
+    source: Source, size: tuple[int, int] | None, channels: int | None, value_range: Range, *, limit: int
+) -> Shape:
+    """(C, H, W) of a network's input: as asked for, otherwise the size that most of the images have.
+
+    Colour where any image has it. Where sizes differ, it is said which one all are brought to.
+
+    Raises:
+        ValueError: no image can be read, or they are too small.
+    """
+    sizes, colours = Counter[tuple[int, int]](), set[int]()
+    reading: dict[str, Any] = {"batch_size": READ_BATCH, "failures": {}, "generated": True, "progress": False}
+    for _, images in training_batches("snapshots", source, value_range, limit=limit, **reading):
+        sizes[images.shape[2], images.shape[3]] += len(images)
+        colours.add(images.shape[1])
+    if not sizes:
         raise ValueError("none of the snapshots can be read")
-    height, width = size or (first.shape[2], first.shape[3])
+    height, width = size or max(sizes, key=lambda sides: (sizes[sides], -sides[0] * sides[1], sides))
+    if len(sizes) > 1 and size is None:
+        warn(
+            f"the snapshots have {len(sizes)} sizes; all are brought to {height} x {width} (height x width), which "
+            "most of them have: size= says another"
+        )
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"snapshots must have at least {MIN_SIDE} pixels a side, got {height} x {width}")
-    return channels or (1 if first.shape[1] == 1 else 3), height, width
+    return channels or (1 if colours == {1} else 3), height, width
 
 
 def to_shape(images: Tensor, shape: Shape) -> Tensor:

@@ -194,11 +194,13 @@ class TestBestCheckpoint:
             with contextlib.suppress(Killed):
                 train([5.0, 3.0], tmp_path, saver=Saver(folders=True), state=state)
             monkeypatch.undo()
+            named = json.loads((tmp_path / "best.json").read_text())["path"]
+            assert (tmp_path / named / "weights").read_text() == "2"  # at any moment, not only after the next start
             _, _, best = train([5.0, 9.0], tmp_path, saver=Saver(folders=True), state=state)
-        assert best.best["path"] == "step_00000002"
-        assert best.best["value"] == (4.0 if operation <= 2 else 3.0)  # in place, it counts
-        assert (tmp_path / "step_00000002" / "weights").read_text() == "2"
-        assert names(tmp_path) == ["best.json", "step_00000002"]
+        path, value = ("step_00000002", 4.0) if operation == 1 else ("step_00000002_again", 3.0)  # in place, it counts
+        assert (best.best["path"], best.best["value"]) == (path, value)
+        assert (tmp_path / path / "weights").read_text() == "2"
+        assert names(tmp_path) == ["best.json", path]
 
     def test_a_resumed_run_agrees_with_its_folder(self, tmp_path):
         values = [5.0, 4.0, 4.5, 3.0, 3.5]

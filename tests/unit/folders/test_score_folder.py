@@ -497,3 +497,32 @@ def test_the_median_and_the_worst(folder, tmp_path):
     first, second = table.digest(shown=1)
     assert first == f"level: median {np.median(list(levels().values())):.4g}, higher is better; worst a.png 0.01961"
     assert second.endswith("lower is better; worst  z.png 0.5686")
+
+
+@pytest.mark.parametrize("change", ["twice", "empty", "word", "short"])
+def test_rows_that_another_program_has_changed_are_scored_again(folder, tmp_path, change):
+    output = tmp_path / "scores.csv"
+    score_folder(folder, Counting(), output)
+    whole = output.read_bytes()
+    name, value = "b b.png", number(levels()["b b.png"])
+    row = f"{name},{value}\n".encode()
+    assert whole.count(row) == 1
+    changed = {"twice": row * 2, "empty": b"b b.png,\n", "word": b"b b.png,good\n", "short": b"b b.png\n"}[change]
+    output.write_bytes(whole.replace(row, changed))
+    again = Counting()
+    score_folder(folder, again, output)
+    assert again.seen == (change != "twice")
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", [(b",", b";"), (b"path,level", b"path,level,note"), (b"path,level", b"level,path")])
+def test_a_table_with_other_columns_is_somebodys_work(folder, tmp_path, change):
+    output = tmp_path / "scores.csv"
+    score_folder(folder, Counting(), output)
+    whole = output.read_bytes()
+    output.write_bytes(whole.replace(*change))
+    with pytest.raises(ValueError, match="was changed by another program: its first line is"):
+        score_folder(folder, Counting(), output)
+    assert output.read_bytes() == whole.replace(*change)
+    score_folder(folder, Counting(), output, resume=False)
+    assert output.read_bytes() == whole

@@ -472,3 +472,18 @@ def test_a_ceiling_can_be_numpys_number():
     assert ScoreLoss(scorer(), ceiling=measured).ceiling == 0.5
     with pytest.raises(TypeError, match="got str; take one of create_scorer"):
         ScoreLoss("niqe_bsd100")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own forward mode
+def test_torch_func_grad_is_the_gradient_and_vmap_and_forward_mode_are_refused_in_words():
+    scorer = FunctionScorer(lambda images: images.square().mean((1, 2, 3)), name="bright", higher_is_better=True)
+    images = (torch.rand(2, 1, 8, 8) * 1.2 - 0.1).requires_grad_()  # some lie outside the range
+    loss = ScoreLoss(scorer, ceiling=1.0)
+    (right,) = torch.autograd.grad(loss(images), images)
+    torch.testing.assert_close(torch.func.grad(ScoreLoss(scorer, ceiling=1.0))(images.detach()), right)
+    with pytest.raises(RuntimeError, match=r"pred comes from torch\.func\.vmap"):
+        torch.func.vmap(lambda image: loss(image[None]))(images.detach())
+    with pytest.raises(RuntimeError, match=r"images comes from torch\.func\.vmap"):
+        torch.func.vmap(torch.func.grad(lambda image: scorer(image[None]).sum()))(images.detach())
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(loss, (images.detach(),), (torch.ones_like(images),))

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from qa_hooks.losses import ScoreLoss
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.catalogue import SPECS
+from qa_hooks.weighting import OHEM
 from toy_scorers import brightness
 
 
@@ -228,3 +230,11 @@ class TestFiles:
             assert issubclass(entry.kind, Scorer), name
             assert set(entry.options) <= set(inspect.signature(entry.kind).parameters), name
             assert entry.needs_fit == (name.startswith("giqa-") or name == "rank")
+
+
+@pytest.mark.parametrize("use", ["scorer", "OHEM", "ScoreLoss"])
+def test_a_function_that_changes_its_images_in_place_is_refused(use):
+    scorer = FunctionScorer(lambda images: images.mul_(2).mean((1, 2, 3)), name="doubling", higher_is_better=True)
+    uses = {"scorer": scorer, "OHEM": OHEM(scorer), "ScoreLoss": ScoreLoss(scorer, ceiling=1.0)}
+    with pytest.raises(ValueError, match="doubling has changed the images that it was given, in place"):
+        uses[use](torch.rand(2, 3, 8, 8) / 2)

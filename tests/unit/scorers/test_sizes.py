@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qa_hooks.evaluation.quality_diversity import quality_score
+from qa_hooks.evaluation.quality_diversity import diversity_score, quality_score
 from qa_hooks.features import create_extractor, extract_features
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.losses import ScoreLoss
-from qa_hooks.scorers import GMMScorer, KNNScorer, create_scorer, load_scorer
-from qa_hooks.weighting import OHEM
+from qa_hooks.scorers import GMMScorer, KNNScorer, MBCScorer, create_scorer, load_scorer
+from qa_hooks.weighting import OHEM, pick
 
 NARROW = {"type": "random", "width": 4}
 
@@ -113,3 +114,52 @@ class TestExtractorsWhoseLengthDependsOnTheSize:
     def test_a_fixed_size_takes_any(self, images):
         extractor = create_extractor(nn.Flatten(), name="flat", size=16)
         assert extractor(images[:2]).shape == extractor(enlarged(images[:2])).shape == (2, 768)
+
+
+def test_where_resizing_is_asked_for_features_are_taken_at_the_fitted_size_too(fitted, images, tmp_path):
+    fitted.save(tmp_path / "scorer.safetensors")
+    scorer = load_scorer(tmp_path / "scorer.safetensors", other_sizes="resize")
+    large = enlarged(images[80:])
+    picked = pick(large, scorer, keep=0.5, progress=False)
+    torch.testing.assert_close(picked.scores, scorer(large))
+    assert pick(large, scorer.calibrated(), keep=0.5, progress=False).indices.tolist() == picked.indices.tolist()
+    assert math.isfinite(diversity_score(scorer, images[:60], enlarged(images[:60])).value)
+    with pytest.raises(ValueError, match="32 x 32: scores of 64 x 64"):
+        pick(large, fitted, keep=0.5, progress=False)
+
+
+@pytest.mark.parametrize("odd", ["size", "grey"])
+def test_the_first_snapshot_does_not_decide_what_a_network_sees(odd, images, tmp_path):
+    """Most snapshots do, wherever the odd one stands."""
+    found = {}
+    for place in (0, 29):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        for number, image in enumerate(images[:30]):
+            if number == place:
+                image = enlarged(image[None])[0] if odd == "size" else image.mean(0, keepdim=True)
+            save_image(to_uint8(image), folder / f"step{number:03d}.png")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            scorer = MBCScorer(2).fit_snapshots(folder, images[30:90], steps=1, calibration=None, progress=False)
+        found[place] = scorer.shape, any("2 sizes; all are brought to 32 x 32" in str(w.message) for w in told)
+    assert found[0] == found[29] == ((3, 32, 32), odd == "size")
+
+
+def test_a_snapshot_scorer_says_that_images_are_resized_unless_a_size_was_asked_for(images, tmp_path):
+    def fit(**options):
+        steps = torch.arange(30) * 10
+        return MBCScorer(2, **options).fit_snapshots((images[:30], steps), images[30:90], steps=1, progress=False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own, asked = fit(), fit(size=32)
+    own.save(tmp_path / "own.safetensors")
+    for scorer in (own, load_scorer(tmp_path / "own.safetensors")):
+        with pytest.warns(UserWarning, match="fitted on images of the size 32 x 32: scores of 64 x 64"):
+            scorer(enlarged(images[:2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own(images[:2])
+        asked(enlarged(images[:2]))
+        load_scorer(tmp_path / "own.safetensors", other_sizes="resize")(enlarged(images[:2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 
@@ -61,6 +62,37 @@ class Noisy(Dataset):
         return self.images[index] + float(generator.uniform(0, 1))
 
 
+class InSlots:
+    __slots__ = ("generator",)
+
+    def __init__(self, generator) -> None:
+        self.generator = generator
+
+    def __call__(self) -> float:
+        return float(self.generator.uniform(0, 1))
+
+
+def in_a_closure(generator):
+    return lambda: float(generator.uniform(0, 1))
+
+
+def in_a_partial(generator):
+    return functools.partial(generator.uniform, 0, 1)
+
+
+class Shaken(Dataset):
+    """Its noise comes from a function that keeps the generator."""
+
+    def __init__(self, images, noise) -> None:
+        self.images, self.noise = images, noise
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index] + self.noise()
+
+
 GENERATORS = {
     "torch": lambda: torch.Generator().manual_seed(3),
     "numpy": lambda: np.random.default_rng(3),
@@ -91,6 +123,15 @@ def test_a_data_sets_own_generator_is_not_moved(images, kind):
         first, second = read(source), read(source)
         assert torch.equal(first, second)
         data_fingerprint(source)
+    assert torch.equal(watched[0], untouched[0])
+
+
+@pytest.mark.parametrize("kept", [InSlots, in_a_closure, in_a_partial])
+@pytest.mark.parametrize("kind", ["numpy's old", "python"])
+def test_a_generator_that_a_function_keeps_is_not_moved(images, kept, kind):
+    untouched, watched = (Shaken(images, kept(GENERATORS[kind]())) for _ in range(2))
+    for source in (watched, DataLoader(watched, batch_size=4)):
+        assert torch.equal(read(source), read(source))
     assert torch.equal(watched[0], untouched[0])
 
 
