@@ -67,7 +67,6 @@ from qa_hooks.integrations.diffusers.finetuner_checks import (
     check_gradient,
     check_reached,
     check_sampled,
-    check_sampled_range,
 )
 from qa_hooks.integrations.peft.sync import check_same_weights
 from qa_hooks.integrations.training_checks import inside_ddp
@@ -188,8 +187,6 @@ class RewardFinetuner:
             images = check_sampled(getattr(result, "images", result), calls)
             if self._steps == 0:
                 check_reached(images, self.denoiser)
-            if self._steps < RangeGuard.CALLS:
-                check_sampled_range(images, self.reward.value_range)
             self.images = images.detach()
             if self.reward.weight:
                 own, terms = self._reward_term(images, calls.kept, {"prompt": prompt, "real": real})

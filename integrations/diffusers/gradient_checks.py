@@ -125,8 +125,8 @@ def warn_without_gradient(trained: Iterable[tuple[str, Tensor]], images: Any, k:
     if lost:
         warnings.warn(
             f"{len(lost)} of {len(wanted)} tensors that require a gradient get none from the last k={k} steps: "
-            f"{_listed(lost)}. They stay as they are: take a larger k if they work in earlier steps, "
-            "or requires_grad_(False)",
+            f"{_listed(lost)}. They stay as they are: requires_grad_(False) if nobody trains them; a larger k if they "
+            "work in earlier steps; .train() for a network beside the denoiser that is trained as a whole",
             stacklevel=4,
         )
 

@@ -58,7 +58,8 @@ def grad_last_steps(
     `qa_hooks.integrations.peft.sync`: DDP does not see them.
 
     What is trained beside the denoiser (a text encoder, `prompt_embeds` that require a gradient, a control network)
-    gets the gradient of the same steps; a warning names what gets none.
+    gets the gradient of the same steps; a warning names what gets none. A text encoder in the state in which it was
+    loaded, in evaluation mode with all its parameters requiring a gradient, is not taken for one that is trained.
 
     Begin with k = 1, few steps and `timestep_spacing="trailing"`. With `timestep_spacing="leading"` the last step
     changes the image very little. With large k gradients grow. The pipeline clamps its images, which stops the gradient

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,22 @@ def decoder_name(pipe: Any) -> str | None:
     """Under which name the pipeline has the network that decodes its latents: vae, movq, vqgan; None for pixels."""
     found = [name for name, part in networks(pipe).items() if callable(getattr(part, "decode", None))]
     return next((name for name in found if name == "vae"), found[0] if found else None)
+
+
+def as_loaded(pipe: Any, called: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The networks beside the steps in the state in which a pipeline is loaded: all of their parameters require a
+    gradient, in evaluation mode. A text encoder of billions of weights is not meant to be trained for that.
+
+    Args:
+        pipe: the pipeline.
+        called: its denoisers.
+    """
+    idle = {name: part for name, part in networks(pipe).items() if name not in called and name != decoder_name(pipe)}
+    return {
+        name: part
+        for name, part in idle.items()
+        if not part.training and all(p.requires_grad for p in part.parameters())
+    }
 
 
 def trained(pipe: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ from qa_hooks.integrations.diffusers.gradient_checks import (
     warn_without_gradient,
 )
 from qa_hooks.integrations.diffusers.live_calls import LiveCalls
-from qa_hooks.integrations.diffusers.pipeline_parts import subclass, trained, without_no_grad
+from qa_hooks.integrations.diffusers.pipeline_parts import as_loaded, subclass, trained, without_no_grad
 from qa_hooks.integrations.diffusers.steps import detach_history, evaluations_of_last, evaluations_planned
 from qa_hooks.integrations.diffusers.unit_range import RangeOfPipeline
 
@@ -50,6 +50,7 @@ class PipelineRun(LiveCalls):
         self.samplings = 0
         self.range = RangeOfPipeline(pipe, self.plain_call)
         self.arguments: dict[str, Any] = {}
+        self.left_out: list[tuple[str, nn.Parameter]] = []  # networks as they were loaded, which nobody trains
         self.planned: int | None = None  # calls of scheduler.step
         self.cut: int | None = None  # of them, those that `strength` leaves
         self.called: dict[str, nn.Module] = {}  # denoisers called with a gradient
@@ -104,6 +105,10 @@ class PipelineRun(LiveCalls):
             self.arguments = dict(bound.arguments)
             self._begin()
             self.running = True
+            idle = as_loaded(pipe, self.parts)
+            self.left_out = [(f"{name}.{key}", p) for name, part in idle.items() for key, p in part.named_parameters()]
+            for _, p in self.left_out:
+                p.requires_grad_(False)
             try:
                 with torch.enable_grad():
                     output = inner(pipe, *args, **kwargs)
@@ -115,6 +120,8 @@ class PipelineRun(LiveCalls):
                 raise
             finally:
                 self.running = False
+                for _, p in self.left_out:
+                    p.requires_grad_(True)
                 self.outputs, self.arguments = [], {}
                 self.range.forget()
                 detach_history(self.scheduler)
@@ -131,7 +138,7 @@ class PipelineRun(LiveCalls):
         if self.outputs and self.samplings <= CHECKED:
             self._check_influence(next(part for part in tensors(output) if part.requires_grad))
         told = _TOLD.setdefault(next(iter(self.parts.values())), set())
-        wanted = list(trained(self.pipe, bound.arguments))
+        wanted = [*trained(self.pipe, bound.arguments), *self.left_out]
         if (self.k, len(wanted)) not in told:
             told.add((self.k, len(wanted)))
             warn_without_gradient(wanted, output, self.k)

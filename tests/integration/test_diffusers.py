@@ -331,13 +331,13 @@ def test_a_range_that_cannot_be_known_is_refused():
             pipe(generator=rng())
 
 
-def test_a_sample_in_another_range_than_the_reward_is_refused():
+def test_a_sample_in_another_range_than_the_reward_is_told():
     weight = nn.Linear(1, 1, bias=False)
     bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
     tuner = RewardFinetuner(lambda: weight(torch.linspace(-1, 1, 64).view(1, 1, 8, 8)[..., None])[..., 0], bright,
                             denoiser=weight, kl_weight=0.0)  # fmt: skip
     nn.init.constant_(weight.weight, 1.0)
-    with pytest.raises(ValueError, match=r"images in \[-1, 1\], and the reward judges images in \[0, 1\]"):
+    with pytest.warns(UserWarning, match=r"lies in \[-1, 1\] under value_range=\(0, 1\)"):
         tuner.step()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from typing import Any
 
@@ -94,7 +95,7 @@ class TwoStages(DiffusionPipeline):
         for step, t in enumerate(self.scheduler.timesteps):
             network = self.transformer_2 if step else self.transformer
             x = self.scheduler.step(network(x, t).sample, t, x).prev_sample
-        return ImagePipelineOutput(images=(x / 2 + 0.5).clamp(0, 1))
+        return ImagePipelineOutput(images=(x / 100 + 0.5).clamp(0, 1))
 
 
 def two_stages() -> TwoStages:
@@ -139,6 +140,51 @@ def test_what_nobody_calls_is_named_once():
         warnings.simplefilter("error")
         with grad_last_steps(pipe, 1):
             pipe(**tiny.options_of_sample())
+
+
+class WithEncoder(TwoStages):
+    """Its condition comes from a network that runs once, before the steps."""
+
+    @torch.no_grad()
+    def __call__(self, generator=None, output_type="pt", num_inference_steps=4, height=0, width=0):
+        condition = self.spare(torch.ones(1, 1)).view(1, 1, 1, 1)
+        x = torch.randn(2, 3, 8, 8, generator=generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.transformer(x + condition, t).sample, t, x).prev_sample
+        return ImagePipelineOutput(images=(x / 100 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("state", ["as loaded", "training", "adapter"])
+def test_an_encoder_is_trained_unless_it_is_as_it_was_loaded(state):
+    plain = two_stages()
+    pipe = WithEncoder(**{**plain.components, "spare": nn.Linear(1, 1)})
+    pipe.transformer_2.requires_grad_(False)
+    encoder = pipe.spare.train(state == "training")
+    encoder.bias.requires_grad_(state != "adapter")
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with grad_last_steps(pipe, 2):
+            found = gradient(lambda: pipe(**tiny.options_of_sample()), trained)
+    assert all(p.requires_grad for p in trained)
+    if state == "as loaded":
+        assert not any(part.any() for part in found)
+        assert any("2 in spare, such as 'spare.weight'" in str(warning.message) for warning in told)
+        return
+    assert not told
+    step, made = pipe.scheduler.step, itertools.count(1)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        torch.set_grad_enabled(next(made) >= 2)
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = counted  # the condition is added before the denoiser's call, so steps are followed here
+    with tiny.last_calls(pipe.transformer, 4, 2):
+        expected = gradient(lambda: inspect.unwrap(WithEncoder.__call__)(pipe, **tiny.options_of_sample()), trained)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(part.any() for part in expected)
 
 
 def test_reducing_gradients_tells_of_those_that_are_missing():

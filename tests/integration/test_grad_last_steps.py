@@ -32,6 +32,7 @@ from torch import nn
 from qa_hooks.integrations.diffusers import grad_last_steps
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),  # of Diffusers' KDPM2
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*bos_token_id.*"),
 ]

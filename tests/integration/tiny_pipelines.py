@@ -73,7 +73,7 @@ def stable_diffusion_xl() -> tuple[Any, dict[str, Any]]:
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40
     )
     parts = {"text_encoder": None, "tokenizer": None, "tokenizer_2": None}
-    encoder = CLIPTextModelWithProjection(config)
+    encoder = CLIPTextModelWithProjection(config).requires_grad_(False)
     pipe = StableDiffusionXLPipeline(
         vae(), text_encoder_2=encoder, unet=denoiser, scheduler=EulerDiscreteScheduler(), add_watermarker=False, **parts
     )
