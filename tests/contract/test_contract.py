@@ -194,9 +194,7 @@ def every_subclass(kind: type) -> set[type]:
 
 def test_the_tables_leave_nothing_out():
     losses = every_subclass(QALoss)
-    covered = set(LOSSES) | {
-        HGGTNegativeLoss.__name__
-    }  # takes votes: tests/unit/losses/test_hggt.py
+    covered = set(LOSSES) | {HGGTNegativeLoss.__name__}  # takes votes: tests/unit/losses/test_hggt.py
     assert {c.__name__ for c in losses if c.__module__.startswith("qa_hooks.losses")} == covered
     assert {c.__name__ for c in every_subclass(CriticPenalty)} == set(PENALTIES)
     own = every_subclass(Callback) - {Monitor}
