@@ -110,7 +110,9 @@ def _joined(parts: list[Ratings]) -> Ratings:
         return parts[0]
     if len({part.format for part in parts}) > 1:
         raise ValueError(f"the files have several forms: {', '.join(sorted({part.format for part in parts}))}")
-    lists = {name: [value for part in parts for value in getattr(part, name)] for name in ("names", *TEXTS)}
+    lists: dict[str, Any] = {
+        name: [value for part in parts for value in getattr(part, name)] for name in ("names", *TEXTS)
+    }
     spreads = [part.spread for part in parts if part.spread is not None]
     spread = torch.cat(spreads) if len(spreads) == len(parts) else None
     return replace(parts[0], rating=torch.cat([part.rating for part in parts]), spread=spread, **lists)

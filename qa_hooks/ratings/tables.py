@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,9 @@ class Ratings:
         mask = torch.as_tensor(keep)
         chosen = mask.nonzero().flatten() if mask.dtype == torch.bool else mask.long()
         rows = chosen.tolist()
-        columns = {name: [getattr(self, name)[i] for i in rows] for name in TEXTS if getattr(self, name)}
+        columns: dict[str, Any] = {
+            name: [getattr(self, name)[i] for i in rows] for name in TEXTS if getattr(self, name)
+        }
         spread = self.spread[chosen] if self.spread is not None else None
         return replace(self, names=[self.names[i] for i in rows], rating=self.rating[chosen], spread=spread, **columns)
 
