@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow coverage fuzz lint map bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m qa_hooks demo $(ARGS)
@@ -17,10 +17,20 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
+# Lines and branches of the package, in the terminal and in coverage.xml. There is no threshold: it shows what nobody runs.
+coverage: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-report=xml $(ARGS)
+
+fuzz: $(VENV)/.test
+	QA_HOOKS_FUZZ=long $(BIN)/python -m pytest tests/fuzz --timeout 14400 $(ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p qa_hooks
+
+map:
+	$(PYTHON) tests/map_imports.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
@@ -31,7 +41,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) torch torchvision
-	$(PIP) -e .
+	$(PIP) -e ".[demo]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed

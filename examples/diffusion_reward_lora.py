@@ -1,6 +1,7 @@
 """Tune a diffusion model on a quality score through LoRA, and see what it gains, what it loses and when to stop.
 
     python examples/diffusion_reward_lora.py                            # a DDPM of digits, a quarter of an hour
+    python examples/diffusion_reward_lora.py --flow                     # a flow-matching model of digits
     python examples/diffusion_reward_lora.py --recipes recommended --seed 1
     python examples/diffusion_reward_lora.py --pipeline PATH_OR_NAME --reward pyiqa:musiq --prompts prompts.txt
 
@@ -30,7 +31,14 @@ from qa_hooks.demo.diffusion import distances_to_base, peak_memory, train_digits
 from qa_hooks.demo.tables import write_table
 from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.images import make_grid, save_image, to_uint8
-from qa_hooks.integrations.diffusers import PipelineSampler, RewardFinetuner, grad_last_steps, reward_sample
+from qa_hooks.integrations.diffusers import (
+    PipelineSampler,
+    RewardFinetuner,
+    grad_last_steps,
+    predicted_image,
+    reward_sample,
+)
+from qa_hooks.integrations.diffusers.prediction import add_noise
 from qa_hooks.integrations.peft import inject_lora, load_lora, save_lora, scale_lora
 from qa_hooks.losses import ScoreLoss
 
@@ -55,6 +63,7 @@ RECIPES = {
     "KL 10, ceiling": Recipe(kl_weight=10.0, ceiling=True),
     "KL 30, k=5": Recipe(k=5, kl_weight=30.0),
     "recommended": Recipe(kl_weight=100.0),
+    "predicted image": Recipe("predicted", kl_weight=100.0),
 }
 
 
@@ -86,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--looks", type=int, default=128, help="images of a look")
     parser.add_argument("--samples", type=int, default=512, help="images that a row of the table is measured on")
     parser.add_argument("--base-steps", type=int, default=1400, help="of training the model of the digits")
+    parser.add_argument("--flow", action="store_true", help="a model of the digits by flow matching")
     parser.add_argument("--pipeline", help="a Stable Diffusion to tune instead: a folder, or a name on the hub")
     parser.add_argument(
         "--reward", default="niqe_bsd100", help="with --pipeline: a scorer, such as pyiqa:musiq, or a file"
@@ -102,7 +112,7 @@ def parse() -> argparse.Namespace:
 def digits_task(args: argparse.Namespace) -> Task:
     torch.set_num_threads(1)  # networks this small are slower on more
     digits = load_digits_images()
-    pipeline = train_digits_pipeline(digits.train, args.out / "base", steps=args.base_steps)
+    pipeline = train_digits_pipeline(digits.train, args.out / "base", steps=args.base_steps, flow=args.flow)
     real, evaluator = (digits.train + 1) / 2, Evaluator(digits)
     half, other = real.chunk(2)
 
@@ -138,6 +148,8 @@ def tune(task: Task, name: str, recipe: Recipe, args: argparse.Namespace) -> tup
     def sample(generator: torch.Generator) -> Tensor:
         if task.prompts is None:
             noise = torch.randn(args.batch_size, 1, 16, 16, generator=generator)
+            if recipe.method == "predicted":
+                return denoised(task, pipe, noise, generator)
             options = {"num_steps": task.call["num_inference_steps"], "method": recipe.method, "k": recipe.k}
             return reward_sample(pipe.unet, pipe.scheduler, noise, **options)
         chosen = torch.randint(len(task.prompts), (args.batch_size,), generator=generator)
@@ -179,6 +191,15 @@ def tune(task: Task, name: str, recipe: Recipe, args: argparse.Namespace) -> tup
     return pipe, {"steps": hooks.step_count, **row, "CPU s/step": sum(seconds) / max(1, len(seconds))}
 
 
+def denoised(task: Task, pipe: Any, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Real images, noised to random levels and cleaned by one call of the denoiser: an ordinary training batch."""
+    chosen = torch.randint(len(task.real), (len(noise),), generator=generator)
+    levels = pipe.scheduler.timesteps[torch.randint(len(pipe.scheduler.timesteps), (len(noise),), generator=generator)]
+    noisy = add_noise(pipe.scheduler, 2 * task.real[chosen] - 1, noise, levels)
+    images, _ = predicted_image(pipe.scheduler, pipe.unet(noisy, levels).sample, levels, noisy)
+    return images
+
+
 @torch.no_grad()
 def judge(task: Task, images: Tensor) -> dict[str, Any]:
     """The columns of the table that images tell."""
@@ -187,7 +208,7 @@ def judge(task: Task, images: Tensor) -> dict[str, Any]:
     if task.evaluator is not None:
         extractor = task.evaluator.extractor
         reference = make_reference(extractor, task.real, progress=False)
-        found = measure(extractor(to_uint8(images, (0, 1))), reference, ["fd", "precision_recall"], extractor=extractor)
+        found = measure(extractor(to_uint8(images, (0, 1))), reference, ["fd", "pr"], extractor=extractor)
         row |= {key: found[key].value for key in ("fd", "precision", "recall")}
     return row
 

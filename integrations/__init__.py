@@ -6,7 +6,8 @@
                     RewardFinetuner(sample, reward, denoiser=...): the loss of a step, held to the base model
     lightning       lightning_callback(hooks)
     transformers    trainer_callback(hooks)
-    peft            inject_lora(model, rank=16), save_lora, load_lora, merge_lora, scale_lora, without_lora(model)
+    peft            inject_lora(model, rank=16), save_lora, load_lora, merge_lora, scale_lora, without_lora(model);
+                    adapter="reward" for an adapter on top of others
                     save_adapter_only(accelerator, model): save_state without the base
                     reduce_gradients(parameters), sync_adapter(optimizer): the gradient over several processes
     sr              register("basicsr" | "traiNNer" | "neosr"), launch(...): parts for their configs

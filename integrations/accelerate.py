@@ -12,13 +12,13 @@ for batch in loader:
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from qa_hooks._base.checks import warn
 from qa_hooks.callbacks import Hooks, Monitor
 from qa_hooks.writers import WandbWriter
 
@@ -61,7 +61,7 @@ def attach(accelerator: Any, hooks: Hooks, *, optimizer: Any = None) -> Hooks:
     for callback in hooks.callbacks:
         wrapped = callback.networks() if isinstance(callback, Monitor) else []
         if any(isinstance(network, DistributedDataParallel) for network in wrapped):
-            warnings.warn(
+            warn(
                 f"{callback.state_key} samples from a model wrapped in DDP, which waits when not all ranks call it; "
                 "sample from accelerator.unwrap_model(model)"
             )
@@ -131,13 +131,13 @@ class TrackerWriter:
                 tracker.tracker.add_histogram(tag, values.detach().float().cpu().numpy(), global_step=step)
 
     def close(self) -> None:
-        """The trackers are the accelerator's: `accelerator.end_training()` closes them."""
+        """Do nothing: `accelerator.end_training()` closes the trackers."""
 
     def _trackers(self) -> list[Any]:
         trackers = list(self.accelerator.trackers)
         if not trackers and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 "the accelerator has no trackers, so nothing is logged: Accelerator(log_with=...) and "
                 "accelerator.init_trackers(...), or Hooks(..., log_dir=...)"
             )

@@ -1,4 +1,4 @@
-"""What the adapters share: the file that keeps the state of hooks. No framework is needed here."""
+"""The file that keeps the state of hooks, for all integrations. It needs no framework."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
+from qa_hooks._base.headers import parse_header
 
 FORMAT = "qa_hooks.state"
 
@@ -38,7 +39,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Read what `save_state` wrote (tuples come back as lists); `ValueError` names a file that is something else."""
     tensors, header = read_safetensors(path, "does not hold the state of hooks", format=FORMAT)
     try:
-        state: dict[str, Any] = _restored(json.loads(header["state"]), tensors)
+        state: dict[str, Any] = _restored(parse_header(header["state"]), tensors)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not hold the state of hooks: {error}") from error
     return state

@@ -12,7 +12,7 @@ REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor
 
 
 def check_plain_training(accelerator: Any) -> None:
-    """Refuse what shards the weights; `accelerator` may be None."""
+    """Refuse training that shards the weights (FSDP, DeepSpeed); `accelerator` may be None."""
     if accelerator is None:
         return
     if not hasattr(accelerator, "sync_gradients"):

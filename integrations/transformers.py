@@ -8,10 +8,10 @@ A callback cannot change the loss: for that, override `compute_loss`.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.checks import warn
 from qa_hooks.callbacks import Hooks
 from qa_hooks.integrations.hook_state import load_state, save_state
 
@@ -71,7 +71,7 @@ def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> 
                 save_state(hooks.state_dict(), path)
             except Exception as error:
                 if not self.warned:
-                    warnings.warn(
+                    warn(
                         f"{path} was not written, and a run that goes on from this checkpoint starts its hooks afresh: "
                         f"{type(error).__name__}: {error}. It tries again at the next checkpoint; said once"
                     )
@@ -91,7 +91,7 @@ def _resume(hooks: Hooks, folder: Path) -> None:
     if (folder / FILE).is_file():
         hooks.load_state_dict(load_state(folder / FILE))
     else:
-        warnings.warn(
+        warn(
             f"the run goes on from a checkpoint, but {folder / FILE} does not exist: the hooks start afresh; "
             "trainer_callback(hooks, resume_from=folder) names another folder"
         )

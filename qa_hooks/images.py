@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_whole_batches
+
 Range = tuple[float, float]
 
 # MATLAB's rgb2gray: the inverse of the YIQ matrix, normalised to sum 1.
 GREY_WEIGHTS = (0.298936021293775, 0.587043074451121, 0.114020904255103)
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
 
 def check_range(value_range: Sequence[float]) -> Range:
@@ -45,7 +45,7 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         floating: refuse integer tensors (they carry no gradient) with the conversion in the message.
 
     Raises:
-        TypeError: not a tensor, or not a floating one where a gradient is needed.
+        TypeError: not a tensor, not a floating one where a gradient is needed, or whole numbers other than uint8.
         ValueError: not four-dimensional, or empty.
     """
     if not isinstance(images, Tensor):
@@ -58,6 +58,11 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         raise TypeError(
             f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
             f"convert with `{name}.float() / 255` and declare value_range=(0, 1)"
+        )
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"{name} must be floating point, or uint8 from 0 to 255, got {images.dtype}; convert with "
+            f"`{name}.to(torch.uint8)` or `{name}.float() / 255`"
         )
     return images
 
@@ -113,7 +118,10 @@ class RangeGuard:
         self.warned = False
 
     def __call__(self, *, data: dict[str, Tensor] | None = None, predictions: dict[str, Tensor] | None = None) -> None:
-        if self.calls >= self.CALLS or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        check_whole_batches({**(data or {}), **(predictions or {})})
+        if self.calls >= self.CALLS:
             return
         self.calls += 1
         for name, images in (data or {}).items():
@@ -181,7 +189,9 @@ def as_tensor(images: Any) -> Tensor:
     if isinstance(images, np.ndarray):
         return _from_array(images)
     if type(images).__module__.startswith("PIL."):
-        return _from_pil(images)
+        from qa_hooks._base.decoding import pixels_of
+
+        return _from_array(pixels_of(images))
     if isinstance(images, Iterable):
         parts = [as_tensor(image) for image in images]
         if not parts:
@@ -208,39 +218,52 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     return check_images("images", tensor, floating=False)
 
 
-def _from_pil(image: Any) -> Tensor:
-    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip all but the darkest
-        return _from_array((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    mode = "L" if image.mode in ("L", "1") else "RGB"
-    return _from_array(np.asarray(image.convert(mode)))
-
-
 def load_image(path: str | Path) -> Tensor:
-    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey files and 3 otherwise; `ValueError` names a broken file.
+    """Read one file -> uint8 `(C, H, W)`, C = 1 for grey pictures and 3 otherwise.
 
     Turned upright where the camera noted how it was held; transparency is dropped; of several frames the first is read.
+
+    Args:
+        path: a picture, or a member of a file that holds many, as `list_images` names them.
+
+    Raises:
+        ValueError: no readable picture; the message names it.
+        FileNotFoundError: no such file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-    from PIL.Image import DecompressionBombError
+    from qa_hooks._base.containers import read_pixels
 
     try:
-        with Image.open(path) as image:
-            return _from_pil(ImageOps.exif_transpose(image))[0]
+        pixels = read_pixels(Path(path))
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+    except Exception as error:  # the parsers of a dozen formats raise what they like
+        raise ValueError(f"{path} is not a readable image: {error or type(error).__name__}") from error
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image, upright; of a file nothing but the header is read."""
+    from qa_hooks._base.containers import picture_size
+
+    return picture_size(Path(path))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below `folder`, sorted by path; `ValueError` when there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return paths
+    """All image files below `folder`, sorted by path, or the members of a file that holds many.
+
+    Links to folders are followed, and each folder is read once; folders and files whose names begin with a dot are not.
+
+    Args:
+        folder: a folder; a zip of images, as StyleGAN's tools make them; an `.npz` or `.npy` of uint8 images
+            `(N, H, W, C)`; a folder that a data set of the `datasets` library was saved to. Members have paths below
+            their file: `set.zip/00000/img00000000.png`.
+
+    Raises:
+        ValueError: no images.
+    """
+    from qa_hooks._base.containers import list_pictures
+
+    return list_pictures(Path(folder))
 
 
 def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
@@ -252,18 +275,12 @@ def to_uint8(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
 
 def make_grid(images: Tensor, *, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
     """`(N, C, H, W)` uint8 -> one uint8 picture `(C, h, w)`, on a light ground, each image enlarged `scale` times."""
-    count = images.shape[0]
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    channels, height, width = images.shape[1:]
-    shape = (channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
-    grid = torch.full(shape, 230, dtype=torch.uint8)
-    for index, image in enumerate(images.cpu()):
-        top = padding + (index // columns) * (height + padding)
-        left = padding + (index % columns) * (width + padding)
-        grid[:, top : top + height, left : left + width] = image
-    return grid
+    from torchvision.utils import make_grid as torchvision_grid
+
+    images = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = torchvision_grid(images, columns or math.ceil(math.sqrt(len(images))), padding, pad_value=230)
+    picture: Tensor = grid[: images.shape[1]]
+    return picture  # grey images come back in three channels
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
@@ -272,7 +289,9 @@ def save_image(image: Tensor, path: str | Path) -> None:
 
     from qa_hooks._base.files import whole_file
 
-    array = image.permute(1, 2, 0).numpy()
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        raise TypeError(f"a picture must be uint8 (C, H, W): to_uint8(image); got {image.dtype}, {tuple(image.shape)}")
+    array = image.detach().cpu().permute(1, 2, 0).numpy()
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
     with whole_file(path) as partial:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, kind)

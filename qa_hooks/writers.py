@@ -7,20 +7,22 @@ checkpoint is saved. x is the optimizer step.
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
 
-GROUPS = ("train", "eval", "loss", "weight", "sampler", "images", "perf")
+GROUPS = ("train", "eval", "loss", "weight", "images", "perf")
 
 
 def make_tag(group: str, name: str, stat: str) -> str:
     """`qa_{group}/{name}/{stat}`; characters that tools trip over become underscores.
+
+    TensorBoard's charts of values with bands draw nothing for a tag with parentheses or brackets.
 
     Example:
         >>> make_tag("eval", "niqe bsd100", "mean")
@@ -28,7 +30,7 @@ def make_tag(group: str, name: str, stat: str) -> str:
     """
     if group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
-    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,()@]+", "_", part).strip("_") or "_" for part in (name, stat))])
+    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,@]+", "_", part).strip("_") or "_" for part in (name, stat))])
 
 
 class Writer(Protocol):
@@ -45,6 +47,13 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Write what is pending."""
+
+
+def check_writer(writer: Any) -> None:
+    """`TypeError` unless it has the methods of a `Writer`."""
+    missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
+    if missing:
+        raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
 
 
 class MemoryWriter:
@@ -72,7 +81,7 @@ class MemoryWriter:
         self.histograms.setdefault(tag, []).append((step, values))
 
     def close(self) -> None:
-        """Nothing is pending."""
+        """Do nothing: nothing is pending."""
 
 
 class TensorBoardWriter:
@@ -183,7 +192,7 @@ class WandbWriter:
         self._log(tag, self._wandb.Histogram(np_histogram=bins), step)
 
     def close(self) -> None:
-        """The run is the user's: it stays open."""
+        """Do nothing: the user's run stays open."""
 
     def _log(self, tag: str, value: Any, step: int) -> None:
         row = int(self.run.step)
@@ -193,7 +202,7 @@ class WandbWriter:
                 row = int(self.run.step)
             elif not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn(
                     "your own run.log calls are rarer than these points, which overwrite each other within a W&B row; "
                     "WandbWriter(exclusive=True) keeps all where nobody else logs"
                 )
@@ -206,6 +215,26 @@ class GuardedWriter:
 
     def __init__(self, writer: Writer | None) -> None:
         self._writer = writer
+
+    @property
+    def name(self) -> str | None:
+        """The class of the writer; None if there is no writer, or if it was given up after an error."""
+        return None if self._writer is None else type(self._writer).__name__
+
+    def check(self) -> str:
+        """Whether it can write, in words: the writer is flushed, and a folder of its own must be writable."""
+        if self._writer is None:
+            return "nowhere: give log_dir= or writer="
+        folder = getattr(self._writer, "log_dir", None)
+        try:
+            check_writer(self._writer)
+            if folder is not None:
+                check_writable(folder)
+            if hasattr(self._writer, "flush"):
+                self._writer.flush()
+        except Exception as error:
+            return f"{self.name} FAILS: {type(error).__name__}: {error}"
+        return f"{self.name}{f' in {folder}' if folder is not None else ''}"
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._try("scalar", tag, float(value), step)
@@ -230,4 +259,4 @@ class GuardedWriter:
             getattr(self._writer, method)(*arguments)
         except OSError as error:
             self._writer = None
-            warnings.warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")
+            warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What training a denoiser's adapter needs of `qa_hooks.integrations.peft`, for those who look for it here."""
+"""The names of `qa_hooks.integrations.peft` that one needs to train a denoiser's adapter."""
 
 from qa_hooks.integrations.peft.checkpoint import save_adapter_only as save_adapter_only
 from qa_hooks.integrations.peft.sync import check_same_weights as check_same_weights

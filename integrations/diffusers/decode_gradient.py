@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from qa_hooks._base.processes import rank
 from qa_hooks._base.random import mixed_key
+from qa_hooks.integrations.diffusers.recompute import recomputed
 
 SATURATED = 0.99  # of the pixels: then the clamp to the image range leaves no gradient
 CHECKED = 3  # calls; after that nothing is read back
@@ -64,10 +64,11 @@ class DecodeGradient:
             output = self._full(latents, *args, **kwargs)
         self.calls += 1
         if self.calls <= CHECKED:
-            saturated = float((output.detach().abs() >= 1).float().mean())
-            if not torch.isfinite(output).all() or saturated >= SATURATED:
+            inside = output.detach().abs() < 1  # false for what is not a number
+            useless = 1 - float(inside.float().mean())
+            if not torch.isfinite(output).all() or useless >= SATURATED:
                 raise ValueError(
-                    f"{saturated:.0%} of the decoded pixels are outside [-1, 1] or not finite, where the pipeline's "
+                    f"{useless:.0%} of the decoded pixels are outside [-1, 1] or not finite, where the pipeline's "
                     "clamp leaves no gradient: the latents have the wrong scale for this VAE, or its type overflows"
                 )
         if not kwargs.get("return_dict", args[0] if args else True):
@@ -84,7 +85,7 @@ class DecodeGradient:
             with _blockwise(decoder):
                 decoded = self.decode(latents, *args, **kwargs)
         else:
-            decoded = recomputed(self.decode, latents, *args, use_reentrant=False, **kwargs)
+            decoded = recomputed(self.vae, self.decode, latents, *args, **kwargs)
         image: Tensor = decoded[0]
         return image
 
@@ -96,7 +97,7 @@ class DecodeGradient:
         factor = whole.shape[-1] // latents.shape[-1]
         sizes = [min(max(1, self.pixels // factor), side) for side in latents.shape[-2:]]
         starts = [
-            int(torch.randint(side - size + 1, (), generator=self.generator))
+            int(torch.randint(side - size + 1, (), generator=self.generator, device="cpu"))
             for side, size in zip(latents.shape[-2:], sizes, strict=True)
         ]
         small = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
@@ -126,7 +127,9 @@ def _blockwise(decoder: Any) -> Iterator[None]:
     own = vars(decoder)
     before = {name: own[name] for name in ("gradient_checkpointing", "_gradient_checkpointing_func") if name in own}
     own["gradient_checkpointing"] = True
-    own["_gradient_checkpointing_func"] = lambda block, *inputs: recomputed(block, *inputs, use_reentrant=False)
+    own["_gradient_checkpointing_func"] = lambda block, *inputs: recomputed(
+        block if isinstance(block, nn.Module) else decoder, block, *inputs
+    )
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a denoiser does while images are sampled, and how far that is from what its base would do.
+"""Record a denoiser's calls during sampling, and measure the distance of its outputs to the base model's outputs.
 
 with CallRecorder(unet) as calls:
     images = sample()
@@ -11,20 +11,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.hooks import RemovableHandle
 
 from qa_hooks.integrations.diffusers.gradient_checks import carries_gradient, tensors
+from qa_hooks.integrations.diffusers.recompute import CallState, recomputed
 from qa_hooks.integrations.peft import without_lora
 
 
 class DenoiserCall(NamedTuple):
-    """One call of a denoiser that carried a gradient: what went in and what came out, with their graphs."""
+    """One call of a denoiser that carried a gradient: what went in and what came out, with their graphs.
+
+    `state` has the attention processors and adapter weights of that call, which a pipeline may change afterwards.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
     autocast: dict[str, Any]
+    state: CallState
 
 
 class CallRecorder:
@@ -57,7 +61,7 @@ class CallRecorder:
                 "enabled": torch.is_autocast_enabled(device),
                 "dtype": torch.get_autocast_dtype(device),
             }
-            self.kept.append(DenoiserCall(args, dict(kwargs), first, autocast))
+            self.kept.append(DenoiserCall(args, dict(kwargs), first, autocast, CallState(module)))
 
     def cause(self, images: Tensor) -> str:
         """Why images have no graph."""
@@ -98,17 +102,17 @@ def distance_to_base(denoiser: nn.Module, calls: list[DenoiserCall]) -> Tensor:
             "sample calls, not one inside it, and not by its .forward"
         )
 
-    def base(args: tuple[Any, ...], kwargs: dict[str, Any], autocast: dict[str, Any]) -> Tensor:
-        with without_lora(denoiser), torch.autocast(**autocast):
+    def base(args: tuple[Any, ...], kwargs: dict[str, Any], call: DenoiserCall) -> Tensor:
+        with call.state.restored(), without_lora(denoiser), torch.autocast(**call.autocast):
             return _first(denoiser(*args, **kwargs)).float()
 
     distances = []
     for call in calls:
         if carries_gradient((call.args, call.kwargs)):
-            reference: Tensor = recomputed(base, call.args, call.kwargs, call.autocast, use_reentrant=False)
+            reference: Tensor = recomputed(denoiser, base, call.args, call.kwargs, call)
         else:
             with torch.no_grad():
-                reference = base(call.args, call.kwargs, call.autocast)
+                reference = base(call.args, call.kwargs, call)
         distances.append((call.output.float() - reference).square().mean())
     return torch.stack(distances).mean()
 

@@ -70,7 +70,7 @@ def denoising_loss(
     if timesteps is None:
         timesteps = _draw_timesteps(scheduler, len(clean), generator)
     if noise is None:
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, device="cpu", dtype=torch.float32)
     timesteps, noise = timesteps.to(clean.device), noise.to(clean)
     noisy = add_noise(scheduler, clean, noise, timesteps)
     a, s = signal_and_noise(scheduler, timesteps, clean)
@@ -85,5 +85,5 @@ def denoising_loss(
 def _draw_timesteps(scheduler: Any, count: int, generator: torch.Generator | None) -> Tensor:
     if hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
         known: Tensor = scheduler.timesteps.cpu()
-        return known[torch.randint(len(known), (count,), generator=generator)]
-    return torch.randint(scheduler.config.num_train_timesteps, (count,), generator=generator)
+        return known[torch.randint(len(known), (count,), generator=generator, device="cpu")]
+    return torch.randint(scheduler.config.num_train_timesteps, (count,), generator=generator, device="cpu")

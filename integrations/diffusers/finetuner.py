@@ -4,7 +4,7 @@
 
 The reward is a `ScoreLoss`: ceiling, views and several scorers are its options. f_theta and f_base are the denoiser's
 outputs, whatever it predicts, in those calls of the sampling that carry a gradient (DPOK, Fan et al. 2023); the base is
-the same network with its adapter off. The pre-training term is that of ReFL (Xu et al. 2023). Stable Diffusion:
+the same network with its adapter off. The pre-training term is the one of ReFL (Xu et al. 2023). Stable Diffusion:
 
     params = inject_lora(pipe.unet)
     optimizer = torch.optim.AdamW(params, lr=1e-3)
@@ -31,13 +31,20 @@ An unconditional DDPM, held by real images too:
         loss.backward()
         optimizer.step(); optimizer.zero_grad(); hooks.step(images=tuner.images)
 
-With Accelerate: `accelerator.backward(loss)`, `reduce_gradients(params, accelerator=accelerator)`, and only then
+With Accelerate the order is `accelerator.backward(loss)`, `reduce_gradients(params, accelerator=accelerator)`,
 `accelerator.clip_grad_norm_`: clipping first would clip each process's own gradient. `Hooks([RewardGuard(...)],
-track={"reward": tuner})` logs the terms, carries the state, and stops what is being fooled.
+track={"reward": tuner})` logs the terms, saves the state, and raises an alarm when the reward is exploited.
 
-On digits, with a GMM's log-likelihood as reward (base -39.8, recall .90), 40 steps of LoRA of rank 8 at lr 1e-3, k = 1,
-gave, one run each: without the KL term reward -35.2, recall .49, Frechet distance 106; with weight 1 -35.2, .59, 73;
-with 10 -36.4, .80, 31; with 30 -37.0, .84, 27 (base 22). Precision rose each time, so it is recall that tells.
+On digits, with a GMM's log-likelihood as reward, 40 steps of LoRA of rank 8 at lr 1e-3, k = 1, one run each:
+
+    kl_weight        reward    recall    Frechet distance
+    (base model)     -39.8     .90       22
+    0                -35.2     .49       106
+    1                -35.2     .59       73
+    10               -36.4     .80       31
+    30               -37.0     .84       27
+
+Precision rose in every run, so watch recall.
 """
 
 from __future__ import annotations
@@ -51,6 +58,7 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_weight
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.terms import publish
 from qa_hooks.images import RangeGuard
 from qa_hooks.integrations.diffusers.denoiser_calls import CallRecorder, DenoiserCall, distance_to_base
 from qa_hooks.integrations.diffusers.denoising import denoising_loss
@@ -59,6 +67,7 @@ from qa_hooks.integrations.diffusers.finetuner_checks import (
     check_gradient,
     check_reached,
     check_sampled,
+    check_sampled_range,
 )
 from qa_hooks.integrations.peft.sync import check_same_weights
 from qa_hooks.integrations.training_checks import inside_ddp
@@ -77,23 +86,27 @@ class RewardFinetuner:
         reward: a `ScoreLoss`, with options of its own; a `Scorer`; or a function or network of `(images)` or `(images,
             prompt=...)` in [0, 1] that gives `(N,)`, higher for better.
         denoiser: the network that `sample` calls and that is trained; with LoRA for `kl_weight` (`inject_lora`).
-        kl_weight: of the mean squared distance to the base's outputs, in the reward's units: 10 suits rewards of which
-            a few units matter (a log-likelihood). 0 makes no further call of the denoiser, otherwise it is one for each
-            that carries a gradient.
-        pretrain_weight: of the loss on real data; 0 computes and draws nothing.
+        kl_weight: weight of the mean squared distance to the base's outputs, in the reward's units. 10 suits a reward
+            of which a few units matter (a log-likelihood). If not 0, each denoiser call with a gradient costs one more
+            call for the base.
+        pretrain_weight: weight of the loss on real data; 0 computes and draws nothing.
         pretrain_loss: `pretrain_loss(batch)`, a scalar or `(N,)`; by default `denoising_loss` with `scheduler`, where
             batch is clean data `(N, C, h, w)` or a pair of it and the denoiser's keyword arguments.
-        scheduler: for that default.
-        ceiling: of `ScoreLoss`, for a reward that is none yet.
-        clip_gradient: the largest norm of the reward's gradient with respect to one image (of that image's loss, weight
-            included); `info["image_gradient"]` shows what is usual. None does not clip.
-        seed: of `generator()` and the draws of the pre-training term.
+        scheduler: needed by the default `pretrain_loss`.
+        ceiling: `ScoreLoss`'s ceiling; used when `reward` is not already a `ScoreLoss`.
+        clip_gradient: the largest norm of the reward's gradient with respect to one image. The norm is of the weighted
+            loss of that image; `info["image_gradient"]` shows what is usual. None does not clip.
+        seed: seed of `generator()` and of the draws of the pre-training term.
 
     Attributes:
-        terms: of the last step, detached: "loss"; "reward", the mean raw score; "at_ceiling" and what else the
-            `ScoreLoss` tells; "image_gradient", the mean norm before clipping, its "image_gradient_max", "clipped", the
-            share of images; "kl"; "pretrain".
-        images: of the last step, detached, for `hooks.step(images=...)`.
+        terms: values of the last step, detached:
+            "loss": the whole loss.
+            "reward": the mean raw score.
+            "at_ceiling" and further terms of the `ScoreLoss`.
+            "image_gradient", "image_gradient_max": mean and largest norm of an image's gradient before clipping.
+            "clipped": the share of images whose gradient was clipped.
+            "kl", "pretrain": the two other terms, without their weights.
+        images: the images of the last step, detached, for `hooks.step(images=...)`.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.
@@ -155,10 +168,11 @@ class RewardFinetuner:
             The loss, a scalar with a gradient (a plain zero when all weights are 0), and the new `terms`.
 
         Raises:
-            TypeError, ValueError: at the first step, whatever would make the gradient silently zero: images without a
-                graph, or with one that does not lead to the adapter; a reward without a gradient; weights that are not
-                trainable, float16, sharded or offloaded; on the first three steps a term that is not finite; at the
-                steps 1, 2, 3, 5, 9, ... weights that are not the same on all ranks.
+            TypeError, ValueError: what would make the gradient wrong without a word.
+                On the first step: images without a graph, or with a graph that does not lead to the adapter; a reward
+                without a gradient; weights that are not trainable, float16, sharded or offloaded.
+                On the first three steps: a term that is not finite; images in another range than the reward's.
+                On the steps 1, 2, 3, 5, 9, ...: weights that are not the same on all ranks.
         """
         if self.reward.weight or self.kl_weight or self.pretrain_weight:
             if not self._steps & (self._steps - 1):  # steps 0, 1, 2, 4, 8, ...: gradients that nobody reduces show soon
@@ -166,7 +180,7 @@ class RewardFinetuner:
             if self._steps == 0:
                 check_denoiser(self.denoiser, needs_base=self.kl_weight > 0)
         device = next(self.denoiser.parameters()).device
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=device, dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         if self.reward.weight or self.kl_weight:
             with CallRecorder(self.denoiser) as calls:
@@ -174,6 +188,8 @@ class RewardFinetuner:
             images = check_sampled(getattr(result, "images", result), calls)
             if self._steps == 0:
                 check_reached(images, self.denoiser)
+            if self._steps < RangeGuard.CALLS:
+                check_sampled_range(images, self.reward.value_range)
             self.images = images.detach()
             if self.reward.weight:
                 own, terms = self._reward_term(images, calls.kept, {"prompt": prompt, "real": real})
@@ -189,11 +205,11 @@ class RewardFinetuner:
                 if not torch.isfinite(value):
                     raise ValueError(f"step {self._steps + 1}: the term {name!r} is {float(value)}")
         self._steps += 1
-        self.terms = {"loss": loss.detach(), **terms}
+        publish(self, {"loss": loss.detach(), **terms})
         return loss, dict(self.terms)
 
     def generator(self) -> torch.Generator:
-        """A CPU generator for the start noise of one step, of its own on each rank; a resumed run goes on in place."""
+        """A CPU generator for the start noise of a step. Each rank has its own; its position is restored on resume."""
         return self.random.generator()
 
     def run_state(self) -> dict[str, Any]:
@@ -201,7 +217,7 @@ class RewardFinetuner:
         return {"draws": self.random.draws, "reward": self.reward.run_state()}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of another object."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to another object."""
         if set(state) != {"draws", "reward"}:
             raise ValueError(f"this is not the state of a RewardFinetuner, which has draws and reward: {sorted(state)}")
         self.reward.load_run_state(state["reward"])
@@ -212,7 +228,7 @@ class RewardFinetuner:
     def _reward_term(
         self, images: Tensor, calls: list[DenoiserCall], inputs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reward's gradient at the images is taken here and handed on clipped: its graph is not held longer."""
+        """Take the reward's gradient at the images, and clip it. The reward's graph is freed at once."""
         seen = images.detach().float().requires_grad_()
         value = self.reward(seen, **{name: part for name, part in inputs.items() if part is not None}).mean()
         if not value.requires_grad:
@@ -230,7 +246,7 @@ class RewardFinetuner:
             gradient = gradient * factor[:, None, None, None]
             terms["clipped"] = (factor < 1).float().mean()
         if self._steps == 0:
-            check_gradient(images, gradient, calls, done=float(terms.get("at_ceiling", torch.zeros(()))) == 1)
+            check_gradient(images, gradient, calls, done=float(terms.get("at_ceiling", 0.0)) == 1)
         # Its value is the reward's, its gradient at the images the clipped one.
         return value.detach() + ((images.float() - seen.detach()) * gradient).sum(), terms
 

@@ -1,4 +1,4 @@
-"""What makes a reward train nothing, found at the first step of a `RewardFinetuner` and said by name."""
+"""Checks of the first step of a `RewardFinetuner`: they name what would keep a reward from training the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from qa_hooks.images import check_images
+from qa_hooks.images import Range, check_images
 from qa_hooks.integrations.diffusers.denoiser_calls import CallRecorder, DenoiserCall
 from qa_hooks.integrations.diffusers.gradient_checks import leaves
 from qa_hooks.integrations.peft import lora_parameters
@@ -18,10 +18,10 @@ from qa_hooks.integrations.training_checks import check_model
 
 
 def check_denoiser(denoiser: nn.Module, *, needs_base: bool) -> None:
-    """Weights that can be trained, and with `needs_base` a base that stands still.
+    """Raise unless the denoiser's weights can be trained and, with `needs_base`, its base weights are frozen.
 
     Raises:
-        ValueError: as said there.
+        ValueError: the condition that does not hold, and what to do.
     """
     name = type(denoiser).__name__
     trained = {key: p for key, p in denoiser.named_parameters() if p.requires_grad}
@@ -65,6 +65,20 @@ def check_sampled(images: Any, calls: CallRecorder) -> Tensor:
     if not images.requires_grad:
         raise ValueError(f"the images have no graph, so no gradient can reach the denoiser: {calls.cause(images)}")
     return images
+
+
+def check_sampled_range(images: Tensor, value_range: Range) -> None:
+    """Raise a `ValueError` for images that are clearly in another range than the reward's.
+
+    A decoder without a clamp overshoots by some percent; images in [-1, 1] where [0, 1] is declared do so by half.
+    """
+    low, high = (float(value) for value in torch.aminmax(images.detach().float()))
+    slack = (value_range[1] - value_range[0]) / 4
+    if low < value_range[0] - slack or high > value_range[1] + slack:
+        raise ValueError(
+            f"sample gives images in [{low:.3g}, {high:.3g}], and the reward judges images in "
+            f"[{value_range[0]:g}, {value_range[1]:g}]: convert them in sample, or give the reward their value_range"
+        )
 
 
 def check_reached(images: Tensor, denoiser: nn.Module) -> None:

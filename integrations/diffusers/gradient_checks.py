@@ -1,9 +1,9 @@
-"""What keeps a reward's gradient from reaching an adapter through a pipeline, each found before it is a silent zero."""
+"""Checks that a reward's gradient can reach an adapter through a pipeline; without them it would silently be zero."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,44 +15,25 @@ QUANTISED = ("4bit", "8bit", "quant", "gguf", "qlinear", "wqlinear", "hqqlinear"
 NO_NUMPY = "images as NumPy arrays or PIL have no gradient"
 
 
-def same_weights(module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of one call, for checkpointing; run again with weights that have changed, it raises.
+def check_pipeline(pipe: Any, decoder: nn.Module | None, decode: str) -> None:
+    """Refuse pipelines whose images cannot have a gradient.
 
-    Autograd itself sees only changes of what it holds, and a checkpoint holds no weights.
+    Args:
+        pipe: the pipeline.
+        decoder: its VAE, or None.
+        decode: as in `grad_last_steps`.
     """
-    trained = [(p, p._version) for p in module.parameters() if p.requires_grad]
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if any(p._version != version for p, version in trained):
-            raise RuntimeError(
-                f"weights of {type(module).__name__} have changed between sampling and backward, so the gradient would "
-                "be that of neither: call backward before optimizer.step()"
-            )
-        return function(*args, **kwargs)
-
-    return run
-
-
-def check_pipeline(pipe: Any, decode: str) -> None:
-    """Refuse pipelines whose images cannot have a gradient."""
-    try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
-    except (OSError, TypeError):
-        source = ""
-    if ".numpy()" in source and "image_processor" not in source:
-        raise TypeError(
-            f"{type(pipe).__name__} always turns its images into NumPy arrays, without a gradient: sample with "
-            "qa_hooks.integrations.diffusers.reward_sample(pipe.unet, pipe.scheduler, ...)"
-        )
     if getattr(pipe, "safety_checker", None) is not None:
         raise ValueError(
             "the safety checker blackens images and needs them without a gradient: load the pipeline with "
             "safety_checker=None for training"
         )
-    vae = getattr(pipe, "vae", None)
-    if isinstance(vae, nn.Module) and decode != "tiny":
-        check_offloading(vae)
-        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+    if decoder is None and decode != "full":
+        raise ValueError(f"{type(pipe).__name__} has no vae, so decode={decode!r} means nothing")
+    if decoder is not None and decode != "tiny":
+        check_offloading(decoder)
+        config = getattr(decoder, "config", None)
+        if getattr(decoder, "dtype", None) == torch.float16 and getattr(config, "force_upcast", False):
             raise ValueError(
                 "this VAE overflows in float16, so the pipeline casts it up to decode and down again before the "
                 'backward pass: use pipe.vae.to(torch.bfloat16), a VAE made for float16, or decode="tiny"'
@@ -71,15 +52,18 @@ def check_latents(latents: Any) -> None:
         )
 
 
+def parts(value: Any) -> Iterator[Any]:
+    """The items in nested mappings, lists, tuples and sets."""
+    if isinstance(value, (dict, list, tuple, set)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from parts(part)
+    else:
+        yield value
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """All tensors in nested lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors(part)
+    return (part for part in parts(value) if isinstance(part, Tensor))
 
 
 def carries_gradient(value: Any) -> bool:
@@ -87,37 +71,89 @@ def carries_gradient(value: Any) -> bool:
     return any(tensor.requires_grad for tensor in tensors(value))
 
 
-def missing_gradient(denoiser: nn.Module, output: Any) -> str | None:
-    """Why the denoiser's output lacks a gradient, wholly or (quantised layers) for a part; None when it has one."""
-    name, trained = type(denoiser).__name__, [p for p in denoiser.parameters() if p.requires_grad]
+def cut_in_denoiser(denoiser: nn.Module, output: Any) -> str | None:
+    """Why a denoiser with trained parameters gave an output without their gradient; None when all is well."""
+    name, trained = type(denoiser).__name__, {n: p for n, p in denoiser.named_parameters() if p.requires_grad}
     kinds = sorted({type(module).__name__ for module in denoiser.modules()})
     quantised = [kind for kind in kinds if any(word in kind.lower() for word in QUANTISED)]
+    if not trained:
+        return None
     if carries_gradient(output):
-        if quantised and trained:
+        if quantised:
             reached = leaves(output)
-            if lost := [n for n, p in denoiser.named_parameters() if p.requires_grad and id(p) not in reached]:
+            if lost := [n for n, p in trained.items() if id(p) not in reached]:
                 return f"{quantised[0]} cuts the graph: no gradient reaches {lost[0]!r}; load the base unquantised"
         return None
     if quantised:
         return f"the output of {name} has no gradient: {quantised[0]} cuts the graph; load the base unquantised"
-    if not trained:
+    return f"the output of {name} has no gradient: something in it detaches or runs under no_grad"
+
+
+def no_gradient_at_all(called: Mapping[str, nn.Module], trained: Iterable[str], k: int) -> str:
+    """Why none of the denoisers that the last k steps called has given a gradient.
+
+    Args:
+        called: these denoisers, by the pipeline's names.
+        trained: the names of all that is trained in the pipeline.
+        k: how many steps.
+    """
+    names = list(trained)
+    classes = " and ".join(sorted({type(part).__name__ for part in called.values()}))
+    if not names:
         return (
-            f"no parameter of {name} requires a gradient: add the adapter before sampling "
+            f"no parameter of {classes} requires a gradient: add the adapter before sampling "
             "(qa_hooks.integrations.peft.inject_lora)"
         )
-    return f"the output of {name} has no gradient: something in it detaches or runs under no_grad"
+    return (
+        f"the last k={k} steps call {', '.join(called) or 'no denoiser'} ({classes}), where nothing is trained, and do "
+        f"not depend on what is: {_listed(names)}; take a larger k, or train what these steps use"
+    )
+
+
+def warn_without_gradient(trained: Iterable[tuple[str, Tensor]], images: Any, k: int) -> None:
+    """Warn, by name, of what requires a gradient and gets none from the images.
+
+    Args:
+        trained: names and tensors.
+        images: with their graph.
+        k: how many steps are in it.
+    """
+    wanted = list(trained)
+    nodes = graph(images)
+    reached = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    lost = [name for name, tensor in wanted if id(tensor) not in reached and tensor.grad_fn not in nodes]
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(wanted)} tensors that require a gradient get none from the last k={k} steps: "
+            f"{_listed(lost)}. They stay as they are: take a larger k if they work in earlier steps, "
+            "or requires_grad_(False)",
+            stacklevel=4,
+        )
 
 
 def leaves(output: Any) -> set[int]:
     """The ids of all leaves of the graph."""
-    nodes = [tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None]
-    seen, found = set(nodes), set()
+    found = {id(tensor) for tensor in tensors(output) if tensor.requires_grad and tensor.grad_fn is None}
+    return found | {id(node.variable) for node in graph(output) if hasattr(node, "variable")}
+
+
+def graph(output: Any) -> set[Any]:
+    """All nodes of the graph behind some tensors."""
+    nodes: list[Any] = [tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None]
+    seen = set(nodes)
     while nodes:
-        node = nodes.pop()
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        for parent, _ in node.next_functions:
+        for parent, _ in nodes.pop().next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
-    return found
+    return seen
+
+
+def _listed(names: list[str]) -> str:
+    """The parts that the names belong to, with one name of each."""
+    first: dict[str, list[str]] = {}
+    for name in names:
+        first.setdefault(name.partition(".")[0], []).append(name)
+    return ", ".join(
+        f"{len(own)} in {part}, such as {own[0]!r}" if own[0] != part else repr(part) for part, own in first.items()
+    )

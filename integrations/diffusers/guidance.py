@@ -1,4 +1,4 @@
-"""What the guidance scale of a Diffusers pipeline buys: quality and agreement with the prompt, against diversity.
+"""Measure a pipeline at several guidance scales: quality and agreement with the prompt, and diversity.
 
 Classifier-free guidance (Ho and Salimans 2022) makes images that fit their prompt better and resemble each other more.
 The sweep samples the same noise and prompts at each scale and measures
@@ -26,7 +26,7 @@ from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import save_image, to_uint8, to_unit
 from qa_hooks.integrations.diffusers import PipelineSampler
-from qa_hooks.scorers import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
 SHOWN = 8  # images of each scale on the picture
 
@@ -109,8 +109,7 @@ def sweep_guidance(
     if n < 2 * len(prompts):
         raise ValueError(f"diversity needs two images of each prompt: n must be at least {2 * len(prompts)}, got {n}")
     for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}")
+        check_is_scorer(scorer, "each of scorers")
         if "reference" in scorer.inputs or scorer.value_range != (0.0, 1.0):
             raise ValueError(f"{scorer.name} must score images in [0, 1] without a reference")
     if out is not None:
@@ -186,13 +185,14 @@ def _picture(scales: Sequence[float], columns: Sequence[Measured], sheets: Seque
         pictures += [None, *images]
         labels += [f"guidance scale {scale:g}", *[""] * len(images)]
     enlarged = max(1, 96 // sheets[0].shape[-1])
-    x, charts = torch.tensor(scales), []
+    x, charts = torch.tensor(scales, device="cpu", dtype=torch.float32), []
     for column in columns:
-        values, errors = torch.tensor(column.values), torch.tensor(column.errors)
+        values, errors = torch.tensor([column.values, column.errors], device="cpu", dtype=torch.float32)
         lines = [Line(torch.stack([x, values + sign * errors], 1), GREY) for sign in (-1, 1)]
         lines.append(Line(torch.stack([x, values], 1), dots=True))
         title = f"{column.kind}: {column.name} +- standard error"
-        charts.append(chart(lines, title=title, x_label="guidance scale", width=410, height=240))
+        drawn = chart(lines, title=title, x_label="guidance scale", width=480, height=360)
+        charts += [] if drawn is None else [drawn]
     parts = [contact_sheet(pictures, labels, columns=SHOWN, scale=enlarged, max_side=128)]
     parts += [torch.cat(charts[start : start + 2], dim=2) for start in range(0, len(charts), 2)]
     width = max(part.shape[2] for part in parts)

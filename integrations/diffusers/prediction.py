@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint as checkpointed
+from torch import Tensor, nn
 
 from qa_hooks.functional.clamp import clamp_inward
+from qa_hooks.integrations.diffusers.recompute import recomputed
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 Decode = Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ def predicted_image(
     Returns:
         images: `(N, C, H, W)` in [0, 1]; values outside are clamped, with the gradient that leads back.
         weight: `(N,)`, sqrt(abar_t) = a / n for epsilon, whose error the jump enlarges by n / a, and 1 otherwise. For
-            `sample_weight=` of a loss.
+            `sample_weight=` of a loss. At zero terminal SNR (a = 0) the image is grey, and its weight 0.
 
     Raises:
         TypeError: timesteps or outputs that are no such tensors.
@@ -92,7 +92,9 @@ def predicted_clean(scheduler: Any, model_output: Tensor, timesteps: Tensor, noi
         clean: Tensor = scheduler.precondition_outputs(noisy, model_output, s)
         return clean, ones
     if kind == "epsilon":
-        return (noisy - s * model_output) / a, (a / n).flatten()
+        known = a > 0  # at zero terminal SNR the last level is noise alone, whatever the image is
+        clean = (noisy - s * model_output) / torch.where(known, a, torch.ones_like(a))
+        return torch.where(known, clean, torch.zeros_like(clean)), (a / n).flatten()
     if kind == "sample":
         return model_output, ones
     if kind == "v_prediction":
@@ -185,7 +187,7 @@ def to_images(clean: Tensor, decode: Any = None, *, checkpoint: bool = True) -> 
     decoder = decoder_of(decode)
     if decoder is not None:
         keep = checkpoint and torch.is_grad_enabled() and clean.requires_grad
-        clean = checkpointed(decoder, clean, use_reentrant=False) if keep else decoder(clean)
+        clean = recomputed(_network(decode), decoder, clean) if keep else decoder(clean)
         if not isinstance(clean, Tensor) or clean.ndim != 4 or not clean.is_floating_point():
             got = f"{tuple(clean.shape)} of {clean.dtype}" if isinstance(clean, Tensor) else type(clean).__name__
             raise ValueError(f"decode must give floating-point images (N, C, H, W) in [-1, 1], got {got}")
@@ -209,3 +211,8 @@ def decoder_of(decode: Any) -> Decode | None:
         raise TypeError(f"decode must be a Diffusers VAE or a function of latents, got {type(decode).__name__}")
     function: Decode = decode
     return function
+
+
+def _network(decode: Any) -> nn.Module:
+    """The network behind `decode`, whose state counts when it is run again; an empty one for a function."""
+    return decode if isinstance(decode, nn.Module) else nn.Module()

@@ -3,7 +3,7 @@
     images = reward_sample(unet, scheduler, torch.randn(4, 3, 32, 32), num_steps=20, method="last", k=1)
     score_loss(images).backward()
 
-The early denoiser calls run without a gradient; which of the T calls keep theirs is the method:
+The early steps run without a gradient; which of the T steps keep theirs is the method:
 
     last      the last k                                  DRaFT-K (Clark et al. 2024); k = T is the whole loop
     random    the last k, k uniform in 1..min(T, 10)      AlignProp (Prabhudesai et al. 2023)
@@ -11,8 +11,9 @@ The early denoiser calls run without a gradient; which of the T calls keep their
     lv        the finished sample is noised again to the last level and denoised once, for several noises; the mean
               over them is a gradient of low variance     DRaFT-LV (Clark et al. 2024)
 
-Calls are counted, not steps: a second-order scheduler makes more of them. A whole call is checkpointed, so that the
-memory is that of one call whatever k is. For a Diffusers pipeline with a gradient see `grad_last_steps`.
+k counts steps: Heun's method calls the denoiser twice in a step, and a step is never cut in two. Each call is
+checkpointed as a whole, so that the memory is the memory of one call whatever k is. For a Diffusers pipeline with a
+gradient see `grad_last_steps`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint as checkpointed
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.hashing import fingerprint
@@ -34,7 +34,6 @@ from qa_hooks._base.processes import all_reduce_sum, rank
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.images import RangeGuard
 from qa_hooks.integrations.diffusers.denoiser_function import Denoise, denoiser_function
-from qa_hooks.integrations.diffusers.gradient_checks import same_weights
 from qa_hooks.integrations.diffusers.prediction import (
     add_noise,
     predicted_clean,
@@ -42,6 +41,8 @@ from qa_hooks.integrations.diffusers.prediction import (
     to_images,
     without_variance,
 )
+from qa_hooks.integrations.diffusers.recompute import check_recomputable, recomputed
+from qa_hooks.integrations.diffusers.steps import evaluations_of_last, step_sizes
 from qa_hooks.integrations.training_checks import check_model, inside_ddp
 
 METHODS = ("last", "random", "refl", "lv")
@@ -76,7 +77,7 @@ def reward_sample(
         noise: `(N, C, h, w)`, standard normal; the scheduler's initial scale is applied here.
         num_steps: of the scheduler.
         method: "last", "random", "refl" or "lv".
-        k: how many of the last denoiser calls keep their gradient, for "last".
+        k: how many of the last steps keep their gradient, for "last".
         noises: how often "lv" noises the sample again.
         condition: keyword arguments of the denoiser, such as `{"encoder_hidden_states": (N, L, D)}`.
         negative_condition: the same keys, for classifier-free guidance.
@@ -93,7 +94,7 @@ def reward_sample(
 
     Raises:
         TypeError: something that is no scheduler, noise that is no floating-point tensor.
-        ValueError: more calls than there are, noise of the wrong scale, an unknown method or prediction type, a
+        ValueError: more steps than there are, noise of the wrong scale, an unknown method or prediction type, a
             scheduler without noise levels for "refl" and "lv", outputs of another shape or that are not finite, images
             to which no gradient leads, weights that are sharded, offloaded, or trained in float16.
 
@@ -115,12 +116,13 @@ def reward_sample(
     if isinstance(denoiser, nn.Module):
         denoiser = inside_ddp(denoiser)
         check_model(denoiser)
+        if checkpoint:
+            check_recomputable(denoiser)
     if generator is None:
         generator = torch.Generator().manual_seed(int(fingerprint(noise), 16) >> 1)
     denoise = denoiser_function(denoiser, noise, condition, negative_condition, guidance_scale)
-    if isinstance(denoiser, nn.Module):
-        denoise = same_weights(denoiser, denoise)
-    loop = _Loop(scheduler, denoise, checkpoint, generator, noise.device)
+    network = denoiser if isinstance(denoiser, nn.Module) else nn.Module()
+    loop = _Loop(scheduler, network, denoise, checkpoint, generator, noise.device)
     loop.prepare(check_count("num_steps", num_steps), dict(schedule_options or {}))
     calls = len(loop.timesteps)
 
@@ -134,10 +136,9 @@ def reward_sample(
         clean = torch.cat([loop.again(sample) for _ in range(noises)])
     else:
         if method == "random":
-            k = _same_on_all_ranks(int(_draw(1, min(calls, DEEPEST) + 1, generator)))
-        if k > calls:
-            raise ValueError(f"k={k} is more than the {calls} denoiser calls of {num_steps} steps")
-        clean = loop.run(noise, gradient_from=calls - k)
+            steps = len(step_sizes(loop.scheduler, calls))
+            k = _same_on_all_ranks(int(_draw(1, min(steps, DEEPEST) + 1, generator)))
+        clean = loop.run(noise, gradient_from=calls - evaluations_of_last(loop.scheduler, calls, k))
     images = to_images(clean, decode, checkpoint=checkpoint)
     RangeGuard((0.0, 1.0))(predictions={"the sampled image": images})
     if torch.is_grad_enabled() and not images.requires_grad:
@@ -152,9 +153,15 @@ class _Loop:
     """A scheduler's loop over its timesteps, on copies, so that it can be entered anew at any timestep."""
 
     def __init__(
-        self, scheduler: Any, denoise: Denoise, checkpoint: bool, generator: torch.Generator, device: torch.device
+        self,
+        scheduler: Any,
+        network: nn.Module,
+        denoise: Denoise,
+        checkpoint: bool,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
-        self.scheduler = copy.deepcopy(scheduler)
+        self.scheduler, self.network = copy.deepcopy(scheduler), network
         self.denoise, self.checkpoint, self.generator, self.device = denoise, checkpoint, generator, device
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         self.step_options = {"generator": generator} if takes_generator else {}
@@ -209,7 +216,7 @@ class _Loop:
         """One denoiser call, recomputed in the backward pass when wished."""
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         if self.checkpoint and torch.is_grad_enabled():
-            output: Tensor = checkpointed(self.denoise, scaled, t, use_reentrant=False)
+            output: Tensor = recomputed(self.network, self.denoise, scaled, t)
         else:
             output = self.denoise(scaled, t)
         learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
@@ -248,4 +255,4 @@ def _draw(low: int, high: int, generator: torch.Generator) -> Tensor:
 
 def _same_on_all_ranks(number: int) -> int:
     """Rank 0's: ranks whose graphs differ in depth would wait for each other, or hang."""
-    return int(all_reduce_sum(torch.tensor(number if rank() == 0 else 0)))
+    return int(all_reduce_sum(torch.tensor(number if rank() == 0 else 0, device="cpu", dtype=torch.int64)))

@@ -21,6 +21,7 @@ from qa_hooks.images import as_tensor, to_unit
 
 CONDITIONS = ("prompt", "class_labels")  # under which names pipelines take one condition for each image
 OURS = ("generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "callback_on_step_end")
+SLACK = 1e-3
 
 
 class PipelineSampler:
@@ -35,8 +36,9 @@ class PipelineSampler:
     the generator, so that all have their turn when a monitor asks for blocks.
 
     Args:
-        pipeline: a Diffusers pipeline, unconditional (DDPM, DDIM, ...), of text, or of class labels (DiT).
-        prompts: texts, or whole numbers for class labels; None for an unconditional pipeline.
+        pipeline: a Diffusers pipeline, unconditional (DDPM, DDIM, ...), of text, of class labels (DiT), or of tensors.
+        prompts: texts, or whole numbers for class labels; None for an unconditional pipeline, and where the conditions
+            are tensors with a row for each, given as options (`image_embeds=`, `prompt_embeds=`): these are cycled.
         seed: of calls without a generator; with one it is mixed in.
         batch_size: images at a time.
         autocast: a dtype to run the pipeline under autocast in, for parts of several precisions (float32 is none); an
@@ -75,13 +77,19 @@ class PipelineSampler:
             raise ValueError(f"prompts must be a list with at least one prompt, got {prompts!r}")
         if prompts is not None and self.condition is None:
             raise ValueError(f"{type(pipeline).__name__} takes no prompts")
-        if prompts is None and self.condition is not None:
+        self.rows = {} if prompts is not None or "batch_size" in parameters else _rows(call_options)
+        if prompts is None and self.condition is not None and not self.rows:
             raise ValueError(f"{type(pipeline).__name__} needs prompts=, for its argument {self.condition!r}")
         wrong = sorted(name for name in call_options if name in OURS or name not in parameters)
         if wrong:
             raise ValueError(
                 f"{type(pipeline).__name__} has no {wrong[0]!r} that could be set here; generators, batches and the "
                 f"output's type are the sampler's own, its options are {sorted(set(parameters) - {*OURS, 'self'})}"
+            )
+        if prompts is None and "batch_size" not in parameters and not self.rows:
+            raise ValueError(
+                f"{type(pipeline).__name__} takes neither prompts nor a batch_size: give its conditions as tensors "
+                "with a row for each, such as image_embeds="
             )
         self.pipeline, self.prompts = pipeline, None if prompts is None else list(prompts)
         self.seed, self.batch_size = int(seed), check_count("batch_size", batch_size)
@@ -106,40 +114,53 @@ class PipelineSampler:
         if generator is None:
             generator = torch.Generator().manual_seed(mixed_key(self.seed, n))
         # Drawn before the offset, so that an image's noise does not depend on the number of prompts.
-        draws = torch.randint(2**62, (n,), generator=generator).tolist()
+        draws = torch.randint(2**62, (n,), generator=generator, device="cpu").tolist()
         seeds = [mixed_key(self.seed, draw) for draw in draws]
-        conditions: list[Any] = [None] * n
-        if self.prompts is not None:
-            count = len(self.prompts)
-            start = 0 if n % count == 0 else int(torch.randint(count, (), generator=generator))
-            conditions = [self.prompts[(start + index) % count] for index in range(n)]
+        numbers = [0] * n
+        if count := len(self.prompts or next(iter(self.rows.values()), ())):
+            start = 0 if n % count == 0 else int(torch.randint(count, (), generator=generator, device="cpu"))
+            numbers = [(start + index) % count for index in range(n)]
         parts = [
-            self._images(seeds[first : first + self.batch_size], conditions[first : first + self.batch_size])
+            self._images(seeds[first : first + self.batch_size], numbers[first : first + self.batch_size])
             for first in range(0, n, self.batch_size)
         ]
-        return torch.cat(parts), conditions
+        return torch.cat(parts), [self.prompts[number] if self.prompts else None for number in numbers]
 
-    def _images(self, seeds: list[int], conditions: list[Any]) -> Tensor:
+    def _images(self, seeds: list[int], numbers: list[int]) -> Tensor:
+        """The images of these seeds, for the conditions of these numbers."""
         pipe = _own_copy(self.pipeline)
         options = {
             name: [value] * len(seeds) if isinstance(value, str) and "prompt" in name else value
             for name, value in self.call_options.items()
         }
-        if self.condition is not None:
-            options[self.condition] = conditions
-        else:
+        options |= {name: value[numbers] for name, value in self.rows.items()}
+        if self.prompts is not None:
+            options[str(self.condition)] = [self.prompts[number] for number in numbers]
+        elif not self.rows:
             options["batch_size"] = len(seeds)
         options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         modules = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
         device = torch.device(self.pipeline._execution_device)  # also where parts are offloaded to the CPU meanwhile
         with isolated(*modules), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            output = pipe(**options, output_type="pt")
+            output = pipe(**options, output_type="np")  # "pt" is not in [0, 1] everywhere
         if not hasattr(output, "images"):
             raise TypeError(f"{type(pipe).__name__} makes no images: its output has {sorted(vars(output))}")
-        images = as_tensor(output.images)
+        images = to_unit(as_tensor(output.images), (0.0, 1.0)).float().to(device)
         if images.shape[0] != len(seeds):
             raise ValueError(f"the pipeline gave {images.shape[0]} images for {len(seeds)} seeds")
-        return to_unit(images, (0.0, 1.0)).float().to(device)
+        low, high = float(images.min()), float(images.max())
+        if low < -SLACK or high > 1 + SLACK:
+            raise ValueError(f"{type(pipe).__name__} gives images in [{low:.3g}, {high:.3g}], which must be in [0, 1]")
+        return images
+
+
+def _rows(options: dict[str, Any]) -> dict[str, Tensor]:
+    """The options that are tensors with a row for each condition."""
+    rows = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.ndim > 1}
+    sizes = {name: len(value) for name, value in rows.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the conditions must have one number of rows, got {sizes}")
+    return rows
 
 
 def _own_copy(pipeline: Any) -> Any:

@@ -1,9 +1,9 @@
 from .checkpoint import save_adapter_only as save_adapter_only
+from .files import load_lora as load_lora
+from .files import save_lora as save_lora
 from .lora import inject_lora as inject_lora
-from .lora import load_lora as load_lora
 from .lora import lora_parameters as lora_parameters
 from .lora import merge_lora as merge_lora
-from .lora import save_lora as save_lora
 from .lora import scale_lora as scale_lora
 from .lora import without_lora as without_lora
 from .sync import check_same_weights as check_same_weights

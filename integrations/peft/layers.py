@@ -1,86 +1,147 @@
-"""LoRA inside a network: beside which layers it can be put, how it gets there, and where it is."""
+"""Which layers LoRA is put beside, how it gets there, and how it is taken out again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.adapters import import_peft, is_lora, is_parallel, lora_layers, parameters_of, unwrapped
+from qa_hooks._base.adapters import (
+    active_adapters,
+    adapter_names,
+    configs,
+    import_peft,
+    is_lora,
+    is_saved_whole,
+    lora_layers,
+    parameters_of,
+    parts_of,
+    set_active,
+)
 from qa_hooks._base.isolation import isolated
+from qa_hooks.integrations.peft.plain import BY_DEFAULT, candidates, copy_geometry, reasons_against
 
 ADAPTER = "default"
 FEW_CHANNELS = 4  # an image or a latent: at such an output a low rank restricts nothing
 
 
-def matching_layers(network: nn.Module, targets: str | Sequence[str] | None) -> list[str]:
-    """The names of the layers that `inject_lora(targets=...)` means."""
-    layers = _adaptable(network)
+def matching_layers(network: nn.Module, targets: str | Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The names of the layers that `inject_lora(targets=...)` means, and why others that it names are left out."""
+    reasons = reasons_against(network)
     if targets is None:
-        names = [name for name, module in layers.items() if module.weight.shape[0] > FEW_CHANNELS]
+        layers = candidates(network)
+        named = [
+            name
+            for name, layer in layers.items()
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and _outputs(layer) > FEW_CHANNELS
+            if reasons[name] not in BY_DEFAULT
+        ]
     elif isinstance(targets, str):
         try:
-            names = [name for name in layers if re.fullmatch(targets, name)]
+            named = [name for name in reasons if re.fullmatch(targets, name)]
         except re.error as error:
             raise ValueError(f"targets={targets!r} is not a regular expression: {error}") from error
     else:
-        endings = {target: [n for n in layers if n == target or n.endswith(f".{target}")] for target in targets}
+        endings = {target: [n for n in reasons if n == target or n.endswith(f".{target}")] for target in targets}
         missing = [target for target, found in endings.items() if not found]
         if missing:
-            raise ValueError(f"no Linear or ungrouped Conv2d is called {missing[0]!r}; {_some(layers)}")
-        names = [name for name in layers if any(name in found for found in endings.values())]
+            raise ValueError(f"no Linear or ungrouped Conv2d is called {missing[0]!r}; {_some(_good(reasons))}")
+        named = [name for name in reasons if any(name in found for found in endings.values())]
+    names = [name for name in named if reasons[name] is None]
+    left_out = {name: reason for name in named if (reason := reasons[name]) is not None}
     if not names:
-        raise ValueError(f"no Linear or ungrouped Conv2d fits targets={targets!r}; {_some(layers)}")
-    return names
+        fits = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:4]) or _some(_good(reasons))
+        raise ValueError(f"no Linear or ungrouped Conv2d fits targets={targets!r}; {fits}")
+    return names, left_out
 
 
-def _adaptable(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that LoRA can be put beside; `nn.MultiheadAttention` reads the weights inside it past any wrapper."""
-    inside = {id(part) for m in network.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()}
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if name and id(module) not in inside
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-    }
+def _outputs(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return f"this model has {', '.join(names[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
+def _good(reasons: Mapping[str, str | None]) -> list[str]:
+    return [name for name, reason in reasons.items() if reason is None]
 
 
-def put_in(model: nn.Module, names: Sequence[str], rank: int, alpha: float) -> None:
-    """Freeze the model and put LoRA beside the layers of these full names; A is peft's, B is 0."""
-    peft, network = import_peft(), unwrapped(model)
-    if any(is_lora(module) for module in network.modules()):
-        raise ValueError("the model has LoRA already; merge_lora(model) first, or go on with lora_parameters(model)")
-    if is_parallel(model):
+def _some(names: Collection[str]) -> str:
+    return f"this model has {', '.join(list(names)[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
+
+
+def say_left_out(left_out: Mapping[str, str], stacklevel: int) -> None:
+    """One warning that names the layers that get no LoRA, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        warnings.warn(f"LoRA is left out of {shown}: {reason}", stacklevel=stacklevel + 1)
+
+
+def exactly(names: Sequence[str]) -> str:
+    """One expression for these full names: peft takes the names of a list as endings, and "conv" fits "block.conv"."""
+    return "|".join(re.escape(name) for name in names)
+
+
+def check_can_hold(network: nn.Module, adapter: str) -> None:
+    """Refuse a name that is taken, and adapters of other kinds than LoRA."""
+    tuners = import_peft().tuners.tuners_utils
+    other = [m for m in network.modules() if isinstance(m, tuners.BaseTunerLayer) and not is_lora(m)]
+    if other:
+        raise ValueError(f"the model has an adapter that is not LoRA ({type(other[0]).__name__}): merge it first")
+    if adapter in adapter_names(network):
         raise ValueError(
-            "LoRA must be put in before DDP or accelerator.prepare wraps the model: they reduce the gradients of the "
-            "parameters that they find"
+            f"the model has LoRA already, an adapter called {adapter!r}: go on with lora_parameters(model), or "
+            'merge_lora(model) first; or put a second one on top of it, which then is frozen: adapter="reward"'
         )
+
+
+def put_in(network: nn.Module, config: Any, adapter: str) -> None:
+    """Freeze the network and its adapters, and put a new adapter on top of those that are active; A is peft's."""
+    peft = import_peft()
+    active = {id(module): active_adapters(module) for module in network.modules() if is_lora(module)}
     network.requires_grad_(False)
-    # One expression, not a list: peft takes the names of a list as endings, and "conv" would fit "block.conv".
-    pattern = "|".join(re.escape(name) for name in names)
-    with isolated():
-        peft.inject_adapter_in_model(
-            peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), network, ADAPTER
-        )
-    layers = lora_layers(network)
-    for layer in layers.values():
-        layer.train(layer.get_base_layer().training)
-    for parameter in parameters_of(layers.values()):
+    with isolated(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        peft.inject_adapter_in_model(config, network, adapter)
+    parts = parts_of(network, adapter)
+    for part in parts.values():
+        if is_lora(part):
+            part.train(part.get_base_layer().training)
+            copy_geometry(part, adapter)
+            set_active(part, [*active.get(id(part), []), adapter])
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters_of(network, adapter):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     # peft exchanges a layer that is used under several names at the first of them only.
-    replace_modules(network, {id(layer.get_base_layer()): layer for layer in layers.values()})
+    replace_modules(network, {id(layer.base_layer): layer for layer in lora_layers(network).values()})
+
+
+def take_out(network: nn.Module, adapter: str) -> None:
+    """The network without this adapter; a layer that has no other is the plain layer again."""
+    back: dict[int, nn.Module] = {}
+    for part in parts_of(network, adapter).values():
+        if is_saved_whole(part):
+            back[id(part)] = part.original_module
+            continue
+        set_active(part, [name for name in active_adapters(part) if name != adapter])
+        part.merged_adapters = [name for name in part.merged_adapters if name != adapter]
+        part.delete_adapter(adapter)
+        if not part.lora_A:
+            back[id(part)] = part.get_base_layer()
+    replace_modules(network, back)
+    configs(network).pop(adapter, None)
+    if not configs(network):
+        del network.peft_config
 
 
 def replace_modules(network: nn.Module, new: dict[int, nn.Module]) -> None:
     for parent in list(network.modules()):
-        if not is_lora(parent):
+        if not is_lora(parent) and not is_saved_whole(parent):
             for name, child in list(parent._modules.items()):
                 if id(child) in new:
                     setattr(parent, name, new[id(child)])

@@ -3,35 +3,53 @@
     adapters = inject_lora(pipe.unet, rank=16)              # the base is frozen, and the first step changes nothing
     optimizer = torch.optim.AdamW(adapters, lr=5e-4)
     ...
-    save_lora(pipe.unet, "adapter")                         # and then, anywhere: pipe.load_lora_weights("adapter")
+    save_lora(pipe.unet, "adapter")                         # and then load_lora(pipe.unet, "adapter")
 
-A layer W x becomes W x + s (alpha / rank) B A x with A of `rank` rows and B = 0 at the start (Hu et al. 2021); of a
-convolution, A has its kernel and B is 1x1. s is 1 in training; `scale_lora` sets it afterwards. What few directions can
-express limits how far a reward can be cheated, and `without_lora` gives back the base model without a second copy.
+A layer W x becomes W x + s (alpha / rank) B A x with A of `rank` rows and B = 0 at the start (Hu et al. 2021). For a
+convolution, A uses the layer's kernel, dilation and padding; B is 1x1. s is 1 in training; `scale_lora` sets it
+afterwards. A low rank limits how far the model can exploit a reward, and `without_lora` gives back the base model
+without a second copy.
+
+An adapter has a name. Ours can be trained on top of others, such as a speed-up or a style: the others are frozen and
+stay on. Functions take the name of an adapter. Without a name, they use the only adapter, or else the only trainable
+one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qa_hooks._base.adapters import is_lora, lora_layers, parameters_of, unwrapped
+from qa_hooks._base.adapters import (
+    check_base_kept,
+    import_peft,
+    is_lora,
+    is_parallel,
+    is_saved_whole,
+    own_adapter,
+    parameters_of,
+    parts_of,
+    unwrapped,
+)
 from qa_hooks._base.adapters import without_lora as without_lora
 from qa_hooks._base.checks import check_count, check_weight
-from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.random import mixed_key
-from qa_hooks.integrations.peft.layers import ADAPTER, matching_layers, put_in, replace_modules
-
-FILE = "pytorch_lora_weights.safetensors"  # the names that Diffusers looks for
-METADATA = "lora_adapter_metadata"
-PREFIXES = ("unet", "transformer")  # by which a pipeline finds the part that keys belong to
-CANNOT = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "lora_bias")
+from qa_hooks.integrations.peft.first_call import FirstCall
+from qa_hooks.integrations.peft.layers import (
+    ADAPTER,
+    check_can_hold,
+    exactly,
+    matching_layers,
+    put_in,
+    say_left_out,
+    take_out,
+)
+from qa_hooks.integrations.peft.plain import is_quantised, same_geometry, why_not_plain
+from qa_hooks.integrations.peft.self_test import failing_layers
 
 
 def inject_lora(
@@ -41,10 +59,24 @@ def inject_lora(
     alpha: float = 16.0,
     targets: str | Sequence[str] | None = None,
     seed: int = 0,
+    adapter: str = ADAPTER,
+    example: Any = None,
 ) -> list[nn.Parameter]:
     """Put LoRA beside layers of `model`, in place, and freeze all else.
 
     Inject before `accelerator.prepare` or DDP, which reduce the parameters that they find.
+
+    Some layers are skipped, with a warning that names them and the reason:
+
+    - the weight is made anew in each forward pass (weight_norm, spectral_norm);
+    - two layers share the weight;
+    - the class's `forward` computes something else than its base class;
+    - the self-test found that LoRA does not work there.
+
+    The self-test sends one input through a copy, with random adapters, in train and in eval mode, and again with the
+    adapters merged. This finds networks that use a weight without calling its layer. It needs an input: `example`, or a
+    random one if the network takes an image (or rows of features) and nothing else. Otherwise a warning after the first
+    call names adapters that had no effect.
 
     Args:
         model: a network (of a pipeline: `pipe.unet`, `pipe.transformer`); compiled ones are unwrapped.
@@ -55,13 +87,17 @@ def inject_lora(
             nothing); a list of names or their endings (`["to_q", "attn.qkv", "conv1"]`); or a regular expression for
             the whole name (`r".*attentions.*"`).
         seed: of A, drawn from our own generator, the same on all ranks; the global random state does not move.
+        adapter: a name, for an adapter on top of others.
+        example: for the self-test, what one call of the network gets: a tensor, a tuple of arguments or a dictionary
+            of keywords. It needs the memory of three copies of the network for a moment.
 
     Returns:
         The trainable parameters, float32 whatever the base is (a GradScaler refuses float16 ones).
 
     Raises:
         TypeError: no module.
-        ValueError: no layer fits `targets`, there is LoRA already, or the model is wrapped for several processes.
+        ValueError: no layer fits `targets`, there is an adapter of this name already, the model is wrapped for several
+            processes, or it does not take the example.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
@@ -71,165 +107,98 @@ def inject_lora(
     rank, alpha, network = check_count("rank", rank), check_weight("alpha", alpha), unwrapped(model)
     if alpha == 0:
         raise ValueError("alpha=0 would switch LoRA off for good; without_lora(model) does that for a while")
-    names = matching_layers(network, targets)
-    put_in(model, names, rank, alpha)
-    for index, layer in enumerate(lora_layers(network).values()):
-        weight = layer.lora_A[ADAPTER].weight
+    check_can_hold(network, adapter)
+    if is_parallel(model):
+        raise ValueError(
+            "LoRA must be put in before DDP or accelerator.prepare wraps the model: they reduce the gradients of the "
+            "parameters that they find"
+        )
+    names, left_out = matching_layers(network, targets)
+    failing = failing_layers(network, names, example)
+    names = [name for name in names if name not in (failing or {})]
+    if not names:
+        told = "; ".join(f"{name}: {reason}" for name, reason in (failing or {}).items())
+        raise ValueError(f"LoRA fits none of these layers; {told}")
+    say_left_out({**left_out, **(failing or {})}, stacklevel=2)
+    put_in(network, import_peft().LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly(names)), adapter)
+    for index, layer in enumerate(parts_of(network, adapter).values()):
+        weight = layer.lora_A[adapter].weight
         bound = 1 / math.sqrt(weight[0].numel())  # Kaiming's with a = sqrt(5), as peft draws it
-        drawn = torch.empty(weight.shape).uniform_(
+        drawn = torch.empty(weight.shape, device="cpu", dtype=torch.float32).uniform_(
             -bound, bound, generator=torch.Generator().manual_seed(mixed_key(seed, index))
         )
         weight.data.copy_(drawn)
-    return lora_parameters(network)
+    if failing is None:
+        network.register_forward_hook(FirstCall(adapter))
+    return parameters_of(network, adapter)
 
 
-def save_lora(model: nn.Module, folder: str | Path) -> Path:
-    """Write the adapter, not the model: a safetensors file with rank, alpha and targets in its header.
-
-    `pipe.load_lora_weights(folder)` of Diffusers (0.34 or later, which reads the header) gives the same images; on a
-    model alone it is `unet.load_lora_adapter(folder, weight_name=path.name, prefix="unet")`. The scale that
-    `scale_lora` has set is not written.
-
-    Returns:
-        The path of the file. On several processes, call it on one.
-
-    Raises:
-        ValueError: no LoRA in the model, several adapters, or a folder that cannot be written.
-    """
-    network = unwrapped(model)
-    layers = lora_layers(network)
-    rank, alpha = _settings(layers)
-    prefix = _prefix(network)
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        tensors[f"{prefix}{name}.lora_A.weight"] = layer.lora_A[_adapter(layer)].weight
-        tensors[f"{prefix}{name}.lora_B.weight"] = layer.lora_B[_adapter(layer)].weight
-    facts = {"r": rank, "lora_alpha": alpha, "target_modules": list(layers)}
-    header = json.dumps({f"{prefix}{key}": value for key, value in facts.items()})
-    check_writable(folder, name="folder")
-    path = Path(folder) / FILE
-    write_safetensors(path, tensors, {"format": "pt", METADATA: header})
-    return path
-
-
-def load_lora(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
-    """Read an adapter that `save_lora` or Diffusers' `save_lora_weights` wrote; nothing changes when it does not fit.
-
-    Args:
-        model: a model without LoRA, which gets it, or with the same LoRA, whose weights are set in place (so that an
-            optimizer goes on with its parameters).
-        folder: where `save_lora` wrote, or the file.
-
-    Returns:
-        The trainable parameters, as of `inject_lora`.
-
-    Raises:
-        ValueError: no such file, one without rank and alpha, layers that the model does not have or that have other
-            shapes.
-    """
-    network = unwrapped(model)
-    path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
-    tensors, rank, alpha = _read(path)
-    names = sorted({key.rpartition(".lora_")[0] for key in tensors})
-    present = dict(network.named_modules())
-    existing = {name: layer for name, layer in present.items() if is_lora(layer)}
-    for name in names:
-        _check_fit(path, name, present.get(name), tensors, rank)
-    if existing and (sorted(existing) != names or _settings(existing) != (rank, alpha)):
-        raise ValueError(
-            f"the model has LoRA already, of other layers, rank or alpha than {path} (rank {rank}, alpha {alpha:g}); "
-            "load it into a fresh model, or merge_lora(model) first"
-        )
-    if not existing:
-        put_in(model, names, rank, alpha)
-    with torch.no_grad():
-        for name, layer in lora_layers(network).items():
-            for part in ("lora_A", "lora_B"):
-                getattr(layer, part)[_adapter(layer)].weight.copy_(tensors[f"{name}.{part}.weight"])
-    return lora_parameters(network)
-
-
-def merge_lora(model: nn.Module) -> None:
+def merge_lora(model: nn.Module, *, adapter: str | None = None) -> None:
     """Add the adapter, at its present scale, to the base weights and take it out: keys are the base model's again.
 
-    The parameters stay frozen; `model.requires_grad_(True)` for a full fine-tune from here.
+    The parameters stay frozen; `model.requires_grad_(True)` for a full fine-tune from here. Other adapters stay what
+    they are.
+
+    Raises:
+        ValueError: layers whose merged weights would not give what the adapter gave; nothing is changed then.
     """
     network = unwrapped(model)
-    layers = lora_layers(network)
-    for layer in layers.values():
-        layer.merge()
-    replace_modules(network, {id(layer): layer.get_base_layer() for layer in layers.values()})
-    if hasattr(network, "peft_config"):
-        del network.peft_config
+    adapter = own_adapter(network, adapter)
+    check_base_kept(network, adapter)
+    parts = parts_of(network, adapter)
+    layers = {name: part for name, part in parts.items() if is_lora(part)}
+    for name, layer in layers.items():
+        if reason := _why_not_merge(layer, adapter):
+            raise ValueError(f"the adapter {adapter!r} cannot be merged into {name!r}: {reason}")
+    for part in parts.values():
+        if is_saved_whole(part):
+            trained = part.modules_to_save[adapter].state_dict()
+            part.original_module.load_state_dict(trained)
+        else:
+            part.merge(adapter_names=[adapter])
+    take_out(network, adapter)
 
 
-def scale_lora(model: nn.Module, scale: float) -> None:
-    """Multiply the update by `scale`, relative to the scale of training: 1 gives exactly that back, 0 the base.
+def _why_not_merge(layer: Any, adapter: str) -> str | None:
+    base = layer.get_base_layer()
+    if is_quantised(base):
+        return "its weights are quantised, and merging would round the update away. Keep the adapter: save_lora"
+    if isinstance(base, nn.Conv2d) and base.groups > 1:
+        return "it is a grouped convolution, for which peft has no merging"
+    if not isinstance(base, (nn.Linear, nn.Conv2d)):
+        return None  # embeddings and the like are peft's business
+    if not same_geometry(layer, adapter):
+        return "its adapter has another dilation or padding than the layer, so that no one weight does what both do"
+    others = [name for name in layer.lora_variant if name != adapter]
+    if others:
+        return f"the adapter {others[0]!r} beside it depends on the base weight (DoRA and the like)"
+    if layer.lora_bias.get(adapter) and base.bias is None:
+        return "its adapter has a bias, and the layer has none"
+    return why_not_plain(base)
 
-    A fraction undoes part of a reward that was followed too far: .25 brought 21 dB back in a toy run.
+
+def scale_lora(model: nn.Module, scale: float, *, adapter: str | None = None) -> None:
+    """Multiply the update by `scale`: 1 is the training strength, 0 the base model.
+
+    A fraction undoes part of a reward that was followed too far: .25 brought 21 dB back in a toy run. Other adapters
+    keep their strength.
     """
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale!r}")
-    for layer in lora_layers(unwrapped(model)).values():
-        for adapter in layer.scaling:
-            layer.set_scale(adapter, scale)
+    network = unwrapped(model)
+    adapter = own_adapter(network, adapter)
+    parts = parts_of(network, adapter).values()
+    if scale != 1 and any(is_saved_whole(part) or adapter in part.lora_variant for part in parts):
+        raise ValueError(
+            f"the adapter {adapter!r} has modules_to_save or use_dora, whose update is not a sum that can be scaled; "
+            "without_lora(model) switches it off"
+        )
+    for part in parts:
+        if is_lora(part):
+            part.set_scale(adapter, scale)
 
 
-def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+def lora_parameters(model: nn.Module, *, adapter: str | None = None) -> list[nn.Parameter]:
     """The parameters of the adapter, in the order of the layers; `ValueError` when there is none."""
-    return parameters_of(lora_layers(unwrapped(model)).values())
-
-
-def _prefix(network: nn.Module) -> str:
-    kind = type(network).__name__
-    if "UNet" in kind:
-        return "unet."
-    return "transformer." if type(network).__module__.startswith("diffusers.") else ""
-
-
-def _adapter(layer: Any) -> str:
-    adapters = list(layer.lora_A)
-    if len(adapters) != 1:
-        raise ValueError(f"the model has several adapters, {adapters}: only one can be saved and loaded here")
-    return str(adapters[0])
-
-
-def _settings(layers: dict[str, Any]) -> tuple[int, float]:
-    """Rank and alpha, which are one for all layers here."""
-    found = {(int(la.r[_adapter(la)]), float(la.lora_alpha[_adapter(la)])) for la in layers.values()}
-    if len(found) > 1:
-        raise ValueError(f"layers of different (rank, alpha) cannot be saved here, got {sorted(found)}")
-    return found.pop()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
-    """Tensors without their prefix, rank and alpha."""
-    tensors, metadata = read_safetensors(path, "does not hold a LoRA adapter")
-    try:
-        facts = dict(json.loads(metadata[METADATA]))
-        prefix = next(prefix for prefix in ("", *(f"{p}." for p in PREFIXES)) if f"{prefix}r" in facts)
-        rank, alpha = int(facts[f"{prefix}r"]), float(facts[f"{prefix}lora_alpha"])
-    except (KeyError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not say its rank and alpha; save it with save_lora(model, folder)") from error
-    strange = [name for name in CANNOT if facts.get(prefix + name)]
-    foreign = [
-        key for key in tensors if not (key.startswith(prefix) and key.endswith((".lora_A.weight", ".lora_B.weight")))
-    ]
-    if strange or foreign:
-        raise ValueError(f"{path} holds {(strange + foreign)[0]}, which load_lora does not know")
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, rank, alpha
-
-
-def _check_fit(path: Path, name: str, module: Any, tensors: dict[str, Tensor], rank: int) -> None:
-    if module is not None and is_lora(module):
-        module = module.get_base_layer()
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        what = "no such layer" if module is None else f"a {type(module).__name__} there"
-        raise ValueError(f"{path} is for the layer {name!r}, and this model has {what}: it is of another model")
-    weight = module.weight
-    expected = {"lora_A": (rank, *weight.shape[1:]), "lora_B": (weight.shape[0], rank, *[1] * (weight.ndim - 2))}
-    for part, shape in expected.items():
-        tensor = tensors.get(f"{name}.{part}.weight")
-        if tensor is None or tuple(tensor.shape) != shape:
-            found = "missing" if tensor is None else tuple(tensor.shape)
-            raise ValueError(f"{path}: {name}.{part} is {found}, and this model needs {shape}: it is of another model")
+    network = unwrapped(model)
+    return parameters_of(network, own_adapter(network, adapter))

@@ -17,19 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import all_reduce_sum, gather_rows, is_distributed, world_size
 from qa_hooks.integrations.training_checks import check_plain_training, check_sharded
 
+_TOLD: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameters of which it was said
 BUCKET = 2**24  # elements of a collective
 
 
 def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -> None:
     """Replace gradients by their mean over ranks; to be called by all ranks, after backward and before clipping.
 
-    A gradient that is None on some ranks counts as zero there; one that is None on all stays None. Sums are made in
-    float32. Under a GradScaler too it comes first, before unscaling: an overflow on one rank then is one on all.
+    A gradient that is None on some ranks counts as zero there; one that is None on all stays None, and is told once:
+    such a parameter does not learn. Sums are made in float32. Under a GradScaler too it comes first, before unscaling:
+    an overflow on one rank then is one on all.
 
     Args:
         parameters: the same on all ranks, in the same order; those that need no gradient are skipped.
@@ -49,13 +53,15 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
     trained = _trained(parameters)
     if accelerator is not None and not accelerator.sync_gradients:
         return
-    present = torch.tensor([float(p.grad is not None) for p in trained])
-    used = [p for p, ranks in zip(trained, all_reduce_sum(present).tolist(), strict=True) if ranks > 0]
+    present = torch.tensor([float(p.grad is not None) for p in trained], device="cpu", dtype=torch.float32)
+    counts = all_reduce_sum(present).tolist()
+    used = [p for p, ranks in zip(trained, counts, strict=True) if ranks]
     if not used:
         raise ValueError(
             f"none of {len(trained)} trainable parameters has a gradient on any rank: call this after backward, with "
             "the parameters of the network that made the images"
         )
+    _tell_unused(trained, used)
     if not is_distributed():
         return
     for bucket in _buckets(used):
@@ -67,6 +73,21 @@ def reduce_gradients(parameters: Iterable[Tensor], *, accelerator: Any = None) -
                 p.grad = reduced
             else:
                 p.grad.copy_(reduced)
+
+
+def _tell_unused(trained: list[Tensor], used: list[Tensor]) -> None:
+    """Say once of a set of parameters that some of them have no gradient on any rank."""
+    present = {id(p) for p in used}
+    unused = [p for p in trained if id(p) not in present]
+    if unused and unused[0] not in _TOLD:
+        _TOLD.update(dict.fromkeys(unused, True))
+        warn(
+            f"{len(unused)} of {len(trained)} trainable parameters have no gradient on any rank, the first is number "
+            f"{next(i for i, p in enumerate(trained) if p is unused[0])} of shape {tuple(unused[0].shape)}: they stay "
+            "what they are. What the loss depends on does not use them, or not with a gradient: the text encoder and a "
+            "second network have none through grad_last_steps' prefix, and layers have none whose weights are read "
+            "past their modules"
+        )
 
 
 @torch.no_grad()
@@ -81,10 +102,10 @@ def check_same_weights(parameters: Iterable[Tensor]) -> None:
     if not is_distributed():
         return
     listed = list(parameters)
-    counts = gather_rows(torch.tensor([len(listed)])).tolist()
+    counts = gather_rows(torch.tensor([len(listed)], device="cpu", dtype=torch.int64)).tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"the ranks have {counts} adapter parameters: build the same adapter on all of them")
-    digests = torch.tensor([int(fingerprint(p), 16) >> 1 for p in listed], dtype=torch.int64)
+    digests = torch.tensor([int(fingerprint(p), 16) >> 1 for p in listed], dtype=torch.int64, device="cpu")
     table = gather_rows(digests[None])
     differ = (table != table[0]).any(dim=0).nonzero().flatten().tolist()
     if differ:

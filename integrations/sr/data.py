@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from qa_hooks.data import MultiGTDataset, QualityTable
+from qa_hooks.data import Choice, GroundTruths, MultiGTDataset, QualityTable
 from qa_hooks.data.low_resolution import HGGTDegradation, bicubic_degradation
 from qa_hooks.integrations.sr.conventions import Framework, check_options, default_device_cpu, keywords, option
 
@@ -48,7 +48,8 @@ class FrameworkDataset(Dataset[dict[str, Any]]):
         if phase != "train":
             raise ValueError(f"{name} is for training; datasets.{phase} wants the framework's own paired data set")
         where = "datasets.train.qa"
-        qa = check_options(where, option(opt, "qa", {}), [*OURS, *keywords(MultiGTDataset, *THEIRS)])
+        known = [name for part in (MultiGTDataset, GroundTruths, Choice) for name in keywords(part, *THEIRS)]
+        qa = check_options(where, option(opt, "qa", {}), [*OURS, *known])
         root = qa.pop("root", None) or _one("datasets.train.dataroot_gt", option(opt, "dataroot_gt"))
         if root is None:
             raise ValueError("datasets.train.dataroot_gt is missing: the folder of originals and candidates")

@@ -25,7 +25,7 @@ SLOTS = ("pixel", "perceptual")
 
 
 class FrameworkLoss(nn.Module):
-    """What the registered losses are; `forward(output, gt)` takes images in [0, 1].
+    """Base class of the registered losses; `forward(output, gt)` takes images in [0, 1].
 
     Args:
         loss_weight: of the term; a framework that multiplies by it itself gets the term unweighted.
@@ -97,5 +97,5 @@ def framework_loss(framework: Framework, words: str, kind: type[QALoss]) -> type
 
 
 def framework_losses(framework: Framework) -> list[type[FrameworkLoss]]:
-    """All of them, under the framework's names."""
+    """All classes of losses to register, under the framework's names."""
     return [framework_loss(framework, words, kind) for words, kind in LOSSES.items()]

@@ -1,4 +1,4 @@
-"""The models of an SR framework with a `qa` block in their config; without one they are what they were, bit for bit.
+"""The models of an SR framework with the `qa` block of the config; without the block they work bit for bit as before.
 
     qa:
       strategy: amo                     the best candidate of each crop becomes its ground truth, in feed_data
@@ -174,7 +174,7 @@ class QualityModel(Base):  # type: ignore[misc]
     def _qa_inject(self, given: Any) -> None:
         if option(option(self.opt, "train"), self.framework.ema, 0) > 0:
             raise ValueError(f"qa.lora trains an adapter alone: remove train.{self.framework.ema}")
-        options = check_options("qa.lora", given, keywords(inject_lora))
+        options = check_options("qa.lora", given, keywords(inject_lora, "adapter", "example"))
         network = self.get_bare_model(self.net_g)
         with default_device_cpu():
             if self._qa_iteration is not None:  # net_g_N, which was loaded, has the adapter in it

@@ -1,10 +1,17 @@
-"""Checks of plain arguments, with one message for each kind."""
+"""Checks of plain arguments, with one message for each kind, and warnings that point at the line of the user."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
+import warnings
 from numbers import Integral, Real
 from typing import Any
+
+import torch
+
+PASSED = ("qa_hooks", "torch", "contextlib")  # who stands between the user's line and ours
 
 
 def check_weight(name: str, weight: Any) -> float:
@@ -18,8 +25,57 @@ def check_weight(name: str, weight: Any) -> float:
     return value
 
 
+def check_size(size: Any, *, largest: int = 1 << 16) -> tuple[int, int]:
+    """Two whole numbers from 1 to `largest`, a height and a width; `ValueError` otherwise."""
+    try:
+        height, width = (check_count("a side", side) for side in size)
+    except TypeError:
+        raise ValueError(f"a size must be (height, width), got {size!r}") from None
+    if max(height, width) > largest:
+        raise ValueError(f"a size of {height} x {width} is beyond the largest side, {largest}")
+    return height, width
+
+
 def check_count(name: str, count: Any, *, least: int = 1) -> int:
     """A whole number of at least `least`; `ValueError` otherwise."""
     if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
     return int(count)
+
+
+def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
+    """`TypeError` unless `function` takes these arguments; `call` shows how it is called.
+
+    A callable whose signature Python does not know passes.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} must be callable as {call}, got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
+
+
+def check_whole_batches(named: dict[str, torch.Tensor]) -> None:
+    """`RuntimeError` under `torch.func.vmap`, where the numbers of images cannot be looked at, shown or kept."""
+    functorch = torch._C._functorch
+    for name, images in named.items():
+        while functorch.is_functorch_wrapped_tensor(images):
+            if functorch.is_batchedtensor(images):
+                raise RuntimeError(
+                    f"{name} comes from torch.func.vmap, in which losses, penalties and scorers cannot be called: call "
+                    'them on the whole batch (N, C, H, W); reduction="none" of a loss gives a value for each image'
+                )
+            images = functorch.get_unwrapped(images)
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` for the line outside this package that led here, however many calls lie between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level + 1)

@@ -7,11 +7,15 @@ real name. Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+import torch
 from torch import Tensor
 
 
@@ -25,9 +29,58 @@ def check_writable(folder: str | Path, *, name: str = "log_dir") -> None:
         raise ValueError(f"{name}={str(folder)!r} cannot be written: {error}") from error
 
 
+def walk_files(root: Path) -> Iterator[Path]:
+    """All files below a folder. Links to folders are followed, each folder is read once; hidden names are left out."""
+    seen: set[tuple[int, int]] = set()
+    links = [root]
+    while links:  # what a link leads to may also stand in the tree under its own name, which comes first
+        pending = [links.pop(0)]
+        while pending:
+            folder = pending.pop()
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    if not Path(entry.path).is_dir():  # a link that leads to itself is no folder either
+                        yield Path(entry.path)
+                    else:
+                        (links if entry.is_symlink() else pending).append(Path(entry.path))
+
+
+@contextlib.contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """One process at a time works on `path`; a lock of a process that was killed counts no more.
+
+    Raises:
+        ValueError: another process is at work on it.
+    """
+    from filelock import FileLock, Timeout
+
+    file = Path(f"{path}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is at work on {path}: wait for its end, or choose another place") from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; without an error it takes the place of `path` at the end, with one it is gone.
+
+    What killed processes of this machine have left half-written under the same name is removed.
 
     Example:
         >>> import tempfile
@@ -38,7 +91,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         ('all of it', 1)
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    host = re.sub(r"\W+", "-", platform.node())
+    partial = path.with_name(f"{path.name}.{os.getpid()}@{host}.partial")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*@{host}.partial"):
+        if not _is_alive(left.name.removeprefix(f"{path.name}.").partition("@")[0]):
+            left.unlink(missing_ok=True)
     try:
         yield partial
         partial.replace(path)
@@ -46,6 +103,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _is_alive(process: str) -> bool:
+    if not process.isdecimal() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -85,7 +154,7 @@ def read_safetensors(
     if not Path(path).is_file():
         raise ValueError(f"{path} {complaint}: it does not exist")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with torch.device("cpu"), safe_open(str(path), framework="pt") as file:  # whatever the user's default device
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:

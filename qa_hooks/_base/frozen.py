@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Applied = TypeVar("Applied", bound=nn.Module)
+Kept = TypeVar("Kept")
 
 
 def freeze(module: Applied) -> Applied:
@@ -23,7 +24,7 @@ def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What `.to(device)` does without what `.half()` does: for networks that keep their own precision."""
 
     def move(tensor: Tensor) -> Tensor:
-        device = fn(torch.empty(0, device=tensor.device)).device
+        device = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device
         nowhere = device.type == "mps" and tensor.dtype == torch.float64  # which MPS does not have
         return tensor if nowhere else tensor.to(device)
 
@@ -31,7 +32,7 @@ def moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 class KeepsFrozen(nn.Module):
-    """A module that uses frozen networks without owning them.
+    """A module that uses frozen networks without owning them: `self.network = self.keep(network)`.
 
     They follow `.to(device)`, but are in no `parameters()` and no `state_dict()`, and `.train()` and `.half()` do not
     reach them.
@@ -39,12 +40,21 @@ class KeepsFrozen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: list[nn.Module] = []  # a list hides them from nn.Module's registry
+        self._frozen: list[nn.Module] = []
 
-    def keep(self, module: Applied) -> Applied:
-        """Freeze `module` and take it along."""
-        self._frozen.append(freeze(module))
-        return module
+    def keep(self, value: Kept) -> Kept:
+        """Freeze a network and take it along; anything else is given back as it is."""
+        if isinstance(value, nn.Module):
+            self._frozen.append(freeze(value))
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module registers every network that becomes an attribute, and what is registered is in the user's
+        # checkpoint, optimizer and modes: a network that is kept becomes a plain attribute.
+        if isinstance(value, nn.Module) and any(value is kept for kept in self.__dict__.get("_frozen", ())):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsFrozen:
         for module in self._frozen:

@@ -6,13 +6,14 @@ All of it works without a process group, where it costs nothing.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
@@ -79,6 +80,21 @@ def gather_equal(values: Tensor) -> list[Tensor]:
     return [part.to(values.device) for part in parts]
 
 
+def shared(value: Value, source: int = 0) -> Value:
+    """Broadcast a small value (numbers, texts, lists and dictionaries of them) from one process to all.
+
+    Example:
+        >>> shared({"best": 3})
+        {'best': 3}
+    """
+    if not is_distributed():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, source, device=_collective_device())
+    received: Value = box[0]
+    return received
+
+
 def first_error(error: BaseException | None) -> str | None:
     """What the first failing rank has to say, on all ranks; None when every rank is well.
 
@@ -93,18 +109,12 @@ def first_error(error: BaseException | None) -> str | None:
     if not failed.any():
         return None
     source = int(failed.nonzero()[0])
-    text = torch.zeros(1024, dtype=torch.uint8, device=_collective_device())
-    if rank() == source:
-        encoded = (message or "").encode()[:1024]
-        text[: len(encoded)] = torch.from_numpy(np.frombuffer(encoded, dtype=np.uint8).copy())
-    dist.broadcast(text, source)
-    raw = bytes(text.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
-    return f"{raw} (on rank {source})"
+    return f"{shared(message, source)} (on rank {source})"
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part that may fail on some ranks: then every rank raises at its end, and none waits for another.
+    """A block that may fail on some ranks: every rank then raises at its end, so that no rank waits for another.
 
     Raises:
         Exception: what the part raised on this rank.
@@ -124,11 +134,12 @@ def together() -> Iterator[None]:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks when it is true on one; one small all-reduce."""
-    return bool(all_reduce_sum(torch.tensor([float(flag)])) > 0) if is_distributed() else flag
+    own = torch.full((), float(flag), dtype=torch.float32, device="cpu")
+    return bool(all_reduce_sum(own) > 0)
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Rank 0's tensors on every rank, on the CPU; the other ranks may pass None. Nothing is pickled.
+    """Rank 0's tensors on every rank, on the CPU; the other ranks may pass None.
 
     Example:
         >>> broadcast_tensors({"mean": torch.zeros(1)})
@@ -138,17 +149,9 @@ def broadcast_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         return dict(tensors or {})
     device = _collective_device()
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()}
-    described = {name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in own.items()}
-    text = np.frombuffer(json.dumps(described).encode(), dtype=np.uint8).copy()
-    length = torch.tensor([len(text)], device=device)
-    dist.broadcast(length, 0)
-    header = (
-        torch.from_numpy(text).to(device) if rank() == 0 else torch.empty(int(length), dtype=torch.uint8).to(device)
-    )
-    dist.broadcast(header, 0)
     result = {}
-    for name, (kind, shape) in json.loads(bytes(header.cpu().tolist())).items():
-        empty = torch.empty(shape, dtype=getattr(torch, kind), device=device)
+    for name, (kind, shape) in shared({name: (tensor.dtype, tensor.shape) for name, tensor in own.items()}).items():
+        empty = torch.empty(shape, dtype=kind, device=device)
         tensor = own[name].to(device) if rank() == 0 else empty
         dist.broadcast(tensor, 0)
         result[name] = tensor.cpu()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+import random
 
-from qa_hooks._base.processes import rank
+import numpy as np
+import torch
 
 
 class OwnRandom:
@@ -25,9 +26,20 @@ class OwnRandom:
 
     def generator(self) -> torch.Generator:
         """The generator of the next draw."""
-        generator = torch.Generator().manual_seed(mixed_key(self.seed, rank(), self.draws))
+        from qa_hooks._base.processes import rank
+
+        generator = torch.Generator("cpu").manual_seed(mixed_key(self.seed, rank(), self.draws))
         self.draws += 1
         return generator
+
+
+def seed_everything(key: int) -> None:
+    """Seed the global generators: Python's, NumPy's, the CPU's and the current GPU's. Only inside `isolated`."""
+    random.seed(key)
+    np.random.seed(key % 2**32)
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed(key)
 
 
 def mixed_key(*parts: int) -> int:

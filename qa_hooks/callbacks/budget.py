@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from qa_hooks._base.processes import any_rank, rank
 from qa_hooks.callbacks.callback import Callback
 from qa_hooks.writers import Writer, make_tag
+
+LOGGER = logging.getLogger("qa_hooks")
 
 
 class Budget:
@@ -25,7 +28,7 @@ class Budget:
         self._told: set[str] = set()
 
     def start(self, step: int) -> None:
-        """The run's clock starts."""
+        """Start the clock of the run."""
         self._started, self._first_step = time.perf_counter(), step
 
     def allows(self, callback: Callback) -> bool:
@@ -47,7 +50,6 @@ class Budget:
             self._told.add(key)
             between = max(time.perf_counter() - self._started - self._spent, 0.0) / steps * callback.every
             share = seconds / (seconds + between)
-            print(
-                f"qa_hooks: {key} took {seconds:.2f} s; every {callback.every} steps is {share:.1%} of the run",
-                flush=True,
+            LOGGER.info(
+                "%s took %.2f s; every %d steps is %.1f%% of the run", key, seconds, callback.every, 100 * share
             )

@@ -1,17 +1,18 @@
-"""What a callback is: it reads the run and never changes it."""
+"""The base classes of callbacks. A callback reads the run and never changes it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
+from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.writers import Writer
 
 
@@ -39,6 +40,12 @@ class Context:
     rank: int
     world_size: int
 
+    def handed_over(self, name: str) -> Tensor:
+        """The images of this name; `ValueError` says which there are."""
+        if name not in self.images:
+            raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(self.images)}")
+        return self.images[name]
+
 
 class Callback:
     """Called by `Hooks` at the start, after each `every`-th optimizer step, and at the end.
@@ -48,20 +55,29 @@ class Callback:
 
     Attributes:
         every: how many steps apart it runs.
-        state_key: its key in `Hooks.state_dict()`; unique among the callbacks of one Hooks.
+        name: tells it from others of its kind, in tags and in the state's key.
+        state_key: its key in `Hooks.state_dict()`, with its name; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
+        draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
     """
 
     every: int = 1
     budgeted: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
+    draws: bool = False
+
+    name: str = ""
 
     @property
     def state_key(self) -> str:
-        return type(self).__name__
+        return type(self).__name__ if not self.name else f"{type(self).__name__}({self.name})"
+
+    def __repr__(self) -> str:
+        key, every = self.state_key, f"every={self.every}"
+        return f"{key[:-1]}, {every})" if key.endswith(")") else f"{key}({every})"
 
     def due(self, step: int) -> bool:
         """Whether it runs after this step."""
@@ -111,6 +127,7 @@ class Monitor(Callback):
     def __init__(self, *, every: int) -> None:
         self.every = check_count("every", every)
         self._failure: Exception | None = None
+        self._traced = False
 
     def due(self, step: int) -> bool:
         return step == 1 or step % self.every == 0
@@ -120,7 +137,12 @@ class Monitor(Callback):
 
     def networks(self) -> list[nn.Module]:
         """The user's networks that `local` uses, as far as they are known; those it calls are protected anyway."""
-        return []
+        return [module for function in self.functions() for module in modules_of(function)]
+
+    def functions(self) -> list[Callable[..., Any]]:
+        """The user's functions that `local` calls."""
+        sample = getattr(self, "sample", None)
+        return [] if sample is None else [sample]
 
     def reduce(self, ctx: Context, part: Any) -> None:
         """Combine the parts of all ranks and write; the same collectives on every rank."""
@@ -128,11 +150,15 @@ class Monitor(Callback):
     def on_step_end(self, ctx: Context) -> None:
         part, failure = None, self._failure
         if failure is None:
+            traces = None if self._traced else Traces(*self.functions())
             try:
                 with isolated(*self.networks()):
                     part = self.local(ctx)
+                if traces is not None:
+                    _say_moved(self.state_key, traces.moved())
             except Exception as error:
                 failure = error
+        self._traced = True
         message = first_error(failure)
         if message is not None:
             raise RuntimeError(message) from failure
@@ -142,3 +168,12 @@ class Monitor(Callback):
             if world_size() == 1:
                 raise
             self._failure = error  # told to the others when it is next due; until then they must not wait for us
+
+
+def _say_moved(key: str, moved: list[str]) -> None:
+    if moved:
+        warn(
+            f"{key}: its first measurement moved what cannot be put back: {', '.join(moved)}. The run goes on from "
+            "there (said once). Draw from the generator that sample(n, generator) is given, and give the sampler an "
+            "object of its own where a counter matters"
+        )

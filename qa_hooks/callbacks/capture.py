@@ -1,4 +1,4 @@
-"""The forward hook behind `Hooks.capture`: it keeps nothing alive, and copies and pickles of the module lose it."""
+"""Images that a network puts out while the user's loop runs, kept for the callbacks (`Hooks.capture`)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,65 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from qa_hooks._base.checks import warn
 
 
-class Capture:
-    """Gives the outputs of one module, and of no copy of it, to the method `keep(name, output)` of one Hooks."""
+class Captures:
+    """The last output of each captured module, by the name that the user gave it.
 
-    def __init__(self, keep: Callable[[str, Any], bool], name: str, module: nn.Module) -> None:
+    Attributes:
+        images: `(N, C, H, W)`, detached.
+        paused: while it is set, nothing is kept: what monitors make a module put out does not count.
+
+    Args:
+        on_output: called at each output of the user's loop.
+    """
+
+    def __init__(self, on_output: Callable[[], None]) -> None:
+        self.images: dict[str, Tensor] = {}
+        self.paused = False
+        self._on_output = on_output
+        self._handles: list[Any] = []
+
+    def add(self, name: str, module: nn.Module) -> None:
+        """Keep this module's outputs from now on."""
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"capture needs a module whose outputs are images, got {type(module).__name__}")
+        self._handles.append(module.register_forward_hook(_Capture(self, name, module)))
+
+    def keep(self, name: str, output: Any) -> bool:
+        """Keep one output. If it is not a batch of images, warn and return False, so that it is not tried again."""
+        if self.paused:
+            return True
+        self._on_output()
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
+            self.images[name] = output.detach()
+            return True
+        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        warn(f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured")
+        return False
+
+    def end(self) -> None:
+        """Remove the hooks from the modules, and forget the images."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.images = [], {}
+
+
+class _Capture:
+    """The forward hook: it keeps nothing alive, and copies and pickles of the module lose it."""
+
+    def __init__(self, captures: Captures, name: str, module: nn.Module) -> None:
         self.name = name
-        self._keep: Callable[[], Callable[[str, Any], bool] | None] = weakref.WeakMethod(keep)
+        self._captures: Callable[[], Captures | None] = weakref.ref(captures)
         self._module = weakref.ref(module)
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
-        keep = self._keep()
-        if keep is not None and module is self._module() and not keep(self.name, output):
-            self._keep = _nobody
+        captures = self._captures()
+        if captures is not None and module is self._module() and not captures.keep(self.name, output):
+            self._captures = _nobody
 
     def __reduce__(self) -> Any:
         return _Silent, ()

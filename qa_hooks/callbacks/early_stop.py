@@ -10,7 +10,7 @@ from typing import Any
 
 from qa_hooks._base.checks import check_count, check_weight
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
-from qa_hooks.callbacks.readings import Reading, Watched, from_plain, in_words, to_plain
+from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
 
 
 class EarlyStop(Callback):
@@ -46,7 +46,7 @@ class EarlyStop(Callback):
         min_delta: float = 0.0,
         certain: bool = False,
     ) -> None:
-        self._watched = Watched(monitor, metric, mode)
+        self._watched = MetricReader(monitor, metric, mode)
         self.reads, self.metric, self.mode = (monitor,), metric, mode
         self.patience, self.min_delta = check_count("patience", patience), check_weight("min_delta", min_delta)
         self.certain = certain

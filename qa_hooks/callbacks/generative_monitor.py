@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.isolation import modules_of
-from qa_hooks._base.processes import gather_rows, together
+from qa_hooks._base.processes import gather_rows, shared, together
+from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.readings import shared_json
-from qa_hooks.evaluation.measure import METRICS, Measurement, check_comparable, check_needs, measure
+from qa_hooks.evaluation.comparable import check_comparable
+from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
+from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
-from qa_hooks.sources.batches import Source, image_batches, image_paths
-from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
+from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
 
 class GenerativeMonitor(Monitor):
     """Distances of generated to real images: Frechet and kernel distance, precision and recall, and others.
 
-    Writes `qa_eval/{metric}_{extractor}(n={n})/value` with `/low` and `/high`, the ends of the 95 % interval. `fid` and
+    Writes `qa_eval/{metric}_{extractor}_n={n}/value` with `/low` and `/high`, the ends of the 95 % interval. `fid` and
     `kid` are what they are called with the canonical Inception alone. Samples are quantised to 8 bits in memory, like
     the files that these numbers are defined on. Each measurement uses the same noise. On several processes sampling
     and features are shared out, and the numbers are those of one process.
@@ -42,7 +40,7 @@ class GenerativeMonitor(Monitor):
             statistics are computed before the first step.
         extractor: from `create_extractor`, or what it takes. One that is given by name follows the sampler's networks
             to their device.
-        metrics: some of "fd", "kid", "precision_recall", "is", "qs", "ds"; see `qa_hooks.evaluation.measure`.
+        metrics: some of "fd", "kid", "pr", "is", "qs", "ds"; see `qa_hooks.evaluation.measure`.
         n: generated images; part of each tag.
         every: steps between two measurements.
         batch_size: images at a time.
@@ -52,7 +50,7 @@ class GenerativeMonitor(Monitor):
             extractor: changed images are noticed.
         scorer: a fitted and calibrated `GMMScorer` or `KNNScorer` in the same extractor's features, for "qs" and "ds".
         classifier: images `(N, C, H, W)` float in [0, 1] on the extractor's device -> logits `(N, classes)`, for "is".
-        groups: of the jackknife behind the intervals of "fd", "precision_recall" and "is": they cost that many
+        groups: of the jackknife behind the intervals of "fd", "pr" and "is": they cost that many
             evaluations more (features are extracted once).
         name: in the state's key, where several monitors share an extractor.
 
@@ -78,7 +76,7 @@ class GenerativeMonitor(Monitor):
         real: Source,
         *,
         extractor: FeatureExtractor | nn.Module | str | dict[str, Any],
-        metrics: Sequence[str] = ("fd", "kid", "precision_recall"),
+        metrics: Sequence[str] = ("fd", "kid", "pr"),
         n: int = 2048,
         every: int = 1000,
         batch_size: int = 64,
@@ -91,6 +89,8 @@ class GenerativeMonitor(Monitor):
         name: str | None = None,
     ) -> None:
         check_sample(sample)
+        if classifier is not None:
+            check_call("classifier", classifier, "classifier(images)", None)
         if isinstance(real, Iterator):
             raise TypeError(
                 "real must be images that can be read again (a tensor, folder, list of files, dataset or loader), got "
@@ -98,6 +98,7 @@ class GenerativeMonitor(Monitor):
             )
         if real is None:
             raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
+        check_source(real)
         image_paths(real)  # a folder that is missing is told now and not after hours
         super().__init__(every=every)
         self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)
@@ -114,24 +115,23 @@ class GenerativeMonitor(Monitor):
         self.value_range, self.scorer, self.classifier = check_range(value_range), scorer, classifier
         if cache is not None:
             check_writable(cache, name="cache")
+        known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST_FOR_INTERVAL)
+        if known is not None and known < least:
+            raise ValueError(f"real has {known} images, and at least {least} are needed to measure distances to them")
         self.name = name or self.extractor.name
         self.last: dict[str, float] = {}
         self.spec: dict[str, str] = {}
-        self.measures = tuple(value for metric in self.metrics for value in METRICS[metric])
+        self._settings: dict[str, str] = {}  # the specs without what they say of the real images
+        self.measures = tuple(value for metric in self.metrics for value in METRICS[metric].values)
         self._reference: Reference | None = None
-        self._shape: torch.Size | None = None  # (C, H, W) of the first real image
         self._guard = RangeGuard(self.value_range)
         self._told = False
 
-    @property
-    def state_key(self) -> str:
-        return f"GenerativeMonitor({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample) + (modules_of(self.classifier) if self.classifier is not None else [])
+    def functions(self) -> list[Callable[..., Any]]:
+        return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
-        """The statistics of the real images; here, so that their time does not count as that of each measurement."""
+        """Measure the real images now, so that this time is not counted in the measurements."""
         try:
             self._prepare(ctx)
         except Exception as error:
@@ -139,64 +139,57 @@ class GenerativeMonitor(Monitor):
                 raise
             self._failure = error  # the other processes wait in the first measurement, and are told there
 
-    def local(self, ctx: Context) -> list[Tensor]:
-        """Positions of this process's samples, their features and, for "is", their logits."""
-        parts: list[list[Tensor]] = [[], [], []]
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            start = block * self.batch_size
-            samples = sample_block(self.sample, min(self.batch_size, self.n - start), self.seed, block)
-            self._guard(predictions={"samples": samples})
+    def local(self, ctx: Context) -> Tensor:
+        """Rows of this process's samples: position, features and, for "is", logits."""
+        rows = []
+        share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
+        for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
-            if self._shape is not None:
-                check_comparable(self.extractor, self._shape, images.shape[1:])
+            if self._reference is not None:
+                check_comparable(self.extractor, self._reference.shapes[:, :3].tolist(), images.shape[1:])
             features = self.extractor(images)
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            parts[0].append(torch.arange(start, start + len(images))[:, None])
-            parts[1].append(features)
+            columns = [torch.arange(start, start + len(images), device="cpu")[:, None], features]
             if self.classifier is not None and "is" in self.metrics:
-                parts[2].append(self.classifier(images.float() / 255))
-        types = (torch.int64, torch.float32, torch.float32)
-        return [
-            torch.cat(part).to(kind) if part else torch.zeros(0, 0, dtype=kind)
-            for part, kind in zip(parts, types, strict=True)
-        ]
+                columns.append(self.classifier(images.float() / 255))
+            rows.append(torch.cat([column.to(features) for column in columns], 1))
+        return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
 
-    def reduce(self, ctx: Context, part: list[Tensor]) -> None:
-        positions, features, logits = (_gather(rows) for rows in part)
-        order = positions[:, 0].argsort().to(features.device)
-        features, logits = features[order], logits[order] if len(logits) else logits
+    def reduce(self, ctx: Context, part: Tensor) -> None:
+        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64))
+        width = int(widths.max())  # which a process without samples does not know
+        rows = gather_rows(part if len(part) else part.new_zeros(0, width))
+        rows = rows[rows[:, 0].argsort()]
+        features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]
         found = {}
         with together():
             # A diversity score fits a model, for which all processes are needed; the rest is rank 0's.
             found = self._measured(features, logits, {"ds"} & set(self.metrics))
             if ctx.rank == 0:
                 found = self._measured(features, logits, set(self.metrics) - {"ds"}) | found
-                self._check_spec({key: value.spec for key, value in found.items()})
-        found = {key: Measurement(*value) for key, value in shared_json(found).items()}
+                self._check_spec(found)
+        found = shared(found)
         self.spec = {key: value.spec for key, value in found.items()}
+        self._settings = {key: value.settings for key, value in found.items()}
         self.last = {"step": ctx.step}
         for key, value in found.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            name = (
-                value.spec.split("[")[0]
-                if key not in ("qs", "ds")
-                else f"{key}_{self.scorer.name}_{self.extractor.name}"
-            )
             for stat in ("value", "low", "high"):
-                tag = make_tag("eval", f"{name}(n={value.n})", stat)
+                tag = make_tag("eval", f"{value.name}_n={value.n}", stat)
                 ctx.writer.scalar(tag, getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:
             print("\n".join(f"qa_hooks: measuring {spec}" for spec in self.spec.values()), flush=True)
         self._told = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": dict(self.last), "spec": dict(self.spec)}
+        return {"last": dict(self.last), "spec": dict(self.spec), "settings": dict(self._settings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self.spec = dict(state["last"]), dict(state["spec"])
+        self._settings = dict(state.get("settings", {}))  # states of before have none
 
     def _prepare(self, ctx: Context) -> None:
         if self._follows:
@@ -206,8 +199,6 @@ class GenerativeMonitor(Monitor):
         options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
         reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
         self._reference = reference.to(self.extractor.mean.device)
-        with fixed_random(self.real):
-            self._shape = next(image_batches(self.real, batch_size=1))[1].shape[1:]
         if ctx.rank == 0:
             seconds = time.perf_counter() - start
             print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)
@@ -222,30 +213,18 @@ class GenerativeMonitor(Monitor):
         chosen = [metric for metric in self.metrics if metric in metrics]
         return measure(features, self._reference, chosen, extractor=self.extractor, **options)
 
-    def _check_spec(self, spec: dict[str, str]) -> None:
+    def _check_spec(self, found: dict[str, Measurement]) -> None:
         """Other real images are told and measured with; other settings are a mistake of the user's."""
-        changed = [key for key in spec if self.spec.get(key, spec[key]) != spec[key]]
+        changed = [key for key, value in found.items() if self.spec.get(key, value.spec) != value.spec]
         for key in changed:
-            if _without_data(self.spec[key]) != _without_data(spec[key]):
+            if self._settings.get(key, found[key].settings) != found[key].settings:
                 raise ValueError(
-                    f"this run measured {self.spec[key]} until now, and now {spec[key]}: these cannot be compared; "
-                    "give a monitor with other settings another name="
+                    f"this run measured {self.spec[key]} until now, and now {found[key].spec}: these cannot be "
+                    "compared; give a monitor with other settings another name="
                 )
         if changed:
-            warnings.warn(
+            warn(
                 f"{self.state_key}: the real images are others than before, or are read in another way: this run "
-                f"measured {self.spec[changed[0]]} until now, and goes on with {spec[changed[0]]}; values from before "
-                "cannot be compared with those from here on"
+                f"measured {self.spec[changed[0]]} until now, and goes on with {found[changed[0]].spec}; values from "
+                "before cannot be compared with those from here on"
             )
-
-
-def _without_data(spec: str) -> str:
-    """A spec without what is said of the real images; precision and its kin take as many generated ones, at most."""
-    said = "ref|real|n" if spec.startswith(METRICS["precision_recall"]) else "ref|real"
-    return re.sub(rf", ({said})=[^],]*", "", spec) if ", ref=" in spec else spec
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """`gather_rows` where a process without samples does not know how long a row is."""
-    width = int(gather_rows(torch.tensor([rows.shape[1]])).max())
-    return gather_rows(rows if len(rows) else torch.zeros(0, width, dtype=rows.dtype, device=rows.device))

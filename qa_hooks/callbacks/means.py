@@ -1,8 +1,4 @@
-"""Numbers gathered while a run goes on: running means of scalars, and moments of features.
-
-Both give the same numbers on one process and on many. `Stats` costs no synchronisation until it is flushed, and one
-all-reduce then. `Moments` is exact to float64 and mergeable.
-"""
+"""Running means of the scalars of a run: they stay on their device until they are written, with one all-reduce."""
 
 from __future__ import annotations
 
@@ -12,12 +8,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qa_hooks._base.processes import all_reduce_sum, is_distributed, world_size
+from qa_hooks._base.checks import warn
+from qa_hooks._base.processes import all_reduce_sum, is_distributed, rank, world_size
 from qa_hooks.functional.numerics import to_float64
+from qa_hooks.writers import Writer
 
 
-class Stats:
-    """Means of named scalars since the last flush, over all processes; values stay on their device until then."""
+class Means:
+    """Means of named scalars since they were last taken; nothing is synchronised before that.
+
+    Example:
+        >>> means = Means()
+        >>> for value in (1.0, 2.0, 6.0):
+        ...     means.add("loss", value)
+        >>> means.flush(), means.flush()
+        ({'loss': 3.0}, {})
+    """
 
     CAPACITY = 256
 
@@ -31,18 +37,27 @@ class Stats:
         total, count = self._values.get(name, (0.0, 0))
         self._values[name] = (total + value, count + 1)
 
+    def take(self) -> dict[str, Tensor | float]:
+        """This process's means, on their devices, then forget."""
+        values, self._values = self._values, {}
+        return {name: total / count for name, (total, count) in values.items()}
+
     def flush(self) -> dict[str, float]:
-        """Mean per name, then forget. With several processes every rank must call it (one collective)."""
+        """The means over all processes, then forget. With several processes every rank must call it (one collective).
+
+        Raises:
+            ValueError: too many names, or other names than on another rank.
+        """
         names = sorted(self._values)
         if len(names) > self.CAPACITY:
             raise ValueError(f"more than {self.CAPACITY} scalars are recorded at once: {len(names)}")
-        totals = torch.tensor([float(self._values[name][0]) for name in names], dtype=torch.float64)
-        counts = torch.tensor([self._values[name][1] for name in names], dtype=torch.float64)
+        sums = [[float(self._values[name][0]) for name in names], [float(self._values[name][1]) for name in names]]
         self._values = {}
+        totals, counts = torch.tensor(sums, dtype=torch.float64, device="cpu")
         if is_distributed():
             # Fixed length, with a checksum of the names: ranks that disagree are told so and do not hang.
             checksum = float(zlib.crc32("\n".join(names).encode()))
-            vector = torch.zeros(2 * self.CAPACITY + 1, dtype=torch.float64)
+            vector = torch.zeros(2 * self.CAPACITY + 1, dtype=torch.float64, device="cpu")
             vector[: len(names)], vector[self.CAPACITY : self.CAPACITY + len(names)] = totals, counts
             vector[-1] = checksum
             vector = all_reduce_sum(vector)
@@ -50,6 +65,15 @@ class Stats:
                 raise ValueError(f"the ranks recorded different scalars; this one has {names}")
             totals, counts = vector[: len(names)], vector[self.CAPACITY : self.CAPACITY + len(names)]
         return {name: float(value) for name, value in zip(names, totals / counts, strict=True)}
+
+    def write(self, writer: Writer, step: int) -> None:
+        """Write the means over all processes, then forget; an error is said and costs this point alone."""
+        try:
+            for tag, value in self.flush().items():
+                writer.scalar(tag, value, step)
+        except Exception as error:
+            if rank() == 0:
+                warn(f"this point of the logged means is left out: {type(error).__name__}: {error}")
 
     def state_dict(self) -> dict[str, tuple[float, int]]:
         """What is pending, as plain numbers."""

@@ -1,21 +1,27 @@
-"""Finds the first value that is not finite, names it, and does what it was told."""
+"""Finds values that are not finite, names them, and warns, skips the step or stops."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.rewards.broken import broken_images, broken_message
 
 ACTIONS = ("warn", "skip", "stop")
 
 
 class NaNGuard(Callback):
-    """Looks at the tracked terms, the recorded values and (attached, or with `optimizer=`) the gradients.
+    """Looks at the tracked terms, the recorded values and the gradients of the optimizers that it knows.
+
+    Those are the one that Hooks is attached to, and those of `optimizer=`: of a GAN give the critic's. Of the tracked
+    terms it sees all calls since the last step, so those of each critic step as well.
 
     The one callback that may act on the run, and only when told to:
 
@@ -28,10 +34,14 @@ class NaNGuard(Callback):
     Several processes skip and stop together. Steps that a GradScaler skips by itself are not reported. Each look
     synchronises a GPU, so "warn" looks every tenth step.
 
+    Images that the loop hands over are looked at, too: any that is not finite is reported, and a batch of which half or
+    more is black or of one colour is warned of once, whatever the action. Both are what a decoder makes that overflows
+    in float16.
+
     Args:
         action: "warn", "skip" or "stop".
         every: steps between two looks; 10 for "warn", 1 for the others, and "skip" allows nothing else.
-        optimizer: whose gradients to look at when Hooks is not attached; needed for "skip" then.
+        optimizer: one more whose gradients to look at, or several; needed for "skip" where Hooks is not attached.
         name: for its key in a saved state, where there are several.
 
     Attributes:
@@ -46,7 +56,7 @@ class NaNGuard(Callback):
         action: str = "warn",
         *,
         every: int | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         name: str = "nan",
     ) -> None:
         if action not in ACTIONS:
@@ -56,39 +66,52 @@ class NaNGuard(Callback):
             raise ValueError(f'"skip" must see every step: every must be 1, got {every}')
         self.action, self.name = action, name
         self.found = self.skips = 0
-        self._steps = 0
-        self._handle: Any = None
-        if optimizer is not None:
-            self.attach(optimizer)
-
-    @property
-    def state_key(self) -> str:
-        return f"NaNGuard({self.name})"
+        self._told: set[str] = set()  # names of images
+        self._handles: dict[torch.optim.Optimizer, Any] = {}
+        self._steps: dict[torch.optim.Optimizer, int] = {}
+        for one in (optimizer,) if hasattr(optimizer, "param_groups") else optimizer or ():
+            self.attach(unwrapped_optimizer(one, "NaNGuard"))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._handle is None:
-            self._handle = optimizer.register_step_pre_hook(self._before_step)
+        if optimizer not in self._handles:
+            self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
+            self._steps[optimizer] = 0
 
     def detach(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles = {}
 
     def on_train_start(self, ctx: Context) -> None:
-        if self.action == "skip" and self._handle is None:
-            warnings.warn('NaNGuard("skip") sees no gradients: attach the hooks, or pass optimizer=')
+        if self.action == "skip" and not self._handles:
+            warn('NaNGuard("skip") sees no gradients: attach the hooks, or pass optimizer=')
 
     def on_step_end(self, ctx: Context) -> None:
         named = {f"{track}/{term}": value for track, terms in ctx.terms.items() for term, value in terms.items()}
-        bad: list[str] = []
+        bad = self._look_at_images(ctx)
         if named:
-            values = [torch.as_tensor(value, dtype=torch.float32).detach().mean() for value in named.values()]
+            tensors = (v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device="cpu")
+                       for v in named.values())  # fmt: skip
+            values = [value.detach().float().mean() for value in tensors]
             finite = torch.isfinite(torch.stack([value.to(values[0].device) for value in values])).tolist()
-            bad = [name for name, good in zip(named, finite, strict=True) if not good]
+            bad += [name for name, good in zip(named, finite, strict=True) if not good]
         stop = self.action == "stop" and any_rank(bool(bad))
         if bad or stop:
             what = f"{', '.join(bad)} is not finite" if bad else "a term of another rank is not finite"
             self._report(f"step {ctx.step}: {what}", stop=stop)
+
+    def _look_at_images(self, ctx: Context) -> list[str]:
+        """The names of images that are not finite; images that show nothing are warned of."""
+        bad = []
+        for name, images in ctx.images.items() if ctx.step % self.every == 0 else ():
+            shares = {kind: float(which.float().mean()) for kind, which in broken_images(images).items()}
+            if shares.pop("nonfinite"):
+                bad.append(f"images {name!r}")
+            message = broken_message(shares, len(images)) if sum(shares.values()) >= 0.5 else None
+            if message and name not in self._told:
+                self._told.add(name)
+                warn(f"NaNGuard: step {ctx.step}, images {name!r}: {message}")
+        return bad
 
     def state_dict(self) -> dict[str, Any]:
         return {"found": self.found, "skips": self.skips}
@@ -98,13 +121,12 @@ class NaNGuard(Callback):
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.skipped = None
-        self._steps += 1
-        if self._steps % self.every:
+        self._steps[optimizer] += 1
+        if self._steps[optimizer] % self.every:
             return
-        if self.action == "skip" and (any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None):
-            raise ValueError('NaNGuard("skip") cannot guard an optimizer that computes its gradients in a closure')
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
+        if self.action == "skip":
+            check_no_closure(args, kwargs, 'NaNGuard("skip") cannot guard')
+        if skips_step(optimizer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = _count_non_finite(gradients)
@@ -128,7 +150,7 @@ class NaNGuard(Callback):
         if stop:
             raise TrainingStopped(f"NaNGuard: {message}")
         if self.found == 1:
-            warnings.warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
+            warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
 
 
 def _count_non_finite(gradients: list[torch.Tensor]) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, in_range, sample_block
 from qa_hooks.writers import make_tag
 
 
@@ -88,24 +88,20 @@ class PerceptionDistortion(Monitor):
         self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
-        self.path = torch.zeros(0, 3, dtype=torch.float64)  # step, distortion, perception
+        self.path = torch.zeros(0, 3, dtype=torch.float64, device="cpu")  # step, distortion, perception
         self._guard = RangeGuard(perception.value_range)
 
-    @property
-    def state_key(self) -> str:
-        return f"PerceptionDistortion({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return [] if isinstance(self.images, str) else modules_of(self.images)
+    def functions(self) -> list[Callable[..., Any]]:
+        return [] if isinstance(self.images, str) else [self.images]
 
     def local(self, ctx: Context) -> Tensor:
-        rows = [torch.zeros(0, 2, dtype=torch.float64)]
+        rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
         if not isinstance(self.images, str) and ctx.rank != 0:
             return rows[0]
         images, reference = self._pair(ctx)
         self._guard(data={"reference": reference}, predictions={"images": images})
         low, high = self.perception.value_range
-        images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+        images = in_range(images, (low, high))
         for start in range(0, len(images), self.batch_size):
             chunk, truth = (part[start : start + self.batch_size] for part in (images, reference))
             scores = self.distortion(chunk, reference=truth.to(chunk.device)), self.perception(chunk)
@@ -119,12 +115,13 @@ class PerceptionDistortion(Monitor):
             raise ValueError(f"no pair of finite scores among {len(rows)} images")
         distortion, perception = finite.mean(0).tolist()
         self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
-        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64)
+        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64, device="cpu")
         self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
         for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
             ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)
-        if ctx.rank == 0:
-            write_picture(ctx, self.folder, self.name, "path", self._picture())
+        picture = self._picture() if ctx.rank == 0 else None
+        if picture is not None:
+            write_picture(ctx, self.folder, self.name, "path", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last), "path": self.path.clone()}
@@ -142,7 +139,7 @@ class PerceptionDistortion(Monitor):
             )
         return ctx.images[cast(str, self.images)], ctx.images[self.reference]
 
-    def _picture(self) -> Tensor:
+    def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]
         return chart(
             [Line(self.path[:, 1:], dots=True, fading=True)],

@@ -1,4 +1,4 @@
-"""What the monitors that draw have in common: the check of a scorer, its label, thumbnails, where pictures go."""
+"""Shared by monitors that draw pictures: the check of a scorer, its label, thumbnails, writing a picture."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch.nn.functional import interpolate
 from qa_hooks._base.files import check_writable
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.images import save_image
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.writers import make_tag
 
 
 def check_scorer(scorer: Any, name: str = "scorer") -> None:
     """`TypeError` unless it is a `Scorer`; `ValueError` when it wants prompts, which monitors do not have."""
-    if not isinstance(scorer, Scorer):
-        raise TypeError(f"{name} must be a qa_hooks Scorer, got {type(scorer).__name__}")
+    check_is_scorer(scorer, name)
     if "prompt" in scorer.inputs:
         raise ValueError(f"{name}: {scorer.name} needs prompts, which this monitor does not have")
 

@@ -1,14 +1,11 @@
-"""What a decision sees of a monitor: one metric, its interval and its step, the same on all ranks."""
+"""Read one metric of a monitor, with its interval and its step; all ranks get the same values."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, NamedTuple
 
-import torch
-
-from qa_hooks._base.processes import broadcast_tensors, rank, together
+from qa_hooks._base.processes import rank, shared, together
 from qa_hooks.callbacks.callback import Callback
 
 MODES = ("min", "max")
@@ -42,7 +39,7 @@ class Reading(NamedTuple):
         return gain > min_delta
 
 
-class Watched:
+class MetricReader:
     """One metric of one monitor.
 
     Raises:
@@ -65,7 +62,7 @@ class Watched:
 
     @property
     def spec(self) -> str | None:
-        """How the monitor says that it measures this metric (`monitor.spec[metric]`); None where it does not."""
+        """The spec of this metric (`monitor.spec[metric]`); None if the monitor has none."""
         spec = getattr(self.monitor, "spec", None)
         found = spec.get(self.metric) if isinstance(spec, dict) else spec
         return None if found is None else str(found)
@@ -82,9 +79,7 @@ class Watched:
         with together():
             if rank() == 0:
                 reading = self._own(step, interval, spec)
-        fields = {} if reading is None else reading._asdict()
-        shared = broadcast_tensors({name: torch.tensor(v, dtype=torch.float64) for name, v in fields.items()})
-        return from_plain({name: float(value) for name, value in shared.items()})
+        return shared(reading)
 
     def _own(self, step: int, interval: bool, spec: str | None) -> Reading | None:
         last: dict[str, float] = self.monitor.last  # type: ignore[attr-defined]
@@ -108,15 +103,8 @@ class Watched:
         return Reading(step, float(last[self.metric]), *bounds)
 
 
-def shared_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's dictionary of plain values on all ranks."""
-    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-    shared: dict[str, Any] = json.loads(bytes(broadcast_tensors({"text": text})["text"].tolist()))
-    return shared
-
-
 def to_plain(reading: Reading | None) -> dict[str, Any]:
-    """For states and JSON: without what is not known; {} for None."""
+    """The reading as a dictionary for states and JSON, without unknown values; {} for None."""
     if reading is None:
         return {}
     known = {name: value for name, value in reading._asdict().items() if math.isfinite(value)}
@@ -132,5 +120,5 @@ def from_plain(plain: dict[str, Any]) -> Reading | None:
 
 
 def in_words(plain: dict[str, Any]) -> str:
-    """What `to_plain` gave, for messages."""
+    """The dictionary of `to_plain` as text, for messages."""
     return f"{plain['value']:.6g} at step {plain['step']}" if "value" in plain else "none"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.files import check_writable
-from qa_hooks._base.isolation import modules_of
-from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.images import Range, RangeGuard, check_range, make_grid, save_image, to_uint8
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.pictures import picture_folder
+from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.images import Range, make_grid, save_image, to_uint8
+from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
 
 
-class SampleGrid(Monitor):
+class SampleGrid(SamplingMonitor):
     """A grid of samples from fixed noise, so that one sees the same images grow.
 
     Args:
@@ -35,6 +34,8 @@ class SampleGrid(Monitor):
         >>> grid = SampleGrid(lambda n, generator: net(torch.randn(n, 8, generator=generator)), every=100)
     """
 
+    draws = True
+
     def __init__(
         self,
         sample: Sample,
@@ -47,27 +48,13 @@ class SampleGrid(Monitor):
         folder: str | Path | None = None,
         scale: int | None = None,
     ) -> None:
-        check_sample(sample)
-        super().__init__(every=every)
-        self.sample, self.seed, self.n, self.name, self.scale = sample, seed, check_count("n", n), name, scale
-        self.value_range = check_range(value_range)
-        self._guard = RangeGuard(self.value_range)
-        self.folder = Path(folder) if folder is not None else None
-        if self.folder is not None:
-            check_writable(self.folder)
-
-    @property
-    def state_key(self) -> str:
-        return f"SampleGrid({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample)
+        super().__init__(sample, name, every=every, n=n, batch_size=n, seed=seed, value_range=value_range)
+        self.scale, self.folder = scale, picture_folder(folder)
 
     def local(self, ctx: Context) -> Tensor | None:
         if ctx.rank != 0:
             return None
-        samples = sample_block(self.sample, self.n, self.seed, 0)
-        self._guard(predictions={"samples": samples})
+        ((_, samples),) = self.blocks(ctx, shared_out=False)
         images = to_uint8(samples, self.value_range).cpu()
         return make_grid(images, scale=self.scale or max(1, 64 // images.shape[-1]))
 

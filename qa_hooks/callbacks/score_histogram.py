@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
-from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
-from qa_hooks.functional.distributions import ks_distance, score_histograms
-from qa_hooks.images import RangeGuard
+from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.batches import Source, check_source
+from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
 
 
-class ScoreHistogram(Monitor):
+class ScoreHistogram(SamplingMonitor):
     """The scores of generated images against those of real ones: two histograms, and how far they are apart.
 
     Writes the histograms `qa_eval/{name}/generated` and `/real`, the scalars `/overlap` (`histogram_overlap`) and `/ks`
@@ -52,6 +51,7 @@ class ScoreHistogram(Monitor):
         >>> monitor = ScoreHistogram(noise, torch.rand(100, 1, 8, 8), contrast, every=500)
     """
 
+    draws = True
     measures = ("overlap", "ks", "mean", "real_mean")
 
     def __init__(
@@ -68,34 +68,20 @@ class ScoreHistogram(Monitor):
         name: str | None = None,
         folder: str | Path | None = None,
     ) -> None:
-        check_sample(sample)
         check_scorer(scorer)
         if scorer.inputs:
             raise ValueError(f"{scorer.name} needs a reference, which generated images do not have")
-        super().__init__(every=every)
-        self.sample, self.real, self.scorer, self.seed = sample, real, scorer, seed
-        self.n, self.batch_size = check_count("n", n, least=2), check_count("batch_size", batch_size)
-        self.bins, self.name = check_count("bins", bins, least=2), name or scorer.name
+        options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
+        super().__init__(sample, name or scorer.name, every=every, least=2, **options)
+        check_source(real)
+        self.real, self.scorer, self.bins = real, scorer, check_count("bins", bins, least=2)
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
         self._real_scores: Tensor | None = None
-        self._guard = RangeGuard(scorer.value_range)
-
-    @property
-    def state_key(self) -> str:
-        return f"ScoreHistogram({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample)
 
     def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0, device="cpu")]
-        low, high = self.scorer.value_range
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            images = sample_block(self.sample, min(self.batch_size, self.n - block * self.batch_size), self.seed, block)
-            self._guard(predictions={"samples": images})
-            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
-            scores.append(self.scorer(images).cpu())
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        scores += [self.scorer(in_range(images, self.value_range)).cpu() for _, images in self.blocks(ctx)]
         return torch.cat(scores)
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
@@ -107,10 +93,9 @@ class ScoreHistogram(Monitor):
         if not len(finite) or not len(real):
             raise ValueError(f"{len(finite)} finite scores of generated and {len(real)} of real images")
         edges, own, theirs = score_histograms(finite, real, bins=self.bins)
-        overlap = min(1.0, float(torch.minimum(own, theirs).sum()))
         self.last = {
             "step": ctx.step,
-            "overlap": overlap,
+            "overlap": histogram_overlap(finite, real, bins=self.bins),
             "ks": ks_distance(finite, real),
             "mean": float(finite.double().mean()),
             "real_mean": float(real.double().mean()),
@@ -124,11 +109,12 @@ class ScoreHistogram(Monitor):
         ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)
         if ctx.rank == 0:
             lines = [Line(_outline(edges, theirs), GREY, "real"), Line(_outline(edges, own), ORANGE, "generated")]
-            title = f"step {ctx.step}: overlap {overlap:.2f}, KS {self.last['ks']:.2f}"
+            title = f"step {ctx.step}: overlap {self.last['overlap']:.2f}, KS {self.last['ks']:.2f}"
             picture = chart(
                 lines, title=title, x_label=axis_label(self.scorer), y_label="share of images", from_zero=True
             )
-            write_picture(ctx, self.folder, self.name, "distribution", picture)
+            if picture is not None:
+                write_picture(ctx, self.folder, self.name, "distribution", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last)}

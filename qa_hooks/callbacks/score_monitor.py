@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.processes import gather_rows
-from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.functional.intervals import bootstrap_interval
-from qa_hooks.images import RangeGuard
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
+from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
 from qa_hooks.writers import make_tag
 
 
-class ScoreMonitor(Monitor):
+class ScoreMonitor(SamplingMonitor):
     """The scores of samples, or of images the loop hands over: mean, spread and histogram.
 
-    Writes `qa_eval/{scorer}/mean` with the ends of its 95 % interval, `/low` and `/high`, `/std` and `/histogram`; and
-    with `sample=`, whose noise is always the same, `qa_eval/{scorer}_change/mean`: by how much the scores have changed
-    since the last measurement, image by image, with its interval (a change whose interval holds 0 may be none). On
-    several processes the sampling is shared out and the numbers are those of one process. Images are clamped to the
-    scorer's range first. Scores that are not finite are left out and counted in `/nonfinite`.
+    Writes these tags:
+
+    - `qa_eval/{scorer}/mean`, with `/low` and `/high`, the ends of its 95 % interval.
+    - `qa_eval/{scorer}/std` and `/histogram`.
+    - `qa_eval/{scorer}/nonfinite`: how many scores were not finite and were left out; only if there are any.
+    - `qa_eval/{scorer}_change/mean`, `/low`, `/high`, only with `sample=`: the mean change of an image's score since
+      the last measurement. If the interval contains 0, the scores may not have changed.
+
+    Images are clamped to the scorer's range first. Several processes share the sampling and give the same numbers as
+    one process.
 
     Args:
         scorer: any `Scorer`.
         every: steps between two measurements.
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
         images: the name under which the loop hands images over (`hooks.step(fake=fake)`) or captures them.
-        reference: likewise the name of the ground truth, for scorers that need one.
+        reference: name under which the loop hands over the ground truth, for scorers that need one.
         n: how many samples to score.
         batch_size: how many at a time.
-        seed: of the samples.
-        name: in the tag; the scorer's name by default.
+        seed: seed of the samples.
+        name: the name in the tags; the scorer's name by default.
 
     Attributes:
         last: `{"step", "mean", "mean_low", "mean_high", "std", "n"}` of the last measurement, and with `sample=` from
@@ -62,8 +66,7 @@ class ScoreMonitor(Monitor):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}")
+        check_is_scorer(scorer)
         if (sample is None) == (images is None):
             raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
         if ("reference" in scorer.inputs) != (reference is not None):
@@ -71,30 +74,17 @@ class ScoreMonitor(Monitor):
                              else f"{scorer.name} takes no reference")  # fmt: skip
         if reference is not None and images is None:
             raise ValueError("a reference goes with images=, not with sample=")
-        if sample is not None:
-            check_sample(sample)
-        super().__init__(every=every)
-        self.scorer, self.sample, self.images, self.reference = scorer, sample, images, reference
-        self.n, self.batch_size = check_count("n", n), check_count("batch_size", batch_size)
-        self.seed, self.name = seed, name or scorer.name
+        options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
+        super().__init__(sample, name or scorer.name, every=every, optional=True, **options)
+        self.scorer, self.images, self.reference = scorer, images, reference
         self.last: dict[str, float] = {}
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
-        self._guard = RangeGuard(scorer.value_range)
-
-    @property
-    def state_key(self) -> str:
-        return f"ScoreMonitor({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample) if self.sample is not None else []
 
     def local(self, ctx: Context) -> Tensor:
-        scores, positions = [torch.zeros(0, device="cpu")], [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        positions = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         for start, images, inputs in self._batches(ctx):
-            self._guard(predictions={"images": images})
-            low, high = self.scorer.value_range
-            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
-            scores.append(self.scorer(images, **inputs).cpu())
+            scores.append(self.scorer(in_range(images, self.scorer.value_range), **inputs).cpu())
             positions.append(torch.arange(start, start + len(images), device="cpu"))
         return torch.stack([torch.cat(scores).double(), torch.cat(positions).double()], 1)
 
@@ -137,21 +127,14 @@ class ScoreMonitor(Monitor):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self._scores = dict(state["last"]), state.get("scores")
 
-    def _batches(self, ctx: Context) -> Any:
+    def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
         if self.sample is not None:
-            blocks = range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size)
-            for block in blocks:
-                count = min(self.batch_size, self.n - block * self.batch_size)
-                yield block * self.batch_size, sample_block(self.sample, count, self.seed, block), {}
+            yield from ((start, images, {}) for start, images in self.blocks(ctx))
             return
-        named = [name for name in (self.images, self.reference) if name is not None]
-        missing = [name for name in named if name not in ctx.images]
-        if missing:
-            raise ValueError(
-                f"no images named {missing[0]!r} were handed over by hooks.step(...); got {sorted(ctx.images)}"
-            )
-        images = ctx.images[named[0]]
-        for start in range(0, images.shape[0], self.batch_size):
-            stop = start + self.batch_size
-            inputs = {"reference": ctx.images[named[1]][start:stop]} if len(named) == 2 else {}
-            yield start, images[start:stop], inputs
+        handed = {"images": ctx.handed_over(str(self.images))}
+        if self.reference is not None:
+            handed["reference"] = ctx.handed_over(self.reference)
+        for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
+            parts = {name: images[start:stop] for name, images in handed.items()}
+            self._guard(predictions={"images": parts["images"]})
+            yield start, parts.pop("images"), parts

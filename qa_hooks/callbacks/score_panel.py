@@ -7,29 +7,27 @@ and on the best one, and the samples that fell most since then are drawn before 
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import modules_of
-from qa_hooks._base.processes import broadcast_tensors
-from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.processes import shared
+from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
+from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.contact_sheet import contact_sheet
-from qa_hooks.images import RangeGuard, save_image, to_uint8
+from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
 
-BATCH = 64
 COLUMNS = 8
 
 
-class ScorePanel(Monitor):
+class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and those whose score fell most, before and after.
 
     Writes `qa_images/{name}/ranked`, and from the second panel on `qa_images/{name}/regressions` and
@@ -63,6 +61,7 @@ class ScorePanel(Monitor):
         >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
     """
 
+    draws = True
     measures = ("mean", "worst", "best", "fell")
 
     def __init__(
@@ -79,12 +78,11 @@ class ScorePanel(Monitor):
         folder: str | Path | None = None,
         thumbnail: int = 96,
     ) -> None:
-        check_sample(sample)
         check_scorer(scorer)
-        super().__init__(every=every)
-        self.sample, self.scorer, self.n, self.seed = sample, scorer, check_count("n", n, least=2), seed
-        self.reference, self.show = reference, check_count("show", show, least=4)
-        self.name, self.thumbnail = name or scorer.name, check_count("thumbnail", thumbnail, least=8)
+        options: dict[str, Any] = {"n": n, "seed": seed, "value_range": scorer.value_range, "least": 2}
+        super().__init__(sample, name or scorer.name, every=every, **options)
+        self.scorer, self.reference, self.show = scorer, reference, check_count("show", show, least=4)
+        self.thumbnail = check_count("thumbnail", thumbnail, least=8)
         if ("reference" in scorer.inputs) != (reference is not None):
             raise ValueError(f"{scorer.name} needs reference=, the ground truths of the samples" if reference is None
                              else f"{scorer.name} takes no reference")  # fmt: skip
@@ -93,29 +91,17 @@ class ScorePanel(Monitor):
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
         self._panels: dict[str, dict[str, Any]] = {}  # "last" and "best": step, goodness (n,) and thumbnails
-        self._guard = RangeGuard(scorer.value_range)
-
-    @property
-    def state_key(self) -> str:
-        return f"ScorePanel({self.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample)
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
         if ctx.rank != 0:
             return None
         pictures, scores = [], []
-        low, high = self.scorer.value_range
-        for block, start in enumerate(range(0, self.n, BATCH)):
-            images = sample_block(self.sample, min(BATCH, self.n - start), self.seed, block)
-            self._guard(predictions={"samples": images})
-            pictures.append(to_uint8(images, (low, high)).cpu())
-            images = images if images.dtype == torch.uint8 else images.float().clamp(low, high)
+        for start, images in self.blocks(ctx, shared_out=False):
+            pictures.append(to_uint8(images, self.value_range).cpu())
             inputs = {}
             if self.reference is not None:
                 inputs["reference"] = self.reference[start : start + len(images)].to(images.device)
-            scores.append(self.scorer(images, **inputs).cpu())
+            scores.append(self.scorer(in_range(images, self.value_range), **inputs).cpu())
         now: dict[str, Any] = {"step": ctx.step, "pictures": torch.cat(pictures), "scores": torch.cat(scores).double()}
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         if not bool(torch.isfinite(now["scores"]).any()):
@@ -129,13 +115,11 @@ class ScorePanel(Monitor):
         return now
 
     def reduce(self, ctx: Context, part: dict[str, Any] | None) -> None:
-        values: dict[str, Tensor] = {}
+        values: dict[str, float] = {}
         if part is not None:
-            values = {
-                key: torch.tensor(float(value), dtype=torch.float64) for key, value in self._numbers(part).items()
-            }
+            values = self._numbers(part)
             self._keep(part)
-        self.last = {"step": ctx.step, **{key: float(value) for key, value in broadcast_tensors(values).items()}}
+        self.last = {"step": ctx.step, **shared(values)}
         if part is not None:
             for what, sheet in part["sheets"].items():
                 ctx.writer.image(make_tag("images", self.name, what), sheet, ctx.step)
@@ -151,7 +135,7 @@ class ScorePanel(Monitor):
         if (state["n"], state["seed"]) == (self.n, self.seed):
             self._panels = {name: dict(panel) for name, panel in state["panels"].items()}
         else:
-            warnings.warn(
+            warn(
                 f"{self.state_key} was saved with n={state['n']}, seed={state['seed']} and has n={self.n}, "
                 f"seed={self.seed} now: these are other samples, so the next panel has none before it"
             )

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.isolation import modules_of
 from qa_hooks._base.random import mixed_key
-from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.images import Range, RangeGuard, check_range, save_image, to_uint8
-from qa_hooks.sources.samples import Sample, check_sample, sample_block
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.images import Range, save_image, to_uint8
+from qa_hooks.sources.samples import Sample
 
-BATCH = 64
 
-
-class SnapshotCollector(Monitor):
+class SnapshotCollector(SamplingMonitor):
     """Writes some samples of each stage of a run as `folder/step_00001000/0000.png`, ...
 
     `SnapshotScorer.fit_snapshots(folder, real)` learns from them what later and therefore better images look like. Each
@@ -55,26 +51,15 @@ class SnapshotCollector(Monitor):
         value_range: Range = (0.0, 1.0),
         keep: int | None = None,
     ) -> None:
-        check_sample(sample)
-        super().__init__(every=every)
-        self.sample, self.n, self.seed = sample, check_count("n", n), seed
-        self.value_range = check_range(value_range)
+        super().__init__(sample, Path(folder).name, every=every, n=n, seed=seed, value_range=value_range)
         self.keep = check_count("keep", keep, least=2) if keep is not None else None
         self.folder = Path(folder)
         check_writable(self.folder, name="folder")
-        self._guard = RangeGuard(self.value_range)
-
-    @property
-    def state_key(self) -> str:
-        return f"SnapshotCollector({self.folder.name})"
-
-    def networks(self) -> list[nn.Module]:
-        return modules_of(self.sample)
 
     def on_train_start(self, ctx: Context) -> None:
         later = [path.name for path in self._finished() if _step(path) > ctx.step]
         if ctx.rank == 0 and later:
-            warnings.warn(
+            warn(
                 f"{self.folder} already holds {later[-1]}, and this run is at step {ctx.step}: snapshots of two runs "
                 "would be mixed; give each run its own folder (a run that is resumed will replace its own)"
             )
@@ -88,9 +73,7 @@ class SnapshotCollector(Monitor):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
         seed = mixed_key(self.seed, ctx.step)
-        for block, start in enumerate(range(0, self.n, BATCH)):
-            samples = sample_block(self.sample, min(BATCH, self.n - start), seed, block)
-            self._guard(predictions={"samples": samples})
+        for start, samples in self.blocks(ctx, shared_out=False, seed=seed):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError(f"the samples of step {ctx.step} are not finite")
             for index, image in enumerate(to_uint8(samples, self.value_range).cpu(), start):

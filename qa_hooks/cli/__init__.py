@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qa_hooks import __version__
+from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
-from qa_hooks.cli.comparing import add_compare, add_watch
+from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
+from qa_hooks.cli.watching import add_watch
 
 __all__ = ["main"]
+COMMANDS = (
+    add_demo,
+    add_fit,
+    add_score,
+    add_filter,
+    add_pick,
+    add_compare,
+    add_watch,
+    add_doctor,
+    add_scorers,
+    add_info,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,11 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")
     who = f"qa-hooks {options.command}" + (f" (process {rank})" if rank != "0" else "")
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with _words_on_stderr(who):
             code = options.run(options)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        print(f"{who}: {error}", file=sys.stderr)
+        print(printable(f"{who}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = "; the same command goes on where it stopped" if getattr(options, "resumes", False) else ""
@@ -37,9 +53,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in our source, which helps nobody at a terminal."""
-    print(f"qa-hooks: {message}", file=sys.stderr)
+class _Harmless(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+@contextlib.contextmanager
+def _words_on_stderr(who: str) -> Iterator[None]:
+    """What the package logs and warns of, a line each, without the place in our source, which helps nobody there."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        logger.warning("%s", message)
+
+    logger, handler = logging.getLogger("qa_hooks"), logging.StreamHandler()
+    handler.setFormatter(_Harmless(f"{who}: %(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", kind)  # lines for the user, whatever Python was told to do with them
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,15 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Image-quality feedback for training loops; and folders of images scored, filtered and picked.",
         epilog="qa-hooks COMMAND --help explains a command, with an example.",
     )
+    parser.add_argument("--version", action="version", version=f"qa-hooks {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_demo(commands)
-    add_fit(commands)
-    add_score(commands)
-    add_filter(commands)
-    add_pick(commands)
-    add_compare(commands)
-    add_watch(commands)
-    add_doctor(commands)
-    add_scorers(commands)
-    add_info(commands)
+    for add in COMMANDS:
+        add(commands)
     return parser

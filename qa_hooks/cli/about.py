@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qa_hooks.cli.options import Commands, Help
+from qa_hooks.cli.options import Commands, Help, chosen
 
 
 def add_demo(commands: Commands) -> None:
@@ -32,17 +32,8 @@ def add_demo(commands: Commands) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from qa_hooks.demo import run_demo
 
-    run_demo(
-        out=options.out,
-        data=options.data,
-        variants=tuple(options.variants),
-        seeds=tuple(options.seeds),
-        steps=options.steps,
-        equal=options.equal,
-        size=options.size,
-        limit=options.limit,
-        jobs=options.jobs,
-    )
+    names = ("out", "data", "steps", "equal", "size", "limit", "jobs")
+    run_demo(variants=tuple(options.variants), seeds=tuple(options.seeds), **chosen(options, *names))
 
 
 def add_scorers(commands: Commands) -> None:
@@ -60,9 +51,9 @@ def add_scorers(commands: Commands) -> None:
 
 
 def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.cli.inventory import describe_scorers
+    from qa_hooks.cli.inventory import table_of_scorers
 
-    print(describe_scorers(cost=not options.no_cost))
+    print(table_of_scorers(cost=not options.no_cost))
 
 
 def add_info(commands: Commands) -> None:

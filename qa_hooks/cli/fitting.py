@@ -6,9 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, add_device, launched_processes, read_device, say
+from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, read_device, say
 
-EXTRACTORS = "random (no download), inception, dinov2_vits14, or a torchvision network such as resnet50"
+NOT_OF_THE_SCORER = {
+    "command",
+    "kind",
+    "run",
+    "folder",
+    "grid",
+    "output",
+    "device",
+    "extractor",
+    "weights",
+    "limit",
+    "real",
+    "targets",
+}
 
 
 def add_fit(commands: Commands) -> None:
@@ -40,7 +53,7 @@ def _add_gmm(kinds: Commands) -> None:
     gmm.add_argument("--components", type=int, default=7, metavar="K", help="Gaussians; 1 is the paper's baseline")
     gmm.add_argument("--pca", type=_pca, default=0.95, metavar="P", help="share of variance, or dimensions, or none")
     gmm.add_argument("--covariance", default="full", choices=["full", "diag"], help="of each Gaussian")
-    gmm.set_defaults(run=_fit_gmm)
+    gmm.set_defaults(run=_fit_in_features)
 
 
 def _add_knn(kinds: Commands) -> None:
@@ -54,13 +67,14 @@ def _add_knn(kinds: Commands) -> None:
     _add_common(knn)
     knn.add_argument("--k", type=int, default=1, metavar="K", help="neighbours")
     knn.add_argument("--variant", default="paper", choices=["paper", "official_code"], help="the two differ")
-    knn.set_defaults(run=_fit_knn)
+    knn.set_defaults(run=_fit_in_features)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--extractor", default="random", metavar="E", help=EXTRACTORS)
+    add_shared(parser, "--extractor")
+    add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
     _add_held_out(parser)
@@ -81,27 +95,33 @@ def _pca(text: str) -> float | int | None:
         raise argparse.ArgumentTypeError(f"{text!r} is no share, whole number or 'none'") from None
 
 
-def _common(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("limit", "held_out", "calibration", "seed", "batch_size")
+def _fitted(options: argparse.Namespace, spec: str, source: Any, **given: Any) -> Any:
+    """Fit with the command's options, by `create_scorer`, and save."""
+    from qa_hooks._base.files import check_writable
+    from qa_hooks._base.processes import rank
+    from qa_hooks.scorers import create_scorer
+
+    output = Path(options.output)
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ValueError(f"output must be a file ending in .safetensors, got {options.output!r}")
+    check_writable(output.parent, name="output")  # before the long work, not after it
+    own = {name: value for name, value in vars(options).items() if name not in NOT_OF_THE_SCORER}
+    with launched_processes():
+        scorer = create_scorer({"type": spec, **own}, fit=source, device=read_device(options.device), **given)
+        if rank() == 0:
+            scorer.save(output)
+    return scorer
+
+
+def _fit_in_features(options: argparse.Namespace) -> None:
+    from qa_hooks._base.checks import check_count
+    from qa_hooks.sources.grids import find_images
+
+    paths = find_images(options.folder, options.grid)
+    if options.limit is not None and check_count("--limit", options.limit) < len(paths):
+        paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
     extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
-    own = {name: getattr(options, name) for name in names}
-    return {**own, "extractor": extractor, "device": read_device(options.device)}
-
-
-def _fit_gmm(options: argparse.Namespace) -> None:
-    from qa_hooks.data.fitting import fit_gmm
-
-    own = {name: getattr(options, name) for name in ("components", "pca", "covariance")}
-    with launched_processes():
-        scorer = fit_gmm(options.folder, options.output, **own, **_common(options))
-    say(f"{options.output}: {scorer.name}")
-
-
-def _fit_knn(options: argparse.Namespace) -> None:
-    from qa_hooks.data.fitting import fit_knn
-
-    with launched_processes():
-        scorer = fit_knn(options.folder, options.output, k=options.k, variant=options.variant, **_common(options))
+    scorer = _fitted(options, f"giqa-{options.kind}", paths, extractor=extractor)
     say(f"{options.output}: {scorer.name}")
 
 
@@ -124,7 +144,13 @@ def _add_snapshot(kinds: Commands) -> None:
     snapshot.add_argument("--backbone", default="small", metavar="B", help="small, or a torchvision network")
     snapshot.add_argument("--pretrained", action="store_true", help="start from torchvision's weights (a download)")
     snapshot.add_argument("--steps", type=int, default=600, metavar="N", help="training steps")
-    snapshot.add_argument("--last", type=int, metavar="N", help="the step from which on images count as the run's best")
+    snapshot.add_argument(
+        "--last",
+        type=int,
+        dest="max_iteration",
+        metavar="N",
+        help="the step from which on images count as the run's best",
+    )
     snapshot.add_argument("--flip", action="store_true", help="mirror half of the images; not for digits or text")
     _add_held_out(snapshot)
     add_device(snapshot, batch_size=64)
@@ -132,18 +158,8 @@ def _add_snapshot(kinds: Commands) -> None:
 
 
 def _fit_snapshot(options: argparse.Namespace) -> None:
-    from qa_hooks.data.fitting import fit_snapshot
-
-    names = ["real", "targets", "classifiers", "backbone", "pretrained", "steps", "flip"]
-    names += ["held_out", "calibration", "seed", "batch_size"]
-    with launched_processes():
-        scorer = fit_snapshot(
-            options.folder,
-            options.output,
-            max_iteration=options.last,
-            device=read_device(options.device),
-            **{name: getattr(options, name) for name in names},
-        )
+    spec = {"ordinal": "giqa-mbc", "binary": "giqa-bc", "regression": "giqa-ir"}[options.targets]
+    scorer = _fitted(options, spec, options.folder, real=options.real)
     say(f"{options.output}: {scorer.name}")
 
 
@@ -159,29 +175,24 @@ def _add_rank(kinds: Commands) -> None:
     )
     rank.add_argument("folder", metavar="DIR", help="a folder of good images, sub-folders included")
     rank.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    add_shared(rank, "--grid")
     rank.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps")
     rank.add_argument(
         "--crop", type=int, default=64, metavar="N", help="side of the crops; smaller images are left out"
     )
     rank.add_argument("--crops", type=int, default=16, metavar="N", help="crops of each image")
-    rank.add_argument("--limit", type=int, default=1000, metavar="N", help="use at most so many images, taken evenly")
+    rank.add_argument(
+        "--limit", type=int, default=1000, dest="max_images", metavar="N", help="use at most so many, taken evenly"
+    )
     _add_held_out(rank)
     add_device(rank, batch_size=12)
     rank.set_defaults(run=_fit_rank)
 
 
 def _fit_rank(options: argparse.Namespace) -> None:
-    from qa_hooks.data.fitting import fit_rank
+    from qa_hooks.sources.grids import find_images
 
-    names = ("steps", "crop", "crops", "held_out", "calibration", "seed", "batch_size")
-    with launched_processes():
-        scorer = fit_rank(
-            options.folder,
-            options.output,
-            max_images=options.limit,
-            device=read_device(options.device),
-            **{name: getattr(options, name) for name in names},
-        )
+    scorer = _fitted(options, "rank", find_images(options.folder, options.grid))
     for name, accuracy in scorer.accuracies.items():
         say(f"{name:<12} {accuracy:.3f}")
     say(f"{options.output}: {scorer.name}, real level {scorer.real_level:.3f}")
@@ -197,6 +208,7 @@ def _add_niqe(kinds: Commands) -> None:
     )
     niqe.add_argument("folder", metavar="DIR", help="a folder of photographs")
     niqe.add_argument("-o", "--output", required=True, help="the file to write, for example niqe.safetensors")
+    add_shared(niqe, "--grid")
     niqe.add_argument("--name", help="of the model; scores are called niqe_NAME (default: the folder's name)")
     niqe.add_argument("--block", type=int, default=96, help="side of the blocks in pixels")
     niqe.add_argument("--color", default="gray", choices=["gray", "y_ycbcr", "y_yiq"], help="the grey conversion")
@@ -222,5 +234,6 @@ def _fit_niqe(options: argparse.Namespace) -> None:
         shrink=options.shrink,
         limit=options.limit,
         name=options.name,
+        grid=options.grid,
     )
     print(f"{options.output}: fitted on {model.count} blocks")

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
+from pathlib import Path
 
-from qa_hooks.cli.options import Commands, Help, add_device, launched_processes, read_device, scorer_spec
-
-SCORER = 'a name from `qa-hooks scorers`, a .safetensors file, or JSON: \'{"type": "psnr", "channel": "y"}\''
+from qa_hooks._base.text import printable
+from qa_hooks.cli.options import (
+    Commands,
+    Help,
+    add_device,
+    add_shared,
+    chosen,
+    launched_processes,
+    place,
+    read_device,
+    say,
+    say_failures,
+)
 
 
 def add_score(commands: Commands) -> None:
@@ -26,12 +39,13 @@ def add_score(commands: Commands) -> None:
         "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv",
     )
     score.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
-    score.add_argument("--scorer", nargs="+", required=True, type=scorer_spec, metavar="SPEC", help=SCORER)
-    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, for example scores.csv")
+    add_shared(score, "--scorer", nargs="+", required=True)
+    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe")
+    add_shared(score, "--grid")
     score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
-    score.add_argument("--reference", metavar="DIR", help="references under the same names, for psnr, ssim, ...")
-    score.add_argument("--overwrite", action="store_true", help="replace an existing table instead of continuing it")
+    add_shared(score, "--reference")
+    add_shared(score, "--overwrite")
     add_device(score, batch_size=32)
     score.set_defaults(run=_score, resumes=True)
 
@@ -39,32 +53,35 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> None:
     from qa_hooks.folders import score_folder
 
-    with launched_processes():
+    piped = options.output == "-"
+    if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("-o - needs one process: several work on one file, name it")
+    with launched_processes(), contextlib.ExitStack() as stack:
+        output = options.output
+        if piped:
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory()), "scores.csv")
         table = score_folder(
             options.folder,
             options.scorer,
-            options.output,
-            tiles=options.tiles,
-            overlap=options.overlap,
-            reference=options.reference,
-            batch_size=options.batch_size,
+            output,
             device=read_device(options.device),
             resume=not options.overwrite,
+            **chosen(options, "tiles", "overlap", "reference", "batch_size", "grid"),
         )
-    _report(f"{options.output}: {table.summary()}", table.failures)
+        if piped:
+            _write_out(Path(output).read_bytes())
+    say_failures(table.failures, where="all are in the JSON beside the table")
+    for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
+        say(text, error=piped)
 
 
-def _report(summary: str, failures: dict[str, str], *, shown: int = 20) -> None:
-    """The outcome on stdout, what failed on stderr; once, also with several processes."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if failures:
-        print(f"{len(failures)} images with problems:", file=sys.stderr)
-        for name, message in list(failures.items())[:shown]:
-            print(f"  {name}: {message}", file=sys.stderr)
-        if len(failures) > shown:
-            print(f"  and {len(failures) - shown} more; all are in the JSON beside the table", file=sys.stderr)
-    print(summary)
+def _write_out(data: bytes) -> None:
+    """Bytes on stdout; on a terminal without control characters."""
+    if sys.stdout.isatty():
+        data = printable(data.decode("utf-8", "surrogateescape")).encode()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def add_filter(commands: Commands) -> None:
@@ -81,9 +98,7 @@ def add_filter(commands: Commands) -> None:
         "  qa-hooks filter scores.csv --keep 100 --by niqe_bsd100 --null | rsync -a0 --files-from=- samples/ best/",
     )
     filtered.add_argument("table", metavar="TABLE", help="a table of `qa-hooks score`, or a CSV with a column path")
-    filtered.add_argument(
-        "--keep", type=_share, required=True, metavar="F", help="a share (1: all), or a number of images"
-    )
+    add_shared(filtered, "--keep", required=True)
     filtered.add_argument("--by", metavar="COLUMN", help="the column to go by; needed when there are several scorers")
     direction = filtered.add_mutually_exclusive_group()
     for way in ("higher", "lower"):
@@ -99,31 +114,19 @@ def add_filter(commands: Commands) -> None:
     filtered.set_defaults(run=_filter)
 
 
-def _share(text: str) -> float | int:
-    """0.8 is a share, 100 a number of images."""
-    try:
-        return int(text) if text.isdigit() and text != "1" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.8 nor a number of images") from None
-
-
 def _filter(options: argparse.Namespace) -> None:
     from qa_hooks.folders import filter_scores
 
     kept, count = filter_scores(
         options.table,
         None if options.output == "-" else options.output,
-        keep=options.keep,
-        by=options.by,
-        higher_is_better=options.higher_is_better,
-        null=options.null,
+        **chosen(options, "keep", "by", "higher_is_better", "null"),
     )
     if options.output == "-":
-        sys.stdout.flush()
         end = "\0" if options.null else "\n"
-        sys.stdout.buffer.write("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
+        _write_out("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
     else:
-        print(f"{options.output}: {len(kept)} of {count} images")
+        say(f"{options.output}: {len(kept)} of {count} images")
 
 
 def add_pick(commands: Commands) -> None:
@@ -140,13 +143,14 @@ def add_pick(commands: Commands) -> None:
         "  qa-hooks pick samples/ --scorer niqe_bsd100 --keep 100 --out best100/ --link",
     )
     pick.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
-    pick.add_argument("--scorer", required=True, type=scorer_spec, metavar="SPEC", help=SCORER)
-    pick.add_argument("--keep", type=_share, default=0.9, metavar="F", help="a share (1: all), or a number of images")
-    pick.add_argument("--out", required=True, metavar="DIR", help="the folder to make; not inside the other")
+    add_shared(pick, "--scorer", required=True)
+    add_shared(pick, "--keep", default=0.9)
+    add_shared(pick, "--grid")
+    pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
     pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
-    pick.add_argument("--reference", metavar="DIR", help="references under the same names, for psnr, ssim, ...")
+    add_shared(pick, "--reference")
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")
-    pick.add_argument("--overwrite", action="store_true", help="score anew instead of continuing")
+    add_shared(pick, "--overwrite")
     add_device(pick, batch_size=32)
     pick.set_defaults(run=_pick, resumes=True)
 
@@ -159,12 +163,9 @@ def _pick(options: argparse.Namespace) -> None:
             options.folder,
             options.scorer,
             options.out,
-            keep=options.keep,
-            link=options.link,
-            reference=options.reference,
-            recall=options.recall,
-            batch_size=options.batch_size,
             device=read_device(options.device),
             resume=not options.overwrite,
+            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid"),
         )
-    _report(picked.summary(), picked.failures)
+    say_failures(picked.failures, where="all are in the JSON beside the table")
+    say(picked.summary())

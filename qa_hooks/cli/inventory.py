@@ -73,7 +73,7 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def describe_scorers(*, cost: bool = True) -> str:
+def table_of_scorers(*, cost: bool = True) -> str:
     """A table of every scorer: direction, range, inputs, gradient, licence, what it needs, installed or not, cost.
 
     Args:
@@ -81,9 +81,10 @@ def describe_scorers(*, cost: bool = True) -> str:
             nor a download; the others show a dash.
 
     Example:
-        >>> print(describe_scorers(cost=False).splitlines()[0].split()[:3])
+        >>> print(table_of_scorers(cost=False).splitlines()[0].split()[:3])
         ['scorer', 'better', 'range']
     """
+    from qa_hooks.drawing.tables import text_table
     from qa_hooks.scorers.catalogue import SPECS
 
     rows = [("scorer", "better", "range", "inputs", "gradient", "licence", "needs", "installed", "ms/image")]
@@ -109,9 +110,7 @@ def describe_scorers(*, cost: bool = True) -> str:
                 f"{_milliseconds(name):.1f}" if measured else "-",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return text_table(rows, numbers=False)
 
 
 def _missing(name: str, entry: Entry) -> str:
@@ -136,8 +135,9 @@ def _milliseconds(name: str, *, side: int = 256, batch: int = 8, runs: int = 3) 
 
     generator = torch.Generator().manual_seed(0)
     scorer = create_scorer(name)
-    images = torch.rand(batch, 3, side, side, generator=generator)
-    inputs = {"reference": torch.rand(images.shape, generator=generator)} if "reference" in scorer.inputs else {}
+    images = torch.rand(batch, 3, side, side, generator=generator, device="cpu", dtype=torch.float32)
+    reference = torch.rand(images.shape, generator=generator, device="cpu", dtype=torch.float32)
+    inputs = {"reference": reference} if "reference" in scorer.inputs else {}
     times = []
     with torch.no_grad():
         for _ in range(runs + 1):

@@ -1,4 +1,4 @@
-"""What the commands' parsers share."""
+"""The options that several commands share, and functions that read them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
+
+from qa_hooks._base.text import printable
 
 Commands = Any  # argparse's class of sub-parsers is private
 
@@ -17,15 +20,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Shows defaults, but not those that say nothing, and leaves examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or action.default == []:
             return action.help
         return super()._get_help_string(action)
-
-
-def add_device(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
-    """`--device` and `--batch-size`."""
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help="images at a time")
 
 
 def scorer_spec(text: str) -> Any:
@@ -38,13 +35,58 @@ def scorer_spec(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
 
 
+def share(text: str) -> float | int:
+    """`--keep`: 0.8 is a share, 100 a number of images."""
+    try:
+        return int(text) if text.isdigit() and text != "1" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.8 nor a number of images") from None
+
+
+def read_metrics(text: str) -> tuple[str, ...]:
+    """`--metrics fd,kid` or `none`."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return () if names in ((), ("none",)) else names
+
+
+SCORER = 'a name from `qa-hooks scorers`, a .safetensors file, or JSON: \'{"type": "psnr", "channel": "y"}\''
+EXTRACTORS = "random (no download), inception, dinov2_vits14, or a torchvision network such as resnet50"
+SHARED: dict[str, dict[str, Any]] = {
+    "--scorer": {"type": scorer_spec, "metavar": "SPEC", "help": SCORER},
+    "--reference": {"metavar": "DIR", "help": "references under the same names, for psnr, ssim, ..."},
+    "--overwrite": {"action": "store_true", "help": "score anew instead of continuing an existing table"},
+    "--keep": {"type": share, "metavar": "F", "help": "a share (1: all), or a number of images"},
+    "--extractor": {"default": "random", "metavar": "E", "help": EXTRACTORS},
+    "--metrics": {"type": read_metrics, "metavar": "M"},
+    "--grid": {"metavar": "G", "help": "cut grids of images: 8x4+2 (in a row, rows, pixels between), or auto"},
+    "--device": {"metavar": "D", "help": "cpu, cuda, cuda:1, mps (default: a GPU where there is one)"},
+    "--batch-size": {"type": int, "default": 32, "metavar": "N", "help": "images at a time"},
+}
+
+
+def add_shared(parser: argparse.ArgumentParser, name: str, **own: Any) -> None:
+    """An option of the table `SHARED`, with what is different in this command."""
+    parser.add_argument(name, **{**SHARED[name], **own})
+
+
+def add_device(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """`--device` and `--batch-size`."""
+    add_shared(parser, "--device")
+    add_shared(parser, "--batch-size", default=batch_size)
+
+
+def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options as keyword arguments of the function that a command calls."""
+    return {name: getattr(options, name) for name in names}
+
+
 def read_device(name: str | None) -> str:
     """The device asked for; otherwise this process's GPU, otherwise the CPU."""
     import torch
 
     if name is not None:
         try:
-            torch.zeros(1, device=name)
+            torch.zeros(1, device=name, dtype=torch.float32)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
         return name
@@ -53,10 +95,27 @@ def read_device(name: str | None) -> str:
     return "cpu"
 
 
-def say(text: str) -> None:
-    """Print an outcome; once, also under several processes."""
+def say(text: object, *, error: bool = False) -> None:
+    """Print an outcome, or on stderr what went wrong; once, also under several processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(text)
+        print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20) -> None:
+    """List on stderr the images that had problems; `where` says who has all of them."""
+    if failures:
+        say(f"{f'{label}: ' if label else ''}{len(failures)} images with problems:", error=True)
+        for name, message in list(failures.items())[:shown]:
+            say(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}", error=True)
+        if len(failures) > shown:
+            say(f"  and {len(failures) - shown} more; {where}", error=True)
+
+
+def place(text: str) -> str:
+    """A file or folder to write; "-" would be one of that name."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("it cannot be written to the terminal: name a file or folder, ./- if it is -")
+    return text
 
 
 @contextlib.contextmanager

@@ -13,15 +13,16 @@ label is that of the majority; three different labels make Similar.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from qa_hooks._base.decoding import IMAGE_SUFFIXES
 from qa_hooks._base.files import inside_folder
-from qa_hooks.images import IMAGE_SUFFIXES, list_images
+from qa_hooks._base.headers import parse_header
+from qa_hooks.images import list_images
 
 LAYOUTS = ("plain", "folders", "csv", "hggt")
 LABELS = ("Original", "Positive", "Similar", "Negative")  # the codes of the published training code, 0..3
@@ -129,7 +130,7 @@ def majority_labels(annotations: Sequence[Sequence[str]]) -> tuple[tuple[int, ..
 def read_annotation(path: str | Path, count: int = 4) -> list[str]:
     """The labels of `Picture_2` ... in one annotator's JSON of an HGGT set; `ValueError` names the file."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_header(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         pictures = {re.sub(r"[^a-z0-9]", "", name.lower()): value for name, value in content.items()}

@@ -1,17 +1,17 @@
-"""What the files of a data set hold: fingerprints by sample, and whether a table was made from the same files."""
+"""Fingerprints of the files of a data set, by sample, and the check that a table was made from the same files."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
+from qa_hooks._base.checks import warn
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.data.candidates import CandidateSet, some
-from qa_hooks.folders.scoring.score_table import read_spec
-from qa_hooks.sources.batches import THREADS
+from qa_hooks.folders.scoring.growing import left_spec
+from qa_hooks.images import image_size
+from qa_hooks.sources.windows import read_ahead
 
 Size = tuple[int, int]
 Contents = Mapping[str, Sequence[str | None]]  # sample -> K fingerprints, None where a candidate is missing
@@ -22,20 +22,8 @@ def contents_of(sets: Sequence[CandidateSet], progress: bool) -> dict[str, list[
     from tqdm import tqdm
 
     paths = [path for candidates in sets for path in candidates.paths if path is not None]
-    with ThreadPoolExecutor(THREADS) as pool:
-        read = dict(
-            zip(
-                paths,
-                tqdm(
-                    pool.map(_read, paths),
-                    total=len(paths),
-                    desc="files",
-                    unit="file",
-                    disable=None if progress else True,
-                ),
-                strict=True,
-            )
-        )
+    bar = tqdm(read_ahead(_read, paths), "files", len(paths), unit="file", disable=None if progress else True)
+    read = dict(zip(paths, bar, strict=True))
     uneven = []
     for candidates in sets:
         sizes = {read[path][1] for path in candidates.paths if path is not None} - {None}
@@ -48,24 +36,19 @@ def contents_of(sets: Sequence[CandidateSet], progress: bool) -> dict[str, list[
 
 def _read(path: Path) -> tuple[str, Size | None]:
     """The fingerprint of a file and the size of its image, upright; no size when it is no image."""
-    from PIL import Image
-
     try:
-        data = path.read_bytes()
+        data = member_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     try:
-        with Image.open(BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+        return fingerprint(data), image_size(path)
     except Exception:  # parsers raise what they like; the scoring will say what is wrong with it
         return fingerprint(data), None
-    return fingerprint(data), (height, width) if turned else (width, height)
 
 
 def compare_contents(path: Path, now: Contents, source: str) -> None:
     """Refuse to continue the table of another data set; say which images have changed."""
-    old = read_spec(path)
+    old = left_spec(path)
     if old is None:
         return
     if "sets" not in old:
@@ -82,7 +65,7 @@ def compare_contents(path: Path, now: Contents, source: str) -> None:
         if any(was not in (None, new) for was, new in zip(before.get(key, ()), contents, strict=False))
     ]
     if changed:
-        warnings.warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
+        warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
 
 
 def _describe(sets: Contents, source: object) -> str:

@@ -1,4 +1,4 @@
-"""What people said of candidates: effective labels and votes as tensors, and which sets have something to teach."""
+"""People's judgements of candidates as tensors of labels and votes, and the sets that can be used for training."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ def read_judgements(
     if positives is None and not any(s.labels for s in sets):
         return None
     size = len(sets[0].paths)
-    labels, votes = torch.full((len(sets), size), _SIMILAR), torch.ones(len(sets), size, dtype=torch.int64)
+    labels = torch.full((len(sets), size), _SIMILAR, device="cpu", dtype=torch.int64)
+    votes = torch.ones_like(labels)
     labels[:, 0] = _ORIGINAL
     if positives is None:
         for row, judged in enumerate(sets):
             if judged.labels:
-                labels[row], votes[row] = torch.tensor(judged.labels), torch.tensor(judged.votes)
+                labels[row] = torch.tensor(judged.labels, device="cpu", dtype=torch.int64)
+                votes[row] = torch.tensor(judged.votes, device="cpu", dtype=torch.int64)
         return Judgements(labels, votes)
     rows = {judged.key: row for row, judged in enumerate(sets)}
     for key, numbers in positives.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa_hooks.functional.degradations import jpeg
 from qa_hooks.images import Range
 
 Degradation = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -93,16 +94,17 @@ class HGGTDegradation:
         grey = _between(generator, 0, 1) < self.grey
         if gaussian:
             shape = (1 if grey else image.shape[0], *image.shape[1:])
-            return image + torch.randn(shape, generator=generator) * _between(generator, *self.noise) / 255
+            noise = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+            return image + noise * _between(generator, *self.noise) / 255
         photons = round_to_bytes(image.mean(0, keepdim=True) if grey else image)
         levels = 2 ** math.ceil(math.log2(max(2, len(photons.unique()))))  # as published: the light follows the image
-        noise: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
-        return image + noise * _between(generator, *self.poisson)
+        shot: Tensor = torch.poisson(photons * levels, generator=generator) / levels - photons
+        return image + shot * _between(generator, *self.poisson)
 
 
 def gaussian_kernel(side: int, first: float, second: float, angle: float) -> Tensor:
     """`(side, side)` Gaussian of sum 1, with deviations `first` and `second` along axes turned by `angle`."""
-    offsets = torch.arange(side, dtype=torch.float64) - side // 2
+    offsets = torch.arange(side, dtype=torch.float64, device="cpu") - side // 2
     y, x = torch.meshgrid(offsets, offsets, indexing="ij")
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     kernel = (-0.5 * ((along / first) ** 2 + (across / second) ** 2)).exp()
@@ -111,7 +113,7 @@ def gaussian_kernel(side: int, first: float, second: float, angle: float) -> Ten
 
 def sinc_kernel(side: int, cutoff: float) -> Tensor:
     """`(side, side)` circular low-pass filter w J1(w r) / (2 pi r) of sum 1; `cutoff` w in radians per pixel."""
-    offsets = torch.arange(side, dtype=torch.float64) - side // 2
+    offsets = torch.arange(side, dtype=torch.float64, device="cpu") - side // 2
     radius = (offsets[:, None] ** 2 + offsets**2).sqrt().clamp_min(1e-6)
     kernel: Tensor = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
     kernel = kernel / kernel.sum()
@@ -128,10 +130,7 @@ def filter_image(image: Tensor, kernel: Tensor) -> Tensor:
 
 def compress(image: Tensor, quality: int) -> Tensor:
     """A JPEG of `(1 or 3, H, W)` in [0, 1], decoded again."""
-    from torchvision.io import decode_jpeg, encode_jpeg
-
-    decoded: Tensor = decode_jpeg(encode_jpeg((image * 255).round().to(torch.uint8), quality))
-    return decoded.float() / 255
+    return jpeg(image[None], quality)[0]
 
 
 def round_to_bytes(image: Tensor) -> Tensor:
@@ -144,8 +143,8 @@ def _resized(image: Tensor, size: list[int], mode: str) -> Tensor:
 
 
 def _between(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
 
 
 def _whole(generator: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (), generator=generator))
+    return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))

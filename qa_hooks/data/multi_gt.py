@@ -1,4 +1,4 @@
-"""A data set for super-resolution with several ground truths per image: which one a sample has is drawn for it.
+"""A data set for super-resolution with several ground truths per image. For each sample one of them is drawn.
 
 All candidates of a sample get the same crop and flips. The low-resolution image belongs to the original, whichever
 ground truth is drawn: given in a folder, or made by a degradation. What the strategies mean is in
@@ -46,7 +46,8 @@ A training loop with image-level scores, and one in which the crops themselves a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,14 +59,11 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import rank as process_rank
 from qa_hooks._base.random import mixed_key
 from qa_hooks.data.aligned_crop import AlignedCrop
-from qa_hooks.data.candidates import CandidateSet, list_candidates
-from qa_hooks.data.ground_truth import STRATEGIES, draw_index, selection_probabilities
-from qa_hooks.data.judgements import KEEP, Judgements, read_judgements
+from qa_hooks.data.candidates import CandidateSet
+from qa_hooks.data.choice import Choice, GroundTruths
 from qa_hooks.data.low_resolution import Degradation, bicubic_degradation
-from qa_hooks.data.quality_table import QualityTable
+from qa_hooks.data.selection import draw_index
 from qa_hooks.images import list_images
-
-SPOT_CHECKS = 4  # samples whose files are compared with the table's: another data set often has the same names
 
 
 class MultiGTDataset(Dataset[dict[str, Any]]):
@@ -73,32 +71,26 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
 
     Everything that is drawn for a sample comes from its own generator, made from (seed, rank, epoch, index): the same
     with any number of workers and after a resume, and never from the global generators. Call `set_epoch` before each
-    epoch, also with persistent workers. A sampler that takes a sample twice in an epoch gets the same crop twice:
-    `repeat` gives an epoch several.
+    epoch, also with persistent workers. Use `repeat` for several crops per epoch; a repeated index gives the same crop.
 
     Args:
-        root, layout, names, labels, missing: as in `list_candidates`: a folder (or CSV) of originals and candidates.
-        strategy: "originals", "random", "upos", "sma", "smp"; or "amo", whose samples hold all candidates and no "gt":
-            `select_ground_truth` takes one in the step, on the device.
-        scale: of the super-resolution.
-        crop: side of the ground truth's crop, a multiple of `scale`; None takes whole images, whose sides it divides.
+        truths: the `GroundTruths`, or their folder (or CSV).
+        choice: the `Choice` among them.
+        scale: scale of the super-resolution.
+        crop: side of the ground truth's crop, a multiple of `scale`. None: whole images; `scale` must divide their
+            sides.
         flips: mirror half of the samples.
         rotations: also turn them by multiples of 90 degrees.
         lq: a folder of low-resolution images with the originals' names (another suffix will do, and DIV2K's `x4`).
         degradation: makes them from the originals where there is no `lq`; antialiased bicubic by default,
             `HGGTDegradation()`, or any callable as described in `qa_hooks.data.low_resolution`.
-        table: raw scores of these very images, for "sma" and "smp". Whether it knows the samples is checked here, and
-            of a few of them whether the files are the same; `table.check(data.sets, content=True)` reads all files.
-        temperature, normalize: as in `selection_probabilities`; range and direction are the table's. "zscore" wants a
-            temperature of about 1.
-        positives: which candidates people like, by key: `{"a.png": [1, 3]}`. By default those of HGGT's labels.
-        keep: "all" sets; only those with a "positive" one (without any, "upos" and "smp" take the original); or only
-            the "judged" ones, of which people called at least one positive or negative. The latter two are HGGT's.
         candidates: samples hold all K of them; always with "amo".
         negatives: samples hold what `HGGTNegativeLoss` needs.
         repeat: how often each set comes in an epoch, each time with its own draws.
-        seed: of the draws.
-        rank: of this process; None asks the process group, here and in `set_epoch`.
+        seed: seed of the draws.
+        rank: rank of this process; None asks the process group, here and in `set_epoch`.
+        options: fields of `GroundTruths` and of `Choice`, instead of the objects:
+            `MultiGTDataset(root, layout="hggt", strategy="sma", table=table)`.
 
     Attributes:
         sets: the sets in use, a list of `CandidateSet`.
@@ -107,68 +99,56 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         lq: `(3, h, w)`; gt: `(3, H, W)` and gt_index: its number, without "amo".
         candidates: `(K, 3, H, W)`, with `candidates`; a missing one is a copy of the original.
         scores: `(K,)` raw, with a table. positives: `(K,)` bool, where people have judged.
-        original, negative: `(3, H, W)`; negative_votes, positive_votes: how many of three annotators called the
-            negative negative, and the ground truth positive; 0 where there is none. With `negatives`.
-        index, path: of the sample, and the original's file.
+        original, negative: `(3, H, W)`, with `negatives`.
+        negative_votes: how many of three annotators called the negative worse than the original; 0 without a negative.
+        positive_votes: how many of them called the ground truth better; 0 without a positive. Both with `negatives`.
+        index: the number of the sample.
+        path: the file of the original.
 
     Raises:
         ValueError: what cannot be listed; a strategy without its table or positives, a table of other images, a crop
-            that `scale` does not divide; of a sample: sizes that differ within the set, crops larger than the image,
-            low-resolution images of another size. The messages name the files.
+            that `scale` does not divide; when a sample is read, sizes that differ within the set, crops larger than the
+            image, low-resolution images of another size. The messages name the files.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        truths: GroundTruths | str | Path | None = None,
+        choice: Choice | None = None,
         *,
-        strategy: str = "originals",
-        layout: str = "folders",
         scale: int = 4,
         crop: int | None = None,
         flips: bool = True,
         rotations: bool = False,
         lq: str | Path | None = None,
         degradation: Degradation | None = None,
-        table: QualityTable | None = None,
-        temperature: float = 0.05,
-        normalize: str = "range",
-        positives: Mapping[str, Sequence[int]] | None = None,
-        keep: str = "all",
         candidates: bool = False,
         negatives: bool = False,
         repeat: int = 1,
         seed: int = 0,
         rank: int | None = None,
-        names: Sequence[str] | None = None,
-        labels: str | Path | None = None,
-        missing: str = "raise",
+        **options: Any,
     ) -> None:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
-        if keep not in KEEP:
-            raise ValueError(f"keep must be one of {KEEP}, got {keep!r}")
+        truths, choice = _as_objects(truths, choice, options)
         if lq is not None and degradation is not None:
             raise ValueError("low-resolution images are given by lq= or made by degradation=, not both")
-        self.strategy, self.scale, self.repeat = strategy, check_count("scale", scale), check_count("repeat", repeat)
+        self.strategy = choice.strategy
+        self.scale, self.repeat = check_count("scale", scale), check_count("repeat", repeat)
         self.crop = None if crop is None else check_count("crop", crop)
         if self.crop is not None and self.crop % self.scale:
             raise ValueError(f"crop={crop} must be a multiple of scale={scale}")
         self.flips, self.rotations = flips, rotations
         self.degradation: Degradation = bicubic_degradation if degradation is None else degradation
-        self.candidates, self.negatives = candidates or strategy == "amo", negatives
+        self.candidates, self.negatives = candidates or self.strategy == "amo", negatives
         self.seed, self._rank = int(seed), rank
         self.rank = process_rank() if rank is None else int(rank)
         # In shared memory, because persistent workers keep the copy of the data set that they were started with.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
 
-        self.sets = list_candidates(root, layout, names=names, labels=labels, missing=missing)
-        if len({len(s.paths) for s in self.sets}) > 1:
-            raise ValueError(f"the sets of {root} must have one number of candidates, got {_counts(self.sets)}")
-        self._judged = read_judgements(self.sets, positives)
-        self._keep(keep, root)
+        self.sets, self._judged = truths.read("negatives=True" if negatives else choice.needs_judgements)
         self._lq = None if lq is None else _find_lq(Path(lq), self.sets, self.scale)
-        self._scores = None if table is None else _table_scores(table, self.sets)
-        self._drawn_from = self._probabilities(table, temperature, normalize)
+        self._scores = choice.scores(self.sets)
+        self._drawn_from = choice.probabilities(self.sets, self._judged, self._scores)
 
     @property
     def probabilities(self) -> Tensor | None:
@@ -195,9 +175,9 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
         row = index % len(self.sets)
         generator = torch.Generator().manual_seed(mixed_key(self.seed, self.rank, self.epoch, index))
         # Always the same draws in the same order, so that crops do not depend on what is done with them.
-        place, turns = torch.rand(2, generator=generator), torch.rand(3, generator=generator)
+        place, turns = (torch.rand(n, generator=generator, device="cpu", dtype=torch.float32) for n in (2, 3))
         chosen = int(draw_index(self._drawn_from[row : row + 1], generator))
-        negative = self._draw_negative(row, torch.rand((), generator=generator))
+        negative = self._draw_negative(row, torch.rand((), generator=generator, device="cpu", dtype=torch.float32))
 
         crop = AlignedCrop(self.sets[row], self.scale, self.crop, place)
         images = {"lq": crop.low_resolution(self._lq[row] if self._lq is not None else self.degradation, generator)}
@@ -238,52 +218,24 @@ class MultiGTDataset(Dataset[dict[str, Any]]):
             images = images.transpose(-2, -1)
         return images.contiguous()
 
-    def _keep(self, keep: str, root: str | Path) -> None:
-        wants = {"negatives=True": self.negatives, f"keep={keep!r}": keep != "all"}
-        wants[f"strategy={self.strategy!r}"] = self.strategy in ("upos", "smp")
-        if self._judged is None:
-            if any(wants.values()):
-                raise ValueError(
-                    f"nobody has judged the candidates of {root}: {next(w for w in wants if wants[w])} needs HGGT's "
-                    "labels (labels=) or positives={key: [numbers]}; 'random', 'sma' and 'amo' need none"
-                )
-            return
-        rows = self._judged.rows_to_keep(keep)
-        if not len(rows):
-            raise ValueError(f"keep={keep!r} leaves none of the {len(self.sets)} sets of {root}")
-        self.sets = [self.sets[row] for row in rows.tolist()]
-        self._judged = Judgements(self._judged.labels[rows], self._judged.votes[rows])
 
-    def _probabilities(self, table: QualityTable | None, temperature: float, normalize: str) -> Tensor:
-        there = torch.tensor([[path is not None for path in s.paths] for s in self.sets])
-        if self.strategy == "originals":
-            there[:, 1:] = False
-        if self.strategy in ("upos", "smp") and self._judged is not None:
-            there &= self._judged.positive
-        if self.strategy not in ("sma", "smp"):
-            return selection_probabilities(torch.zeros(there.shape), normalize="none", allowed=there)
-        if table is None or self._scores is None:
-            raise ValueError(f"{self.strategy!r} needs table=: QualityTable.compute(root, scorer, path) makes it once")
-        return selection_probabilities(
-            self._scores,
-            temperature=temperature,
-            normalize=normalize,
-            score_range=table.score_range,
-            higher_is_better=table.higher_is_better,
-            allowed=there,
-        )
-
-
-def _table_scores(table: QualityTable, sets: Sequence[CandidateSet]) -> Tensor:
-    """`(S, K)` scores of the sets; a table of other images is refused."""
-    if not isinstance(table, QualityTable):
-        raise TypeError(f"table must be a QualityTable, got {type(table).__name__}; QualityTable.load reads a file")
-    if table.corners is not None:
-        raise ValueError("the table is of tiles, and ground truths are chosen by whole images: compute one without")
-    table.check(sets)
-    if table.contents:
-        table.check(sets[:: -(-len(sets) // SPOT_CHECKS)], content=True)
-    return torch.stack([table.scores(s.key)[: len(s.paths)] for s in sets])
+def _as_objects(
+    truths: GroundTruths | str | Path | None, choice: Choice | None, options: dict[str, Any]
+) -> tuple[GroundTruths, Choice]:
+    """Options by their own names, sorted into the objects that they are fields of."""
+    own: dict[type, dict[str, Any]] = {}
+    for kind in (GroundTruths, Choice):
+        own[kind] = {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
+    if options:
+        raise TypeError(f"MultiGTDataset has no option {next(iter(options))!r}")
+    if isinstance(truths, str | Path):
+        own[GroundTruths]["root"], truths = truths, None
+    for name, given, kind in (("truths", truths, GroundTruths), ("choice", choice, Choice)):
+        if given is not None and own[kind]:
+            raise TypeError(f"{next(iter(own[kind]))}= belongs into {name}=, which was given too")
+    if truths is None and "root" not in own[GroundTruths]:
+        raise TypeError("MultiGTDataset needs the folder of its ground truths, or GroundTruths(root=...)")
+    return truths or GroundTruths(**own[GroundTruths]), choice or Choice(**own[Choice])
 
 
 def _find_lq(folder: Path, sets: Sequence[CandidateSet], scale: int) -> list[Path]:
@@ -296,8 +248,3 @@ def _find_lq(folder: Path, sets: Sequence[CandidateSet], scale: int) -> list[Pat
             raise ValueError(f"{folder} has no low-resolution image of {candidates.key!r}")
         found.append(path)
     return found
-
-
-def _counts(sets: Sequence[CandidateSet]) -> str:
-    examples = {len(candidates.paths): candidates.key for candidates in sets}
-    return ", ".join(f"{count} ({key})" for count, key in sorted(examples.items()))

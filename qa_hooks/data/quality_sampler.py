@@ -124,7 +124,7 @@ class QualitySampler(Sampler[int]):
                 f"all {possible} samples without replacement: each comes once and quality decides nothing; "
                 "give a smaller num_samples, or replacement=True"
             )
-        certain = torch.zeros(len(weights), dtype=torch.bool)
+        certain = torch.zeros(len(weights), dtype=torch.bool, device="cpu")
         while True:  # what would come more than once comes once, and leaves more for the others
             rest = weights[~certain].sum().clamp_min(torch.finfo(torch.float64).tiny)
             expected = torch.where(certain, 1.0, weights * ((self.num_samples - certain.sum()) / rest))
@@ -137,15 +137,16 @@ class QualitySampler(Sampler[int]):
         """`(num_samples,)` int64: what all ranks together draw in an epoch, in order."""
         generator = torch.Generator().manual_seed(mixed_key(self.seed, epoch))
         items = (self._expected > 0).nonzero()[:, 0]
-        items = items[torch.randperm(len(items), generator=generator)]
+        items = items[torch.randperm(len(items), generator=generator, device="cpu")]
         # 24 random bits: then differences to whole numbers are exact, and equal weights give exactly one each.
-        start = torch.rand(1, generator=generator).double()
+        start = torch.rand(1, generator=generator, device="cpu", dtype=torch.float32).double()
         until = (self._expected[items].cumsum(0) - start).ceil().clamp(0, self.num_samples)
         until[-1] = self.num_samples
-        counts = torch.zeros(len(self.weights), dtype=torch.int64)
+        counts = torch.zeros(len(self.weights), dtype=torch.int64, device="cpu")
         counts[items] = until.diff(prepend=until.new_zeros(1)).long()
-        drawn = torch.arange(len(counts)).repeat_interleave(counts)
-        order = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(self.seed + epoch))
+        drawn = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = torch.randperm(self.num_samples, generator=generator, device="cpu")
         return drawn[order]
 
     def __len__(self) -> int:

@@ -4,14 +4,14 @@
     niqe.csv.json  as `qa_hooks.folders.scoring.score_table`, and "sets": {"a.png": ["9f86d081884c7d65", ...], ...}
 
 It is a table of `score_folder` whose rows are contents instead of paths. So a file that was moved, renamed or copied
-keeps its score, one that was changed gets a new one, and what a killed run has written is never taken for another
-image. Every call reads all files to know what they hold; only unknown contents are decoded and scored.
+keeps its score, and a file that was changed gets a new one. Rows left by a killed run are matched by content, so they
+cannot be assigned to a wrong image. Every call reads all files to know what they hold; only unknown contents are
+decoded and scored.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +21,13 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import rank, together, world_size
+from qa_hooks._base.processes import together
 from qa_hooks.data.candidates import CandidateSet, check_keys, list_candidates, some
 from qa_hooks.data.contents import Contents, all_contents, compare_contents, contents_of
-from qa_hooks.folders.scoring.growing import ScoreFile
-from qa_hooks.folders.scoring.score_folder import Spec, describe_scorers, name_scorers
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, read_scores, read_spec
+from qa_hooks.folders.scoring.growing import GrowingTable, left_spec
+from qa_hooks.folders.scoring.score_folder import Spec, alone_at, name_scorers, score_into, scorer_facts
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, read_scores
 from qa_hooks.folders.scoring.tiles import check_tiles, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, score_images
 from qa_hooks.images import Range
 
 Source = str | Path | Sequence[CandidateSet] | Sequence[str | Path]
@@ -82,7 +81,7 @@ class QualityTable:
 
     @property
     def candidates(self) -> int:
-        """K."""
+        """The number of candidates."""
         return self.values.shape[1]
 
     @property
@@ -147,31 +146,33 @@ class QualityTable:
         check_writable(path.parent, name="path")
         with together():
             sets = _list(source, layout, names, missing)
-            if rank() == 0:
-                contents = contents_of(sets, progress=progress)
-                origin = str(Path(source).resolve()) if isinstance(source, str | Path) else "a list of files"
-                if resume:
-                    compare_contents(path, contents, origin)
-                facts = {"format": FORMAT, "version": VERSION, "source": origin, "tiles": tiles, "overlap": overlap}
-                begun = ScoreFile(path, {**facts, "scorers": describe_scorers(named), "sets": contents})
-                begun.start(dict.fromkeys(all_contents(contents), 0.0), started=time.time(), resume=resume)
-        with together():
-            spec = read_spec(path) or {}  # the other ranks have it from rank 0's file
-            file = ScoreFile(path, spec)
+
+        def start() -> None:
+            contents = contents_of(sets, progress=progress)
+            origin = str(Path(source).resolve()) if isinstance(source, str | Path) else "a list of files"
+            if resume:
+                compare_contents(path, contents, origin)
+            facts = {"format": FORMAT, "version": VERSION, "source": origin, "tiles": tiles, "overlap": overlap}
+            begun = GrowingTable(path, {**facts, "scorers": scorer_facts(named), "sets": contents})
+            begun.start(dict.fromkeys(all_contents(contents), ()), resume=resume)
+
+        with alone_at(path, start):
+            contents = (left_spec(path) or {})["sets"]  # the other processes have it from the first one's file
             paths = {
                 content: candidate
                 for candidates in sets
-                for candidate, content in zip(candidates.paths, spec["sets"][candidates.key], strict=True)
+                for candidate, content in zip(candidates.paths, contents[candidates.key], strict=True)
                 if candidate is not None
             }
-            done = file.done()
-            mine = [content for content in paths if content not in done][rank() :: world_size()]
-            images = read_ahead(lambda content: read_pieces(content, paths[content], None, tiles, overlap), mine)
-            failures = score_images(images, named, file, batch_size, device, total=len(mine), progress=progress)
-            file.leave_failures(rank(), failures)
-        with together():
-            if rank() == 0:
-                file.finish(paths)
+            score_into(
+                path,
+                dict.fromkeys(paths, ()),
+                lambda content: read_pieces(content, paths[content], None, tiles, overlap),
+                named,
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
+            )
         table = cls.load(path)
         if table.values.isnan().all():
             what, why = next(iter(table.failures.items()), (some(table.keys), f"{name} gives NaN"))
@@ -181,7 +182,7 @@ class QualityTable:
     @classmethod
     def load(cls, path: str | Path) -> QualityTable:
         """Read a table; `ValueError` for another file, or one whose run was interrupted."""
-        spec = read_spec(Path(path)) or {}
+        spec = left_spec(Path(path)) or {}
         if not isinstance(spec.get("sets"), dict):
             raise ValueError(f"{path} is no quality table: QualityTable.compute(data, scorer, path) makes one")
         if not spec.get("complete", False):
@@ -202,11 +203,11 @@ class QualityTable:
         width = max(map(len, sets.values()))
         return cls(
             keys,
-            torch.tensor([row + [math.nan] * (width - len(row)) for row in values]),
+            torch.tensor([row + [math.nan] * (width - len(row)) for row in values], device="cpu", dtype=torch.float32),
             scorer["name"],
             bool(scorer["higher_is_better"]),
             None if scorer["score_range"] is None else (scorer["score_range"][0], scorer["score_range"][1]),
-            None if table.tiles is None else torch.tensor(places),
+            None if table.tiles is None else torch.tensor(places, device="cpu", dtype=torch.int64),
             sets,
             _name_failures(table.failures, sets),
         )

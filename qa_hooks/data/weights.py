@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qa_hooks.data.ground_truth import selection_probabilities
 from qa_hooks.data.quality_table import QualityTable
+from qa_hooks.data.selection import selection_probabilities
 from qa_hooks.images import Range
 
 MISSING = ("raise", "never", "average")

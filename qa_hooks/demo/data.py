@@ -31,7 +31,7 @@ def load_digits_images() -> Images:
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     images = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False) * 2 - 1
     labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
     train, test = order[:1400], order[1400:]
     return Images("digits", images[train], images[test], labels[train], labels[test])
 
@@ -62,8 +62,10 @@ def load_folder_images(folder: str | Path, *, size: int = 32, limit: int = 10_00
     if len(images) < 500:
         raise ValueError(f"{folder} has {len(images)} readable images; a GAN and its evaluation need at least 500")
     classes = sorted({path.parent for path in kept})
-    labels = torch.tensor([classes.index(path.parent) for path in kept]) if len(classes) > 1 else None
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    labels = None
+    if len(classes) > 1:
+        labels = torch.tensor([classes.index(path.parent) for path in kept], device="cpu", dtype=torch.int64)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     stacked = torch.stack(images) * 2 - 1
     split = (labels[train], labels[test]) if labels is not None else (None, None)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks.functional.degradations import blur
 from qa_hooks.images import load_image, save_image, to_grey, to_uint8
 
 FAULTS = ((0.0, 0.0), (1.0, 0.0), (0.8, 0.015))  # deviations of a Gaussian blur, pixels, and of Gaussian noise
@@ -22,7 +23,7 @@ VIEWERS = (0.1, 0.2, 0.4)  # how much grain bothers each of them
 
 def sharpen(image: Tensor, amount: float) -> Tensor:
     """Unsharp mask of `(C, H, W)` in [0, 1], whose Gaussian has a deviation of one pixel."""
-    return (image + amount * (image - _blur(image, 1.0))).clamp(0, 1)
+    return (image + amount * (image - blur(image, 1.0))).clamp(0, 1)
 
 
 def smooth(image: Tensor, weight: float) -> Tensor:
@@ -35,7 +36,8 @@ def smooth(image: Tensor, weight: float) -> Tensor:
 
 def add_noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise."""
-    return (image + deviation * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    noise = torch.randn(image.shape, generator=generator, device="cpu", dtype=torch.float32)
+    return (image + deviation * noise).clamp(0, 1)
 
 
 ENHANCERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -53,7 +55,7 @@ def soften(images: list[Tensor]) -> list[Tensor]:
     """As it is, soft, soft and grainy, in turn: originals that enhancing can mend."""
     generator = torch.Generator().manual_seed(0)
     return [
-        add_noise(_blur(image, sigma) if sigma else image, noise, generator)
+        add_noise(blur(image, sigma) if sigma else image, noise, generator)
         for image, (sigma, noise) in zip(images, cycle(FAULTS), strict=False)
     ]
 
@@ -79,8 +81,8 @@ def votes(original: Tensor, candidate: Tensor) -> int:
     2.2 times as strong are no better than none.
     """
     greys = [to_grey(image[None]) for image in (original, candidate)]
-    detail = [(grey - _blur(grey, 1.0)).abs() for grey in greys]
-    activity = _blur(detail[0], 1.5)
+    detail = [(grey - blur(grey, 1.0)).abs() for grey in greys]
+    activity = blur(detail[0], 1.5)
     edges, flat = activity > activity.quantile(0.9), activity < activity.quantile(0.33)
     e, g = (float(((detail[1][at].mean() + 2e-3) / (detail[0][at].mean() + 2e-3)).log()) for at in (edges, flat))
     return sum(e - e**2 / 0.8 - w * max(g, 0.0) > 0.05 for w in VIEWERS)
@@ -93,10 +95,3 @@ def ask_viewers(folder: Path, keys: list[str]) -> dict[str, list[int]]:
         original, *others = (load_image(folder / name / key).float() / 255 for name in ENHANCERS)
         positives[key] = [number for number, other in enumerate(others, 1) if votes(original, other) >= 2]
     return positives
-
-
-def _blur(images: Tensor, sigma: float) -> Tensor:
-    from torchvision.transforms.functional import gaussian_blur
-
-    blurred: Tensor = gaussian_blur(images, [2 * int(3 * sigma + 0.5) + 1] * 2, [sigma, sigma])
-    return blurred

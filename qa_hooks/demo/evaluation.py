@@ -86,7 +86,7 @@ def _train_classifier(features: nn.Module, head: nn.Module, images: Tensor, labe
     batches = math.ceil(len(images) / 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * batches)
     for _ in range(epochs):
-        for index in torch.randperm(len(images)).split(64):
+        for index in torch.randperm(len(images), device="cpu").split(64):
             loss = F.cross_entropy(head(features(images[index])), labels[index])
             optimizer.zero_grad()
             loss.backward()

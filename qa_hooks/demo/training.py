@@ -34,7 +34,7 @@ class Job:
     lr: float = 2e-3
     gp_weight: float = 10.0
     samples: int = 2800
-    images: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    images: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu", dtype=torch.float32), repr=False)
 
 
 def make_penalty(variant: str, *, gp_weight: float, warmup: int) -> QAGANPenalty:
@@ -55,7 +55,7 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
     penalty = make_penalty(job.variant, gp_weight=job.gp_weight, warmup=job.n_critic * max(job.steps // 6, 12))
 
     def sample(n: int, rng: torch.Generator) -> Tensor:
-        images: Tensor = ema(torch.randn(n, LATENT, generator=rng))
+        images: Tensor = ema(torch.randn(n, LATENT, generator=rng, device="cpu", dtype=torch.float32))
         return images
 
     every = max(1, job.steps // 8)
@@ -88,16 +88,16 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
         for step in range(job.steps):
             start = time.process_time()
             for _ in range(job.n_critic):
-                real = job.images[torch.randint(len(job.images), (job.batch,))]
+                real = job.images[torch.randint(len(job.images), (job.batch,), device="cpu")]
                 with torch.no_grad():
-                    fake = generator(torch.randn(job.batch, LATENT))
+                    fake = generator(torch.randn(job.batch, LATENT, device="cpu", dtype=torch.float32))
                 real_scores, fake_scores = critic(real), critic(fake)
                 wasserstein = real_scores.mean() - fake_scores.mean()
                 d_loss = -wasserstein + penalty(critic, real, fake, real_scores=real_scores, fake_scores=fake_scores)
                 optimizer_d.zero_grad()
                 d_loss.backward()
                 optimizer_d.step()
-            g_loss = -critic(generator(torch.randn(job.batch, LATENT))).mean()
+            g_loss = -critic(generator(torch.randn(job.batch, LATENT, device="cpu", dtype=torch.float32))).mean()
             optimizer_g.zero_grad()
             g_loss.backward()
             hooks.record(wasserstein=wasserstein, g_loss=g_loss)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from qa_hooks.functional.intervals import Interval
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first row a heading: the first column to the left, the others to the right.
+def text_table(rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    """Rows of cells that line up, the first row a heading: all to the left, but `numbers` after the first column.
 
     Example:
         >>> print(text_table([["", "A"], ["fd", "1.5"]]))
@@ -19,7 +19,9 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for first, *others in rows:
         cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        cells += [
+            cell.rjust(width) if numbers else cell.ljust(width) for cell, width in zip(others, widths[1:], strict=True)
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

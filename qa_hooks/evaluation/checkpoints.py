@@ -5,13 +5,13 @@
     result.verdicts                                # {"niqe_bsd100": "B better", "fd_dinov2_vits14": "cannot tell"}
 
 Images of one seed share what the seed decides, so the spread of `b_i - a_i` is smaller than that of two independent
-sets, and fewer images settle the matter. What does not leave zero out of its interval is not decided: ask for more
-images, or keep either. Each metric is a test of its own at the stated confidence; of twenty, one errs.
+sets, and fewer images settle the matter. If the interval contains zero, the comparison is undecided: use more images,
+or keep either model. Each metric is a test of its own: at 95 % confidence about one verdict in twenty is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,55 +19,29 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
-from qa_hooks.drawing.tables import interval_text, text_table
-from qa_hooks.evaluation.measure import check_comparable
-from qa_hooks.evaluation.set_metrics import (
-    SET_METRICS,
-    check_metrics,
-)
-from qa_hooks.evaluation.verdicts import Found
+from qa_hooks._base.reach import modules_of
+from qa_hooks.evaluation.comparable import check_comparable, shapes_seen
+from qa_hooks.evaluation.quality_diversity import check_finite
+from qa_hooks.evaluation.set_metrics import check_metrics
+from qa_hooks.evaluation.verdicts import COMPARED, Verdicts
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
-from qa_hooks.functional.intervals import Comparison, Interval
-from qa_hooks.images import Range, RangeGuard, as_tensor, check_range, to_uint8
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source, image_batches
-from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, sample_block
+from qa_hooks.images import Range, RangeGuard, as_tensor, to_uint8
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
+from qa_hooks.sources.batches import Source
+from qa_hooks.sources.samples import Sample, in_range, numbered_blocks, sample_block
 
 OUTSIDE = 0.25  # the share of pixels beyond which images have another range
 
 
-@dataclass(frozen=True, eq=False)
-class CheckpointComparison:
-    """What `compare_checkpoints` found; `print` shows it as a table.
-
-    Attributes:
-        comparisons: B minus A of each metric, with interval and verdict.
-        values: each metric's value of A and of B, with intervals.
-        higher_is_better: the direction of each metric.
-        spec: how it was measured: n, seed, size of the images, extractor; values of other specs are not comparable.
-    """
-
-    comparisons: dict[str, Comparison]
-    values: dict[str, tuple[Interval, Interval]]
-    higher_is_better: dict[str, bool]
-    spec: dict[str, Any]
+class CheckpointComparison(Verdicts):
+    """What `compare_checkpoints` found of the sets "A" and "B"; `print` shows it as two tables."""
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """ "B better", "A better" or "cannot tell", by metric."""
-        return {name: comparison.verdict for name, comparison in self.comparisons.items()}
-
-    def __str__(self) -> str:
-        rows = [["", "A", "B", "B - A", "verdict"]]
-        for name, comparison in self.comparisons.items():
-            arrow = "higher" if self.higher_is_better[name] else "lower"
-            values = [interval_text(value) for value in self.values[name]]
-            rows.append([f"{name} ({arrow} is better)", *values, interval_text(comparison[:3]), comparison.verdict])
-        facts = ", ".join(f"{name} {value}" for name, value in self.spec.items() if value is not None)
-        return f"{text_table(rows)}\n{facts}"
+        """ "B better", "A better", "cannot tell" or "no verdict", by metric."""
+        return {name: comparison.verdict for name, comparison in self.comparisons["B"].items()}
 
 
 def compare_checkpoints(
@@ -86,6 +60,7 @@ def compare_checkpoints(
     value_range: Range | None = None,
     confidence: float = 0.95,
     groups: int = 10,
+    always_judge: bool = False,
     progress: bool = False,
 ) -> CheckpointComparison:
     """Compare two models, or two states of one, on the same seeds.
@@ -97,23 +72,26 @@ def compare_checkpoints(
         sample_a, sample_b: `sample(n, generator) -> (n, C, H, W)`, which draws its noise from the CPU generator; with
             `inputs`, `sample(inputs[i:j], generator)`.
         scorers: their per-image scores are compared; one `value_range` for all.
-        n: images of each; with `inputs`, as many as these.
-        seed: of the noise.
+        n: images of each model; with `inputs`, their number.
+        seed: seed of the noise.
         batch_size: images at a time. It belongs to the spec, for each block has a generator of its own.
         inputs: what both are given: prompts (scorers that need a prompt get them too), or a tensor `(n, ...)`.
         reference: `(n, C, H, W)`, for scorers that compare with one.
         real, extractor: real images (anything that `image_batches` takes) and what `create_extractor` takes; then
             `metrics` are compared too, by a jackknife of their difference. Images are rounded to uint8 for it.
-        metrics: of "fd", "kid" and "pr" (precision, recall, density, coverage).
+        metrics: some of "fd", "kid", "pr" (precision, recall, density, coverage), "qs" and "ds" (the scores of GIQA,
+            with a mixture fitted on the real images).
         value_range: what the numbers of images and `real` mean; by default the scorers', or [0, 1].
-        confidence: of the intervals.
-        groups: of the jackknife.
+        confidence: confidence of the intervals.
+        groups: number of groups of the jackknife.
+        always_judge: give a verdict on `metrics` also in untrained features or on fewer than 50 images, where the
+            numbers alone are worth having.
         progress: show a bar for the real images where there is a terminal.
 
     Raises:
-        TypeError: a sample function or scorer that is none.
-        ValueError: nothing to compare, images of two sizes, images outside the declared range as if they had another
-            one, scorers with several ranges, scores that are not finite.
+        TypeError: a sample function that is not callable, or a scorer that is not a `Scorer`.
+        ValueError: nothing to compare, images of two sizes, more than 25 % of pixels outside the range, scorers with
+            several ranges, scores that are not finite.
         RuntimeError: another process failed; the message is its own.
 
     Example:
@@ -125,8 +103,8 @@ def compare_checkpoints(
         {'brightness': 'B better'}
     """
     scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
-    value_range = _one_range(scorers, value_range)
-    metrics = check_metrics(metrics, SET_METRICS) if real is not None and extractor is not None else ()
+    value_range = common_range([check_is_scorer(scorer, "each of scorers") for scorer in scorers], value_range)
+    metrics = check_metrics(metrics, COMPARED) if real is not None and extractor is not None else ()
     if (real is None) != (extractor is None):
         raise ValueError("fd and kid need both real= and extractor=")
     if not scorers and not metrics:
@@ -142,79 +120,67 @@ def compare_checkpoints(
         rows = job.run(sample_a, sample_b)
     rows = gather_rows(rows)
     rows = rows[rows[:, 0].argsort()]
-    facts, shape = rows[:, 4:], "x".join(str(int(side)) for side in rows[0, 1:4])
+    sides = [int(side) for side in rows[0, 1:4]]
     if bool((rows[:, 1:4] != rows[0, 1:4]).any()):
         raise ValueError("the images of one model have several sizes")
-    half = facts.shape[1] // 2
-    a, b = facts[:, :half], facts[:, half:]
-    found = Found(confidence, seed)
+    a, b = rows[:, 4:].chunk(2, 1)
+    how: dict[str, Any] = {"seed": seed, "confidence": confidence, "always_judge": always_judge}
+    found = CheckpointComparison(labels=["A", "B"], paired=True, **how)
     for column, scorer in enumerate(scorers):
-        found.add_scores(scorer, a[:, column], b[:, column])
-    spec: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "images": shape}
-    spec |= {"value_range": value_range, "confidence": confidence}
+        scores = {"A": a[:, column], "B": b[:, column]}
+        for label, values in scores.items():
+            check_finite(values, f"{scorer.name} of {label}")
+        found.add_scores(scorer.name, scores, higher_is_better=scorer.higher_is_better)
+    found.spec = {"n": n, "seed": seed, "batch_size": batch_size, "images": "x".join(map(str, sides))}
+    found.spec |= {"value_range": value_range, "confidence": confidence}
     if network is not None and real is not None:
-        with fixed_random(real):
-            first_real = next(image_batches(real, batch_size=1))[1]
-        check_comparable(network, first_real.shape[1:], [int(side) for side in rows[0, 1:4]])
-        features = extract_features(
-            network, real, batch_size=batch_size, value_range=value_range, quantised=True, progress=progress
-        ).values
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-        own = (part[:, len(scorers) :] for part in (a, b))
-        found.add_sets(network, features[order], *own, metrics=metrics, groups=groups)
-        spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8], "real": len(features)}
-    return CheckpointComparison(found.comparisons, found.values, found.higher_is_better, spec)
+        options: dict[str, Any] = {"batch_size": batch_size, "value_range": value_range, "progress": progress}
+        with shapes_seen(network) as shapes:
+            features = extract_features(network, real, quantised=True, **options).values
+        check_comparable(network, shapes[0][:, :3].tolist(), sides)
+        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed), device="cpu")]
+        own = {"A": a[:, len(scorers) :].float(), "B": b[:, len(scorers) :].float()}
+        found.add_sets(network, features, own, metrics, groups=groups)
+        found.spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8], "real": len(features)}
+    return found
 
 
+@dataclass
 class _Job:
     """What one process makes and measures: rows (position, C, H, W, scores and features of A, those of B)."""
 
-    def __init__(
-        self,
-        scorers: Sequence[Scorer],
-        extractor: FeatureExtractor | None,
-        value_range: Range,
-        n: int,
-        seed: int,
-        batch_size: int,
-        inputs: Sequence[Any] | Tensor | None,
-        reference: Tensor | None,
-    ) -> None:
-        self.scorers, self.extractor, self.value_range = scorers, extractor, value_range
-        self.n, self.seed, self.batch_size = n, seed, batch_size
-        self.inputs, self.reference = inputs, reference
-        self.guards = {name: RangeGuard(value_range) for name in ("sample_a", "sample_b")}
+    scorers: Sequence[Scorer]
+    extractor: FeatureExtractor | None
+    value_range: Range
+    n: int
+    seed: int
+    batch_size: int
+    inputs: Sequence[Any] | Tensor | None
+    reference: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.guards = {name: RangeGuard(self.value_range) for name in ("sample_a", "sample_b")}
 
     def run(self, sample_a: Sample, sample_b: Sample) -> Tensor:
         width = 4 + 2 * (len(self.scorers) + (self.extractor.dim if self.extractor is not None else 0))
-        rows = [torch.zeros(0, width, dtype=torch.float64)]
-        for block in range(rank(), -(-self.n // self.batch_size), world_size()):
-            start = block * self.batch_size
-            stop = min(start + self.batch_size, self.n)
-            a, b = (
-                self.images(name, sample, block, start, stop)
-                for name, sample in (("sample_a", sample_a), ("sample_b", sample_b))
-            )
+        rows = [torch.zeros(0, width, dtype=torch.float64, device="cpu")]
+        for block, start, stop in numbered_blocks(self.n, self.batch_size, rank=rank(), world_size=world_size()):
+            a = self.images("sample_a", sample_a, block, start, stop)
+            b = self.images("sample_b", sample_b, block, start, stop)
             if a.shape != b.shape:
                 raise ValueError(
                     f"A makes images of {tuple(a.shape[1:])} and B of {tuple(b.shape[1:])}: scores of two sizes cannot "
                     "be compared; bring them to one"
                 )
-            positions = torch.arange(start, stop, dtype=torch.float64)[:, None]
-            shape = torch.tensor([a.shape[1:]], dtype=torch.float64).expand(stop - start, 3)
+            positions = torch.arange(start, stop, dtype=torch.float64, device="cpu")[:, None]
+            shape = torch.tensor([a.shape[1:]], dtype=torch.float64, device="cpu").expand(stop - start, 3)
             rows.append(torch.cat([positions, shape, *(self.measure(part, start, stop) for part in (a, b))], 1))
         return torch.cat(rows)
 
     def images(self, name: str, sample: Sample, block: int, start: int, stop: int) -> Tensor:
-        if self.inputs is None:
-            images = sample_block(sample, stop - start, self.seed, block)
-        else:
-            given: Any = self.inputs[start:stop]
-
-            def with_inputs(_: int, generator: torch.Generator) -> Any:
-                return sample(given, generator)
-
-            images = sample_block(with_inputs, stop - start, self.seed, block)
+        given: Any = self.inputs[start:stop] if self.inputs is not None else None
+        make = sample if given is None else lambda _, generator: sample(given, generator)
+        images = sample_block(make, stop - start, self.seed, block)
         if not images.is_floating_point():
             return images
         low, high = self.value_range
@@ -226,7 +192,7 @@ class _Job:
                 "overshoot but another range: convert them, or declare the range that both models' images have"
             )
         self.guards[name](predictions={f"{name}'s images": images})
-        return images.detach().float().clamp(*self.value_range)
+        return in_range(images, self.value_range)
 
     def measure(self, images: Tensor, start: int, stop: int) -> Tensor:
         columns = []
@@ -241,16 +207,6 @@ class _Job:
             uint8 = to_uint8(images, self.value_range).to(self.extractor.mean.device)
             columns.append(self.extractor(uint8).detach().cpu().double())
         return torch.cat(columns, 1)
-
-
-def _one_range(scorers: Iterable[Scorer], value_range: Range | None) -> Range:
-    for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(f"scorers must be qa_hooks Scorers, got {type(scorer).__name__}; create_scorer makes them")
-    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
-    if len(ranges) > 1:
-        raise ValueError(f"the scorers and value_range= declare several ranges, {sorted(ranges)}: make them agree")
-    return ranges.pop() if ranges else (0.0, 1.0)
 
 
 def _check_needs(

@@ -11,12 +11,12 @@ has DS 0.5; a collapsed one keeps its QS and loses DS. Values with different spe
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source
@@ -24,7 +24,7 @@ from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
 from qa_hooks.sources.batches import Source, warn_left_out
 
 HELD_OUT = 5  # one in five generated images calibrates the model of the diversity score
-FEWEST = 50  # so that the calibration has the ten values that it needs
+FEWEST_FOR_DIVERSITY = 50  # images of each kind, so that the calibration has the ten values that it needs
 
 
 class MeanScore(NamedTuple):
@@ -59,14 +59,18 @@ def quality_score(scorer: Scorer, images: Source, *, batch_size: int = 64, progr
         >>> round(float(result), 3), result.spec[:20]
         (0.25, 'QS[brightness, ecdf,')
     """
-    calibrated, fitted = scorer.calibrated(), _fitted(scorer)
     if isinstance(images, Features):
-        scores = score_features(calibrated, images)
-    else:
-        failures: dict[int, str] = {}
-        scores = score_source(calibrated, images, batch_size=batch_size, progress=progress, failures=failures).scores
-        warn_left_out(failures)
-    return _mean_score("QS", fitted, scores)
+        return _mean_score("QS", scorer, quality_scores(scorer, images))
+    failures: dict[int, str] = {}
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
+    scores = score_source(scorer.calibrated(), images, **options).scores
+    warn_left_out(failures)
+    return _mean_score("QS", scorer, scores)
+
+
+def quality_scores(scorer: Scorer, generated: Features) -> Tensor:
+    """`(n,)`: the calibrated scores whose mean is QS."""
+    return score_features(scorer.calibrated(), generated)
 
 
 def diversity_score(
@@ -102,32 +106,33 @@ def diversity_score(
             f"({type(fitted).__name__}) has no such model: use a GMMScorer or a KNNScorer"
         )
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    sets = {
-        "generated": _features_of(fitted, generated, generated=True, **options),
-        "real": _features_of(fitted, real, generated=False, **options),
-    }
-    n = min(len(features) for features in sets.values())
-    if n < FEWEST:
-        sizes = " and ".join(f"{len(features)} {name}" for name, features in sets.items())
+    made = _features_of(fitted, generated, generated=True, **options)
+    photographs = _features_of(fitted, real, generated=False, **options)
+    return _mean_score("DS", scorer, diversity_scores(scorer, made, photographs, seed=seed), seed=seed)
+
+
+def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, seed: int = 0) -> Tensor:
+    """`(n,)`: the calibrated scores of n real images under a model of the generated ones, whose mean is DS.
+
+    Args, raises: as `diversity_score`.
+    """
+    fitted, n = _fitted(scorer), min(len(generated), len(real))
+    if n < FEWEST_FOR_DIVERSITY:
         raise ValueError(
-            f"a diversity score needs at least {FEWEST} images of each kind, got {sizes}: a fifth of the generated "
-            "ones calibrates the model"
+            f"a diversity score needs at least {FEWEST_FOR_DIVERSITY} images of each kind, got {len(generated)} "
+            f"generated and {len(real)} real: a fifth of the generated ones calibrates the model"
         )
-    random = torch.Generator().manual_seed(seed)
-    for name, features in sets.items():
+    random, drawn = torch.Generator().manual_seed(seed), []
+    for name, features in (("generated", generated), ("real", real)):
         if len(features) > n:
-            warnings.warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
-        sets[name] = features[torch.randperm(len(features), generator=random)[:n]]
-    held_out, fitting = sets["generated"][: n // HELD_OUT], sets["generated"][n // HELD_OUT :]
+            warn(f"{len(features)} {name} images, but {n} of the other kind: {n} are drawn (seed {seed})")
+        drawn.append(features[torch.randperm(len(features), generator=random, device="cpu")[:n]])
+    held_out, fitting = drawn[0][: n // HELD_OUT], drawn[0][n // HELD_OUT :]
     model = fitted.refit(fitting)
-    method = fitted.calibration.method if fitted.calibration is not None else "ecdf"
-    goodness = _goodness(model, held_out)
+    goodness, real_goodness = _goodness(model, held_out), _goodness(model, drawn[1])
     if float(goodness.max() - goodness.min()) == 0:  # a generator that makes one image only
-        real_goodness = _goodness(model, sets["real"])
-        scores = (real_goodness > goodness[0]).float() + 0.5 * (real_goodness == goodness[0]).float()
-    else:
-        scores = Calibration.fit(goodness, method=method)(_goodness(model, sets["real"]))
-    return _mean_score("DS", fitted, scores, method=method, seed=seed)
+        return (real_goodness > goodness[0]).float() + 0.5 * (real_goodness == goodness[0]).float()
+    return Calibration.fit(goodness, method=_method(fitted))(real_goodness)
 
 
 def _fitted(scorer: Scorer) -> Any:
@@ -144,6 +149,7 @@ def _features_of(fitted: Any, source: Source, *, generated: bool, batch_size: in
         batch_size=batch_size,
         value_range=fitted.value_range,
         generated=generated,
+        size=getattr(fitted, "size_asked_for", None),
         progress=progress,
         failures=failures,
     )
@@ -156,17 +162,33 @@ def _goodness(model: Any, features: Features) -> Tensor:
     return scores if model.higher_is_better else -scores
 
 
-def _mean_score(kind: str, fitted: Any, scores: Tensor, *, method: str = "", seed: int | None = None) -> MeanScore:
+def _mean_score(kind: str, scorer: Scorer, scores: Tensor, *, seed: int | None = None) -> MeanScore:
     scores, n = scores.double(), len(scores)
     if n < 2:
         raise ValueError(f"a mean score needs at least 2 images, got {n}")
-    bad = int((~torch.isfinite(scores)).sum())
+    check_finite(scores, _fitted(scorer).name)
+    spec = score_spec(kind, scorer, n, seed=seed)
+    return MeanScore(float(scores.mean()), float(scores.std()) / math.sqrt(n), n, spec)
+
+
+def check_finite(scores: Tensor, what: str) -> None:
+    """Raise a `ValueError` that counts the scores that are not finite."""
+    bad = int((~scores.isfinite()).sum())
     if bad:
-        raise ValueError(f"{bad} of {n} scores of {fitted.name} are not finite")
+        raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")
+
+
+def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:
+    """How a "QS" or a "DS" (with the seed of its draw) was made; `fitted_on`: with the scorer's fingerprint."""
+    fitted = _fitted(scorer)
     parts = [fitted.name]
     parts += [f"{name}={value}" for name, value in fitted.options().items() if isinstance(value, (int, float, str))]
     if hasattr(fitted, "extractor"):
         parts.append(fitted.extractor.name)
-    parts += [method or fitted.calibration.method, f"ref={fitted.fingerprint[:4]}", f"n={n}"]
+    parts += [_method(fitted), *([f"ref={fitted.fingerprint[:4]}"] if fitted_on else []), f"n={n}"]
     parts += [f"draw={seed}"] if seed is not None else []
-    return MeanScore(float(scores.mean()), float(scores.std()) / math.sqrt(n), n, f"{kind}[{', '.join(parts)}]")
+    return f"{kind}[{', '.join(parts)}]"
+
+
+def _method(fitted: Any) -> str:
+    return str(fitted.calibration.method) if fitted.calibration is not None else "ecdf"

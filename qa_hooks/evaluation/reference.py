@@ -1,18 +1,19 @@
-"""What monitors keep of the real images: moments of their features and some of the rows, on disk if wanted."""
+"""Statistics of the real images: moments of their features and some feature rows, on disk if wanted."""
 
 from __future__ import annotations
 
 import functools
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.processes import any_rank, broadcast_tensors, rank, together
+from qa_hooks.evaluation.comparable import shapes_seen
 from qa_hooks.features import FeatureExtractor, extract_features
 from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_factor
@@ -25,7 +26,7 @@ FORMAT = "qa_hooks.reference"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What is kept of the real images.
+    """Statistics of the real images.
 
     Attributes:
         count: real images.
@@ -33,7 +34,8 @@ class Reference:
         rows: `(m, d)` float32, the features of some of them, drawn with a fixed seed and in random order, so that the
             first ones are a random choice too.
         data: the fingerprint of the images.
-        extractor: that of the extractor.
+        extractor: the fingerprint of the extractor.
+        shapes: `(k, 4)` int64: channels, height, width, and how many images have them; empty where it is not known.
     """
 
     count: int
@@ -42,31 +44,50 @@ class Reference:
     rows: Tensor
     data: str
     extractor: str
+    shapes: Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.int64, device="cpu"))
+
+    @classmethod
+    def of(cls, features: Tensor, *, rows: Tensor | None = None, extractor: str = "", **facts: Any) -> Reference:
+        """The statistics of features `(n, d)`; `rows` are the rows to keep, by default all.
+
+        Raises:
+            ValueError: fewer than two rows.
+        """
+        if len(features) < 2:
+            raise ValueError(f"the statistics of real images need at least 2 of them, got {len(features)}")
+        moments = Moments.of(features)
+        kept = features if rows is None else rows
+        facts.setdefault("data", "")
+        return cls(len(features), moments.mean(), moments.covariance(), kept, extractor=extractor, **facts)
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """What `frechet_distance` needs again and again."""
+        """A factor of the covariance, computed once for `frechet_distance`."""
         return frechet_factor(self.covariance)
 
     def to(self, device: torch.device) -> Reference:
         """The same on another device (covariances stay where float64 is)."""
         double = torch.device("cpu") if device.type == "mps" else device
         moments = self.mean.to(double), self.covariance.to(double)
-        return Reference(self.count, *moments, self.rows.to(device), self.data, self.extractor)
+        return replace(self, mean=moments[0], covariance=moments[1], rows=self.rows.to(device))
 
     def save(self, path: Path) -> None:
         """Write safetensors; the file appears whole or not at all. `OSError` says why it cannot."""
         metadata = {"format": FORMAT, "count": str(self.count), "data": self.data, "extractor": self.extractor}
-        write_safetensors(path, {"mean": self.mean, "covariance": self.covariance, "rows": self.rows}, metadata)
+        write_safetensors(path, self._tensors(), metadata)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "covariance": self.covariance, "rows": self.rows, "shapes": self.shapes}
 
     @classmethod
     def load(cls, path: Path) -> Reference:
         """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
         tensors, facts = read_safetensors(path, "does not hold a reference", format=FORMAT)
         try:
-            moments = tensors["mean"], tensors["covariance"], tensors["rows"]
-            return cls(int(facts["count"]), *moments, facts["data"], facts["extractor"])
-        except (KeyError, ValueError) as error:
+            no_shapes = torch.zeros(0, 4, dtype=torch.int64, device="cpu")
+            tensors.setdefault("shapes", no_shapes)  # files of before have none
+            return cls(int(facts["count"]), data=facts["data"], extractor=facts["extractor"], **tensors)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a reference: {error}") from error
 
 
@@ -115,18 +136,17 @@ def make_reference(
         return found
     failures: dict[int, str] = {}
     options: dict[str, Any] = {"value_range": value_range, "batch_size": batch_size, "progress": progress}
-    with fixed_random(source):  # the images that the fingerprint is of
+    with fixed_random(source), shapes_seen(extractor) as shapes:  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     warn_left_out(failures, "real images")
-    moments = Moments.of(features.values)
-    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:rows]
-    statistics = moments.mean(), moments.covariance(), features.values[chosen]
-    reference = Reference(len(features), *statistics, data, extractor.fingerprint)
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0), device="cpu")
+    chosen = features.values[order[:rows]]
+    reference = Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])
     if path is not None and rank() == 0:
         try:
             reference.save(path)
         except OSError as error:
-            warnings.warn(f"the statistics of the real images cannot be kept: {error}")
+            warn(f"the statistics of the real images cannot be kept: {error}")
     return reference
 
 
@@ -137,15 +157,18 @@ def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | Non
         try:
             found = Reference.load(path)
         except ValueError as error:
-            warnings.warn(f"{error}; it is computed again")
+            warn(f"{error}; it is computed again")
+        else:
+            found = found if len(found.shapes) else None  # of before: it is made again, with the sizes
     if not any_rank(found is not None):
         return None
-    own = {}
-    if found is not None:
-        own = {"mean": found.mean, "covariance": found.covariance, "rows": found.rows}
-        own["count"] = torch.tensor(found.count)
+    own = (
+        {}
+        if found is None
+        else {**found._tensors(), "count": torch.tensor(found.count, device="cpu", dtype=torch.int64)}
+    )
     got = broadcast_tensors(own)
-    return Reference(int(got["count"]), got["mean"], got["covariance"], got["rows"], data, extractor)
+    return Reference(int(got.pop("count")), data=data, extractor=extractor, **got)
 
 
 def _dataset_of(real: Source) -> Source:

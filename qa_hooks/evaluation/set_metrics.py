@@ -1,214 +1,239 @@
-"""What a set of generated images is worth beside a set of real ones, in features, each value with its error.
+"""The table of set metrics: what a set of generated images is worth beside a set of real ones, in features.
 
-The real set is held fixed: it is the yardstick. The group jackknife over the generated set (see `intervals`) gives one
-row of values per metric, the whole set's and those without each group. Rows of two models that were made from the same
-seeds, prompts or files can be subtracted: then what both share cancels, and the interval of the difference is that of
-a paired comparison.
+    fd    Frechet distance to the Gaussian of all real images
+    kid   kernel distance (KID) to the real rows that are kept
+    pr    precision, recall, density and coverage against equally many real images
+    is    inception score of a classifier's logits
+    qs    quality score of a fitted scorer (GIQA)
+    ds    diversity score of a fitted scorer (GIQA), against equally many real images
+
+Monitors, comparisons and the command line ask for metrics by these keys. Each metric is one entry of `METRICS`.
+Every value is an `Estimate`, which holds its interval. Two estimates can be compared.
+
+The real set is held fixed: it is the yardstick. The intervals are about chance, not about bias: they hold the value
+that other generated sets of this size would have on average. A Frechet distance of n images is too large by about
+c / n, so compare equal n. The diversity score's interval leaves out how its model varies with the generated images.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from qa_hooks.evaluation.estimate import Estimate
+from qa_hooks.evaluation.quality_diversity import check_finite, diversity_scores, quality_scores
+from qa_hooks.evaluation.reference import Reference
+from qa_hooks.features import Features
 from qa_hooks.features.moments import Moments
-from qa_hooks.functional.frechet import frechet_distance, frechet_factor
-from qa_hooks.functional.intervals import (
-    Comparison,
-    Interval,
-    compare_interval,
-    jackknife_error,
-    jackknife_subsets,
-    t_interval,
-    wilson_interval,
-)
+from qa_hooks.functional.frechet import frechet_distance, inception_score
+from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.functional.kid import squared_mmd
 from qa_hooks.functional.precision_and_recall import precision_recall
 
+FEWEST_FOR_INTERVAL = 10  # real images, and generated ones
+NEIGHBOURS = 3  # k of precision and recall, as published
+INFINITY = float("inf")
+SHARE = (0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """What a metric is computed from: the real images' statistics and one set of generated images.
+
+    Attributes:
+        real: from `make_reference` or `Reference.of`.
+        fake: `(n, d)` features; rows in the order of the seeds or files where sets are paired.
+        groups, seed: number of groups and seed of the jackknife.
+        logits: `(n, classes)`, for "is".
+        scorer: fitted in these features, for "qs" and "ds".
+    """
+
+    real: Reference
+    fake: Tensor
+    groups: int = 10
+    seed: int = 0
+    logits: Tensor | None = None
+    scorer: Any = None
+
+    def without_groups(self, statistic: Callable[[Tensor], Any], count: int) -> Tensor:
+        """`(values, 1 + groups)`: the statistic of all `count` rows, and without each group of them."""
+        subsets = [torch.arange(count, device="cpu"), *jackknife_subsets(count, groups=self.groups, seed=self.seed)]
+        values = [statistic(rows) for rows in subsets]
+        return torch.tensor(values, dtype=torch.float64, device="cpu").reshape(1 + self.groups, -1).T
+
+    @property
+    def equal(self) -> int:
+        """How many images there are of both kinds."""
+        return min(len(self.fake), len(self.real.rows))
+
+    def features(self, rows: Tensor) -> Features:
+        """Rows as scorers take them."""
+        return Features(rows.cpu(), self.real.extractor, torch.arange(len(rows), device="cpu"))
+
 
 class SetMetric(NamedTuple):
-    """Which direction is good, and the values that come of it, in their order."""
+    """How a metric is computed, and what its numbers mean.
 
-    higher_is_better: bool
-    values: tuple[str, ...]
-
-
-SET_METRICS = {
-    "fd": SetMetric(False, ("fd",)),
-    "kid": SetMetric(False, ("kid",)),
-    "pr": SetMetric(True, ("precision", "recall", "density", "coverage")),
-}
-_OTHER_NAME = {"pr": "precision_recall", "precision_recall": "pr"}
-NEIGHBOURS = 3  # k of precision and recall, as published
-
-
-class Described(Protocol):
-    """What names need to know of a `FeatureExtractor`."""
-
-    name: str
-    spec: Any
-
-
-def is_canonical(extractor: Described) -> bool:
-    """Whether it is the Inception of the published FID: made by `create_extractor`, not just called so."""
-    return isinstance(extractor.spec, Mapping) and extractor.spec.get("type") == "inception"
-
-
-def extractor_label(extractor: Described) -> str:
-    """Its name; a network of the user's cannot take the canonical one's."""
-    return "own-inception" if extractor.name == "inception" and not is_canonical(extractor) else extractor.name
-
-
-def metric_name(key: str, extractor: Described) -> str:
-    """The name that goes with a value: famous ones are for the canonical Inception alone (on uint8 images).
-
-    Example:
-        >>> from qa_hooks.features import create_extractor
-        >>> extractor = create_extractor("random")
-        >>> metric_name("fd", extractor), metric_name("kid", extractor), metric_name("recall", extractor)
-        ('fd_random', 'kd_random', 'recall_random')
+    Attributes:
+        values: the names of its values, in order, with the limits of their ranges.
+        higher_is_better: whether higher values are better, for all its values.
+        rows: `(values, 1 + groups)`: the values of the whole set, and without each of some groups of images.
+        settings: text for the spec about the method.
+        beside: text for the spec about the real images.
+        equal: whether it takes equally many images of both kinds.
+        needs: what else must be given: a "classifier" or a "scorer".
+        most: the largest possible value for these sets, if it is below the limit.
     """
-    if is_canonical(extractor) and key in ("fd", "kid"):
-        return "fid" if key == "fd" else key
-    return f"{'kd' if key == 'kid' else key}_{extractor_label(extractor)}"
+
+    values: Mapping[str, tuple[float, float]]
+    higher_is_better: bool
+    rows: Callable[[Sets], Tensor]
+    settings: Callable[[Sets], str] = lambda sets: ""
+    beside: Callable[[Sets], str] = lambda sets: ""
+    equal: bool = False
+    needs: str = ""
+    most: Callable[[Sets], float] = lambda sets: INFINITY
 
 
-def resampled_metrics(
-    real: Tensor, fake: Tensor, metrics: Sequence[str], *, groups: int = 10, seed: int = 0
-) -> dict[str, Tensor]:
-    """Values of a generated set, and those without each of its groups.
-
-    Args:
-        real: `(m, d)` features; the same for all sets that are compared. Precision and recall take the first n of them
-            where there are more, so let them be in random order.
-        fake: `(n, d)`; rows in the order of the seeds or files where sets are paired.
-        metrics: of `SET_METRICS`.
-        groups, seed: of the jackknife.
-
-    Returns:
-        `(1 + groups,)` float64 by "fd", "kid", "precision", "recall", "density", "coverage".
+def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
+    """Each value of some metrics, by "fd", "kid", "precision", "recall", "density", "coverage", "is", "qs", "ds".
 
     Raises:
         ValueError: an unknown metric, shapes that do not fit, too few rows, non-finite features.
 
     Example:
         >>> real, fake = torch.randn(2, 200, 4, generator=torch.Generator().manual_seed(0))
-        >>> resampled_metrics(real, fake, ["fd"])["fd"].shape
-        torch.Size([11])
+        >>> list(estimate_metrics(Sets(Reference.of(real), fake), ["fd", "kid"]))
+        ['fd', 'kid']
     """
+    real, fake = sets.real.rows, sets.fake
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (m, d) and (n, d), got {tuple(real.shape)} and {tuple(fake.shape)}")
-    subsets = [torch.arange(len(fake)), *jackknife_subsets(len(fake), groups=groups, seed=seed)]
-    rows: dict[str, Tensor] = {}
-    for metric in check_metrics(metrics, SET_METRICS):
-        values = _MEASURES[metric](real, fake, subsets)
-        rows.update(zip(SET_METRICS[metric].values, values.T, strict=True))
-    return rows
+    if min(len(real), len(fake)) < (least := max(sets.groups, FEWEST_FOR_INTERVAL)):
+        raise ValueError(
+            f"{', '.join(metrics)} of {len(fake)} generated and {len(real)} real images: at least {least} images "
+            "of each are needed, or the numbers would have no interval"
+        )
+    found: dict[str, Estimate] = {}
+    for key in check_needs(metrics, classifier=sets.logits, scorer=sets.scorer):
+        metric = METRICS[key]
+        count = sets.equal if metric.equal else len(fake)
+        for (value, (low, high)), row in zip(metric.values.items(), metric.rows(sets), strict=True):
+            limits = low, min(high, metric.most(sets))
+            found[value] = Estimate(value, count, row, limits, metric.higher_is_better)
+    return found
 
 
-def check_metrics(metrics: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """The names once each, "pr" and "precision_recall" taken for the same; `ValueError` that lists what there is."""
+def check_metrics(metrics: Sequence[str], known: Iterable[str] | None = None) -> tuple[str, ...]:
+    """The names once each; `ValueError` that lists what there is for an unknown one."""
+    known = list(METRICS if known is None else known)
     if isinstance(metrics, str):
         raise ValueError(f"metrics must be some of {', '.join(known)}, as a list; got the text {metrics!r}")
-    names = [metric if metric in known else _OTHER_NAME.get(metric, metric) for metric in metrics]
-    unknown = [metric for metric in names if metric not in known]
+    unknown = [metric for metric in metrics if metric not in known]
     if unknown:
         raise ValueError(f"unknown metric {unknown[0]!r}; known are {', '.join(known)}: metrics must be some of them")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(metrics))
+
+
+def check_needs(metrics: Sequence[str], *, classifier: Any = None, scorer: Any = None) -> tuple[str, ...]:
+    """The metrics once each; `ValueError` for none, unknown ones and for what they lack."""
+    metrics = check_metrics(metrics)
+    if not metrics:
+        raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got none")
+    for metric in metrics:
+        needs = METRICS[metric].needs
+        if needs == "classifier" and classifier is None:
+            raise ValueError(
+                f'the metric "{metric}" needs the logits of a classifier: pass classifier=, a callable that takes '
+                "images (N, C, H, W) in [0, 1] and gives (N, classes)"
+            )
+        if needs == "scorer" and (scorer is None or scorer.calibration is None or not hasattr(scorer, "refit")):
+            raise ValueError(
+                f'the metric "{metric}" needs scorer=, a GMMScorer or KNNScorer fitted on real images and calibrated'
+            )
+    return metrics
+
+
+def metric_of(value: str) -> str:
+    """The metric that a value belongs to: "pr" for "recall"."""
+    return next(metric for metric, entry in METRICS.items() if value in entry.values)
 
 
 def higher_is_better(value: str) -> bool:
     """The direction of one of the values."""
-    return value not in ("fd", "kid")
+    return METRICS[metric_of(value)].higher_is_better
 
 
-def set_interval(key: str, row: Tensor, *, n: int, confidence: float = 0.95) -> Interval:
-    """The interval of a row of `resampled_metrics`.
+def _frechet(sets: Sets) -> Tensor:
+    real = sets.real
 
-    Precision is a share of n independent images and has Wilson's interval. The others' is the jackknife's; for recall
-    and coverage, which are no means over the generated images, it is conservative (about 99 % coverage for 95 %).
+    def distance(rows: Tensor) -> float:
+        own = Moments.of(sets.fake[rows])
+        parts = real.mean, real.covariance, own.mean(), own.covariance()
+        return float(frechet_distance(*parts, factor_a=real.factor))
 
-    Args:
-        key: "fd", "kid", "precision", ...
-        row: `(1 + groups,)`.
-        n: generated images.
-    """
-    if key == "precision":
-        return wilson_interval(float(row[0]), n, confidence=confidence)
-    return t_interval(float(row[0]), jackknife_error(row[1:]), degrees=len(row) - 2, confidence=confidence)
+    return sets.without_groups(distance, len(sets.fake))
 
 
-def compare_sets(
-    key: str, row_a: Tensor, row_b: Tensor, *, paired: bool, n: int, confidence: float = 0.95
-) -> Comparison:
-    """Is set B better than set A, by rows of `resampled_metrics` with the same groups and seed?
-
-    A Frechet distance is too large by about c / n, where c grows with a model's variance, and with n below ten times
-    the features' dimension that can decide the sign: the plain interval then is narrow around a wrong difference. So
-    "fd" needs two agreeing verdicts, on the difference and on that after the jackknife's correction of the bias.
-
-    Args:
-        key: "fd", "kid", "precision", ...
-        row_a, row_b: `(1 + groups,)`.
-        paired: the i-th images of both sets belong together; otherwise the sets are independent.
-        n: images in each set.
-
-    Example:
-        >>> a = torch.tensor([5.0, 5.1, 4.9, 5.0])
-        >>> compare_sets("kid", a, a - 1, paired=True, n=100).verdict
-        'B better'
-    """
-    rows = row_b - row_a
-    error = jackknife_error(rows[1:]) if paired else math.hypot(*(jackknife_error(row[1:]) for row in (row_a, row_b)))
-    groups = len(rows) - 1
-    degrees = groups - 1 if paired else 2 * (groups - 1)
-    options: dict[str, Any] = {"higher_is_better": higher_is_better(key), "n": n}
-    value = float(rows[0])
-    plain = compare_interval(t_interval(value, error, degrees=degrees, confidence=confidence), **options)
-    if key != "fd":
-        return plain
-    unbiased = groups * value - (groups - 1) * float(rows[1:].mean())
-    corrected = compare_interval(t_interval(unbiased, error, degrees=degrees, confidence=confidence), **options)
-    return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
+def _kernel(sets: Sets) -> Tensor:
+    """Each image is a group of its own, for which one pass over the kernel matrix is enough."""
+    real, fake = sets.real.rows, sets.fake
+    everything = (torch.ones(1, len(rows), dtype=torch.float64, device="cpu") for rows in (real, fake))
+    value, _, without = squared_mmd(real, fake, next(everything), next(everything))
+    return torch.cat([value[:, None], without], 1).cpu()
 
 
-def _frechet(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
-    if min(len(real), *map(len, subsets)) < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 images in each set, got {len(real)} and {len(fake)}")
-    moments = Moments.of(real)
-    mean, covariance = moments.mean(), moments.covariance()
-    factor = frechet_factor(covariance)
-    values = [frechet_to(mean, covariance, factor, fake[rows]) for rows in subsets]
-    return torch.stack(values).cpu()[:, None]
+def _precision_recall(sets: Sets) -> Tensor:
+    real, fake = sets.real.rows[: sets.equal], sets.fake[: sets.equal]
+    return sets.without_groups(lambda rows: precision_recall(real, fake[rows], k=NEIGHBOURS), sets.equal)
 
 
-def frechet_to(mean: Tensor, covariance: Tensor, factor: Tensor, rows: Tensor) -> Tensor:
-    """The Frechet distance of rows of features to a Gaussian whose factor (`frechet_factor`) is known."""
-    own = Moments.of(rows)
-    return frechet_distance(mean, covariance, own.mean(), own.covariance(), factor_a=factor)
+def _inception(sets: Sets) -> Tensor:
+    logits = cast(Tensor, sets.logits)
+    return sets.without_groups(lambda rows: inception_score(logits[rows], splits=1)[0], len(logits))
 
 
-def _kernel(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
-    """All subsets in one pass over the kernel matrix."""
-    if min(len(real), *map(len, subsets)) < 2:
-        raise ValueError(f"a kernel distance needs at least 2 images in each set, got {len(real)} and {len(fake)}")
-    members = torch.zeros(len(subsets), len(fake), dtype=torch.float64)
-    for member, rows in zip(members, subsets, strict=True):
-        member[rows] = 1
-    return squared_mmd(real, fake, torch.ones(1, len(real), dtype=torch.float64), members)[0].cpu()[:, None]
+def _quality(sets: Sets) -> Tensor:
+    return _leave_one_out(quality_scores(sets.scorer, sets.features(sets.fake)), sets.scorer.name)
 
 
-def _precision_recall(real: Tensor, fake: Tensor, subsets: list[Tensor]) -> Tensor:
-    found = [precision_recall(real[: len(fake)], fake[rows], k=NEIGHBOURS) for rows in subsets]
-    return torch.tensor(found, dtype=torch.float64)
+def _diversity(sets: Sets) -> Tensor:
+    real, fake = (sets.features(rows[: sets.equal]) for rows in (sets.real.rows, sets.fake))
+    return _leave_one_out(diversity_scores(sets.scorer, fake, real), sets.scorer.name)
 
 
-_MEASURES: dict[str, Callable[[Tensor, Tensor, list[Tensor]], Tensor]] = {
-    "fd": _frechet,
-    "kid": _kernel,
-    "pr": _precision_recall,
+def _leave_one_out(scores: Tensor, name: str) -> Tensor:
+    check_finite(scores, name)
+    scores = scores.double()
+    mean, count = scores.mean(), len(scores)
+    return torch.cat([mean[None], mean + (mean - scores) / (count - 1)])[None]
+
+
+METRICS = {
+    "fd": SetMetric({"fd": (0.0, INFINITY)}, False, _frechet, beside=lambda s: f"real={s.real.count}"),
+    "kid": SetMetric(
+        {"kid": (-INFINITY, INFINITY)}, False, _kernel, lambda s: "degree=3", lambda s: f"real={len(s.real.rows)}"
+    ),
+    "pr": SetMetric(
+        {"precision": SHARE, "recall": SHARE, "density": (0.0, INFINITY), "coverage": SHARE},
+        True,
+        _precision_recall,
+        lambda s: f"k={NEIGHBOURS}",
+        lambda s: f"real={s.equal}",
+        equal=True,
+    ),
+    "is": SetMetric(
+        {"is": (1.0, INFINITY)},
+        True,
+        _inception,
+        lambda s: f"classes={cast(Tensor, s.logits).shape[1]}, splits=1",
+        needs="classifier",
+        most=lambda s: float(cast(Tensor, s.logits).shape[1]),
+    ),
+    "qs": SetMetric({"qs": SHARE}, True, _quality, needs="scorer"),
+    "ds": SetMetric({"ds": SHARE}, True, _diversity, equal=True, needs="scorer"),
 }

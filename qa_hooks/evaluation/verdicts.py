@@ -1,56 +1,162 @@
-"""What was found of two sets of images, and how they compare."""
+"""Values of several sets of images, and the comparison of each set with the first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from qa_hooks.evaluation.set_metrics import (
-    compare_sets,
-    higher_is_better,
-    metric_name,
-    resampled_metrics,
-    set_interval,
+from qa_hooks.drawing.tables import interval_text, text_table
+from qa_hooks.evaluation.names import is_untrained, metric_name
+from qa_hooks.evaluation.reference import Reference
+from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics
+from qa_hooks.features import FeatureExtractor, Features
+from qa_hooks.functional.intervals import (
+    Comparison,
+    Interval,
+    bootstrap_interval,
+    independent_difference,
+    paired_difference,
 )
-from qa_hooks.features import FeatureExtractor
-from qa_hooks.functional.intervals import Comparison, Interval, bootstrap_interval, paired_difference
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.giqa.gmm import GMMScorer
+
+NO_VERDICT = "no verdict"
+FEW = 50  # images of a set, below which there is no verdict
+REAL = "real"  # the label of the real images
+COMPARED = [key for key, metric in METRICS.items() if metric.needs != "classifier"]  # the metrics of comparisons
 
 
-class Found:
-    """Gathers what each metric says of A and B."""
+@dataclass(eq=False, kw_only=True)
+class Verdicts:
+    """Values with intervals, and differences with verdicts; all processes compute the same from the same numbers.
 
-    def __init__(self, confidence: float, seed: int) -> None:
-        self.confidence, self.seed = confidence, seed
-        self.comparisons: dict[str, Comparison] = {}
-        self.values: dict[str, tuple[Interval, Interval]] = {}
-        self.higher_is_better: dict[str, bool] = {}
+    Attributes:
+        labels: of the sets of generated images.
+        paired: the i-th images of all sets belong together.
+        seed, confidence: of the intervals.
+        spec: how it was measured; values of other specs are not comparable.
+        values: by label (and "real" for scores), then by metric: value and interval.
+        comparisons: by label of each set but the first, then by metric: that set minus the first, with a verdict in
+            which A is the first set and B the other: "A better", "B better", "cannot tell" or "no verdict".
+        higher_is_better: the direction of each metric.
+        always_judge: give a verdict on sets also where it would mislead (see `add_sets`).
+        notes: what the reader has to know.
+        mixture: the scorer of "qs" and "ds", fitted on the real images; None before.
+    """
 
-    def add_scores(self, scorer: Scorer, a: Tensor, b: Tensor) -> None:
-        """Scores `(n,)` of the same seeds: the mean of their differences."""
-        _check_finite(scorer.name, a, b)
-        options: dict[str, Any] = {"confidence": self.confidence, "seed": self.seed}
-        self.higher_is_better[scorer.name] = scorer.higher_is_better
-        self.comparisons[scorer.name] = paired_difference(a, b, higher_is_better=scorer.higher_is_better, **options)
-        self.values[scorer.name] = bootstrap_interval(a, **options), bootstrap_interval(b, **options)
+    labels: Sequence[str]
+    paired: bool
+    seed: int
+    confidence: float
+    always_judge: bool = False
+    spec: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, dict[str, Interval]] = field(init=False)
+    comparisons: dict[str, dict[str, Comparison]] = field(init=False)
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    mixture: GMMScorer | None = None
+
+    def __post_init__(self) -> None:
+        self.values = {label: {} for label in (REAL, *self.labels)}
+        self.comparisons = {label: {} for label in self.labels[1:]}
+
+    def add_scores(self, name: str, scores: Mapping[str, Tensor], *, higher_is_better: bool) -> None:
+        """Mean scores, `(n,)` by label, of the real images too where there are any; NaN is left out, of pairs both."""
+        self.higher_is_better[name] = higher_is_better
+        for label, values in scores.items():
+            known = values[values.isfinite()]
+            self.values[label][name] = bootstrap_interval(known, confidence=self.confidence, seed=self.seed)
+        options: dict[str, Any] = {"higher_is_better": higher_is_better, "confidence": self.confidence}
+        for label, found in self.comparisons.items():
+            a, b = scores[self.labels[0]], scores[label]
+            if self.paired:
+                both = a.isfinite() & b.isfinite()
+                found[name] = paired_difference(a[both], b[both], seed=self.seed, **options)
+            else:
+                found[name] = independent_difference(a[a.isfinite()], b[b.isfinite()], **options)
 
     def add_sets(
-        self, extractor: FeatureExtractor, real: Tensor, a: Tensor, b: Tensor, *, metrics: Sequence[str], groups: int
+        self,
+        extractor: FeatureExtractor,
+        real: Tensor,
+        features: Mapping[str, Tensor],
+        metrics: Sequence[str],
+        *,
+        groups: int = 10,
     ) -> None:
-        """Features `(n, d)` of the same seeds: the difference of their distances to the real ones."""
-        of_a, of_b = (resampled_metrics(real, part, metrics, groups=groups, seed=self.seed) for part in (a, b))
-        for key, row_a in of_a.items():
-            name, row_b = metric_name(key, extractor), of_b[key]
-            options: dict[str, Any] = {"n": len(a), "confidence": self.confidence}
-            self.higher_is_better[name] = higher_is_better(key)
-            self.comparisons[name] = compare_sets(key, row_a, row_b, paired=True, **options)
-            self.values[name] = set_interval(key, row_a, **options), set_interval(key, row_b, **options)
+        """Metrics of sets, from features `(n, d)` of the real images and of each set, by label.
+
+        Untrained features tell that images differ, but not which difference is worse: they rank a coarse JPEG above a
+        light blur. And of few images the intervals themselves are rough. In both cases there are numbers and no
+        verdict, unless `always_judge`, or one of the two sets is the real images themselves, which are the best set in
+        any features.
+        """
+        reference = Reference.of(real, extractor=extractor.fingerprint)
+        if {"qs", "ds"} & set(metrics):
+            self.mixture = GMMScorer(extractor)
+            rows = Features(real, extractor.fingerprint, torch.arange(len(real), device="cpu"))
+            self.mixture.fit_features(rows, seed=self.seed)
+        found = {
+            label: estimate_metrics(Sets(reference, rows, groups, self.seed, scorer=self.mixture), metrics)
+            for label, rows in features.items()
+        }
+        n, dim = features[self.labels[0]].shape
+        doubt = "" if self.always_judge or not self.comparisons else _doubt(extractor, min(n, len(real)))
+        copies = {label for label, rows in features.items() if _is_copy(rows, real)}
+        for key, first in found[self.labels[0]].items():
+            name = metric_name(key, extractor)
+            self.higher_is_better[name] = first.higher_is_better
+            for label, estimates in found.items():
+                self.values[label][name] = estimates[key].interval(self.confidence)
+            for label, differences in self.comparisons.items():
+                options: dict[str, Any] = {"paired": self.paired, "confidence": self.confidence}
+                differences[name] = first.compare(found[label][key], **options)
+                if doubt and not {self.labels[0], label} & copies:
+                    differences[name] = differences[name]._replace(verdict=NO_VERDICT)
+        if any(NO_VERDICT in (c.verdict for c in found.values()) for found in self.comparisons.values()):
+            self.notes.append(f"{doubt}: numbers, but no verdict; always_judge=True (--always-judge) gives one anyway")
+        if "fd" in metrics and n < 10 * dim:
+            self.notes.append(
+                f"{metric_name('fd', extractor)} is too large for want of images: n={n} is below ten times the "
+                f"{dim} dimensions; compare it at this n only"
+            )
+
+    def __str__(self) -> str:
+        """How it was measured, the values, the differences, and the notes."""
+        columns = [label for label, found in self.values.items() if found]
+        rows = [["", *columns]]
+        for metric, higher in self.higher_is_better.items():
+            cells = [self.values[label].get(metric) for label in columns]
+            texts = ["" if cell is None else interval_text(cell) for cell in cells]
+            rows.append([f"{metric} ({'higher' if higher else 'lower'} is better)", *texts])
+        facts = ", ".join(f"{name} {value}" for name, value in self.spec.items() if value is not None)
+        parts = [facts, text_table(rows)]
+        if self.comparisons:
+            rows = [["", *(f"{label} - {self.labels[0]}" for label in self.comparisons)]]
+            for metric in self.higher_is_better:
+                rows.append([metric, *(self._in_words(label, metric) for label in self.comparisons)])
+            parts.append(text_table(rows))
+        return "\n\n".join([*parts, *(["\n".join(self.notes)] if self.notes else [])])
+
+    def _in_words(self, label: str, metric: str) -> str:
+        found = self.comparisons[label][metric]
+        better = {"A better": f"{self.labels[0]} better", "B better": f"{label} better"}
+        return f"{interval_text(found[:3])} {better.get(found.verdict, found.verdict)}"
 
 
-def _check_finite(name: str, a: Tensor, b: Tensor) -> None:
-    for model, scores in (("A", a), ("B", b)):
-        lost = int((~scores.isfinite()).sum())
-        if lost:
-            raise ValueError(f"{lost} of {len(scores)} scores ({name}) of {model} are not finite")
+def _doubt(extractor: FeatureExtractor, n: int) -> str:
+    """Why there should be no verdict, in words; "" where there may be one."""
+    if is_untrained(extractor):
+        return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
+    return f"{n} images are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
+
+
+def _is_copy(rows: Tensor, real: Tensor) -> bool:
+    """Whether features are those of the same images, in any order, up to rounding."""
+    if rows.shape != real.shape:
+        return False
+    a, b = (part.sort(0).values for part in (rows.to(real), real))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from qa_hooks._base.checks import check_size
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks._base.headers import parse_header
+from qa_hooks._base.processes import gather_rows
 from qa_hooks.features.extractor import FeatureExtractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
+from qa_hooks.sources.batches import Source, has_positions
+from qa_hooks.sources.measuring import measure_source
 
 FORMAT = "qa_hooks.features"
 
@@ -27,33 +31,42 @@ class Features:
         values: `(n, dim)` float32 on the CPU.
         fingerprint: of the extractor.
         indices: `(n,)` positions in the source, ascending; images that could not be read are missing.
+        size: (height, width) of the images, where all had one.
     """
 
     values: Tensor
     fingerprint: str
     indices: Tensor
+    size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def __getitem__(self, rows: Tensor | slice) -> Features:
         """Some of the rows."""
-        return Features(self.values[rows], self.fingerprint, self.indices[rows])
+        return Features(self.values[rows], self.fingerprint, self.indices[rows], self.size)
 
     def save(self, path: str | Path) -> None:
         """Write safetensors; the file appears whole or not at all."""
         check_writable(Path(path).parent, name="path")
         tensors = {"values": self.values, "indices": self.indices}
-        write_safetensors(path, tensors, {"format": FORMAT, "fingerprint": self.fingerprint})
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        if self.size is not None:
+            metadata["size"] = json.dumps(self.size)
+        write_safetensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
         """Read what `save` wrote; `ValueError` names a file that is something else, or broken."""
         tensors, metadata = read_safetensors(path, "does not hold features", format=FORMAT)
         try:
-            return cls(tensors["values"], metadata["fingerprint"], tensors["indices"])
-        except KeyError as error:
-            raise ValueError(f"{path} does not hold features: it lacks {error}") from error
+            values, indices = tensors["values"], tensors["indices"]
+            size = check_size(parse_header(metadata["size"])) if "size" in metadata else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold features: {error!r} in its header") from error
+        if values.ndim != 2 or indices.shape != values.shape[:1] or not bool(values.isfinite().all()):
+            raise ValueError(f"{path} does not hold features: expected finite values (n, dim) and indices (n,)")
+        return cls(values, metadata["fingerprint"], indices, size)
 
 
 def extract_features(
@@ -64,6 +77,7 @@ def extract_features(
     value_range: Range = (0.0, 1.0),
     generated: bool = False,
     quantised: bool = False,
+    size: tuple[int, int] | None = None,
     progress: bool = True,
     failures: dict[int, str] | None = None,
 ) -> Features:
@@ -82,6 +96,7 @@ def extract_features(
         generated: the images come from a model, so values outside the range are clamped and warned of at most; real
             images outside the range raise.
         quantised: round floating images to 8 bits first, as files would: FID is defined on those.
+        size: (height, width) that images are brought to before; None leaves theirs.
         progress: show a bar (rank 0, terminals only).
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
             the first one raises.
@@ -95,52 +110,42 @@ def extract_features(
         >>> len(extract_features(create_extractor("random"), torch.rand(5, 3, 16, 16)))
         5
     """
-    with together(), isolated(extractor):
-        guard = _guard(check_range(value_range), generated, quantised)
-        rows, positions = _own_share(extractor, source, batch_size, guard, progress, failures)
-    values, indices = gather_rows(rows), gather_rows(positions)
-    if not len(values):
-        raise ValueError("there is no readable image in the source")
-    if not has_positions(source):
-        return Features(values, extractor.fingerprint, torch.arange(len(values)))
-    order = first_of_each(indices)
-    return Features(values[order], extractor.fingerprint, indices[order])
+    to_clamped, sizes = _guard(check_range(value_range), generated, quantised, size), set[tuple[int, int]]()
+
+    def measure(images: Tensor) -> Tensor:
+        images = to_clamped(images.to(extractor.mean.device))
+        sizes.add((images.shape[2], images.shape[3]))
+        features: Tensor = extractor(images)
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(f"{extractor.name} gives features that are not finite")
+        return features
+
+    found = measure_source(
+        source,
+        measure,
+        what=f"features ({extractor.name})",
+        nothing=lambda: torch.zeros(0, extractor.dim, dtype=torch.float32, device="cpu"),
+        batch_size=batch_size,
+        progress=progress,
+        failures=failures,
+    )
+    indices = found.positions if has_positions(source) else torch.arange(len(found.rows), device="cpu")
+    seen = gather_rows(torch.tensor(sorted(sizes), dtype=torch.int64, device="cpu").reshape(-1, 2)).unique(dim=0)
+    one = (int(seen[0, 0]), int(seen[0, 1])) if len(seen) == 1 else None
+    return Features(found.rows, extractor.fingerprint, indices, one)
 
 
-def _guard(value_range: Range, generated: bool, quantised: bool) -> Callable[[Tensor], Tensor]:
-    """Checks the first batches and maps all of them to [0, 1], or to uint8."""
+def _guard(
+    value_range: Range, generated: bool, quantised: bool, size: tuple[int, int] | None
+) -> Callable[[Tensor], Tensor]:
+    """Checks the first batches and maps all of them to [0, 1] or to uint8, at the given size."""
     check = RangeGuard(value_range)
 
     def to_clamped(images: Tensor) -> Tensor:
         check(**{"predictions" if generated else "data": {"images": images}})
+        if size is not None and images.shape[2:] != size:
+            unit = F.interpolate(to_unit(images, value_range), size, mode="bilinear", antialias=True).clamp(0, 1)
+            return to_uint8(unit) if quantised else unit
         return to_uint8(images, value_range) if quantised else to_unit(images, value_range).clamp(0, 1)
 
     return to_clamped
-
-
-def _own_share(
-    extractor: FeatureExtractor,
-    source: Source,
-    batch_size: int,
-    to_clamped: Callable[[Tensor], Tensor],
-    progress: bool,
-    failures: dict[int, str] | None,
-) -> tuple[Tensor, Tensor]:
-    """Features and positions of what this process has to do."""
-    from tqdm import tqdm
-
-    total, indices = count_images(source), None
-    if is_shared(source) and world_size() > 1 and total is not None:
-        indices = range(rank(), total, world_size())
-        total = len(indices)
-    rows, positions = [torch.zeros(0, extractor.dim)], [torch.zeros(0, dtype=torch.int64)]
-    hidden = None if progress and rank() == 0 else True  # None: where there is a terminal
-    with tqdm(total=total, desc=f"features ({extractor.name})", unit="image", disable=hidden) as bar:
-        for chosen, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
-            features = extractor(to_clamped(images.to(extractor.mean.device)))
-            if not bool(torch.isfinite(features).all()):
-                raise ValueError(f"{extractor.name} gives features that are not finite for the images {chosen[:5]} ...")
-            rows.append(features.cpu())
-            positions.append(torch.tensor(chosen))
-            bar.update(len(chosen))
-    return torch.cat(rows), torch.cat(positions)

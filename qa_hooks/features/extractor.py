@@ -1,7 +1,7 @@
 """A feature extractor: a frozen network with its own resize and normalisation, images in [0, 1] in, vectors out.
 
 Two numbers can be compared only when they were computed in the same features, so an extractor states its `name` and a
-`fingerprint` of weights and preprocessing, and whatever was fitted in its features refuses others.
+`fingerprint` of weights and preprocessing. Fitted objects refuse features with another fingerprint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class FeatureExtractor(KeepsFrozen):
         spec: what `create_extractor` needs to make it again, as JSON can hold it; None for a network of the user's.
 
     Attributes:
-        dim: length of a vector.
+        network: the network inside, frozen; in no checkpoint of a parent.
+        dim: length of a vector. If it depends on image size, a change of size raises.
         fingerprint: 16 hexadecimal digits of the layers, the weights and the preprocessing.
 
     Example:
@@ -84,9 +85,11 @@ class FeatureExtractor(KeepsFrozen):
         self.name, self.spec = name, dict(spec) if spec is not None else None
         self.size = check_count("size", size) if size is not None else None
         self.channels, self.interpolation, self.amp = channels, interpolation, bool(amp)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.keep(copy.deepcopy(module) if any(p.requires_grad for p in module.parameters()) else module)
+        for buffer, values in (("mean", mean), ("std", std)):
+            numbers = torch.tensor(values, dtype=torch.float32, device="cpu")
+            self.register_buffer(buffer, numbers.view(1, -1, 1, 1), persistent=False)
+        trained = any(p.requires_grad for p in module.parameters())
+        self.network = self.keep(copy.deepcopy(module) if trained else module)
         self._dim: int | None = None
         self._fingerprint: tuple[Any, str] | None = None
 
@@ -116,6 +119,14 @@ class FeatureExtractor(KeepsFrozen):
             raise ValueError(
                 f"{self.name} must give one vector per image: ({images.shape[0]}, dim), got {tuple(features.shape)}"
             )
+        if self._dim is None:
+            self._dim = features.shape[1]
+        if features.shape[1] != self._dim:
+            raise ValueError(
+                f"{self.name} gives {features.shape[1]} values for images of {images.shape[2]} x {images.shape[3]} and "
+                f"gave {self._dim} before: their number depends on the size of the images; "
+                "create_extractor(network, name=..., size=...) resizes them"
+            )
         return features.float()
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -132,18 +143,13 @@ class FeatureExtractor(KeepsFrozen):
         return (images - self.mean) / self.std
 
     @property
-    def network(self) -> nn.Module:
-        """The network inside, frozen; in no checkpoint of a parent."""
-        return self._frozen[0]
-
-    @property
     def dim(self) -> int:
-        """Length of a vector; found with one grey image the first time."""
+        """Length of a vector. Taken from the first images; before that, from one grey test image."""
         if self._dim is None:
             side = self.size or 64
             with isolated():
                 try:
-                    self._dim = self(torch.full((1, 3, side, side), 0.5, device=self.mean.device)).shape[1]
+                    self._dim = self(self.mean.new_full((1, 3, side, side), 0.5)).shape[1]
                 except RuntimeError as error:
                     raise ValueError(
                         f"{self.name} does not take a batch (1, {self.channels}, {side}, {side}): {error}; "
@@ -153,7 +159,7 @@ class FeatureExtractor(KeepsFrozen):
 
     @property
     def fingerprint(self) -> str:
-        """Of layers, weights and preprocessing; equal where features can be compared."""
+        """Fingerprint of layers, weights and preprocessing; equal fingerprints mean comparable features."""
         state = {k: v for k, v in self.network.state_dict().items() if isinstance(v, Tensor)}
         # Networks are hashed again when a weight has been changed in place, or put elsewhere.
         key = [(v.data_ptr(), None if v.is_inference() else v._version) for v in state.values()]
@@ -212,27 +218,29 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
         if "type" not in spec:
             raise ValueError(f"an extractor's mapping needs the key 'type', got {sorted(spec)}")
         return create_extractor(**{"spec": spec["type"], **{k: v for k, v in spec.items() if k != "type"}, **options})
-    with torch.inference_mode(False):  # parameters made in it could take no part in a graph
-        return _create_named(str(spec), options)
+    return create_named(str(spec), options)
 
 
-def _create_named(kind: str, options: dict[str, Any]) -> FeatureExtractor:
+@torch.inference_mode(False)  # parameters made in it could take no part in a graph
+def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -> FeatureExtractor:
+    """The extractors of `create_extractor` that have a name; without `download` only those that are on this machine."""
     amp, size = options.pop("amp", False), options.pop("size", "default")
     if kind == "random":
         module, name, facts = networks.random_network(**options), _random_name(**options), _facts(None, (0.5,), (0.25,))
     elif kind == "inception":
         if size not in ("default", 299) or amp:
             raise ValueError("the canonical Inception has its own resize to 299 and runs in float32")
-        module, name, facts = networks.inception(**options), "inception", _facts(None, (0.0,), (1.0,))
+        module, name = networks.inception(**options, download=download), "inception"
+        facts = _facts(None, (0.0,), (1.0,))
         size = "default"
     elif kind in EFFICIENTNET:
         module, name = efficientnet(kind, **options), kind
         facts = _facts(EFFICIENTNET[kind], (127 / 255,), (128 / 255,))
     elif kind in networks.DINOV2:
-        module, name = networks.dinov2(kind, **options), _named(kind, options)
+        module, name = networks.dinov2(kind, **options, download=download), _named(kind, options)
         facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
     elif kind in networks.torchvision_names():
-        module, name = networks.torchvision_network(kind, **options), _named(kind, options)
+        module, name = networks.torchvision_network(kind, **options, download=download), _named(kind, options)
         facts = _facts(224, *IMAGENET)
     else:
         raise ValueError(

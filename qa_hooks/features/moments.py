@@ -33,13 +33,13 @@ class Moments:
         self.dim = dim
         self.count = 0
         self._shift: Tensor | None = None
-        self._total = torch.zeros(dim, dtype=torch.float64)
-        self._outer = torch.zeros(dim, dim, dtype=torch.float64)  # its lower triangle
+        self._total = torch.zeros(dim, dtype=torch.float64, device="cpu")
+        self._outer = torch.zeros(dim, dim, dtype=torch.float64, device="cpu")  # its lower triangle
         self._waiting: list[Tensor] = []
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        """Those of rows `(n, dim)` that are all there."""
+        """The moments of rows `(n, dim)`."""
         moments = cls(rows.shape[1])
         for part in rows.split(512):
             moments.update(part)
@@ -108,15 +108,14 @@ class Moments:
         return self.scatter() / (self.count - 1)
 
     def reduced(self) -> Moments:
-        """The moments of all processes together, on every one of them: one collective, which holds those of all."""
+        """The moments of the rows of all processes, on every process; one collective."""
         if not is_distributed():
             return self
         merged = Moments(self.dim)
-        local = torch.zeros(1 + self.dim + self.dim**2, dtype=torch.float64)
+        local = torch.zeros(1 + self.dim + self.dim**2, dtype=torch.float64, device="cpu")
         if self.count:
-            local = torch.cat(
-                [torch.tensor([float(self.count)]).double(), self.mean().cpu(), self.scatter().flatten().cpu()]
-            )
+            count = torch.tensor([self.count], dtype=torch.float64, device="cpu")
+            local = torch.cat([count, self.mean().cpu(), self.scatter().flatten().cpu()])
         for part in gather_equal(local):
             merged.merge(int(part[0]), part[1 : 1 + self.dim], part[1 + self.dim :].reshape(self.dim, self.dim))
         return merged

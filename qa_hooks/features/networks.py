@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ class RandomNetwork(nn.Module):
         for stage, (before, after) in enumerate(pairwise(widths)):
             layer = nn.utils.skip_init(nn.Conv2d, before, after, 3, stride=1 if stage == 0 else 2)
             with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / (9 * before)) ** 0.5)
-                layer.bias.copy_(torch.randn(after, generator=generator) * 0.1)
+                for values, deviation in ((layer.weight, (2 / (9 * before)) ** 0.5), (layer.bias, 0.1)):
+                    drawn = torch.randn(values.shape, generator=generator, device="cpu", dtype=torch.float32)
+                    values.copy_(drawn * deviation)
             self.layers.append(layer)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ class RandomNetwork(nn.Module):
 
 def random_network(seed: int = 0, width: int = 32) -> nn.Module:
     """`14 * width` values, seeded; the global random state is not used."""
-    return RandomNetwork(check_count("width", width), torch.Generator().manual_seed(int(seed)))
+    with _cpu_float32():
+        return RandomNetwork(check_count("width", width), torch.Generator().manual_seed(int(seed)))
 
 
 def torchvision_names() -> list[str]:
@@ -69,12 +71,31 @@ def torchvision_names() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def torchvision_network(name: str, weights: str | Path | None = "DEFAULT") -> nn.Module:
+def untrained_size(name: str) -> int:
+    """The weights of a network of torchvision or of DINOv2, counted without making it."""
+    with torch.device("meta"):
+        if name in DINOV2:
+            from transformers import Dinov2Config, Dinov2Model
+
+            network: nn.Module = Dinov2Model(Dinov2Config(**DINOV2_SIZES[name]))
+        else:
+            from torchvision import models
+
+            network = models.get_model(name, weights=None)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def torchvision_network(name: str, weights: str | Path | None = "DEFAULT", *, download: bool = True) -> nn.Module:
     """A torchvision network up to the input of its last linear layer."""
     from torchvision import models
 
     path = Path(str(weights)) if weights is not None and Path(str(weights)).is_file() else None
-    with torch.random.fork_rng(devices=[]):  # an untrained network's initialisation
+    if weights is not None and path is None and not download:
+        known = models.get_model_weights(name)
+        if str(weights) not in ("DEFAULT", *known.__members__):
+            raise ValueError(f"{name} has no weights {weights!r}")
+        _check_cached(name, known[str(weights)].url)
+    with _cpu_float32(), torch.random.fork_rng(devices=[]):  # an untrained network's initialisation
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs
         try:
             network: nn.Module = models.get_model(name, weights=None if path is not None else weights)
@@ -94,6 +115,34 @@ def torchvision_network(name: str, weights: str | Path | None = "DEFAULT") -> nn
         state = _plain_state(_read(path))
         _load(network, {k: v for k, v in state.items() if not k.startswith(last[-1] + ".")}, path)
     return network
+
+
+def _check_cached(name: str, url: str) -> None:
+    """`RuntimeError` unless torch.hub has downloaded the file before."""
+    if not Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2]).is_file():
+        raise RuntimeError(f"the weights of {name} are not on this machine, and a file starts no download")
+
+
+def _cached_model(name: str, source: str) -> str:
+    """The folder of a model that the Hugging Face hub has downloaded before; `RuntimeError` when it has not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = [try_to_load_from_cache(source, file) for file in ("config.json", "model.safetensors")]
+    if not all(isinstance(file, str) for file in files):
+        raise RuntimeError(f"the weights of {name} are not on this machine, and a file starts no download")
+    return str(Path(str(files[0])).parent)
+
+
+@contextlib.contextmanager
+def _cpu_float32() -> Iterator[None]:
+    """A network is the same whatever the user's default device and default type are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _no_download(name: str, error: Exception) -> str:
@@ -135,7 +184,7 @@ class Inception(nn.Module):
         return values.flatten(1)
 
 
-def inception(weights: str | Path | None = None) -> nn.Module:
+def inception(weights: str | Path | None = None, *, download: bool = True) -> nn.Module:
     """The network of the canonical FID."""
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as source
@@ -146,13 +195,14 @@ def inception(weights: str | Path | None = None) -> nn.Module:
     def state(url: str, **_options: Any) -> Any:
         if weights is not None:
             return _read(Path(weights))
+        if not download:
+            _check_cached("inception", url)
         try:
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
         except OSError as error:
             raise RuntimeError(_no_download("inception", error)) from error
 
-    # torch-fidelity itself unpickles what it loads.
-    with mock.patch.object(source, "load_state_dict_from_url", state), torch.random.fork_rng(devices=[]):
+    with _loads_by(source, state), _cpu_float32(), torch.random.fork_rng(devices=[]):
         try:
             network = source.FeatureExtractorInceptionV3("inception", ["2048"])
         except RuntimeError as error:
@@ -162,6 +212,17 @@ def inception(weights: str | Path | None = None) -> nn.Module:
                 f"{weights or 'the downloaded file'} does not fit torch-fidelity's Inception: {error}"
             ) from error
     return Inception(network, resize)
+
+
+@contextlib.contextmanager
+def _loads_by(module: Any, load: Callable[..., Any]) -> Iterator[None]:
+    """torch-fidelity unpickles what it loads: while its network is made, `load` stands in its place."""
+    original = module.load_state_dict_from_url
+    module.load_state_dict_from_url = load
+    try:
+        yield
+    finally:
+        module.load_state_dict_from_url = original
 
 
 class ClassToken(nn.Module):
@@ -176,18 +237,20 @@ class ClassToken(nn.Module):
         return hidden[:, 0]
 
 
-def dinov2(name: str, weights: str | Path | None = "DEFAULT") -> nn.Module:
+def dinov2(name: str, weights: str | Path | None = "DEFAULT", *, download: bool = True) -> nn.Module:
     """DINOv2 from Hugging Face, or from a folder on disk; its files are safetensors."""
     try:
         from transformers import Dinov2Config, Dinov2Model
     except ImportError as error:
         raise ImportError("DINOv2 needs transformers: pip install transformers") from error
     if weights is None:
-        with torch.random.fork_rng(devices=[]):
+        with _cpu_float32(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             return ClassToken(Dinov2Model(Dinov2Config(**DINOV2_SIZES[name])))
     source = DINOV2[name] if weights == "DEFAULT" else str(weights)
-    with torch.random.fork_rng(devices=[]):
+    if not download and not Path(source).is_dir():
+        source = _cached_model(name, source)
+    with _cpu_float32(), torch.random.fork_rng(devices=[]):
         try:
             return ClassToken(Dinov2Model.from_pretrained(source, use_safetensors=True))
         except OSError as error:

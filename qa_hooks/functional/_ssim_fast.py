@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.filters import Filter, filter_maps_adjoint, filter_planes, full_precision, gaussian_blur
+from qa_hooks.functional.numerics import differentiable_once, is_transformed
 from qa_hooks.images import Range, to_unit
 
 C1, C2 = 0.01**2, 0.03**2
@@ -55,16 +56,16 @@ def plane_similarity(
     """Mean of `l cs` (or of `cs` alone) over the positions of `kernel`, for each image and channel.
 
     Args:
-        x, y: `(N, C, H, W)`, floating point.
+        x, y: `(N, C, H, W)`, floating point, in any memory layout.
         kernel: a filter for their size; its rows must sum to 1 (no zero padding).
         luminance: with the luminance term.
         value_range: what the numbers mean.
-        second_order: take the path of plain autograd operations.
+        second_order: take the path of plain autograd operations, as `torch.func` and forward mode always do.
 
     Returns:
         `(N, C)`, float64 when an input is, else float32.
     """
-    if second_order:
+    if second_order or is_transformed(x, y):
         return _plain(x, y, kernel, luminance, value_range)
     need = [torch.is_grad_enabled() and image.requires_grad for image in (x, y)]
     if not any(need):
@@ -97,7 +98,8 @@ def _plain(x: Tensor, y: Tensor, kernel: Filter, luminance: bool, value_range: R
         if luminance:
             square = (mean_difference + offset_difference).square()
             similarity = similarity * (1 - 2 * square / ((mean_total + offset_total).square() + square + 2 * C1))
-        return similarity.mean((0, 1)).view(x.shape[:2])
+        values: Tensor = similarity.mean((0, 1)).unflatten(0, x.shape[:2])
+        return values
 
 
 class _Similarity(torch.autograd.Function):
@@ -106,40 +108,20 @@ class _Similarity(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, kernel: Filter, luminance: bool, value_range: Range, need: tuple[bool, bool]
     ) -> Tensor:
         values, *gradients = _evaluate(x, y, kernel, luminance, value_range, need)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(values, *gradients)
         ctx.dtypes = x.dtype, y.dtype
         return values
 
     @staticmethod
+    @differentiable_once(
+        "the fast SSIM is differentiable once; call it with `second_order=True`, which is slower and has no such limit"
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()
-        results: list[Tensor | None] = []
-        with torch.no_grad():
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-                results.append(None if gradient is None else (gradient * grad[:, :, None, None]).to(dtype))
-        if twice:
-            results = [None if result is None else _refuse_second_order(result) for result in results]
-        return *results, None, None, None, None
-
-
-def _refuse_second_order(gradient: Tensor) -> Tensor:
-    refused: Tensor = _SecondOrder.apply(gradient.requires_grad_())
-    return refused
-
-
-class _SecondOrder(torch.autograd.Function):
-    """The identity, whose derivative is an error: the closed form has no graph to differentiate again."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise RuntimeError(
-            "the fast SSIM is differentiable once and its gradient was differentiated again (a gradient penalty, a "
-            "Hessian, a meta-gradient?); call it with `second_order=True`, which is slower and has no such limit"
+        by_x, by_y = (
+            None if gradient is None else (gradient * grad[:, :, None, None]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors[1:], ctx.dtypes, strict=True)
         )
+        return by_x, by_y, None, None, None, None
 
 
 def _evaluate(
@@ -147,7 +129,7 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The values `(N, C)` and, where needed, their gradients `(N, C, H, W)`."""
     dtype = work_dtype(x, y)
-    planes_x, planes_y = x.detach().flatten(0, 1), y.detach().flatten(0, 1)
+    planes_x, planes_y = (image.detach().contiguous().flatten(0, 1) for image in (x, y))
     count, height, width = planes_x.shape
     positions = kernel.rows.size_out * kernel.columns.size_out
     scale = 4 / (positions * (value_range[1] - value_range[0]))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.intervals import wilson_interval
+from qa_hooks.functional.numerics import as_doubles
 
 Numbers = Tensor | Sequence[float]
 
@@ -57,7 +58,7 @@ def pairwise_accuracy(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
     given = {"scores_a": scores_a, "scores_b": scores_b, "labels": labels}
-    a, b, y = (torch.as_tensor(values).detach().cpu().double() for values in given.values())
+    a, b, y = (as_doubles(values) for values in given.values())
     shapes = {name: tuple(values.shape) for name, values in zip(given, (a, b, y), strict=True)}
     if a.ndim != 1 or len(set(shapes.values())) > 1 or not len(a):
         raise ValueError(f"scores and labels must have one shape (n,) with n > 0, got {shapes}")

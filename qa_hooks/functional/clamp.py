@@ -1,4 +1,4 @@
-"""A clamp that an optimizer cannot hide behind."""
+"""A clamp to the value range whose gradient still reaches pixels outside the range."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from qa_hooks.images import Range
 
 
 class _ClampInward(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx: Any, images: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(images)
-        ctx.bounds = low, high
+    def forward(images: Tensor, low: float, high: float) -> Tensor:
         return images.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bounds = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -24,15 +29,23 @@ class _ClampInward(torch.autograd.Function):
         further_out = ((images > high) & (grad < 0)) | ((images < low) & (grad > 0))
         return grad.masked_fill(further_out, 0), None, None
 
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Tensor:
+        raise RuntimeError(
+            "clamp_inward, which ScoreLoss uses, has a gradient for descent and no forward-mode derivative: use "
+            "backward(), torch.autograd.grad or torch.func.grad"
+        )
+
 
 def clamp_inward(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
-    """Clamp to a range, straight-through, except that no gradient leads further out.
+    """Images clamped to a range, with a gradient that can bring pixels back into the range and never drives them out.
 
-    A plain clamp has no gradient outside, so a pixel that has left the range never learns to come back; plain
-    straight-through pushes it on for ever, since nothing that it does is seen any more.
+    A plain clamp has no gradient outside the range, so a pixel that has left it never comes back. A straight-through
+    clamp (clamped forward, the identity backward) pushes such a pixel on for ever, because the clamped value no longer
+    changes. Here the gradient passes, except where a step against it would lead further out.
 
     Args:
-        images: any shape, floating; of something that is minimised.
+        images: any shape, floating; the loss that is computed from them is minimised.
         value_range: (low, high).
 
     Example:

@@ -1,6 +1,7 @@
-"""Ladders of synthetic degradations: the same image, worse at each level, so that the order of quality is known.
+"""Synthetic degradations in ladders: the same image at five levels, each worse than the one before.
 
-Level 0 is the image itself; the parameters of levels 1 to 4 are in `LADDERS`, in pixels and in units of [0, 1].
+So the order of quality is known without asking anybody. Level 0 is the image itself. The parameters of the levels 1 to
+4 are in `LADDERS`, in pixels and in units of [0, 1].
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ RANDOM = frozenset({"noise", "salt_pepper"})
 
 
 def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Degrade images to a level of one of the ladders.
+    """Images that are blurred, noisy, compressed or otherwise degraded to a known level.
 
     Args:
         images: `(N, 1 or 3, H, W)` floating, in [0, 1].
         kind: "blur", "noise", "jpeg", "downsample", "sharpen" or "salt_pepper".
         level: 0 (unchanged) to 4 (worst).
-        generator: of the kinds in `RANDOM`, which need it; the draw is made on its device.
+        generator: where the kinds in `RANDOM` draw from, which need it; the draw is made on its device.
 
     Returns:
         Like `images`, in [0, 1], without gradient.
@@ -58,11 +59,11 @@ def degrade(images: Tensor, kind: str, level: int, *, generator: torch.Generator
     if kind in RANDOM:
         return _at_random(images, kind, strength, generator)
     if kind == "sharpen":
-        return (images + strength * (images - _blur(images, 1.0))).clamp(0, 1)
+        return (images + strength * (images - blur(images, 1.0))).clamp(0, 1)
     if kind == "blur":
-        return _blur(images, strength)
+        return blur(images, strength)
     if kind == "jpeg":
-        return _jpeg(images, int(strength))
+        return jpeg(images, int(strength))
     size = [max(1, round(side / strength)) for side in images.shape[-2:]]
     small = F.interpolate(images, size, mode="bicubic", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
@@ -81,14 +82,15 @@ def chain(images: Tensor, kind: str, *, generator: torch.Generator | None = None
 def _at_random(images: Tensor, kind: str, strength: float, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         raise ValueError(f"{kind} needs generator=, so that the images can be made again")
-    own: dict[str, Any] = {"generator": generator, "device": generator.device}
+    own: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if kind == "noise":
         return (images + strength * torch.randn(images.shape, **own).to(images)).clamp(0, 1)
     drawn = torch.rand(len(images), 1, *images.shape[2:], **own).to(images.device)
     return images.masked_fill(drawn < strength, 1.0).masked_fill(drawn < strength / 2, 0.0)
 
 
-def _blur(images: Tensor, sigma: float) -> Tensor:
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Images `(N, C, H, W)` or one image `(C, H, W)`, filtered by a Gaussian of deviation `sigma` pixels."""
     from torchvision.transforms.functional import gaussian_blur
 
     reach = min(2 * int(3 * sigma + 0.5), *(2 * (side - 1) for side in images.shape[-2:])) + 1
@@ -96,7 +98,8 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
     return blurred
 
 
-def _jpeg(images: Tensor, quality: int) -> Tensor:
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Images `(N, 1 or 3, H, W)` in [0, 1], written as JPEG of this quality and read again."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
     decoded = [decode_jpeg(encode_jpeg(image, quality)) for image in to_uint8(images).cpu()]
@@ -120,9 +123,9 @@ def dead_leaves(count: int, size: int, *, generator: torch.Generator, channels: 
     """
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    grid = torch.arange(size, dtype=torch.float32)
+    grid = torch.arange(size, dtype=torch.float32, device="cpu")
     smallest, largest = 1.0 / max(2.0, 0.02 * size) ** 2, 1.0 / (0.3 * size) ** 2
     radii = (
         smallest + draw(count, leaves) * (largest - smallest)
@@ -136,5 +139,5 @@ def dead_leaves(count: int, size: int, *, generator: torch.Generator, channels: 
             inside = row[:, None].square() + column.square() < radii[picture, leaf].square()
             slope = slopes[picture, leaf, 0] * row[:, None] + slopes[picture, leaf, 1] * column
             pictures[picture, :, inside] = (shades[picture, leaf, :, None, None] + slope)[:, inside]
-    grain = 0.01 * torch.randn(pictures.shape, generator=generator)
+    grain = 0.01 * torch.randn(pictures.shape, generator=generator, dtype=torch.float32, device="cpu")
     return (0.1 + 0.8 * pictures + grain).clamp(0, 1)

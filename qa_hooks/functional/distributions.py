@@ -31,7 +31,8 @@ def ks_distance(a: Tensor, b: Tensor) -> float:
 def score_histograms(a: Tensor, b: Tensor, *, bins: int = 32) -> tuple[Tensor, Tensor, Tensor]:
     """Histograms of two sets over the same bins, which span the middle 99 % of the two together.
 
-    What lies outside is counted in the first or the last bin, so that one outlier does not squeeze the rest into one.
+    Numbers outside are counted in the first or the last bin, so that one outlier does not squeeze all others into a
+    single bin.
 
     Args:
         a, b: finite numbers `(n,)` and `(m,)`.
@@ -51,7 +52,7 @@ def score_histograms(a: Tensor, b: Tensor, *, bins: int = 32) -> tuple[Tensor, T
     )
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64, device="cpu")
     shares = []
     for part in (a, b):
         places = torch.searchsorted(edges, part, right=True).sub(1).clamp(0, bins - 1)
@@ -62,8 +63,8 @@ def score_histograms(a: Tensor, b: Tensor, *, bins: int = 32) -> tuple[Tensor, T
 def histogram_overlap(a: Tensor, b: Tensor, *, bins: int = 32) -> float:
     """The common area of the histograms of `score_histograms`, in [0, 1].
 
-    It depends on the number of bins, and two small samples of one distribution stay below 1: about 0.8 with 256 numbers
-    each and 32 bins.
+    The value depends on the number of bins. Two small samples of one distribution stay below 1: about 0.8 with 256
+    numbers each and 32 bins.
 
     Example:
         >>> histogram_overlap(torch.arange(100.0), torch.arange(100.0))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -48,8 +49,12 @@ class Band(NamedTuple):
     transposed: tuple[Block, ...]
 
 
-class Filter(NamedTuple):
-    """A separable filter for images of one size: one matrix per axis."""
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """A separable filter for images of one size: one matrix per axis.
+
+    No tuple, whose tensors `torch.func` would take for arguments of the function that the filter is handed to.
+    """
 
     rows: Band
     columns: Band
@@ -104,10 +109,11 @@ def gaussian_filter(
 
 def _band(side: int, taps: list[float], padding: Padding, dtype: torch.dtype, device: torch.device) -> Band:
     before = (len(taps) - 1) // 2
-    centres = torch.arange(before, side - len(taps) // 2) if padding == "valid" else torch.arange(side)
-    outputs = torch.arange(len(centres))[:, None].expand(-1, len(taps))
-    inputs = centres[:, None] + torch.arange(len(taps)) - before
-    weights = torch.tensor(taps, dtype=torch.float64).expand(inputs.shape)
+    first, last = (before, side - len(taps) // 2) if padding == "valid" else (0, side)
+    centres = torch.arange(first, last, device="cpu")
+    outputs = torch.arange(len(centres), device="cpu")[:, None].expand(-1, len(taps))
+    inputs = centres[:, None] + torch.arange(len(taps), device="cpu") - before
+    weights = torch.tensor(taps, dtype=torch.float64, device="cpu").expand(inputs.shape)
     if padding == "reflect":
         inputs = side - 1 - (side - 1 - inputs.abs()).abs()
     elif padding == "replicate":
@@ -122,7 +128,7 @@ def _band(side: int, taps: list[float], padding: Padding, dtype: torch.dtype, de
             stop = min(start + step, count)
             here = (outputs >= start) & (outputs < stop)
             low, high = int(inputs[here].min()), int(inputs[here].max()) + 1
-            block = torch.zeros(stop - start, high - low, dtype=torch.float64)
+            block = torch.zeros(stop - start, high - low, dtype=torch.float64, device="cpu")
             block.index_put_((outputs[here] - start, inputs[here] - low), weights[here], accumulate=True)
             blocks.append(Block(slice(start, stop), slice(low, high), block.to(device, dtype)))
         return tuple(blocks)
@@ -151,7 +157,7 @@ def filter_small(planes: Tensor, kernel: Filter, *, adjoint: bool = False) -> Te
 
     The layout stays, which suits callers that go on with the planes; call it inside `full_precision`.
     """
-    (rows,), (columns,) = (band.transposed if adjoint else band.blocks for band in kernel)
+    (rows,), (columns,) = (band.transposed if adjoint else band.blocks for band in (kernel.rows, kernel.columns))
     half = torch.mm(planes.view(-1, planes.shape[-1]), columns.weights.T)
     return torch.matmul(rows.weights, half.view(*planes.shape[:-1], -1))
 
@@ -173,7 +179,10 @@ def _backward(lines: Tensor, band: Band) -> Tensor:
 
 
 def gaussian_blur(planes: Tensor, kernel: Filter) -> Tensor:
-    """Planes `(P, H, W)` -> maps `(H', W', P)`, differentiable any number of times and exact under autocast."""
+    """Planes `(P, H, W)` of any layout -> maps `(H', W', P)`, exact under autocast.
+
+    Differentiable any number of times, forward and backward, and under `torch.func`.
+    """
     maps: Tensor = _Blur.apply(planes, kernel, False)
     return maps
 
@@ -182,14 +191,33 @@ class _Blur(torch.autograd.Function):
     """The filter is linear: its gradient is its adjoint, whose gradient is the filter. Nothing needs to be saved."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, kernel: Filter, adjoint: bool) -> Tensor:
-        ctx.kernel, ctx.adjoint = kernel, adjoint
+    def forward(values: Tensor, kernel: Filter, adjoint: bool) -> Tensor:
         with full_precision(values.device):
             return (filter_maps_adjoint if adjoint else filter_planes)(values.contiguous(), kernel)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Filter, bool], output: Tensor) -> None:
+        _, ctx.kernel, ctx.adjoint = inputs
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Blur.apply(grad, ctx.kernel, not ctx.adjoint), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        blurred: Tensor = _Blur.apply(tangent, ctx.kernel, ctx.adjoint)
+        return blurred
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None, None], values: Tensor, kernel: Filter, adjoint: bool) -> Any:
+        """A batch of planes is more planes: their axis is the first of planes and the last of maps."""
+        planes = -1 if adjoint else 0
+        batched = values.movedim(in_dims[0], planes)
+        joint = batched.flatten(-2) if adjoint else batched.flatten(0, 1)
+        result = _Blur.apply(joint, kernel, adjoint)
+        if adjoint:  # back from (P B, H, W)
+            return result.unflatten(0, (-1, info.batch_size)), 1
+        return result.unflatten(-1, (info.batch_size, -1)), 2
 
 
 @contextmanager

@@ -9,6 +9,8 @@ of the eigenvalues of the symmetric L_a^T S_b L_a: no matrix square root, nothin
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> tuple[Tensor, Tensor
         raise ValueError("logits hold non-finite values")
     scores = []
     for part in logits.log_softmax(1).tensor_split(splits):
-        marginal = part.logsumexp(0) - torch.log(torch.tensor(float(part.shape[0]), dtype=torch.float64))
+        marginal = part.logsumexp(0) - math.log(part.shape[0])
         scores.append((part.exp() * (part - marginal)).sum(1).mean().exp())
     stacked = torch.stack(scores)
     return stacked.mean(), stacked.std(unbiased=False)

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks.functional.numerics import differentiable_once
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once
 
+ONCE = "the AGGD estimate is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 MIN_ALPHA, MAX_ALPHA = 0.2, 10.0
 _NODES = 2048
 
@@ -40,9 +41,9 @@ class AGGD(NamedTuple):
 def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
     """Estimate an AGGD from each signal in the last axis; differentiable once in `values`, alpha included.
 
-    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both. A signal
-    of zeros has alpha 10 and scales 0, without a gradient. Values are compared with 0 as they are: `values` is assumed
-    to be centred where the model asks for it (MSCN coefficients and their products are not centred again).
+    A signal with an empty side (no negative or no positive value) takes the other side's deviation for both sides. A
+    signal of zeros has alpha 10 and scales 0, and no gradient. The two sides meet at 0: values are not centred here, so
+    centre them first where the model asks for it (NIQE's coefficients and their products are not centred).
 
     Args:
         values: floating `(..., L)`; float16 and bfloat16 are computed in float32.
@@ -66,6 +67,7 @@ def aggd(values: Tensor, *, max_slope: float | None = None) -> AGGD:
         )
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must have a non-empty last axis, got the shape {tuple(values.shape)}")
+    check_reverse_mode("aggd", values)
     with torch.autocast(values.device.type, enabled=False):
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
@@ -121,7 +123,7 @@ class _Estimate(torch.autograd.Function):
         power_sums = powers.sum(1)
         first, second, third = power_sums
         ratio = absolute * (absolute / total) * (first * third / second.square())
-        alpha, slope = _solve(ratio, max_slope)
+        alpha, slope = shape_from_ratio(ratio, max_slope)
         if alpha_step:
             alpha = (alpha / alpha_step).round_().mul_(alpha_step)
         alpha = torch.where(silent, MAX_ALPHA, alpha)
@@ -133,14 +135,14 @@ class _Estimate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             first, second, third = powers / power_sums[:, None]
             tilt = first - 4 * second + 3 * third
-            saved = (squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
+            saved = (estimate, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope * ratio, tilt)
             ctx.save_for_backward(*saved)
         return estimate
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
+        _, squares, absolute, total, empty, silent, inverse, scales, to_mean, slope, tilt = ctx.saved_tensors
         by_mean = grad[1] * to_mean
         by_log_scale = torch.stack([grad[2] - by_mean, grad[3] + by_mean]) * scales
         psi_1, psi_2, psi_3 = torch.digamma(torch.stack([inverse, 2 * inverse, 3 * inverse]))
@@ -154,35 +156,16 @@ class _Estimate(torch.autograd.Function):
         return result.masked_fill_(silent, 0), None, None, None
 
 
-def shape_from_ratio(ratio: Tensor, *, max_slope: float | None = None) -> Tensor:
-    """Solve rho(alpha) = R for alpha: `(...)` -> `(...)` in [0.2, 10]; relative error below 1e-9 in float64.
+def shape_from_ratio(ratio: Tensor, max_slope: float | None = None) -> tuple[Tensor, Tensor]:
+    """Solve rho(alpha) = R for alpha: alpha and its slope d alpha / d R, both `(...)` like R.
 
-    R outside [rho(0.2), rho(10)] = [0.0629, 0.7405] is clamped and has no gradient; inside, d alpha / d R =
-    1 / rho'(alpha), at most `max_slope` if given. Differentiable once.
+    Alpha lies in [0.2, 10]; its relative error is below 1e-9 in float64. R outside [rho(0.2), rho(10)] = [0.0629,
+    0.7405] is clamped and has slope 0; inside, the slope is 1 / rho'(alpha), at most `max_slope` if given.
 
     Example:
-        >>> shape_from_ratio(torch.tensor([0.5, 2 / torch.pi, 9.0])).round(decimals=3)
+        >>> shape_from_ratio(torch.tensor([0.5, 2 / torch.pi, 9.0]))[0].round(decimals=3)
         tensor([ 1.,  2., 10.])
     """
-    return _ShapeFromRatio.apply(ratio, max_slope)  # type: ignore[no-any-return]
-
-
-class _ShapeFromRatio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, ratio: Tensor, max_slope: float | None) -> Tensor:
-        alpha, slope = _solve(ratio, max_slope)
-        ctx.save_for_backward(slope)
-        return alpha
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None
-
-
-def _solve(ratio: Tensor, max_slope: float | None) -> tuple[Tensor, Tensor]:
-    """Alpha and its slope d alpha / d R, limited, and 0 where R is clamped."""
     table = _inverse_table(ratio.device, ratio.dtype)
     inside = ratio.clamp(table.low, table.high)
     piece = torch.searchsorted(table.edges, inside.contiguous())
@@ -210,7 +193,9 @@ class _InverseTable(NamedTuple):
 def _inverse_table(device: torch.device, dtype: torch.dtype) -> _InverseTable:
     """Nodes at alphas evenly spaced in log alpha."""
     with torch.inference_mode(False), torch.no_grad():  # cached tensors must be usable in later backward passes
-        alphas = torch.linspace(math.log(MIN_ALPHA), math.log(MAX_ALPHA), _NODES, dtype=torch.float64).exp()
+        alphas = torch.linspace(
+            math.log(MIN_ALPHA), math.log(MAX_ALPHA), _NODES, dtype=torch.float64, device="cpu"
+        ).exp()
         inverse = 1 / alphas
         rho = torch.exp(2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse))
         digammas = torch.digamma(inverse) + 3 * torch.digamma(3 * inverse) - 4 * torch.digamma(2 * inverse)

@@ -3,8 +3,10 @@
     WGAN-GP (Gulrajani et al. 2017, eq. 3):  E (||grad D(x^)||_2 - 1)^2,  x^ = e x~ + (1 - e) x,  e ~ U[0, 1] per sample
     R1, R2 (Mescheder et al. 2018, eq. 9):   E ||grad D(x)||^2 on real or on fake images (weighted gamma / 2)
 
-The critic is called once, on the points alone. Under float16 autocast that pass runs in float32 (its gradients would
-underflow); under bfloat16 the user's autocast stays on and the gradient is cast to float32 before any norm.
+The critic is called once, on the points alone. The points are float32, whatever type the images have, unless the
+critic's own weights are in half precision. Under float16 autocast the whole pass runs in float32 (its gradients would
+underflow); under bfloat16 the user's autocast stays on. Attention runs in torch's plain kernel, because the fused ones
+have no second derivative.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qa_hooks._base.isolation import uncompiled
 from qa_hooks.images import check_images, check_pair
 
 Critic = Callable[[Tensor], Any]
@@ -54,7 +56,7 @@ def critic_scores(output: Any, count: int, output_fn: OutputFn | None = None, *,
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x^ = e fake + (1 - e) real with e ~ U[0, 1] per sample, `(N, C, H, W)`; e is drawn on the generator's device."""
     device = generator.device if generator is not None else real.device
-    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device).to(
+    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=device, dtype=torch.float32).to(
         real, non_blocking=True
     )
     return real + mix * (fake - real)
@@ -77,7 +79,8 @@ def input_gradient(
         create_graph: keep the graph, so that a penalty on the result trains the critic.
 
     Raises:
-        ValueError: the critic does not depend on the points (detached inside, or no graph).
+        ValueError: the critic does not depend on the points (detached inside, or no graph), or, with `create_graph`,
+            uses an operator that has no second derivative.
 
     Example:
         >>> critic = lambda x: (x ** 2).sum((1, 2, 3))
@@ -88,14 +91,16 @@ def input_gradient(
         raise ValueError(_COMPILED)
     if torch.is_inference_mode_enabled() or points.is_inference():
         raise ValueError("a gradient penalty cannot be computed under torch.inference_mode(), or on images made in it")
-    points = points.detach().requires_grad_(True)
-    with torch.enable_grad(), _eager(), _full_precision_gradients(points.device.type):
+    points = _leaf(critic, points)
+    with torch.enable_grad(), _eager(), _full_precision_gradients(points.device.type), sdpa_kernel(SDPBackend.MATH):
         scores = critic_scores(_uncompiled(critic)(points), points.shape[0], output_fn)
         if not scores.requires_grad:
             raise ValueError("the critic's output does not depend on its input: is it detached, or run under no_grad?")
         (gradient,) = torch.autograd.grad(scores.sum(), points, create_graph=create_graph, allow_unused=True)
     if gradient is None:
         raise ValueError("the critic's output does not depend on its input: is the input detached inside it?")
+    if create_graph:
+        _check_second_derivative(gradient)
     return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
 
 
@@ -185,6 +190,45 @@ def points_at(real: Tensor, fake: Tensor, at: str, generator: torch.Generator | 
     raise ValueError(f'at must be "interpolated", "real" or "fake", got {at!r}')
 
 
+def _leaf(critic: Critic, points: Tensor) -> Tensor:
+    """The points, to be differentiated by: in float32, unless the critic itself is in half precision."""
+    points = points.detach()
+    if points.dtype in (torch.float16, torch.bfloat16):
+        from qa_hooks._base.reach import modules_of
+
+        weights = [p.dtype for module in modules_of(critic) for p in module.parameters() if p.is_floating_point()]
+        if points.dtype not in weights and (weights or torch.is_autocast_enabled(points.device.type)):
+            points = points.float()
+    return points.requires_grad_(True)
+
+
+_NO_DERIVATIVE = ("torch::autograd::NotImplemented", "torch::autograd::Error")
+
+
+def _check_second_derivative(gradient: Tensor) -> None:
+    """Refuse a gradient whose graph holds an operator without a derivative: the penalty's backward pass would fail."""
+    seen: set[Any] = set()
+    waiting = [gradient.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        following = [after for after, _ in node.next_functions]
+        if node.name() in _NO_DERIVATIVE:
+            # Among what its backward pass saved is its own output, the one that comes after the others.
+            own = [a for a in following if a and any(b in following for b, _ in a.next_functions)] or following
+            names = {after.name().removesuffix("0").removesuffix("Backward") for after in own if after}
+            names = {name for name in names if "::" not in name} or {"one that is marked once_differentiable"}
+            raise ValueError(
+                f"the critic uses an operator that has no second derivative ({', '.join(sorted(names))}), and a "
+                "gradient penalty needs it. Write the critic's pass with plain operations: for attention "
+                "`with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`, for recurrent layers on a "
+                "GPU `with torch.backends.cudnn.flags(enabled=False):`"
+            )
+        waiting += following
+
+
 def _uncompiled(critic: Critic) -> Critic:
     original = getattr(critic, "_orig_mod", None)
     return original if isinstance(original, nn.Module) else critic
@@ -199,6 +243,9 @@ _COMPILED = (
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules inside a user's lambda run uncompiled as well."""
+
+    from qa_hooks._base.isolation import uncompiled
+
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(uncompiled())

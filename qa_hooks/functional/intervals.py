@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
+from qa_hooks.functional.numerics import as_doubles
 
 _CHUNK = 1 << 22  # numbers drawn at a time
 _NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -81,12 +82,14 @@ def bootstrap_interval(
         return Interval(float(sample[0]), float(sample[0]), float(sample[0]))
     generator = torch.Generator().manual_seed(seed)
     centred, means = sample - value, []
-    for rows in torch.arange(draws).split(max(1, _CHUNK // count)):
-        chosen = torch.randint(count, (len(rows), count), generator=generator)
+    for rows in torch.arange(draws, device="cpu").split(max(1, _CHUNK // count)):
+        chosen = torch.randint(count, (len(rows), count), generator=generator, device="cpu")
         means.append(centred[chosen].mean(1))
     tail = -math.sqrt(count / (count - 1)) * t_quantile(count - 1, confidence)
-    share = float(_NORMAL.cdf(torch.tensor(tail, dtype=torch.float64)))
-    low, high = torch.quantile(torch.cat(means), torch.tensor([share, 1 - share], dtype=torch.float64)).tolist()
+    share = float(_NORMAL.cdf(torch.tensor(tail, dtype=torch.float64, device="cpu")))
+    low, high = torch.quantile(
+        torch.cat(means), torch.tensor([share, 1 - share], dtype=torch.float64, device="cpu")
+    ).tolist()
     return Interval(value, value + low, value + high)
 
 
@@ -124,6 +127,32 @@ def paired_difference(
         )
     interval = bootstrap_interval(second - first, confidence=confidence, draws=draws, seed=seed)
     return compare_interval(interval, higher_is_better=higher_is_better, n=len(first))
+
+
+def independent_difference(
+    a: Tensor | Sequence[float],
+    b: Tensor | Sequence[float],
+    *,
+    higher_is_better: bool = True,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Is B better than A, given values of both for different seeds, prompts or files?
+
+    Args, raises: as `paired_difference`; the lengths may differ.
+
+    Returns:
+        The difference of the means with Student's interval, with the degrees of freedom of the shorter one (and so on
+        the safe side); a verdict when the interval leaves out zero.
+
+    Example:
+        >>> independent_difference([1.0, 2.0, 3.0], [11.0, 12.0, 13.0, 14.0]).verdict
+        'B better'
+    """
+    first, second = _values("a", a), _values("b", b)
+    n = min(len(first), len(second))
+    error = math.sqrt(float(first.var()) / len(first) + float(second.var()) / len(second))
+    interval = t_interval(float(second.mean() - first.mean()), error, degrees=n - 1, confidence=confidence)
+    return compare_interval(interval, higher_is_better=higher_is_better, n=n)
 
 
 def compare_interval(difference: Interval, *, higher_is_better: bool, n: int) -> Comparison:
@@ -165,7 +194,7 @@ def group_jackknife(
         (49.5, True)
     """
     subsets = jackknife_subsets(count, groups=groups, seed=seed)
-    value = float(statistic(torch.arange(count)))
+    value = float(statistic(torch.arange(count, device="cpu")))
     return value, jackknife_error([float(statistic(rows)) for rows in subsets])
 
 
@@ -179,10 +208,10 @@ def jackknife_subsets(count: int, *, groups: int = 10, seed: int = 0) -> list[Te
     check_count("groups", groups, least=2)
     if count < groups:
         raise ValueError(f"a jackknife of {groups} groups needs at least as many items, got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     subsets = []
     for group in order.tensor_split(groups):
-        kept = torch.ones(count, dtype=torch.bool)
+        kept = torch.ones(count, dtype=torch.bool, device="cpu")
         kept[group] = False
         subsets.append(kept.nonzero().flatten())
     return subsets
@@ -215,7 +244,7 @@ def wilson_interval(share: float, n: int, *, confidence: float = 0.95) -> Interv
     check_count("n", n)
     if not 0 <= share <= 1 or not 0 < confidence < 1:
         raise ValueError(f"share must be in [0, 1] and confidence in (0, 1), got {share!r} and {confidence!r}")
-    z = float(_NORMAL.icdf(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    z = float(_NORMAL.icdf(torch.tensor((1 + confidence) / 2, dtype=torch.float64, device="cpu")))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     width = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     return Interval(share, min(middle - width, share), max(middle + width, share))
@@ -232,7 +261,7 @@ def t_quantile(degrees: int, confidence: float) -> float:
 
 
 def _values(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    sample = torch.as_tensor(values).detach().cpu().double()
+    sample = as_doubles(values)
     if sample.ndim != 1 or len(sample) < 2:
         raise ValueError(f"{name} must be (n,) with n at least 2, got {tuple(sample.shape)}")
     if not bool(sample.isfinite().all()):

@@ -86,14 +86,14 @@ def kernel_distance(
             raise ValueError(f"{name} holds non-finite features")
     if subsets is None:
         everything = [torch.ones(1, len(rows), dtype=torch.float64, device=rows.device) for rows in (real, fake)]
-        found = squared_mmd(real, fake, everything[0], everything[1], degree)
-        value, of_real, of_fake = (float(part) for part in found)
-        return KernelDistance(value, math.sqrt(of_fake + (0.0 if fixed_real else of_real)))
+        value, *without = squared_mmd(real, fake, everything[0], everything[1], degree)
+        of_real, of_fake = (float(_variances(w, e)) for w, e in zip(without, everything, strict=True))
+        return KernelDistance(float(value), math.sqrt(of_fake + (0.0 if fixed_real else of_real)))
     check_count("subsets", subsets)
     size = min(check_count("subset_size", subset_size, least=3), len(real), len(fake))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn = [
-        [torch.randperm(len(rows), generator=generator)[:size].to(rows.device) for rows in (real, fake)]
+        [torch.randperm(len(rows), generator=generator, device="cpu")[:size].to(rows.device) for rows in (real, fake)]
         for _ in range(subsets)
     ]
     values, of_reals, of_fakes = _over_subsets(real, fake, drawn, degree)
@@ -105,18 +105,28 @@ def kernel_distance(
 
 
 def _over_subsets(real: Tensor, fake: Tensor, drawn: list[list[Tensor]], degree: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`squared_mmd` of each subset: one by one, or where that is less work out of the kernel of all rows."""
+    """The distance of each subset and its two variances: one by one, or out of the kernel of all rows (less work)."""
     size = len(drawn[0][0])
-    ones = torch.ones(1, size, dtype=torch.float64, device=real.device)
     if (len(real) + len(fake)) ** 2 > len(drawn) * (2 * size) ** 2:
+        ones = torch.ones(1, size, dtype=torch.float64, device=real.device)
         parts = [squared_mmd(real[rows], fake[others], ones, ones, degree) for rows, others in drawn]
         values, of_real, of_fake = (torch.cat(part) for part in zip(*parts, strict=True))
-        return values, of_real, of_fake
+        return values, _variances(of_real, ones), _variances(of_fake, ones)
     chosen = [torch.zeros(len(drawn), len(rows), dtype=torch.float64, device=real.device) for rows in (real, fake)]
     for subset, pair in enumerate(drawn):
         for weights, rows in zip(chosen, pair, strict=True):
             weights[subset, rows] = 1
-    return squared_mmd(real, fake, chosen[0], chosen[1], degree)
+    values, of_real, of_fake = squared_mmd(real, fake, chosen[0], chosen[1], degree)
+    return values, _variances(of_real, chosen[0]), _variances(of_fake, chosen[1])
+
+
+def _variances(without: Tensor, chosen: Tensor) -> Tensor:
+    """`(subsets,)`: the jackknife's, from the values without each of the chosen rows."""
+    chosen = chosen.to(without)
+    count = chosen.sum(1, keepdim=True)
+    mean = (without * chosen).sum(1, keepdim=True) / count
+    squares = ((without - mean).square() * chosen).sum(1, keepdim=True)
+    return (squares * (count - 1) / count)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +152,8 @@ def squared_mmd(
         degree: of the kernel.
 
     Returns:
-        `(subsets,)` each: the estimates, and the jackknife's variances from the first and from the second set.
+        `(subsets,)`, the estimates; and `(subsets, n)` and `(subsets, m)`, the estimates without each row of x and of
+        y (without meaning where a row does not belong to the subset).
 
     Example:
         >>> rows, ones = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.ones(1, 4).double()
@@ -155,15 +166,15 @@ def squared_mmd(
     across_x, across_y = _sums_across(rows_x, rows_y, chosen_x, chosen_y, degree)
     n, m, across = (part.sum(1, keepdim=True) for part in (chosen_x, chosen_y, across_x))
     total_x, total_y = (within.sum(1, keepdim=True) for within in (within_x, within_y))
-    value = total_x / (n * (n - 1)) + total_y / (m * (m - 1)) - 2 * across / (n * m)
-    variances = []
-    sides = ((within_x, total_x, across_x, chosen_x, n, m), (within_y, total_y, across_y, chosen_y, m, n))
-    for within, total, sums, chosen, own, other in sides:
-        without = (total - 2 * within) / ((own - 1) * (own - 2)) - 2 * (across - sums) / ((own - 1) * other)
-        mean = (without * chosen).sum(1, keepdim=True) / own
-        squares = ((without - mean).square() * chosen).sum(1, keepdim=True)
-        variances.append((squares * (own - 1) / own)[:, 0])
-    return value[:, 0], variances[0], variances[1]
+    own_x, own_y = total_x / (n * (n - 1)), total_y / (m * (m - 1))
+    without = [
+        (total - 2 * within) / ((own - 1) * (own - 2)) + of_other - 2 * (across - sums) / ((own - 1) * other)
+        for within, total, sums, own, of_other, other in (
+            (within_x, total_x, across_x, n, own_y, m),
+            (within_y, total_y, across_y, m, own_x, n),
+        )
+    ]
+    return (own_x + own_y - 2 * across / (n * m))[:, 0], without[0], without[1]
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.filters import full_precision
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import result_dtype, to_float64
 
 MAX_FLOAT32_DIM = 512  # above, sums of squares in float32 lose more than 1e-5
 CHUNK = 1 << 23  # numbers in a temporary, and in a converted part of the factors
@@ -34,7 +34,7 @@ def mixture_log_density(values: Tensor, log_weights: Tensor, means: Tensor, prec
             `(M, d)` for diagonal ones, 1 / standard deviation.
 
     Returns:
-        `(n,)`, of the type of `values`: natural logarithms, unbounded, higher is more likely.
+        `(n,)`, of the type of `values`, at least float32: natural logarithms, unbounded, higher is more likely.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -62,13 +62,14 @@ def mixture_log_density(values: Tensor, log_weights: Tensor, means: Tensor, prec
     rows = max(1, min(total, CHUNK // dim))
     step = max(1, CHUNK // max(rows * dim, math.prod(factors[1:])))
     if rows >= total and step >= count:
-        return _weighted(values, constants, means, convert(precision_cholesky)).logsumexp(0).to(given)
+        density = _weighted(values, constants, means, convert(precision_cholesky)).logsumexp(0)
+        return density.to(given.device, result_dtype(given))
     densities = []
     for part in values.split(rows):
         components = [slice(start, start + step) for start in range(0, count, step)]
         weighted = [_weighted(part, constants[m], means[m], convert(precision_cholesky[m])) for m in components]
         densities.append(torch.cat(weighted).logsumexp(0))
-    return torch.cat(densities).to(given)
+    return torch.cat(densities).to(given.device, result_dtype(given))
 
 
 def _weighted(values: Tensor, constants: Tensor, means: Tensor, factors: Tensor) -> Tensor:

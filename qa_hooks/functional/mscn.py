@@ -20,8 +20,7 @@ from torch import Tensor
 from qa_hooks.functional.filters import filter_small, full_precision, gaussian_filter, gaussian_taps
 from qa_hooks.functional.numerics import differentiable_once
 
-# (rows, columns) of MATLAB's circshift. The pristine parameters in circulation were fitted with this order.
-ORIENTATIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+ONCE = "NIQE's features are differentiable once; keep them out of what is differentiated twice (`.detach()` them there)"
 # On a CPU images are taken in chunks of this many pixels: the working set (some 20 maps) then stays in the cache.
 _CHUNK_PIXELS = 1 << 15
 # Maps up to this side are filtered by one small matrix product per axis, larger ones by sums of shifted views.
@@ -41,7 +40,7 @@ def block_moments(images: Tensor, normalization: Normalization, block: int | Non
     """Side moments of the MSCN coefficients (index 0) and of their four products (1 to 4) in each block.
 
     Args:
-        images: float32 or float64 `(N, h, w)`; sides multiples of `block`.
+        images: float32 or float64 `(N, h, w)`, in any memory layout; sides multiples of `block`.
         normalization: how the coefficients are made.
         block: side of the blocks; None: each image is one block.
 
@@ -49,12 +48,12 @@ def block_moments(images: Tensor, normalization: Normalization, block: int | Non
         `(3, 5, rows)`: mean squares of the negative side, of the positive side, mean magnitude, differentiable once;
         `(2, 5, rows)`: the share of negative and of positive values, without a gradient.
     """
-    return _BlockMoments.apply(images, normalization, block)  # type: ignore[no-any-return]
+    return _BlockMoments.apply(images.contiguous(), normalization, block)  # type: ignore[no-any-return]
 
 
 def sigma_map(images: Tensor, normalization: Normalization) -> Tensor:
     """Local standard deviation of `(N, h, w)` images, in their units."""
-    maps = _local_statistics(images, normalization)
+    maps = _local_statistics(images.contiguous(), normalization)
     return maps.sigma * maps.scale
 
 
@@ -114,17 +113,17 @@ class _BlockMoments(torch.autograd.Function):
             shares.append(sides.sign_().sum(-1).abs_().div_(sides.shape[-1]))
             if ctx.needs_input_grad[0]:
                 saved += [maps.scale, maps.centred, maps.difference, maps.sigma, maps.denominator]
-        ctx.save_for_backward(*saved)
-        ctx.normalization, ctx.block = normalization, block
         result, constant = torch.cat(sums, dim=-1), torch.cat(shares, dim=-1)
+        ctx.save_for_backward(result, *saved)
+        ctx.normalization, ctx.block = normalization, block
         ctx.mark_non_differentiable(constant)
         return result, constant
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(ONCE)
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         grads, first_row = [], 0
-        saved = ctx.saved_tensors
+        _, *saved = ctx.saved_tensors
         for index in range(0, len(saved), 5):
             maps = _LocalStatistics(*saved[index : index + 5])
             coefficients = maps.difference / maps.denominator
@@ -153,7 +152,10 @@ def _signals(blocks: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _neighbours(blocks: Tensor) -> tuple[Tensor, ...]:
-    """The blocks, circularly shifted by each of `ORIENTATIONS`; the diagonals are shifts of a shift."""
+    """The blocks, circularly shifted by (0, 1), (1, 0), (1, 1) and (1, -1) rows and columns, as MATLAB's circshift.
+
+    The published pristine parameters were fitted with this order. The diagonals are shifts of a shift.
+    """
     below = blocks.roll(1, 1)
     return blocks.roll(1, 2), below, below.roll(1, 2), below.roll(-1, 2)
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.niqe import valid_rows
-from qa_hooks.functional.numerics import differentiable_once, to_float64
+from qa_hooks.functional.numerics import check_reverse_mode, differentiable_once, result_dtype, to_float64
 
+_ONCE = "the NIQE distance is differentiable once; keep it out of what is differentiated twice (`.detach()` it there)"
 _EPSILON = 1e-12
 _RIDGE = 1e-6
 
@@ -37,13 +38,14 @@ def naturalness_distance(
     Args:
         features: `(..., 36)`: all leading axes are rows of one set. Rows of flat maps (`valid_rows`) do not count.
         model_mean, model_covariance: `(36,)` and `(36, 36)` of the pristine model.
-        variant: "mvg": the distance of the rows' own mean and covariance. "sample": the mean of the rows' Mahalanobis
-            distances, a mean of per-sample terms that needs no second row and no communication between processes.
+        variant: "mvg" (multivariate Gaussian): the distance between the model and the rows' own mean and covariance.
+            "sample": the mean of the rows' Mahalanobis distances. It is a mean of one term for each row, so it needs no
+            second row and no communication between processes.
         shrink: share by which the covariance moves to its diagonal; default 0.1, below 37 rows 0.5. Only for "mvg".
         ridge: times mean variance, added to the diagonal of the matrix that is inverted.
 
     Returns:
-        A scalar of the features' dtype; 1e-6 (without a gradient) when there is no valid row.
+        A scalar of the features' dtype, at least float32; 1e-6 (without a gradient) when there is no valid row.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown variant.
@@ -66,7 +68,7 @@ def naturalness_distance(
         distance = (distances * weights).sum() / weights.sum().clamp_min(1) + (weights.sum() == 0) * _EPSILON**0.5
     else:
         raise ValueError(f"variant must be 'mvg' or 'sample', got {variant!r}")
-    return distance.to(features.device, features.dtype)
+    return distance.to(features.device, result_dtype(features))
 
 
 def feature_moments(features: Tensor, model_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,6 +111,7 @@ def naturalness_distance_from_moments(
         >>> torch.allclose(together.float(), naturalness_distance(rows, mean, covariance))
         True
     """
+    check_reverse_mode("naturalness_distance", total, outer)
     pristine = model_covariance.to(total)
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     share = torch.where(count < total.shape[-1] + 1, 0.5, 0.1) if shrink is None else shrink
@@ -136,14 +139,15 @@ class _SquareFromMoments(torch.autograd.Function):
         matrix = torch.addcmul(pristine / 2, torch.addr(outer, total, mean, alpha=-1), keep_half)
         factor, failed = torch.linalg.cholesky_ex(torch.addcmul(matrix, identity, matrix.trace(), value=ridge))
         solved = torch.cholesky_solve(mean[:, None], factor)[:, 0]
-        ctx.save_for_backward(solved, mean, keep_half, identity, count)
+        square = torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        ctx.save_for_backward(square, solved, mean, keep_half, identity, count)
         ctx.ridge = ridge
-        return torch.where(failed > 0, torch.nan, torch.dot(mean, solved))
+        return square
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved, mean, keep_half, identity, count = ctx.saved_tensors
+        _, solved, mean, keep_half, identity, count = ctx.saved_tensors
         by_matrix = torch.outer(solved, solved * -grad)
         by_matrix = torch.addcmul(by_matrix, identity, by_matrix.trace(), value=ctx.ridge)
         by_outer = by_matrix * keep_half
@@ -151,24 +155,40 @@ class _SquareFromMoments(torch.autograd.Function):
         return None, by_total, by_outer, None, None, None
 
 
-def image_naturalness(features: Tensor, model_mean: Tensor, model_covariance: Tensor) -> Tensor:
+def image_naturalness(
+    features: Tensor, model_mean: Tensor, model_covariance: Tensor, *, present: Tensor | None = None
+) -> Tensor:
     """The NIQE score of each image from its blocks' features: `(N, blocks, 36)` -> `(N,)` float64; lower is better.
 
-    No ridge and no shrinkage, as in the original; a single block has covariance 0. Rows of flat blocks count only in
-    images that have no other. Where the matrix has no Cholesky factor (a model fitted on too few blocks) the
-    pseudo-inverse stands in.
+    No ridge and no shrinkage, as in the original; a single block has covariance 0. Where the matrix has no Cholesky
+    factor (a model fitted on too few blocks) the pseudo-inverse stands in.
+
+    Args:
+        features: of the blocks.
+        model_mean, model_covariance: `(36,)` and `(36, 36)` of the pristine model.
+        present: as `release_features` gives it: the mean of each column is over the values that are there, and the
+            covariance over the rows that are whole, as in the MATLAB release. Without it rows of flat blocks count only
+            in images that have no other.
     """
     _check_model(features, model_mean, model_covariance)
     rows = to_float64(features)
     pristine = model_covariance.to(rows)
-    valid = valid_rows(features.detach())
-    weights = (valid | ~valid.any(-1, keepdim=True)).to(rows)[..., None]
-    count = weights.sum(1)
     offsets = rows - model_mean.to(rows)
-    center = (weights * offsets).sum(1) / count
-    deviations = weights * (offsets - center[:, None])
-    covariance = deviations.mT @ deviations / (count - 1).clamp_min(1)[..., None]
+    if present is None:
+        valid = valid_rows(features.detach())
+        weights = (valid | ~valid.any(-1, keepdim=True)).to(rows)[..., None]
+        center = middle = _mean(offsets, weights)
+    else:
+        weights = present.all(-1, keepdim=True).to(rows)
+        center, middle = _mean(offsets, present.to(rows)), _mean(offsets, weights)
+    deviations = weights * (offsets - middle[:, None])
+    covariance = deviations.mT @ deviations / (weights.sum(1) - 1).clamp_min(1)[..., None]
     return _root(_quadratic_or_pinv((pristine + covariance) / 2, center[..., None])[:, 0])
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Over the blocks: `(N, blocks, d)` and weights `(N, blocks, d or 1)` -> `(N, d)`; 0 where there are none."""
+    return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
@@ -176,6 +196,7 @@ def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
 
     Nothing here waits for a GPU, which matters in a training step. Differentiable once.
     """
+    check_reverse_mode("the NIQE distance", matrix, columns)
     return _Quadratic.apply(matrix, columns)  # type: ignore[no-any-return]
 
 
@@ -186,13 +207,14 @@ class _Quadratic(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor, columns: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         solved = torch.cholesky_solve(columns.expand(*matrix.shape[:-2], *columns.shape[-2:]), factor)
-        ctx.save_for_backward(solved)
-        return torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        squares = torch.where(failed[..., None] > 0, torch.nan, (columns * solved).sum(-2))
+        ctx.save_for_backward(squares, solved)
+        return squares
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once(_ONCE)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        (solved,) = ctx.saved_tensors
+        _, solved = ctx.saved_tensors
         weighted = solved * grad[..., None, :]
         return -(weighted @ solved.mT) if ctx.needs_input_grad[0] else None, 2 * weighted
 

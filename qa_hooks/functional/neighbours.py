@@ -2,10 +2,11 @@
 
     |q - b|^2 = |q|^2 - 2 q.b + |b|^2
 
-finds candidates; features are centred first, because far from the origin the three terms cancel. Where candidates lie
-closer together than the product's rounding they are ranked by differences in float64, with a few more than asked for;
-and where rounding could still have hidden a nearer row, all rows in question are compared so: the answer does not
-depend on it. Works over parts of bank and queries: beyond the bank and a centred copy the memory is constant.
+finds candidates, a few more than asked for. Features are centred first, because far from the origin the three terms
+cancel. Where candidates lie closer together than the rounding of the product, they are ranked by their differences in
+float64. Where rounding could still have hidden a nearer row, all rows in question are compared in that way, so the
+answer does not depend on rounding. The work is done over parts of the bank and of the queries: beyond the bank and a
+centred copy of it the memory is constant.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.functional.filters import full_precision
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import result_dtype, to_float64
 
 METRICS = ("euclidean", "l1")
 CHUNK = 1 << 22  # numbers in a temporary
@@ -31,7 +32,7 @@ class Neighbours(NamedTuple):
     """What `nearest_neighbours` found, nearest first.
 
     Attributes:
-        distances: `(n, k)`, of the type of the queries, with a gradient to them.
+        distances: `(n, k)`, of the type of the queries, at least float32, with a gradient to them.
         indices: `(n, k)` int64, rows of the bank.
     """
 
@@ -44,7 +45,7 @@ class Bank:
     """Features to search in, with what every search needs again; made by `prepare_bank`.
 
     Attributes:
-        values: `(m, d)`, as given.
+        values: `(m, d)`, as given; in float32 when they came in half precision.
         origin: `(d,)`, their mean where it is far from zero, otherwise zero.
         centred: `(m, d)`, values - origin; no copy where the origin is zero.
         norms: `(m,)`, the squared norms of `centred`.
@@ -66,6 +67,8 @@ def prepare_bank(values: Tensor) -> Bank:
     if values.ndim != 2 or not values.numel():
         raise ValueError(f"a bank of features must be (m, d) and not empty, got {tuple(values.shape)}")
     values = values.detach() if values.requires_grad else values
+    if values.dtype in (torch.float16, torch.bfloat16):  # squared norms above 65504 would be infinite
+        values = values.float()
     origin = values.mean(0)
     if float(origin.square().sum()) > float(values.var(0, correction=0).sum()):
         centred = values - origin
@@ -101,7 +104,8 @@ def nearest_neighbours(
     indices = neighbour_indices(queries, bank, k, metric=metric, exclude_self=exclude_self)
     step = max(1, CHUNK // (k * queries.shape[1]))
     parts = zip(queries.split(step), indices.split(step), strict=True)
-    distances = [exact_distances(part, bank.values, found, metric).to(queries) for part, found in parts]
+    dtype = result_dtype(queries)
+    distances = [exact_distances(part, bank.values, found, metric).to(queries.device, dtype) for part, found in parts]
     return Neighbours(torch.cat(distances), indices)
 
 

@@ -20,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.generalized_gaussian import aggd_from_moments
+from qa_hooks.functional.generalized_gaussian import MIN_ALPHA, aggd_from_moments
 from qa_hooks.functional.mscn import Normalization, block_moments, sigma_map, to_blocks
+from qa_hooks.functional.numerics import check_reverse_mode
 from qa_hooks.functional.resize import halve
 from qa_hooks.images import check_images
 
 FEATURES_PER_SCALE = 18
 MIN_SIDE = 16
+MAX_WINDOW = 255
+SCALE_AT_MIN_ALPHA = math.exp((math.lgamma(1 / MIN_ALPHA) - math.lgamma(3 / MIN_ALPHA)) / 2)  # over the deviation
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class FeatureConfig:
     alpha_step: float = 0.0
 
     def __post_init__(self) -> None:
-        if not _is_int(self.window) or self.window < 3 or self.window % 2 == 0:
-            raise ValueError(f"window must be an odd integer of at least 3, got {self.window!r}")
+        if not _is_int(self.window) or not 3 <= self.window <= MAX_WINDOW or self.window % 2 == 0:
+            raise ValueError(f"window must be an odd integer from 3 to {MAX_WINDOW}, got {self.window!r}")
         for name in ("sigma", "constant"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 < value < math.inf:
@@ -128,8 +131,9 @@ def _is_number(value: object) -> bool:
 def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_slope: float | None = None) -> Tensor:
     """NIQE's features of each block of each image, differentiable once.
 
-    A flat block has alpha = 10 and zeros elsewhere, without a gradient; `valid_rows` tells which these are. Images do
-    not influence each other. float64 is computed in float64, anything else in float32; autocast is switched off.
+    A flat block has alpha = 10 and zeros elsewhere, and no gradient; `valid_rows` tells which blocks are flat. Images
+    do not influence each other. Images in float64 are computed in float64, all others in float32, whatever the autocast
+    state.
 
     Args:
         images: grey `(N, 1, H, W)`, in the units of `config.constant` (NIQE: 0..255). Sides are cropped to a multiple
@@ -152,7 +156,48 @@ def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_sl
         torch.Size([2, 2, 36])
     """
     config = config or FeatureConfig()
+    sums, shares = _moments(images, config)
+    with torch.autocast(sums.device.type, enabled=False):
+        estimates = aggd_from_moments(sums, shares, alpha_step=config.alpha_step, max_slope=max_slope)
+        return _in_order(estimates).reshape(images.shape[0], -1, config.features)
+
+
+def release_features(images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
+    """`niqe_features` as the MATLAB release computes them where a side of an AGGD is empty, as in flat blocks.
+
+    The search for alpha then compares NaN and ends at the least value of its grid, 0.2; what the empty side is needed
+    for is NaN, and the other side has the scale that belongs to this alpha. A block can be flat at one scale only.
+
+    Args:
+        images: as in `niqe_features`.
+        config: of the features.
+
+    Returns:
+        `(N, blocks, 18 * scales)` features, with 0 in place of NaN, and the same shape of bool: False for the NaN.
+
+    Example:
+        >>> features, present = release_features(torch.zeros(1, 1, 96, 96), FeatureConfig.niqe())
+        >>> features[present].unique().tolist(), int(present.sum())
+        ([0.20000000298023224], 10)
+    """
+    sums, shares = _moments(images, config)
+    with torch.autocast(sums.device.type, enabled=False):
+        estimates = aggd_from_moments(sums, shares, alpha_step=config.alpha_step)
+        full = shares > 0
+        whole = full.all(0)
+        alpha = torch.where(whole, estimates[0], MIN_ALPHA)
+        variances = torch.where(full & ~whole, sums[:2] / shares.clamp_min(torch.finfo(shares.dtype).tiny), 1.0)
+        scales = torch.where(whole, estimates[2:], variances.sqrt() * SCALE_AT_MIN_ALPHA)
+        estimates = torch.stack([alpha, estimates[1], *scales])
+        present = torch.stack([torch.ones_like(whole), whole, *full])
+        shape = images.shape[0], -1, config.features
+        return _in_order(estimates).reshape(shape), _in_order(present.to(estimates)).reshape(shape) == 1
+
+
+def _moments(images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
+    """The side moments of all blocks, by scale and signal, as `aggd_from_moments` takes them."""
     images = _prepare(images, config)
+    check_reverse_mode("niqe_features", images)
     with torch.autocast(images.device.type, enabled=False):
         moments = []
         scale_images, block = images, config.block
@@ -162,20 +207,20 @@ def niqe_features(images: Tensor, config: FeatureConfig | None = None, *, max_sl
                 block = block // 2 if block else None
             moments.append(block_moments(scale_images, config.normalization, block))
         sums, shares = (torch.stack(parts, dim=1) for parts in zip(*moments, strict=True))
-        estimates = aggd_from_moments(sums, shares, alpha_step=config.alpha_step, max_slope=max_slope)
-        features = _in_order(estimates)
-        return features.reshape(images.shape[0], -1, config.features)
+        return sums, shares
 
 
 def valid_rows(features: Tensor) -> Tensor:
     """`(..., 18 * scales)` features -> `(...)` bool: False for rows of blocks that are flat at some scale.
+
+    A row with a NaN is not flat: it stays, so that the NaN is seen in what is computed from the rows.
 
     Example:
         >>> valid_rows(niqe_features(torch.stack([torch.rand(1, 32, 32), torch.ones(1, 32, 32)])))
         tensor([[ True],
                 [False]])
     """
-    return (features[..., 1::FEATURES_PER_SCALE] > 0).all(-1)
+    return (features[..., 1::FEATURES_PER_SCALE] != 0).all(-1)
 
 
 @torch.no_grad()

@@ -207,7 +207,7 @@ def _group_numbers(groups: Groups, like: Tensor) -> Tensor:
     if len(groups) != len(like):
         raise ValueError(f"groups must have {len(like)} keys, one for each score, got {len(groups)}")
     numbers = {key: number for number, key in enumerate(dict.fromkeys(groups))}
-    return torch.tensor([numbers[key] for key in groups], device=like.device)
+    return torch.tensor([numbers[key] for key in groups], device=like.device, dtype=torch.int64)
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:

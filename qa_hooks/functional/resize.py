@@ -13,14 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # k(0.25), k(0.75), k(1.25), k(1.75), each halved; both sides together sum to 1.
 _TAPS = (0.43359375, 0.11328125, -0.03515625, -0.01171875)
 
 
 def halve(images: Tensor, *, antialias: bool) -> Tensor:
-    """`(N, H, W)` -> `(N, H // 2, W // 2)`; differentiable (once with `antialias`). An odd last row or column is cut.
+    """`(N, H, W)` -> `(N, H // 2, W // 2)`; differentiable any number of times. An odd last row or column is cut.
 
     Args:
         images: floating, sides of at least 8.
@@ -34,18 +33,20 @@ def halve(images: Tensor, *, antialias: bool) -> Tensor:
     images = images[:, :height, :width]
     if not antialias:
         return F.avg_pool2d(images[:, None], 2)[:, 0]
-    return _Imresize.apply(images)  # type: ignore[no-any-return]
+    return _Imresize.apply(images, False)  # type: ignore[no-any-return]
 
 
 class _Imresize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> Tensor:
-        return _halve_axis(_halve_axis(images, 1), 2)
+    """The filter is linear: its gradient is its adjoint, whose gradient is the filter. Nothing needs to be saved."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _spread_axis(_spread_axis(grad, 2), 1)
+    def forward(ctx: Any, images: Tensor, adjoint: bool) -> Tensor:
+        ctx.adjoint = adjoint
+        return _spread_axis(_spread_axis(images, 2), 1) if adjoint else _halve_axis(_halve_axis(images, 1), 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Imresize.apply(grad, not ctx.adjoint), None
 
 
 def _halve_axis(images: Tensor, axis: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What over-optimised images show in their spectrum and their tones, measured without a reference or a network.
+"""Signs of an over-optimised image in its spectrum and its tones, measured without a reference or a network.
 
     power       P(f): Hann-windowed tiles that overlap by half, each without its mean, averaged (Welch 1967)
     high share  sum_{|f| >= c} P(f) / sum_{f != 0} P(f), c = 1/4 cycle per pixel, half of what a grid of pixels holds
@@ -58,7 +58,7 @@ def power_spectrum(images: Tensor, *, tile: int = 64) -> Tensor:
     """
     check_images("images", images)
     side = min(check_count("tile", tile, least=8), *images.shape[-2:])
-    ramp = torch.hann_window(side, device=images.device)
+    ramp = torch.hann_window(side, device=images.device, dtype=torch.float32)
     window = ramp[:, None] * ramp[None]
     window = window / window.square().mean().sqrt() if side > 2 else torch.ones_like(window)
     stride = max(1, side // 2)
@@ -92,9 +92,9 @@ def high_frequency_share(power: Tensor, *, cutoff: float = 0.25) -> Tensor:
 
 
 def spectral_peak(power: Tensor) -> SpectralPeak:
-    """How far the strongest frequency stands out of those of the same length.
+    """How far the strongest single frequency stands out of the other frequencies of the same length.
 
-    Patterns too faint for 8 bits do not count.
+    A pattern that is too faint to be held by 8 bits does not count.
 
     Args:
         power: `(N, t, t // 2 + 1)`, from `power_spectrum`.
@@ -118,8 +118,9 @@ def spectral_peak(power: Tensor) -> SpectralPeak:
         elif len(members):  # the corner of the square: with the ring inside it
             floor[:, members] = floor[:, ring == radius - 1][:, :1]
     ratio, where = (amplitude / floor).max(1)
-    vertical = torch.fft.fftfreq(side, device=power.device)[where // power.shape[-1]]
-    return SpectralPeak(ratio, vertical, torch.fft.rfftfreq(side, device=power.device)[where % power.shape[-1]])
+    vertical = torch.fft.fftfreq(side, device=power.device, dtype=torch.float32)[where // power.shape[-1]]
+    horizontal = torch.fft.rfftfreq(side, device=power.device, dtype=torch.float32)[where % power.shape[-1]]
+    return SpectralPeak(ratio, vertical, horizontal)
 
 
 def dark_share(images: Tensor, *, nearly: float = NEARLY) -> Tensor:
@@ -143,12 +144,15 @@ def saturated_share(images: Tensor, *, nearly: float = NEARLY) -> Tensor:
 
 
 def _lengths(power: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of the frequencies in cycles per pixel, and how many of the whole spectrum each stands for; no mean."""
+    """The length of each frequency in cycles per pixel, and how many frequencies of the whole spectrum it stands for.
+
+    The zero frequency stands for none: tiles have no mean.
+    """
     side = power.shape[-2]
     if power.ndim < 2 or power.shape[-1] != side // 2 + 1:
         raise ValueError(f"power must be (..., t, t // 2 + 1) from power_spectrum, got {tuple(power.shape)}")
-    vertical = torch.fft.fftfreq(side, device=power.device)[:, None]
-    horizontal = torch.fft.rfftfreq(side, device=power.device)[None]
+    vertical = torch.fft.fftfreq(side, device=power.device, dtype=torch.float32)[:, None]
+    horizontal = torch.fft.rfftfreq(side, device=power.device, dtype=torch.float32)[None]
     count = torch.full_like(horizontal, 2.0)
     count[:, 0] = 1.0
     if side % 2 == 0:

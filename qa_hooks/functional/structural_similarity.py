@@ -1,4 +1,4 @@
-"""SSIM, and the distance made of it that the QAGAN critic uses.
+"""SSIM (structural similarity), and the distance made of it that the critic of QAGAN uses.
 
 With local means, variances and covariance under a Gaussian window (11 taps, sigma 1.5), L the width of the value range,
 C1 = (0.01 L)^2 and C2 = (0.03 L)^2:
@@ -8,8 +8,9 @@ C1 = (0.01 L)^2 and C2 = (0.03 L)^2:
     SSIM = mean of S1 S2                                Wang, Bovik, Sheikh, Simoncelli 2004
     d_Q = mean of sqrt(2 - S1 - S2)                     Brunet, Vrscay, Wang 2012; QAGAN's code
 
-The square root in d_Q is a metric at every position (a constant added to the denominator of S2, as in the official
-code, costs it that). Both are computed from x + y and x - y, where nothing cancels when the images agree: `_ssim_fast`.
+The square root in d_Q is a metric at every position, as long as no constant is added to the denominator of S2 (the
+official code adds one). SSIM and d_Q are computed from x + y and x - y, where nothing cancels when the images agree:
+see `_ssim_fast`.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ def ssim(
 
     The mean over channels and over the positions where the whole window fits; equal to scikit-image's
     `structural_similarity(gaussian_weights=True, use_sample_covariance=False)` with its border cropped. Computed in
-    float32 or better whatever the autocast state, and numbers outside the range are taken as they are.
+    float32 or better whatever the autocast state, and numbers outside the range are taken as they are. `torch.func` and
+    forward-mode differentiation go through it as with `second_order=True`.
 
     Args:
-        x, y: images `(N, C, H, W)`, floating point. Either may need a gradient, which arrives in its own dtype.
+        x, y: images `(N, C, H, W)`, floating point, in any memory layout. Either may need a gradient, which arrives in
+            its own dtype.
         value_range: what the numbers mean.
         window_size: odd; the largest odd window that fits is taken for smaller images.
         sigma: the window's standard deviation in pixels.

@@ -1,7 +1,7 @@
-"""Random views of a batch: crops, resizes, flips and a little noise, to score an image by more than one pixel grid.
+"""Random views of a batch: crops, resizes, flips and a little noise, to score an image on more than one pixel grid.
 
-The mean over such views ("expectation over transformation", Athalye et al. 2018) is harder to fool by a pattern that
-fits one sampling of the pixels, such as a network's 32x32 patches.
+A pattern that fools a score often fits one pixel grid, for example a network's 32x32 patches. The mean score over
+several views ("expectation over transformation", Athalye et al. 2018) is harder to fool.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LARGEST = 1.25
 
 
 def random_view(shape: Sequence[int], generator: torch.Generator, *, noise: float = 0.01) -> Callable[..., Tensor]:
-    """Draw one view for a whole batch.
+    """A function that crops, resizes and flips a whole batch of images in one way, drawn at random.
 
     Args:
         shape: `(N, C, H, W)` of the images that it is for.
@@ -25,8 +25,8 @@ def random_view(shape: Sequence[int], generator: torch.Generator, *, noise: floa
         noise: standard deviation of the noise.
 
     Returns:
-        A function of images of that shape; `noise=False` leaves the noise out, for references. What comes out has 3/4
-        to 5/4 of the sides, and is float32.
+        A function of images of that shape. Called with `noise=False` it leaves the noise out, for references. The
+        images that it returns are float32, with 3/4 to 5/4 of the height and of the width.
 
     Example:
         >>> view = random_view((2, 3, 16, 16), torch.Generator().manual_seed(0), noise=0.0)
@@ -34,14 +34,18 @@ def random_view(shape: Sequence[int], generator: torch.Generator, *, noise: floa
         True
     """
     height, width = shape[2:]
-    crop, size, flip = torch.rand(3, generator=generator).tolist()
+    crop, size, flip = torch.rand(3, generator=generator, dtype=torch.float32, device="cpu").tolist()
     crop = SMALLEST + (1 - SMALLEST) * crop
     size = SMALLEST + (LARGEST - SMALLEST) * size
     rows, columns = max(1, round(crop * height)), max(1, round(crop * width))
-    top, left = (int(v) for v in torch.randint(1 << 30, (2,), generator=generator))
+    top, left = (int(v) for v in torch.randint(1 << 30, (2,), generator=generator, device="cpu"))
     top, left = top % (height - rows + 1), left % (width - columns + 1)
     out = max(1, round(size * height)), max(1, round(size * width))
-    added = noise * torch.randn(shape[0], shape[1], *out, generator=generator) if noise else None
+    added = (
+        noise * torch.randn(shape[0], shape[1], *out, generator=generator, dtype=torch.float32, device="cpu")
+        if noise
+        else None
+    )
 
     def view(images: Tensor, *, noise: bool = True) -> Tensor:
         seen = images.float()[:, :, top : top + rows, left : left + columns]

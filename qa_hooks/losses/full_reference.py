@@ -67,7 +67,7 @@ class SSIMDistanceLoss(QALoss):
 
     Example:
         >>> import torch
-        >>> pred = torch.rand(2, 3, 32, 32, requires_grad=True)
+        >>> pred = torch.rand(2, 3, 32, 32).mul(2).sub(1).requires_grad_()
         >>> SSIMDistanceLoss(value_range=(-1, 1))(pred, torch.zeros(2, 3, 32, 32)).backward()
     """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_weight
 from qa_hooks._base.frozen import KeepsFrozen
+from qa_hooks._base.terms import publish
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
 
 REDUCTIONS = ("mean", "none")
@@ -76,7 +77,7 @@ class QALoss(KeepsFrozen):
             return pred.new_zeros(pred.shape[0] if self.reduction == "none" else (), dtype=torch.float32)
         self._guard(data={} if target is None else {"target": target}, predictions={"pred": pred})
         losses = self.per_image(pred, target, **inputs)
-        self.terms = {self.name: losses.detach().mean(), **self._log}
+        publish(self, {self.name: losses.detach().mean(), **self._log})
         if sample_weight is not None:
             if not isinstance(sample_weight, Tensor):
                 raise TypeError(f"sample_weight must be a tensor ({len(losses)},), got {type(sample_weight).__name__}")

@@ -8,14 +8,14 @@ constant to autograd. G is taken before the ceiling: images that have reached it
 
 from __future__ import annotations
 
-import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks._base.processes import all_reduce_sum
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import differentiable_once, to_float64
 
 DECAY = 0.99
 LARGEST = 2.0
@@ -34,13 +34,12 @@ class GradientBalance:
 
     def __init__(self, ratio: float) -> None:
         if check_weight("balance", ratio) > LARGEST:
-            warnings.warn(
+            warn(
                 f"balance={ratio:g} is cut to {LARGEST:g}: at 2 a reward began to be fooled in our runs, and at 3 and "
-                "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk",
-                stacklevel=3,
+                "above images were wrecked, with LoRA and without; weight= multiplies on top, at your own risk"
             )
         self.ratio = min(float(ratio), LARGEST)
-        self.norms = torch.zeros(2, dtype=torch.float64)
+        self.norms = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     def measure(self, gradients: Tensor, fidelity: Tensor | None, pred: Tensor) -> None:
         """Take in one batch; a batch with a gradient that is not finite is passed over. All ranks call it.
@@ -107,5 +106,22 @@ def with_gradient(values: Tensor, images: Tensor, gradients: Tensor) -> Tensor:
 
     What has been differentiated once need not be differentiated again: a balanced reward costs one backward pass.
     """
-    moved = (images.float() - images.detach().float()) * gradients
-    return values.detach() + moved.flatten(1).sum(1)
+    result: Tensor = _WithGradient.apply(values.detach(), images, gradients)
+    return result
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, images: Tensor, gradients: Tensor) -> Tensor:
+        result = values.clone()
+        ctx.save_for_backward(result, gradients)
+        ctx.dtype = images.dtype
+        return result
+
+    @staticmethod
+    @differentiable_once(
+        "a balanced ScoreLoss is differentiable once; leave balance= out where it is differentiated twice"
+    )
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        _, gradients = ctx.saved_tensors
+        return None, (gradients * grad.view(-1, *[1] * (gradients.ndim - 1))).to(ctx.dtype), None

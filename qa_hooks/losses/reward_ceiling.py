@@ -29,7 +29,7 @@ class Ceiling:
 
     def __init__(self, ceiling: Any, scorers: Sequence[Scorer]) -> None:
         self._given: Tensor | None = None
-        self.seen = torch.empty(0)
+        self.seen = torch.empty(0, dtype=torch.float32, device="cpu")
         alone = scorers[0] if len(scorers) == 1 else None
         if ceiling == "real" and alone is not None:
             known = getattr(alone, "real_level", None)
@@ -44,7 +44,8 @@ class Ceiling:
             raise ValueError(f'ceiling must be a finite score, "real" or None, got {ceiling!r}')
         else:
             falling = alone is not None and not alone.higher_is_better
-            self._given = torch.tensor(-float(ceiling) if falling else float(ceiling))
+            level = -float(ceiling) if falling else float(ceiling)
+            self._given = torch.tensor(level, dtype=torch.float32, device="cpu")
 
     @property
     def level(self) -> Tensor | None:
@@ -59,7 +60,7 @@ class Ceiling:
 
     def measure(self, goodness: Callable[[], Tensor]) -> None:
         """Take in the goodness `(N,)` of real images; all ranks call it, and all fail when one does."""
-        own = torch.empty(0)
+        own = torch.empty(0, dtype=torch.float32, device="cpu")
         with together(), torch.no_grad():
             own = goodness().float().cpu()
             if not bool(own.isfinite().all()):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
 COMBINE = ("mean", "min")
 
@@ -24,12 +24,7 @@ def check_scorers(scorer: Any) -> list[Scorer]:
     if not scorers:
         raise ValueError("scorer is an empty list")
     for each in scorers:
-        if not isinstance(each, Scorer):
-            raise TypeError(
-                f"scorer must be a qa_hooks Scorer, got {type(each).__name__}; take one of create_scorer(name), "
-                "or wrap a function as FunctionScorer(fn, name=..., higher_is_better=...)"
-            )
-        if not each.differentiable:
+        if not check_is_scorer(each).differentiable:
             raise ValueError(
                 f"{each.name} has no usable gradient, so it cannot be a loss; monitor it with ScoreMonitor"
             )

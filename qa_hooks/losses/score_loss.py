@@ -3,10 +3,11 @@
     loss_i = max(ceiling - G(I_i), 0) + out_of_range * mean relu(|I_i - 1/2| - 1/2)         (without a ceiling: -G(I_i))
     w      = weight * balance * |d fidelity / dI| / |dG / dI|                               (without balance: weight)
 
-G is the goodness: the score, or its negative where lower is better; of several scorers the mean or the minimum. What a
-network can do to a score it will do: ten steps of 1/255 lifted a learned ranking score from .3 to 23.8, where clean
-photographs have 2.7. So a reward wants a ceiling (no pay beyond what real images get), a weight in proportion to the
-fidelity term, and images inside their range. None of this is a proof: watch it (`RewardGuard`).
+G is the goodness: the score, or its negative where lower is better; of several scorers the mean or the minimum. A
+network will exploit any weakness of a score: ten steps of 1/255 lifted a learned ranking score from .3 to 23.8, where
+clean photographs have 2.7. So a reward needs a ceiling (no gain beyond the score of real images), a weight in
+proportion to the fidelity term, and images inside their range. These measures guarantee nothing: watch the run
+(`RewardGuard`).
 
 Recipes for super-resolution, after "Augmenting Perceptual Super-Resolution via Image Quality Predictors" (2025), which
 tunes LoRA beside a frozen network (`qa_hooks.integrations.peft`); l1, lpips and gan are the loop's own terms:
@@ -22,16 +23,16 @@ score at next to no loss of PSNR, 2 began to be fooled, and 3 wrecked the images
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.functional.clamp import clamp_inward
+from qa_hooks.functional.numerics import is_transformed
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
 from qa_hooks.losses.loss import QALoss, needs_target
@@ -42,7 +43,7 @@ from qa_hooks.scorers.scorer import Scorer
 
 
 class ScoreLoss(QALoss):
-    """Any differentiable scorer as a loss: the raw score where lower is better, its negative where higher is.
+    """Any differentiable scorer as a loss: the raw score if lower is better, otherwise minus the score.
 
     The scorer is frozen and kept aside: it follows `.to(device)`, but is in no optimizer and no checkpoint of yours,
     and `.train()` does not reach it. The range is the scorer's. The first call with a gradient tries the scorer on
@@ -50,28 +51,29 @@ class ScoreLoss(QALoss):
 
     Called as `loss(pred, target=None, *, real=None, fidelity=None, prompt=None, sample_weight=None)`:
     `real` are real images for `ceiling="real"`, needed until 64 have been seen; `fidelity` is the scalar loss that
-    `balance` compares with, computed from this very `pred` (before `sample_weight`). Both may always be given. Where
-    they are used, all ranks must call the loss.
+    `balance` compares with, computed from this very `pred` (before `sample_weight`). You may always pass both. If
+    `ceiling="real"` or `balance` is used, every rank must call the loss.
 
     Args:
         scorer: a `Scorer` with `differentiable`; one that needs a reference is given the target. Or several.
         weight, reduction: as in `QALoss`.
         ceiling: a score in the scorer's own direction and numbers (of several scorers, in [0, 1]) beyond which an image
-            has no gradient; "real" for the scorer's own `real_level`, or else the median of the first 64 real images
-            (of all ranks together); None for none.
+            has no gradient. "real" uses `scorer.real_level` if the scorer has one, otherwise the median score of the
+            first 64 real images (from all ranks together). None: no ceiling.
         balance: the reward's gradient as a share of the fidelity term's, both norms measured at `pred` on all ranks and
             averaged over some 100 calls; `weight` still multiplies it. Above 2 it is cut to 2, with a warning.
-        views: 1 for the image itself; n for the mean over n random crops, resizes, flips and a little noise, which
-            fewer patterns fool than a fixed pixel grid. A view has at least 3/4 of the image's sides.
+        views: 1 for the image itself; n for the mean over n random crops, resizes, flips and a little noise. Fewer
+            patterns fool this average than a single fixed crop. A view has at least 3/4 of the image's sides.
         combine: "mean" or "min" of several scorers, each mapped to [0, 1] by its `score_range`.
-        out_of_range: weight of the penalty on pixels outside the range, on the scale of an L1 loss and not balanced;
-            above 0 the scorer sees clamped images, and a pixel outside feels the score only where that brings it back.
-            None is 1 for a reward (with `ceiling`, `balance` or `views`) and otherwise 0: pred goes in as it is.
-        seed: of the views; they are drawn from a generator of their own.
+        out_of_range: weight of the penalty on pixels outside the range, on the scale of an L1 loss and not balanced.
+            Above 0 the scorer sees clamped images; a pixel outside the range gets a gradient only if it moves the pixel
+            back. None means 1 if `ceiling`, `balance` or `views` is set, otherwise 0. With 0, `pred` is not clamped.
+        seed: seed of the views; they are drawn from a generator of their own.
 
     Attributes:
-        terms: besides the loss, under its name: "score" (raw, of several each scorer's as "score_{name}" and the
-            combination), "at_ceiling" (the share of images), "ceiling", "out_of_range" and "weight" (the one in use).
+        terms: the loss, under its name; "score", the raw score (with several scorers their combination, and also
+            "score_{name}" for each); "at_ceiling", the share of images that have reached the ceiling; "ceiling", in the
+            direction of "score"; "out_of_range"; "weight", the weight in use.
 
     Raises:
         TypeError: not a scorer.
@@ -113,25 +115,34 @@ class ScoreLoss(QALoss):
         self._ceiling = None if ceiling is None else Ceiling(ceiling, scorers)
         self._balance = None if balance is None else GradientBalance(balance)
         self._tried = False
+        self._given = {"ceiling": ceiling, "balance": balance, "views": views if views > 1 else None}
         unbounded = [s.name for s in scorers if s.score_range is None and "reference" not in s.inputs]
         if unbounded and ceiling is None and self.weight:
-            warnings.warn(
+            warn(
                 f"{unbounded[0]} has no best value, and this loss no ceiling: what raises it is paid without end "
                 "(ten steps of 1/255 lifted a ranking score from .3 to 23.8, where clean photographs have 2.7); "
-                'ScoreLoss(..., ceiling="real") stops at what real images get',
-                stacklevel=2,
+                'ScoreLoss(..., ceiling="real") stops at what real images get'
             )
 
     @property
     def scorer(self) -> Scorer:
-        """The frozen scorer; of several the first."""
+        """The frozen scorer; with several scorers the first."""
         return self.scorers[0]
 
     @property
     def ceiling(self) -> float | None:
-        """The ceiling in use, as goodness; None when there is none, or while it has not been measured."""
+        """The ceiling in use, in the direction of `score`; None without a ceiling, or before it is measured."""
         level = None if self._ceiling is None else self._ceiling.level
-        return None if level is None else float(level)
+        return None if level is None else float(self._as_scored(level))
+
+    def _as_scored(self, goodness: Tensor) -> Tensor:
+        """Goodness in the direction in which the score is logged."""
+        falling = len(self.scorers) == 1 and not self.scorer.higher_is_better
+        return -goodness if falling else goodness
+
+    def extra_repr(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
+        return f"{' + '.join(scorer.name for scorer in self.scorers)}, {super().extra_repr()}{given}"
 
     def per_image(
         self,
@@ -161,7 +172,7 @@ class ScoreLoss(QALoss):
             log["weight"] = self.weight * self._balance.weight(pred.device)
         if level is not None:
             losses = (level + losses).clamp_min(0)
-            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": level}
+            log |= {"at_ceiling": (goodness.detach() >= level).float().mean(), "ceiling": self._as_scored(level)}
         log[self.name] = losses.detach().mean()
         if self._balance is not None:
             losses = self._balance.weight(pred.device) * losses
@@ -182,11 +193,13 @@ class ScoreLoss(QALoss):
         return state
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of another loss."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to another loss."""
         try:
             draws = int(state["draws"])
-            real = None if self._ceiling is None else torch.as_tensor(state["real"]).float()
-            norms = None if self._balance is None else torch.as_tensor(state["norms"]).double()
+            real = None if self._ceiling is None else torch.as_tensor(state["real"], device="cpu", dtype=torch.float32)
+            norms = (
+                None if self._balance is None else torch.as_tensor(state["norms"], device="cpu", dtype=torch.float64)
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not the state of such a {type(self).__name__}: {error!r}") from error
         self.random.draws = draws
@@ -238,15 +251,16 @@ class ScoreLoss(QALoss):
         return seen
 
     def _try(self, pred: Tensor, goodness: Tensor, inputs: dict[str, Any]) -> None:
-        """Refuse, once, what cannot teach, on these images with a little noise: flat ones may have no slope."""
-        if self._tried:
+        """Check once that the scorer gives a usable gradient. Noise is added because flat images may have none."""
+        if self._tried or torch.compiler.is_compiling() or is_transformed(pred):
             return
         if not goodness.requires_grad:
             raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")
         from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range
-        noise = torch.randn(pred.shape, generator=torch.Generator().manual_seed(0)).to(pred.device)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(pred.shape, generator=generator, dtype=torch.float32, device="cpu").to(pred.device)
         images = (pred.detach().float() + 0.02 * (high - low) * noise).clamp(low, high)
         for scorer in self.scorers:
             check_reward(scorer, images, **_own(scorer, inputs))

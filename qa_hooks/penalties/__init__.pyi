@@ -7,4 +7,5 @@ from .niqe import NIQEPenalty as NIQEPenalty
 from .penalty import CriticPass as CriticPass
 from .penalty import CriticPenalty as CriticPenalty
 from .qagan import QAGANPenalty as QAGANPenalty
+from .seen_batch import SeenBatch as SeenBatch
 from .ssim import SSIMPenalty as SSIMPenalty

@@ -8,7 +8,6 @@ trainer.train()
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -17,10 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call, warn
+from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
+from qa_hooks._base.reach import modules_of
 from qa_hooks.functional.input_gradients import Critic
 from qa_hooks.penalties.penalty import CriticPenalty
+from qa_hooks.penalties.seen_batch import SeenBatch
 
 Batch = Callable[[], tuple[Tensor, Tensor]]
 
@@ -43,6 +45,8 @@ class AttachedPenalty:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if isinstance(self.batch, SeenBatch):
+            self.batch.detach()
 
     def __enter__(self) -> AttachedPenalty:
         return self
@@ -55,11 +59,9 @@ class AttachedPenalty:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.penalty.is_off():
             return
-        if any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None:
-            raise ValueError("a penalty cannot be attached to an optimizer that computes its gradients in a closure")
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
-            return  # a fused optimizer under a GradScaler: nothing will be stepped
+        check_no_closure(args, kwargs, "a penalty cannot be attached to")
+        if skips_step(optimizer):
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if not parameters:
             raise RuntimeError(
@@ -108,7 +110,8 @@ class AttachedPenalty:
         if world_size() > 1:
             own = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
             total = all_reduce_sum(torch.cat([gradient.flatten() for gradient in own])) / world_size()
-            reaching = all_reduce_sum(torch.tensor([float(gradient is not None) for gradient in gradients])).tolist()
+            own_part = [float(gradient is not None) for gradient in gradients]
+            reaching = all_reduce_sum(torch.tensor(own_part, dtype=torch.float32, device="cpu")).tolist()
             pieces = total.split([parameter.numel() for parameter in parameters])
             gradients = [
                 piece.view_as(parameter) if count else None
@@ -120,7 +123,7 @@ class AttachedPenalty:
             return gradients
         self.left_out += 1
         if self.left_out == 1:
-            warnings.warn(
+            warn(
                 f"the gradient of {type(self.penalty).__name__} is not finite; it is left out of this step (said once; "
                 ".left_out counts)"
             )
@@ -151,7 +154,8 @@ def attach_penalty(optimizer: Any, critic: Critic, penalty: CriticPenalty, *, ba
         optimizer: the critic's; wrappers such as `AcceleratedOptimizer` are unwrapped.
         critic: as for `CriticPenalty`.
         penalty: any critic penalty.
-        batch: gives the (real, fake) images of the current step, `(N, C, H, W)` each.
+        batch: gives the (real, fake) images of the current step, `(N, C, H, W)` each; for a trainer that keeps neither,
+            `SeenBatch(optimizer, critic, generator)`.
 
     Raises:
         TypeError: no optimizer, no penalty, no callable.
@@ -167,12 +171,8 @@ def attach_penalty(optimizer: Any, critic: Critic, penalty: CriticPenalty, *, ba
         >>> critic[1].weight.grad is not None
         True
     """
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"attach_penalty needs a torch optimizer (or a wrapper), got {type(optimizer).__name__}")
+    optimizer = unwrapped_optimizer(optimizer, "attach_penalty")
     if not isinstance(penalty, CriticPenalty):
         raise TypeError(f"penalty must be a CriticPenalty, got {type(penalty).__name__}")
-    if not callable(batch):
-        raise TypeError(f"batch must be callable and give (real, fake), got {type(batch).__name__}")
+    check_call("batch", batch, "batch() -> (real, fake)")
     return AttachedPenalty(optimizer, critic, penalty, batch)

@@ -7,10 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks.images import Range
-from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, Term
 
 
-class DriftPenalty(CriticPenalty):
+class DriftTerm(Term):
+    """mean D(real)^2."""
+
+    name = "drift"
+
+    def term(self, shared: CriticPass) -> Tensor:
+        return shared.real_scores.square().mean()
+
+
+class DriftPenalty(DriftTerm, CriticPenalty):
     """mean D(real)^2, which keeps an unbounded critic near zero (Karras et al. 2018; 1e-5 in QAGAN's code).
 
     Example:
@@ -21,10 +30,5 @@ class DriftPenalty(CriticPenalty):
         tensor(4.)
     """
 
-    name = "drift"
-
     def __init__(self, *, value_range: Range, weight: float = 1e-5, **options: Any) -> None:
         super().__init__(value_range=value_range, weight=weight, **options)
-
-    def term(self, shared: CriticPass) -> Tensor:
-        return shared.real_scores.square().mean()

@@ -68,7 +68,7 @@ def gradient_features(
         if count >= max_maps:
             break
     bar.close()
-    return torch.cat([torch.zeros(0, config.features, device="cpu"), *rows])
+    return torch.cat([torch.zeros(0, config.features, dtype=torch.float32, device="cpu"), *rows])
 
 
 def gradient_model(rows: Tensor, config: FeatureConfig) -> NaturalnessModel:

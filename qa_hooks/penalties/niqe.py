@@ -11,70 +11,38 @@ the shape is exact with its true gradient, and maps have unit RMS, in fitting an
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import gather_rows, global_sum, world_size
 from qa_hooks.functional.naturalness import feature_moments, naturalness_distance, naturalness_distance_from_moments
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.images import Range
 from qa_hooks.penalties.gradient_model import MIN_MAPS, MODES, gradient_features, gradient_model, map_features
-from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, Term
 from qa_hooks.scorers.niqe.scorer import NaturalnessModel
 
 WARMUP_MAPS = 4096
 
 
-class NIQEPenalty(CriticPenalty):
-    """The NIQE distance of the critic's gradient maps at interpolated images from those at real ones; see the
-    module's top.
-
-    The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
-    (`warmup=2000`: the term is zero and logged as inactive for that many calls, the last of which gather; when they
-    give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
-    gradient penalty shares it (`QAGANPenalty`).
-
-    Args:
-        weight: 0.1 in the authors' code; at weight 1 the images got much worse (README).
-        model: a `NaturalnessModel` or the path of a saved one.
-        warmup: calls before the term acts, when there is no model.
-        mode: "mvg" compares the Gaussian of the batch's features (global over processes), "sample" averages the
-            Mahalanobis distances of single maps.
-        hinge: penalise only what lies above the mean distance of real maps (of batches of 64). Without it the distance
-            ended far below that of real maps (0.76 against 1.8 on digits); with it the images were no worse at weight
-            0.1 and clearly better at weight 1.
-        config: of the features during a warm-up; a given model brings its own.
-
-    Raises:
-        ValueError: neither model nor warm-up; a model whose config differs; a warm-up too short for 360 maps.
-
-    Example:
-        >>> penalty = NIQEPenalty(value_range=(-1, 1), warmup=50)
-        >>> critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 1))
-        >>> float(penalty(critic, torch.zeros(64, 1, 16, 16), torch.ones(64, 1, 16, 16)))
-        0.0
-    """
+class NIQETerm(Term):
+    """The NIQE distance of the critic's gradient maps from natural ones; options and errors as in `NIQEPenalty`."""
 
     name = "niqe"
 
     def __init__(
         self,
         *,
-        value_range: Range,
-        weight: float = 0.1,
         model: NaturalnessModel | str | Path | None = None,
         warmup: int = 0,
         mode: str = "mvg",
         hinge: bool = False,
         config: FeatureConfig | None = None,
-        **options: Any,
     ) -> None:
-        super().__init__(value_range=value_range, weight=weight, **options)
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         self.warmup = check_count("warmup", warmup, least=0)
@@ -118,11 +86,11 @@ class NIQEPenalty(CriticPenalty):
             raise ValueError("hinge=True needs the distance of real maps; fit the model with fit_gradient_model")
         self._model, self._on_device = model, None
 
-    def term(self, shared: CriticPass) -> Tensor:
+    def term(self, shared: CriticPass) -> Tensor | None:
         if self._model is None:
             self._gather(shared)
-            shared.log["niqe_active"] = shared.real.new_zeros(())
-            return shared.real.new_zeros((), dtype=torch.float32)
+            shared.log["niqe_active"] = shared.zero()
+            return None
         distance = self._distance(map_features(shared.gradient(), self.config), self._model).float()
         shared.log["niqe_active"] = torch.ones_like(distance.detach())
         if self.hinge:
@@ -135,7 +103,7 @@ class NIQEPenalty(CriticPenalty):
             "waited": self._waited,
             "gather_calls": self._gather_calls,
             "failed": self._failed,
-            "rows": torch.cat([torch.zeros(0, self.config.features, device="cpu"), *self._rows]),
+            "rows": torch.cat([torch.zeros(0, self.config.features, dtype=torch.float32, device="cpu"), *self._rows]),
         }
         if self._model is not None:
             state["model"] = self._model.to_dict()
@@ -187,4 +155,50 @@ class NIQEPenalty(CriticPenalty):
                 if self._failed:
                     raise
                 self._failed, self._waited = True, 0
-                warnings.warn(f"{error}; the warm-up of the NIQE penalty starts again, once, for {self.warmup} calls")
+                warn(f"{error}; the warm-up of the NIQE penalty starts again, once, for {self.warmup} calls")
+
+
+class NIQEPenalty(NIQETerm, CriticPenalty):
+    """The NIQE distance of the critic's gradient maps at interpolated images from those at real ones; see the
+    module's top.
+
+    The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
+    (`warmup=2000`: the term is left out and "niqe_active" is 0 for that many calls, the last of which gather; when they
+    give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
+    gradient penalty shares it (`QAGANPenalty`).
+
+    Args:
+        weight: 0.1 in the authors' code; at weight 1 the images got much worse (README).
+        model: a `NaturalnessModel` or the path of a saved one.
+        warmup: calls before the term acts, when there is no model.
+        mode: "mvg" compares the Gaussian of the batch's features (global over processes), "sample" averages the
+            Mahalanobis distances of single maps.
+        hinge: penalise only what lies above the mean distance of real maps (of batches of 64). Without it the distance
+            ended far below that of real maps (0.76 against 1.8 on digits); with it the images were no worse at weight
+            0.1 and clearly better at weight 1.
+        config: of the features during a warm-up; a given model brings its own.
+
+    Raises:
+        ValueError: neither model nor warm-up; a model whose config differs; a warm-up too short for 360 maps.
+
+    Example:
+        >>> penalty = NIQEPenalty(value_range=(-1, 1), warmup=50)
+        >>> critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 1))
+        >>> float(penalty(critic, torch.zeros(64, 1, 16, 16), torch.ones(64, 1, 16, 16)))
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        value_range: Range,
+        weight: float = 0.1,
+        model: NaturalnessModel | str | Path | None = None,
+        warmup: int = 0,
+        mode: str = "mvg",
+        hinge: bool = False,
+        config: FeatureConfig | None = None,
+        **options: Any,
+    ) -> None:
+        CriticPenalty.__init__(self, value_range=value_range, weight=weight, **options)
+        NIQETerm.__init__(self, model=model, warmup=warmup, mode=mode, hinge=hinge, config=config)

@@ -1,17 +1,17 @@
-"""What every critic penalty is, and what the penalties of one critic step share."""
+"""What every critic penalty is: a weighted term of the critic's loss; and what the terms of one critic step share."""
 
 from __future__ import annotations
 
-import warnings
+import weakref
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, check_weight
-from qa_hooks._base.isolation import modules_of
+from qa_hooks._base.checks import check_call, check_count, check_weight, warn
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.terms import publish
 from qa_hooks.functional.input_gradients import Critic, OutputFn, critic_scores, input_gradient, points_at
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, check_range
 
@@ -62,6 +62,10 @@ class CriticPass:
             self._gradients[at] = input_gradient(self.critic, points, output_fn=self.output_fn)
         return self._gradients[at]
 
+    def zero(self) -> Tensor:
+        """No penalty: a scalar without a graph."""
+        return _zero(self.real)
+
     def _scores(self, name: str, images: Tensor) -> Tensor:
         given = self._given[name]
         if isinstance(given, (int, float)):
@@ -78,7 +82,28 @@ class CriticPass:
         return scores.float()
 
 
-class CriticPenalty(nn.Module):
+class Term:
+    """An unweighted number about one critic step; a penalty weighs it, and QAGANPenalty adds up several.
+
+    Attributes:
+        name: under which its value is logged.
+    """
+
+    name = "term"
+
+    def term(self, shared: CriticPass) -> Tensor | None:
+        """What a subclass writes: a scalar with a gradient to the critic's parameters, or None when it waits."""
+        raise NotImplementedError
+
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bit for bit, as plain numbers and tensors."""
+        return {}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `run_state`; `ValueError` if the state belongs to something else."""
+
+
+class CriticPenalty(Term, nn.Module):
     """One weighted term for a critic's loss.
 
     A subclass writes `term(shared) -> scalar`. With weight 0 the result is a graph-free zero, made before any random
@@ -110,17 +135,13 @@ class CriticPenalty(nn.Module):
         super().__init__()
         self.value_range = check_range(value_range)
         self.weight = check_weight("weight", weight)
-        if output_fn is not None and not callable(output_fn):
-            raise TypeError(f"output_fn must be callable, got {type(output_fn).__name__}")
+        if output_fn is not None:
+            check_call("output_fn", output_fn, "output_fn(what the critic returns)", None)
         self.interval, self.output_fn = check_count("interval", interval), output_fn
         self.terms: dict[str, Tensor] = {}
         self.calls = 0
         self.random = OwnRandom(seed)
         self._guard = RangeGuard(self.value_range)
-
-    def term(self, shared: CriticPass) -> Tensor:
-        """What a subclass writes: the unweighted penalty, a scalar with a gradient to the critic's parameters."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -146,12 +167,13 @@ class CriticPenalty(nn.Module):
         check_images("fake", fake)
         check_pair("real", real, "fake", fake)
         if self.is_off():
-            return real.new_zeros((), dtype=torch.float32)
+            return _zero(real)
         first, self.calls = self.calls, self.calls + 1
         if first == 0:
             check_critic(critic)
+        _notice_new_objects(self, critic)
         if first % self.interval:
-            return real.new_zeros((), dtype=torch.float32)
+            return _zero(real)
         self._guard(data={"real": real}, predictions={"fake": fake})
         shared = CriticPass(
             critic,
@@ -176,18 +198,19 @@ class CriticPenalty(nn.Module):
     def total(self, shared: CriticPass) -> Tensor:
         """The weighted sum of the terms; fills `terms`."""
         value = self.term(shared)
-        self.terms = {self.name: value.detach(), **shared.log}
-        return self.weight * value
+        publish(self, shared.log if value is None else {self.name: value.detach(), **shared.log})
+        return shared.zero() if value is None else self.weight * value
 
     def run_state(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit, as plain numbers and tensors; `Hooks(track=...)` saves it.
 
         It is not in `state_dict()`, which stays empty: a penalty held by a model leaves the model's checkpoint alone.
         """
-        return {"calls": self.calls, "draws": self.random.draws}
+        return {**super().run_state(), "calls": self.calls, "draws": self.random.draws}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of another penalty."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to another penalty."""
+        super().load_run_state(state)
         try:
             self.calls, self.random.draws = int(state["calls"]), int(state["draws"])
         except (KeyError, TypeError) as error:
@@ -197,10 +220,39 @@ class CriticPenalty(nn.Module):
         return f"weight={self.weight:g}, value_range={self.value_range}, interval={self.interval}"
 
 
+NEW_OBJECTS = 4
+# By class and seed, of penalties that were called once: the last one, its critic, and how many came in a row.
+_ONCE: dict[tuple[type, int], tuple[weakref.ref[CriticPenalty], weakref.ref[nn.Module], int]] = {}
+
+
+def _notice_new_objects(penalty: CriticPenalty, critic: Critic) -> None:
+    """Warn of a loop that makes the penalty anew in each step: for one critic, each is called once and gone."""
+    from qa_hooks._base.reach import modules_of
+
+    kind, name = (type(penalty), penalty.random.seed), type(penalty).__name__
+    last, its_critic, row = _ONCE.pop(kind, (None, None, 0))
+    network = next(iter(modules_of(critic)), None) if penalty.calls == 1 else None
+    if network is None:
+        return
+    again = last is not None and last() is None and its_critic is not None and its_critic() is network
+    row = row + 1 if again else 1
+    if row == NEW_OBJECTS:
+        warn(
+            f"{name} has been made anew for each of {NEW_OBJECTS} calls: its random points, interval and warm-up begin "
+            f"again each time, so every step draws the same. Make it once before the loop: penalty = {name}(...)"
+        )
+    _ONCE[kind] = weakref.ref(penalty), weakref.ref(network), row
+
+
+def _zero(images: Tensor) -> Tensor:
+    return images.new_zeros((), dtype=torch.float32)
+
+
 def check_critic(critic: Critic) -> None:
     """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
-    if not callable(critic):
-        raise TypeError(f"critic must be callable, got {type(critic).__name__}")
+    from qa_hooks._base.reach import modules_of
+
+    check_call("critic", critic, "critic(images)", None)
     parts = [part for module in modules_of(critic) for part in module.modules()]
     for part in parts:
         kind = type(part).__name__
@@ -209,8 +261,7 @@ def check_critic(critic: Critic) -> None:
                 f"a critic sharded by {kind} has no double backward; use DDP or a single device for the critic"
             )
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in parts):
-        warnings.warn(
+        warn(
             "the critic has BatchNorm, which mixes the samples of a batch: its gradient at one image is then not that "
             "image's own; use LayerNorm, GroupNorm or InstanceNorm",
-            stacklevel=3,
         )

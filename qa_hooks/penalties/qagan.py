@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qa_hooks._base.checks import check_weight
+from qa_hooks._base.terms import publish
 from qa_hooks.functional.input_gradients import OutputFn
 from qa_hooks.images import Range
-from qa_hooks.penalties.drift import DriftPenalty
-from qa_hooks.penalties.gradient import GradientPenalty
-from qa_hooks.penalties.niqe import NIQEPenalty
-from qa_hooks.penalties.penalty import CriticPass, CriticPenalty
-from qa_hooks.penalties.ssim import SSIMPenalty
+from qa_hooks.penalties.drift import DriftTerm
+from qa_hooks.penalties.gradient import GradientTerm
+from qa_hooks.penalties.niqe import NIQETerm
+from qa_hooks.penalties.penalty import CriticPass, CriticPenalty, Term
+from qa_hooks.penalties.ssim import SSIMTerm
 from qa_hooks.scorers.niqe.scorer import NaturalnessModel
 
 QUALITIES = {"ssim": ("ssim",), "niqe": ("niqe",), "both": ("ssim", "niqe"), "none": ()}
@@ -32,16 +32,21 @@ class QAGANPenalty(CriticPenalty):
         gp_weight: 1.0 in QAGAN's code (WGAN-GP's own is 10).
         quality_weight: one number, or `{"ssim": .., "niqe": ..}`; 0.1 in QAGAN's code.
         drift_weight: 1e-5 in QAGAN's code.
-        model, warmup, niqe_mode, hinge: of the NIQE term, see `NIQEPenalty`.
-        min_distance, one_sided: of the SSIM term, see `SSIMPenalty`.
+        model, warmup, niqe_mode, hinge: options of the NIQE term, see `NIQEPenalty`.
+        min_distance, one_sided: options of the SSIM term, see `SSIMPenalty`.
         value_range, interval, output_fn, seed: see `CriticPenalty`.
+
+    Attributes:
+        parts: the terms by their names; `parts["niqe"].model` is the model of natural gradient maps.
+        weights: the weight of each term, by name.
 
     Raises:
         ValueError: "niqe" without a model or a warm-up; the message names the ways to get one.
 
     Example:
+        >>> import torch
         >>> penalty = QAGANPenalty("ssim", value_range=(-1, 1))
-        >>> critic = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+        >>> critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
         >>> real, fake = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
         >>> d_loss = critic(fake).mean() - critic(real).mean() + penalty(critic, real, fake)
         >>> sorted(penalty.terms)
@@ -77,56 +82,42 @@ class QAGANPenalty(CriticPenalty):
             raise ValueError(
                 f"quality_weight must name {sorted(wanted)} for quality={quality!r}, got {sorted(weights)}"
             )
-        parts: list[CriticPenalty] = [
-            GradientPenalty(value_range=value_range, weight=check_weight("gp_weight", gp_weight))
-        ]
+        self.parts: dict[str, Term] = {"gradient_penalty": GradientTerm()}
+        self.weights = {"gradient_penalty": check_weight("gp_weight", gp_weight)}
+        self.weights |= {name: check_weight("quality_weight", weights[name]) for name in wanted}
+        self.weights["drift"] = check_weight("drift_weight", drift_weight)
         if "ssim" in wanted:
-            ssim_weight = check_weight("quality_weight", weights["ssim"])
-            parts.append(
-                SSIMPenalty(value_range=value_range, weight=ssim_weight, one_sided=one_sided, min_distance=min_distance)
+            self.parts["ssim"] = SSIMTerm(
+                self.weights["ssim"], value_range=self.value_range, one_sided=one_sided, min_distance=min_distance
             )
         if "niqe" in wanted:
-            niqe_weight = check_weight("quality_weight", weights["niqe"])
-            parts.append(
-                NIQEPenalty(
-                    value_range=value_range,
-                    weight=niqe_weight,
-                    model=model,
-                    warmup=warmup,
-                    mode=niqe_mode,
-                    hinge=hinge,
-                    output_fn=output_fn,
-                )
-            )
-        parts.append(DriftPenalty(value_range=value_range, weight=check_weight("drift_weight", drift_weight)))
-        self.parts = nn.ModuleDict({part.name: part for part in parts})
+            self.parts["niqe"] = NIQETerm(model=model, warmup=warmup, mode=niqe_mode, hinge=hinge)
+        self.parts["drift"] = DriftTerm()
 
     def is_off(self) -> bool:
-        return all(part.is_off() for part in self._penalties())
+        return not any(self.weights.values())
 
     def total(self, shared: CriticPass) -> Tensor:
         total: Tensor | None = None
-        self.terms = {}
-        for part in self._penalties():
-            if not part.is_off():
-                value = part.term(shared)
-                self.terms[part.name] = value.detach()
-                total = part.weight * value if total is None else torch.add(total, value, alpha=part.weight)
-        self.terms.update(shared.log)
-        if total is None:
-            raise ValueError("every part is switched off")
-        return total
+        terms: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            value = part.term(shared) if self.weights[name] else None
+            if value is not None:
+                terms[name] = value.detach()
+                total = self.weights[name] * value if total is None else total.add(value, alpha=self.weights[name])
+        publish(self, terms | shared.log)
+        return shared.zero() if total is None else total
 
     def run_state(self) -> dict[str, Any]:
-        return {**super().run_state(), "parts": {part.name: part.run_state() for part in self._penalties()}}
+        return {**super().run_state(), "parts": {name: part.run_state() for name, part in self.parts.items()}}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         super().load_run_state(state)
         saved = set(state.get("parts", {}))
         if saved != set(self.parts):
             raise ValueError(f"this is the state of a penalty with the terms {sorted(saved)}, not {sorted(self.parts)}")
-        for part in self._penalties():
-            part.load_run_state(state["parts"][part.name])
+        for name, part in self.parts.items():
+            part.load_run_state(state["parts"][name])
 
-    def _penalties(self) -> list[Any]:
-        return list(self.parts.values())
+    def extra_repr(self) -> str:
+        return f"{', '.join(f'{name}={weight:g}' for name, weight in self.weights.items())}, {super().extra_repr()}"

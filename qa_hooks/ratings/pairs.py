@@ -39,7 +39,7 @@ def read_pairs(path: str | Path) -> Pairs:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    pairs, broken = Pairs([], [], torch.empty(0)), []
+    pairs, broken = Pairs([], [], torch.empty(0, device="cpu", dtype=torch.float32)), []
     labels: list[float] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
@@ -63,7 +63,7 @@ def read_pairs(path: str | Path) -> Pairs:
         raise ValueError(f"{path} has {len(broken)} broken lines: {'; '.join(broken[:SHOWN])}{more}")
     if not labels:
         raise ValueError(f"{path} holds no pairs")
-    return pairs._replace(labels=torch.tensor(labels))
+    return pairs._replace(labels=torch.tensor(labels, device="cpu", dtype=torch.float32))
 
 
 def _read_row(row: dict[str, str | None], folder: Path) -> tuple[Path, Path, float]:

@@ -1,4 +1,4 @@
-"""May a score be a reward, and is it being fooled: checks before training, and the rule of the alarms during it."""
+"""Whether a score can be a reward (checks before training), and whether it is exploited (alarms during training)."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""When a run exploits its reward: which of what `reward_measures` tells of its images makes an alarm together.
+"""When a run exploits its reward: which measurements of its images (`rewards.measures`) together make an alarm.
 
 No single number will do. In toy runs held-out scores *rose* while the fidelity collapsed, precision and inception score
 rose while the diversity fell, and an honest run may pass one limit for a while. So each measurement has a limit, and
@@ -111,7 +111,7 @@ class Levels:
     level: Values
     width: Values
     deviation: Values
-    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False)
+    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float32, device="cpu"), repr=False)
     source: str = "real"
 
     @classmethod
@@ -137,13 +137,15 @@ class Levels:
         level = {key: float(row.mean()) for key, row in single.items()}
         width = {key: float(row.quantile(ODD)) - level[key] for key, row in single.items()}
         size = max(min(n, count // 2), NEIGHBOURS + 1)
-        looks = [torch.randperm(count, generator=torch.Generator().manual_seed(i)) for i in range(SUBSETS)]
+        looks = [
+            torch.randperm(count, generator=torch.Generator().manual_seed(i), device="cpu") for i in range(SUBSETS)
+        ]
         sets = {
             "spread": [mean_distance(features[look[:size]]) for look in looks],
             "recall": [_recall(features[look[size:]], features[look[:size]]) for look in looks[: SUBSETS // 5]],
         }
         for key, values in sets.items():
-            found = torch.tensor(values)
+            found = torch.tensor(values, dtype=torch.float32, device="cpu")
             level[key] = float(found.mean())
             width[key] = level[key] - float(found.quantile(1 - ODD))
         return cls(level, width, {key: float(row.std()) for key, row in single.items()}, features, source)

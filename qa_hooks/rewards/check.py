@@ -67,7 +67,7 @@ class NoGradientError(ValueError):
 
 
 def score_gradients(scorer: Scorer, images: Tensor, **inputs: Any) -> Tensor:
-    """What each score feels of each image: `(N scores, N images, C, H, W)`, by one forward and N backward passes.
+    """The gradient of each score at each image: `(N scores, N images, C, H, W)`, by one forward and N backward passes.
 
     Raises:
         NoGradientError: the scores do not depend on the images in autograd's eyes, or its backward pass fails.
@@ -86,7 +86,7 @@ def score_gradients(scorer: Scorer, images: Tensor, **inputs: Any) -> Tensor:
 
 
 def reward_fault(gradients: Tensor) -> str:
-    """What is wrong with `score_gradients`, or nothing."""
+    """The fault of `score_gradients` in words, "" if there is none."""
     if not bool(gradients.isfinite().all()):
         return "its gradient holds NaN or infinite values"
     norms = gradients.flatten(2).norm(dim=2).cpu()
@@ -112,18 +112,18 @@ def trial(scorer: Scorer, count: int, side: int, *, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     clean = dead_leaves(count, side, generator=generator)
     images = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
-    device = device_of(scorer)
-    return in_range(images, scorer.value_range).to(device), inputs_for(scorer, clean.to(device))
+    device = scorer.device or torch.device("cpu")
+    return from_unit(images, scorer.value_range).to(device), inputs_for(scorer, clean.to(device))
 
 
 def inputs_for(scorer: Scorer, clean: Tensor) -> dict[str, Any]:
     """The inputs that a scorer needs beside images that came from `clean` `(N, C, H, W)` in [0, 1]."""
-    available = {"reference": in_range(clean, scorer.value_range), "prompt": ["a photograph"] * len(clean)}
+    available = {"reference": from_unit(clean, scorer.value_range), "prompt": ["a photograph"] * len(clean)}
     return {name: available[name] for name in scorer.inputs}
 
 
-def in_range(images: Tensor, value_range: Range) -> Tensor:
-    """[0, 1] -> the declared range."""
+def from_unit(images: Tensor, value_range: Range) -> Tensor:
+    """Images in [0, 1], mapped to the declared range: the inverse of `to_unit`."""
     low, high = value_range
     return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
@@ -140,14 +140,6 @@ def pair_of(images: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, A
     if prompt is not None:
         out["prompt"] = (list(prompt) * 2)[:2]
     return pairs["images"], out
-
-
-def device_of(scorer: Scorer) -> torch.device:
-    """Where a scorer's own or frozen tensors are; the CPU when it has none."""
-    owners = [scorer, *scorer._frozen]
-    tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in owners)
-    first = next(tensors, None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _smallest(scorer: Scorer) -> tuple[Tensor, dict[str, Any]]:

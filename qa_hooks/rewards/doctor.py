@@ -16,25 +16,15 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.isolation import isolated
+from qa_hooks.drawing.tables import text_table
 from qa_hooks.functional.degradations import dead_leaves, degrade
 from qa_hooks.images import as_tensor, check_images, list_images, load_image, to_unit
-from qa_hooks.rewards.check import device_of
 from qa_hooks.rewards.doctor_checks import CHECKS, run_check
 from qa_hooks.rewards.doctor_subject import Outcome, Subject, smallest_side
 from qa_hooks.scorers.catalogue import SPECS
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
 REWARD, MONITOR, BROKEN = "usable as a reward", "monitor only", "broken"
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One row: the check, "pass", "warn", "fail" or "skip", what was measured, and the threshold."""
-
-    check: str
-    verdict: str
-    measured: str
-    threshold: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +35,15 @@ class Diagnosis:
         scorer: its name.
         findings: one for each check.
         verdict: "usable as a reward", "monitor only" or "broken".
-        reasons: the checks that decided it.
+        reasons: the checks that decided it; of one that is usable as a reward those that warn.
     """
 
     scorer: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Outcome, ...]
     verdict: str
     reasons: tuple[str, ...]
 
-    def __getitem__(self, check: str) -> Finding:
+    def __getitem__(self, check: str) -> Outcome:
         return next(finding for finding in self.findings if finding.check == check)
 
     def failed(self) -> list[str]:
@@ -62,17 +52,17 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self)
+        findings = [{"check": finding.check, **finding._asdict()} for finding in self.findings]
+        return {"scorer": self.scorer, "findings": findings, "verdict": self.verdict, "reasons": self.reasons}
 
     def __str__(self) -> str:
         rows = [("", "check", "measured", "threshold")]
-        rows += [(f.verdict.upper() if f.verdict == "fail" else f.verdict, *_cells(f)) for f in self.findings]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        reason = f" ({', '.join(self.reasons)})" if self.reasons else ""
-        warned = [finding.check for finding in self.findings if finding.verdict == "warn"]
-        warning = [f"{self.scorer}: mind the {', '.join(warned)}"] if warned else []
-        return "\n".join([*table, "", *warning, f"{self.scorer}: {self.verdict}{reason}"])
+        for found in self.findings:
+            verdict = found.verdict.upper() if found.verdict == "fail" else found.verdict
+            rows.append((verdict, found.check, found.measured, found.threshold))
+        reasons = ", ".join(self.reasons)
+        why = f", but mind the {reasons}" if self.verdict == REWARD else f" ({reasons})"
+        return f"{text_table(rows, numbers=False)}\n\n{self.scorer}: {self.verdict}{why if reasons else ''}"
 
 
 def diagnose(
@@ -102,11 +92,10 @@ def diagnose(
     """
     from tqdm import tqdm
 
-    if not isinstance(scorer, Scorer):
-        raise TypeError(f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}; see create_scorer")
+    check_is_scorer(scorer)
     given = None if images is None else _given(images, scorer)
     with isolated(), torch.inference_mode(False), torch.enable_grad():
-        device = device_of(scorer)
+        device = scorer.device or torch.device("cpu")
         channels = 3 if given is None else given.shape[1]
 
         def draw(side: int) -> Tensor:
@@ -115,27 +104,28 @@ def diagnose(
 
         minimum, refusal = smallest_side(scorer, draw)
         if not minimum:
-            finding = Finding("minimum size", "fail", f"no size is scored: {refusal}"[:160], f"<= {size} px")
-            return Diagnosis(scorer.name, (finding,), BROKEN, ("minimum size",))
+            outcome = Outcome("fail", f"no size is scored: {refusal}"[:160], f"<= {size} px", "minimum size")
+            return Diagnosis(scorer.name, (outcome,), BROKEN, (outcome.check,))
         clean = draw(max(size, minimum)) if given is None else given.to(device)
         generator = torch.Generator().manual_seed(0)
         trial = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
         asked = size if given is None else min(clean.shape[-2:])
         subject = Subject(scorer, clean, trial, minimum, asked, licence or licence_of(scorer))
-        outcomes: dict[str, Outcome] = {}
+        findings: list[Outcome] = []
         bar = tqdm(CHECKS, disable=None if progress else True, leave=False)
         for check in bar:
             bar.set_description(f"{scorer.name}: {check.name}")
-            outcomes[check.name] = run_check(check, subject)
-    failed = [check for check in CHECKS if outcomes[check.name].verdict == "fail"]
+            findings.append(run_check(check, subject))
+    failed = [check for check, found in zip(CHECKS, findings, strict=True) if found.verdict == "fail"]
     spoiled = [check for check in failed if check.spoils_scores]
     verdict = BROKEN if spoiled else MONITOR if failed else REWARD
-    findings = tuple(Finding(name, *outcome) for name, outcome in outcomes.items())
-    return Diagnosis(scorer.name, findings, verdict, tuple(check.name for check in spoiled or failed))
+    warned = tuple(finding.check for finding in findings if finding.verdict == "warn")
+    reasons = tuple(check.name for check in spoiled or failed)
+    return Diagnosis(scorer.name, tuple(findings), verdict, reasons or warned)
 
 
 def licence_of(scorer: Scorer) -> str:
-    """An adapter's own word, or that of the table of scorers."""
+    """The licence that the scorer states, otherwise the licence in the table of scorers."""
     stated = getattr(scorer, "licence", None)
     known = next((entry.licence for entry in SPECS.values() if entry.cls == type(scorer).__name__), "unknown")
     return stated if isinstance(stated, str) else known
@@ -163,7 +153,3 @@ def _given(images: Any, scorer: Scorer) -> Tensor:
     if len(pictures) < 2:
         raise ValueError("the doctor needs two images or more, to see whether they disturb each other; got 1")
     return to_unit(pictures[:2].detach().clone(), scorer.value_range).float()
-
-
-def _cells(finding: Finding) -> tuple[str, str, str]:
-    return finding.check, finding.measured, finding.threshold

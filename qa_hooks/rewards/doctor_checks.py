@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.degradations import LEVELS, degrade
-from qa_hooks.rewards.check import in_range, inputs_for
+from qa_hooks.rewards.check import from_unit, inputs_for
 from qa_hooks.rewards.doctor_gradients import cross_talk, finite_differences, gradient, hackability
 from qa_hooks.rewards.doctor_subject import REFUSALS, Outcome, Subject, measure_cost
+
+CHANCE = 0.6  # share of the pairs in the right order that a coin may well reach
 
 
 def minimum_size(subject: Subject) -> Outcome:
@@ -23,7 +25,7 @@ def minimum_size(subject: Subject) -> Outcome:
 
 
 def determinism(subject: Subject) -> Outcome:
-    """Two calls, one answer."""
+    """Two calls with the same images give the same scores."""
     with torch.no_grad():
         gap = _gap(subject.goodness(subject.images), subject.goodness(subject.images))
     return _graded(gap, "difference", 1e-6, 1e-2)
@@ -58,15 +60,21 @@ def batch_independence(subject: Subject) -> Outcome:
     return _graded(gap, "difference", 1e-4, 1e-2)
 
 
+def direction(subject: Subject) -> Outcome:
+    """The worst pictures score below the clean ones, by one kind of damage at least."""
+    ends = [kind for kind, levels in subject.ladders.items() if levels[0] > levels[-1]]
+    return Outcome("pass" if ends else "fail", f"of {len(ends)} of {len(subject.ladders)} kinds", "1 or more")
+
+
 def order(subject: Subject) -> Outcome:
-    """Worse pictures score worse: blur, noise and JPEG."""
+    """Worse pictures score worse, of each kind: blur, noise and JPEG. A coin has half of the pairs right."""
     right = {
         kind: sum(a > b for i, a in enumerate(levels) for b in levels[i + 1 :])
         for kind, levels in subject.ladders.items()
     }
     pairs = LEVELS * (LEVELS - 1) // 2
-    ends = sum(levels[0] > levels[-1] for levels in subject.ladders.values())
-    verdict = "fail" if ends == 0 else "pass" if min(right.values()) >= pairs - 1 else "warn"
+    worst = min(right.values())
+    verdict = "pass" if worst >= pairs - 1 else "warn" if worst > CHANCE * pairs else "fail"
     measured = ", ".join(f"{kind} {count}/{pairs}" for kind, count in right.items())
     return Outcome(verdict, measured, f">= {pairs - 1}/{pairs} each")
 
@@ -88,8 +96,8 @@ def flat_images(subject: Subject) -> Outcome:
 
 def bfloat16(subject: Subject) -> Outcome:
     """Under autocast and with bfloat16 images as with float32 ones of the same values."""
-    rounded = in_range(subject.images, subject.scorer.value_range).bfloat16()
-    clean = in_range(subject.clean, subject.scorer.value_range).bfloat16()
+    rounded = from_unit(subject.images, subject.scorer.value_range).bfloat16()
+    clean = from_unit(subject.clean, subject.scorer.value_range).bfloat16()
     device = rounded.device.type
     gaps = []
     with torch.no_grad():
@@ -114,7 +122,7 @@ def cost(subject: Subject) -> Outcome:
 
 
 def licence(subject: Subject) -> Outcome:
-    """Of the code; weights can have their own."""
+    """The licence of the code; weights can have another."""
     restricted = "noncommercial" in subject.licence.lower().replace("-", "").replace(" ", "")
     verdict = "warn" if restricted or subject.licence in ("unknown", "see the library") else "pass"
     return Outcome(verdict, subject.licence, "known, without restriction")
@@ -146,7 +154,8 @@ CHECKS: tuple[Check, ...] = (
     Check("determinism", determinism, spoils_scores=True),
     Check("each image reacts", reaction, spoils_scores=True),
     Check("batch independence", batch_independence, spoils_scores=True),
-    Check("order of degradations", order, spoils_scores=True),
+    Check("direction", direction, spoils_scores=True),
+    Check("order of degradations", order),
     Check("gradient", gradient),
     Check("gradient cross-talk", cross_talk, needs_gradient=True),
     Check("finite differences", finite_differences, needs_gradient=True),
@@ -162,8 +171,8 @@ def run_check(check: Check, subject: Subject) -> Outcome:
     """One check; an error inside is a failure that carries its message."""
     try:
         if check.needs_gradient and not (subject.scorer.differentiable and isinstance(subject.gradients, Tensor)):
-            return Outcome("skip", "there is no gradient", "-")
+            return Outcome("skip", "there is no gradient", "-", check.name)
         outcome = check.run(subject)
     except REFUSALS as error:
         outcome = Outcome("fail", f"{type(error).__name__}: {error}", "runs")
-    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100))
+    return outcome._replace(measured=textwrap.shorten(outcome.measured, 100), check=check.name)

@@ -84,7 +84,7 @@ def hackability(subject: Subject) -> Outcome:
     lost = _psnr(subject.images, subject.clean) - _psnr(images, subject.clean)
     spans = gained / subject.span if subject.span > 0 else math.inf
     rate = f"{gained / lost:.3g} per dB" if lost > 0 else "no PSNR lost"
-    verdict = "warn" if lost > 0 and spans > 1 else "pass"
+    verdict = "fail" if lost > 0 and spans > 1 else "pass"
     measured = f"{gained:+.3g} ({spans:.2g} spans) for {lost:.1f} dB in {steps} steps: {rate}"
     return Outcome(verdict, measured, "<= 1 span of the ladders")
 

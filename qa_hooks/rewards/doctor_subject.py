@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.degradations import LEVELS, degrade
-from qa_hooks.rewards.check import NoGradientError, in_range, inputs_for, score_gradients
+from qa_hooks.rewards.check import NoGradientError, from_unit, inputs_for, score_gradients
 from qa_hooks.scorers.scorer import Scorer
 
 SIDES = (8, 16, 32, 48, 64, 96, 128, 161, 192, 224, 256, 384, 512)
@@ -21,11 +21,19 @@ REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, AssertionError, Ari
 
 
 class Outcome(NamedTuple):
-    """Of one check: "pass", "warn", "fail" or "skip"; what was measured; what would have been good."""
+    """What one check says.
+
+    Attributes:
+        verdict: "pass", "warn", "fail" or "skip".
+        measured: what was measured, in words.
+        threshold: what would have been good.
+        check: the name of the check.
+    """
 
     verdict: str
     measured: str
     threshold: str
+    check: str = ""
 
 
 @dataclasses.dataclass
@@ -51,10 +59,10 @@ class Subject:
     def goodness(self, images: Tensor, clean: Tensor | None = None) -> Tensor:
         """`(N,)` for images in [0, 1]; `clean` are their references."""
         inputs = inputs_for(self.scorer, self.clean if clean is None else clean)
-        return self.scorer.goodness(in_range(images, self.scorer.value_range), **inputs)
+        return self.scorer.goodness(from_unit(images, self.scorer.value_range), **inputs)
 
     def gradient(self, images: Tensor) -> Tensor:
-        """Of each image's goodness at its own pixels, `(N, C, H, W)`, images in [0, 1]."""
+        """The gradient of each image's goodness at its own pixels, `(N, C, H, W)`, images in [0, 1]."""
         images = images.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.goodness(images).sum(), images)
         return gradient
@@ -63,7 +71,7 @@ class Subject:
     def gradients(self) -> Tensor | NoGradientError:
         """`score_gradients` of `images`, or why there are none."""
         try:
-            images = in_range(self.images, self.scorer.value_range)
+            images = from_unit(self.images, self.scorer.value_range)
             return score_gradients(self.scorer, images, **inputs_for(self.scorer, self.clean))
         except NoGradientError as error:
             return error
@@ -96,7 +104,7 @@ def smallest_side(scorer: Scorer, clean: Callable[[int], Tensor]) -> tuple[int, 
         pictures = clean(side)
         try:
             with torch.no_grad():
-                scores = scorer(in_range(pictures, scorer.value_range), **inputs_for(scorer, pictures))
+                scores = scorer(from_unit(pictures, scorer.value_range), **inputs_for(scorer, pictures))
         except REFUSALS as error:
             refusal = str(error)
             continue

@@ -1,4 +1,4 @@
-"""What images tell of an exploited reward: each alone, against what they were before, and as a set."""
+"""Measurements that betray an exploited reward: of each image, of its change against the base, and of the set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = dict[str, Tensor]  # one row for each image: (n,) by what is measured, an
 
 
 def measure_images(images: Tensor, extractor: nn.Module) -> Rows:
-    """What images alone tell.
+    """Measurements of images that need no other images.
 
     Args:
         images: `(N, C, H, W)` in [0, 1]; what is not finite is counted and taken as 0.
@@ -51,7 +51,7 @@ def measure_images(images: Tensor, extractor: nn.Module) -> Rows:
 
 
 def measure_change(images: Tensor, base: Tensor, features: Tensor, base_features: Tensor) -> Rows:
-    """What has changed against the base model's images of the same inputs, or those of the run's first look.
+    """Measurements of the change against the base model's images of the same inputs, or against the run's first look.
 
     Args:
         images, base: `(N, C, H, W)` in [0, 1], pairs.

@@ -20,8 +20,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks.images import as_tensor
-from qa_hooks.scorers.score_source import device_of
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
 RewardFn = Callable[..., tuple[Tensor, dict[str, Any]]]
 
@@ -51,11 +50,7 @@ def as_reward_fn(scorer: Scorer, *, batch_size: int = 64) -> RewardFn:
         >>> as_reward_fn(bright)(torch.full((2, 3, 8, 8), 0.25), ["a cat", "a dog"], [{}, {}])
         (tensor([0.2500, 0.2500]), {})
     """
-    if not isinstance(scorer, Scorer):
-        raise TypeError(
-            f"scorer must be a qa_hooks Scorer, got {type(scorer).__name__}; "
-            "wrap a function as FunctionScorer(fn, name=..., higher_is_better=...)"
-        )
+    check_is_scorer(scorer)
     if "reference" in scorer.inputs:
         raise ValueError(f"{scorer.name} compares with a reference, and generated images have none")
     check_count("batch_size", batch_size)
@@ -70,7 +65,7 @@ def as_reward_fn(scorer: Scorer, *, batch_size: int = 64) -> RewardFn:
             raise ValueError(f"{scorer.name} needs {len(batch)} prompts, one for each image, got {got}")
         parts = []
         with _room():
-            device = device_of(scorer) or batch.device
+            device = scorer.device or batch.device
             for first in range(0, len(batch), batch_size):
                 rows = slice(first, first + batch_size)
                 inputs = {"prompt": list(prompts[rows])} if takes_prompts and prompts is not None else {}

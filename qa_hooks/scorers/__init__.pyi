@@ -3,6 +3,7 @@ from .create import create_scorer as create_scorer
 from .full_reference import MSSSIM as MSSSIM
 from .full_reference import PSNR as PSNR
 from .full_reference import SSIM as SSIM
+from .function_scorer import FunctionScorer as FunctionScorer
 from .giqa.gmm import GMMScorer as GMMScorer
 from .giqa.knn import KNNScorer as KNNScorer
 from .giqa.snapshot import BCScorer as BCScorer
@@ -13,5 +14,4 @@ from .loading import load_scorer as load_scorer
 from .niqe.model import NaturalnessModel as NaturalnessModel
 from .niqe.scorer import NIQE as NIQE
 from .rank.scorer import RankScorer as RankScorer
-from .scorer import FunctionScorer as FunctionScorer
 from .scorer import Scorer as Scorer

@@ -12,6 +12,13 @@ from torch import Tensor
 
 METHODS = ("ecdf", "minmax", "sigmoid")
 ECDF_POINTS = 1001
+QUANTILES = (0.001, 0.25, 0.5, 0.75, 0.999)  # of "minmax" and "sigmoid"
+
+
+def check_method(method: str | None) -> None:
+    """`ValueError` unless it is the name of a calibration, or None for none."""
+    if method is not None and method not in METHODS:
+        raise ValueError(f"calibration must be one of {METHODS} or None, got {method!r}")
 
 
 class Calibration:
@@ -31,6 +38,11 @@ class Calibration:
     def __init__(self, method: str, points: Tensor) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        count = points.numel()
+        if points.ndim != 1 or not (2 <= count <= ECDF_POINTS if method == "ecdf" else count == len(QUANTILES)):
+            raise ValueError(f"the points of an {method} calibration cannot have the shape {tuple(points.shape)}")
+        if not points.is_floating_point() or not bool(points.isfinite().all() and (points.diff() >= 0).all()):
+            raise ValueError("the points of a calibration must be finite and ascend")
         self.method = method
         self.points = points
 
@@ -43,9 +55,9 @@ class Calibration:
         if not bool(torch.isfinite(values).all()):
             raise ValueError("goodness holds non-finite values")
         if method == "ecdf":
-            shares = torch.linspace(0, 1, min(ECDF_POINTS, values.numel()), dtype=torch.float64)
+            shares = torch.linspace(0, 1, min(ECDF_POINTS, values.numel()), dtype=torch.float64, device="cpu")
         else:
-            shares = torch.tensor([0.001, 0.25, 0.5, 0.75, 0.999], dtype=torch.float64)
+            shares = torch.tensor(QUANTILES, dtype=torch.float64, device="cpu")
         points = (
             torch.quantile(values, shares)
             if values.numel() < 1_000_000

@@ -26,6 +26,7 @@ class FullReferenceScorer(Scorer):
     """
 
     inputs = frozenset({"reference"})
+    keeps_float64 = True
 
     def __init__(self, *, crop_border: int = 0, channel: str = "rgb", value_range: Range = (0.0, 1.0)) -> None:
         super().__init__(value_range=value_range)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import check_size
 from qa_hooks._base.files import read_safetensors
+from qa_hooks._base.headers import parse_header
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.catalogue import SAVED, SPECS
 from qa_hooks.scorers.saving import FORMAT
-from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.scorers.scorer import OTHER_SIZES, Scorer
 
 NATURALNESS = "qa_hooks.naturalness"
+BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # what a bad file leads to
 
 
 def load_scorer(
@@ -25,21 +27,27 @@ def load_scorer(
     value_range: Range = (0.0, 1.0),
     *,
     extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
+    other_sizes: str = "warn",
 ) -> Scorer:
     """Read a scorer that `save` wrote, or a NIQE model that `qa-hooks fit niqe` wrote.
+
+    Nothing is downloaded: a feature network that is not on this machine yet is refused by name. Sizes and numbers in
+    the file are checked before anything is made of them.
 
     Args:
         path: the file.
         value_range: what the numbers of the images mean.
         extractor: for scorers fitted in features of a network of yours; for others it may stand in for the one that
             the file names. Its fingerprint must be the file's.
+        other_sizes: "warn", "raise" or "resize": what becomes of images that have another size than all of those that
+            the scorer was fitted on.
 
     Raises:
         ValueError: not such a file, or a broken one; the message names it.
     """
     tensors, metadata = read_safetensors(path, "is not a whole safetensors file")
     try:
-        header = json.loads(metadata.get("scorer", "null"))
+        header = parse_header(metadata.get("scorer", "null"))
     except ValueError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") == NATURALNESS:
@@ -54,8 +62,13 @@ def load_scorer(
         scorer = _rebuilt(SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
         if header.get("calibration"):
             scorer.calibration = Calibration(header["calibration"], tensors["calibration.points"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        if header.get("size") is not None:
+            scorer.fitted_size = check_size(header["size"])
+    except BROKEN as error:
         raise ValueError(f"{path} does not fit {header['class']}: {error}") from error
+    if other_sizes not in OTHER_SIZES:
+        raise ValueError(f"other_sizes must be one of {OTHER_SIZES}, got {other_sizes!r}")
+    scorer.other_sizes = other_sizes
     return scorer
 
 

@@ -21,5 +21,7 @@ def save_scorer(scorer: Any, path: str | Path) -> None:
     if calibration is not None:
         header["calibration"] = calibration.method
         tensors["calibration.points"] = calibration.points
+    if scorer.fitted_size is not None:
+        header["size"] = list(scorer.fitted_size)
     check_writable(Path(path).parent, name="path")
     write_safetensors(path, tensors, {"format": FORMAT, "version": "1", "scorer": json.dumps(header)})

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.frozen import KeepsFrozen, moves_only
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks._base.isolation import modules_of
 from qa_hooks.images import Range, RangeGuard, as_tensor, check_images, check_pair, check_range, to_unit
 from qa_hooks.scorers.calibration import Calibration
 
-INPUTS = frozenset({"reference", "prompt"})
+OTHER_SIZES = ("warn", "raise", "resize")
 
 
 class Scorer(KeepsFrozen):
     """Images in, one raw score per image out, in the direction in which the metric was published.
 
     A subclass states the facts below and writes `score`, which sees float32 images mapped to [0, 1], outside autocast.
-    Scorers stay in eval mode and in their own precision whatever a parent module does, and put nothing into its
-    checkpoint: constants are buffers with `persistent=False`, networks are taken along with `self.keep(net)`.
+    Scorers stay in eval mode and in their own precision whatever a parent module does. They put nothing into the
+    parent's checkpoint: register constants as buffers with `persistent=False`, and write `self.network =
+    self.keep(network)` for a network.
 
     Attributes:
         name: the tag in TensorBoard and the key in tables. Famous names only for canonical values.
@@ -34,6 +36,11 @@ class Scorer(KeepsFrozen):
         inputs: which of "reference" and "prompt" it needs besides the images.
         differentiable: whether a usable gradient reaches the images.
         value_range: what the numbers of incoming images mean; not saved.
+        calibration: the map to [0, 1], if one has been fitted; saved with the scorer.
+        fitted_size: (height, width) of the images that it was fitted on; saved. Set only if all images had one size and
+            scores depend on size.
+        other_sizes: what happens to images of another size, whose scores could not be compared: "warn" scores them and
+            says so once, "raise" refuses them, "resize" brings them to `fitted_size`.
 
     Example:
         >>> class Brightness(Scorer):
@@ -49,11 +56,15 @@ class Scorer(KeepsFrozen):
     score_range: Range | None = None
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
+    keeps_float64: bool = False  # `score` also accepts float64; set for our own metrics
+    fitted_size: tuple[int, int] | None = None
+    other_sizes: str = "warn"
 
     def __init__(self, *, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__()
         self.value_range = check_range(value_range)
-        self._calibration: list[Calibration] = []  # a list, so that it is in no checkpoint of a parent
+        self.calibration: Calibration | None = None
+        self._said_size = False
         self._guard = RangeGuard(self.value_range)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
@@ -86,8 +97,14 @@ class Scorer(KeepsFrozen):
         self._guard(data=checked, predictions={"images": images})
         if "prompt" in inputs and (isinstance(prompt, str) or len(prompt) != images.shape[0]):
             raise ValueError(f"prompt must be a list of {images.shape[0]} strings, one for each image")
+        version = None if images.is_inference() else images._version
         with torch.autocast(images.device.type, enabled=False):
             scores = self.score(self._to_unit(images), **inputs)
+        if version is not None and images._version != version:
+            raise ValueError(
+                f"{self.name} has changed the images that it was given, in place: write it so that it makes new ones "
+                "(x * 2 for x.mul_(2)), or let it begin with images = images.clone()"
+            )
         if scores.numel() != images.shape[0]:
             raise ValueError(
                 f"{self.name} must give one score per image: {images.shape[0]} images, {tuple(scores.shape)}"
@@ -98,6 +115,11 @@ class Scorer(KeepsFrozen):
         """`(N,)`: the raw score or its negative, so that higher is always better."""
         scores: Tensor = self(images, **inputs)
         return scores if self.higher_is_better else -scores
+
+    @property
+    def size_asked_for(self) -> tuple[int, int] | None:
+        """What images are brought to before features are taken; None where they stay as they are."""
+        return self.fitted_size if self.other_sizes == "resize" else None
 
     def fit_calibration(self, goodness: Tensor, *, method: str = "ecdf") -> Scorer:
         """Fit the map to [0, 1] once, on the goodness of held-out real images; it is saved with the scorer.
@@ -110,13 +132,14 @@ class Scorer(KeepsFrozen):
         return self
 
     @property
-    def calibration(self) -> Calibration | None:
-        """The map to [0, 1], when one has been fitted."""
-        return self._calibration[0] if self._calibration else None
-
-    @calibration.setter
-    def calibration(self, calibration: Calibration) -> None:
-        self._calibration = [calibration]
+    def device(self) -> torch.device | None:
+        """Where its tensors and its networks are, and so where images have to be; None when it has neither."""
+        for module in (self, *self._frozen):
+            if module is not self and isinstance(module, Scorer):
+                return module.device
+            for tensor in chain(module.buffers(), module.parameters()):
+                return tensor.device
+        return None
 
     def calibrated(self) -> Scorer:
         """This scorer mapped to [0, 1], higher better, by the calibration fitted and saved with it.
@@ -144,7 +167,7 @@ class Scorer(KeepsFrozen):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of all that `save` would write; of a Python function only its name is known."""
+        """16 hexadecimal digits of all that `save` would write; Python functions count only by name."""
         facts = [type(self).__name__, self.name, self.options()]
         parts: list[str | Tensor] = [part for pair in sorted(self.tensors().items()) for part in pair]
         if self.calibration is not None:
@@ -178,7 +201,31 @@ class Scorer(KeepsFrozen):
         return self
 
     def _to_unit(self, images: Tensor) -> Tensor:
-        return to_unit(images if images.dtype in (torch.uint8, torch.float64) else images.float(), self.value_range)
+        as_it_is = images.dtype == torch.uint8 or (images.dtype == torch.float64 and self.keeps_float64)
+        return to_unit(images if as_it_is else images.float(), self.value_range)
+
+    def _at_fitted_size(self, images: Tensor) -> Tensor:
+        odd = self._other_size((images.shape[2], images.shape[3]))
+        if not odd:
+            return images
+        if self.other_sizes == "resize" and self.fitted_size is not None:
+            return F.interpolate(images, self.fitted_size, mode="bilinear", antialias=True)
+        if self.other_sizes == "raise":
+            raise ValueError(odd)
+        if not self._said_size:
+            self._said_size = True
+            warn(odd)
+        return images
+
+    def _other_size(self, size: tuple[int, int] | None) -> str:
+        """What to say of images of this size; nothing where it is the fitted one, or either is unknown."""
+        if size is None or self.fitted_size is None or size == self.fitted_size:
+            return ""
+        own, other = (f"{height} x {width}" for height, width in (self.fitted_size, size))
+        return (
+            f"{self.name} was fitted on images of the size {own}: scores of {other} cannot be compared with theirs; "
+            'other_sizes="resize" (of the scorer, or of load_scorer) resizes images first'
+        )
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -190,31 +237,47 @@ class Scorer(KeepsFrozen):
                 )
 
 
+def check_is_scorer(value: Any, name: str = "scorer") -> Scorer:
+    """The value itself; `TypeError` unless it is a `Scorer`."""
+    if not isinstance(value, Scorer):
+        raise TypeError(
+            f"{name} must be a qa_hooks Scorer, got {type(value).__name__}; take one of create_scorer(name), or wrap a "
+            "function as FunctionScorer(fn, name=..., higher_is_better=...)"
+        )
+    return value
+
+
+def common_range(scorers: Iterable[Scorer], value_range: Range | None = None) -> Range:
+    """The one range that all these scorers and `value_range` declare; (0, 1) if there are none.
+
+    Raises:
+        ValueError: they declare several ranges.
+    """
+    ranges = {scorer.value_range for scorer in scorers} | ({check_range(value_range)} if value_range else set())
+    if len(ranges) > 1:
+        raise ValueError(f"the scorers and value_range= declare different ranges, {sorted(ranges)}: make them agree")
+    return ranges.pop() if ranges else (0.0, 1.0)
+
+
 class CalibratedScorer(Scorer):
     """A scorer followed by its calibration: [0, 1], higher is better. Made by `Scorer.calibrated()`."""
 
     score_range = (0.0, 1.0)
     higher_is_better = True
+    calibration: Calibration
 
     def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
         super().__init__(value_range=scorer.value_range)
-        self.keep(scorer)
-        self._calibration = [calibration]
+        self.scorer, self.calibration = self.keep(scorer), calibration
         self.name, self.inputs, self.differentiable = f"{scorer.name}_calibrated", scorer.inputs, scorer.differentiable
 
     def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
         """Calibrated scores `(N,)`; arguments as in `Scorer.forward`."""
-        calibrated: Tensor = self._calibration[0](self.scorer.goodness(images, reference=reference, prompt=prompt))
-        return calibrated
-
-    @property
-    def scorer(self) -> Scorer:
-        """The scorer inside."""
-        return cast(Scorer, self._frozen[0])
+        return self.calibration(self.scorer.goodness(images, reference=reference, prompt=prompt))
 
     @property
     def fingerprint(self) -> str:
-        """That of the scorer inside, and that it is calibrated."""
+        """Fingerprint of the inner scorer, marked as calibrated."""
         return fingerprint("calibrated", self.scorer.fingerprint)
 
     def calibrated(self) -> Scorer:
@@ -224,60 +287,3 @@ class CalibratedScorer(Scorer):
     def save(self, path: str | Path) -> None:
         """Write the scorer inside, with its calibration."""
         self.scorer.save(path)
-
-
-class FunctionScorer(Scorer):
-    """Any callable as a scorer: a metric of yours, a classifier's confidence, another library's function.
-
-    Args:
-        function: `(N, C, H, W)` float32 images in [0, 1] (and `reference=`, `prompt=` where `inputs` name them) ->
-        `(N,)`.
-            A module is put into eval mode and its parameters need no gradient from then on; networks that a plain
-            function calls are left as they are, so pass the module itself where you can.
-        name: the tag.
-        higher_is_better: the direction of what it returns.
-        score_range, inputs, differentiable, value_range: as in `Scorer`.
-
-    Example:
-        >>> contrast = FunctionScorer(lambda images: images.std((1, 2, 3)), name="contrast", higher_is_better=True)
-        >>> contrast(torch.zeros(2, 1, 4, 4))
-        tensor([0., 0.])
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        *,
-        name: str,
-        higher_is_better: bool,
-        score_range: Range | None = None,
-        inputs: Iterable[str] = (),
-        differentiable: bool = True,
-        value_range: Range = (0.0, 1.0),
-    ) -> None:
-        super().__init__(value_range=value_range)
-        if not callable(function):
-            raise TypeError(f"function must be callable, got {type(function).__name__}")
-        self.inputs = frozenset(inputs)
-        if not self.inputs <= INPUTS:
-            raise ValueError(f"inputs may name {sorted(INPUTS)}, got {sorted(self.inputs)}")
-        self._function = [self.keep(function) if isinstance(function, nn.Module) else function]
-        trained = [m for m in modules_of(function) if any(p.requires_grad for p in m.parameters())]
-        if differentiable and trained:
-            warnings.warn(
-                f"the function of {name!r} calls a {type(trained[0]).__name__} whose parameters need gradients: as a "
-                "loss it would give them some; pass the module itself, or freeze it with requires_grad_(False)",
-                stacklevel=2,
-            )
-        self.name, self.higher_is_better = name, higher_is_better
-        self.score_range, self.differentiable = score_range, differentiable
-
-    def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        scores = self._function[0](images, **inputs)
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"{self.name} must return a tensor (N,), got {type(scores).__name__}")
-        return scores
-
-    def save(self, path: str | Path) -> None:
-        """Refused: code cannot be saved safely."""
-        raise TypeError(f"{self.name} wraps a Python function, which cannot be saved; only qa_hooks' own scorers can")

@@ -6,40 +6,36 @@ position. A loader is not: each process brings its own part of the data.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, IterableDataset
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.containers import KEYS, is_container
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
+from qa_hooks.sources.loaders import EndWatch, check_end, unmoved, until_its_end
+from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
 
 Source = Any
-THREADS = 4
-# Pixels of a batch, 64 images of 256 x 256: larger images come in smaller batches, so that memory stays flat.
-BATCH_PIXELS = 2**22
-KEYS = ("image", "images", "pixel_values", "jpg", "png")
 
 
 def image_paths(source: Source) -> list[Path] | None:
-    """The files of a source that consists of files: a folder (sorted), one file, or a sequence of paths; else None."""
+    """The files of a source of files: a folder or a file of many (sorted), one file, a sequence of paths; else None."""
     if isinstance(source, (str, Path)):
-        return [Path(source)] if Path(source).is_file() else list_images(source)
+        path = Path(source)
+        return [path] if path.is_file() and not is_container(path) else list_images(path)
     if isinstance(source, Sequence) and len(source) and all(isinstance(item, (str, Path)) for item in source):
         return [Path(item) for item in source]
     return None
 
 
 def is_shared(source: Source) -> bool:
-    """Whether every process sees the whole of it, so that positions mean the same everywhere.
+    """Whether every process sees the whole source, so that positions mean the same on all processes.
 
     Example:
         >>> is_shared(torch.zeros(4, 3, 8, 8)), is_shared(iter([torch.zeros(4, 3, 8, 8)]))
@@ -89,12 +85,12 @@ def image_batches(
     indices: Sequence[int] | None = None,
     failures: dict[int, str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Walk through a source once, in batches of one size. A loader's own generators are put back at the end.
+    """Walk through a source once, in batches of one size. A loader or data set is not moved (`unmoved`).
 
     Args:
         source: a tensor `(N, C, H, W)`, a folder, a sequence of paths, a dataset (its items an image, or a tuple or
             mapping that holds one), or an iterable of batches such as a `DataLoader`.
-        batch_size: images at a time, fewer of large ones (`BATCH_PIXELS`); an iterable's batches stay as they are.
+        batch_size: images at a time, fewer of large ones (`fitting`); an iterable's batches stay as they are.
         indices: only these positions, for sources that have positions.
         failures: collects `{position: message}` of files that cannot be read; without it the first one raises.
 
@@ -113,31 +109,46 @@ def image_batches(
     paths = image_paths(source)
     if isinstance(source, Tensor):
         check_images("images", source, floating=False)
-        fitting = max(1, min(batch_size, BATCH_PIXELS // (source.shape[-2] * source.shape[-1])))
-        for chunk in _chunks(range(len(source)) if indices is None else indices, fitting):
-            yield chunk, source[chunk]
+        positions = list(range(len(source)) if indices is None else indices)
+        size = fitting(batch_size, *source.shape[-2:])
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size], source[positions[start : start + size]]
     elif paths is not None:
         chosen = list(range(len(paths)) if indices is None else indices)
-        yield from _windows(_from_files(paths, chosen, failures), batch_size)
+        yield from _by_size(_from_files(paths, chosen, failures), batch_size)
     elif _is_dataset(source):
-        positions = range(len(source)) if indices is None else indices
-        yield from _windows(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
-    elif isinstance(source, Iterable):
+        positions = list(range(len(source)) if indices is None else indices)
+        with unmoved(source):
+            yield from _by_size(((p, _single(p, _image_of(source[p]))) for p in positions), batch_size)
+    else:
+        check_source(source)
         if indices is not None:
             raise ValueError(
                 f"a {type(source).__name__} has no positions to choose from; give a tensor, files or a dataset"
             )
-        with _generators_put_back(source):
-            yield from _from_batches(source)
-    else:
+        with unmoved(source) as walk:
+            streamed = isinstance(walk, IterableDataset)  # its items are single images
+            yield from _by_size(_from_items(walk), batch_size) if streamed else _from_batches(walk)
+
+
+def check_source(source: Source) -> None:
+    """Refuse what holds no images, or has no end.
+
+    Raises:
+        TypeError: nothing that can be walked through, such as a function that makes a generator.
+        ValueError: no end (`check_end`).
+    """
+    if not (isinstance(source, (str, Path, Tensor, Iterable)) or _is_dataset(source)):
+        function = f"the function {source.__name__}; call it" if hasattr(source, "__name__") else type(source).__name__
         raise TypeError(
             "images must come as a tensor (N, C, H, W), a folder, a list of files, a dataset or a loader, got "
-            f"{type(source).__name__}"
+            f"{function}"
         )
+    check_end(source)
 
 
 def _is_dataset(source: Source) -> bool:
-    batched = isinstance(source, (Tensor, str, Mapping)) or hasattr(source, "batch_sampler")
+    batched = isinstance(source, (Tensor, str, Mapping, IterableDataset)) or hasattr(source, "batch_sampler")
     indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     return indexed and not batched and not (isinstance(source, Sequence) and len(source) and _is_batch(source[0]))
 
@@ -148,34 +159,9 @@ def _is_batch(value: Any) -> bool:
     return isinstance(first, Tensor) and first.ndim == 4
 
 
-def _chunks(positions: Iterable[int], size: int) -> Iterator[list[int]]:
-    chosen = list(positions)
-    for start in range(0, len(chosen), size):
-        yield chosen[start : start + size]
-
-
 def _distributed_sampler(source: Source) -> DistributedSampler[Any] | None:
     sampler = getattr(getattr(source, "batch_sampler", None), "sampler", None)
     return sampler if isinstance(sampler, DistributedSampler) else None
-
-
-def own_generators(source: Source) -> list[torch.Generator]:
-    """The random generators that a loader or its samplers own."""
-    batch_sampler = getattr(source, "batch_sampler", None)
-    owners = (source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    return [g for g in generators.values() if isinstance(g, torch.Generator)]
-
-
-@contextlib.contextmanager
-def _generators_put_back(source: Source) -> Iterator[None]:
-    """A loader's own random generators, which no global random state covers: another pass gives the same order."""
-    states = [(g, g.get_state()) for g in own_generators(source)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
 
 
 def _image_of(item: Any) -> Any:
@@ -200,68 +186,57 @@ def _single(position: int, image: Any) -> Tensor:
     return tensor
 
 
-def _windows(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+def _by_size(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
     """Single images put together by size, as many at a time as make a batch."""
-    window: dict[Any, tuple[list[int], list[Tensor]]] = {}
-    count = pixels = 0
-    for position, image in images:
-        group = window.setdefault((*image.shape, image.dtype == torch.uint8), ([], []))
-        group[0].append(position)
-        group[1].append(image)
-        count, pixels = count + 1, pixels + image.shape[-2] * image.shape[-1]
-        if count >= batch_size or pixels >= BATCH_PIXELS:
-            yield from ((chosen, torch.cat(tensors)) for chosen, tensors in window.values())
-            window, count, pixels = {}, 0, 0
-    yield from ((chosen, torch.cat(tensors)) for chosen, tensors in window.values())
+    for window in windows(images, lambda item: (1, item[1].shape[-2] * item[1].shape[-1]), batch_size):
+        for group in groups(window, lambda item: (*item[1].shape, item[1].dtype == torch.uint8)):
+            yield [position for position, _ in group], torch.cat([image for _, image in group])
 
 
 def _from_files(paths: list[Path], chosen: list[int], failures: dict[int, str] | None) -> Iterator[tuple[int, Tensor]]:
-    """Files are decoded by a few threads, a few images ahead of what is being used."""
-
-    def read(position: int) -> Tensor | Exception:
+    def read(position: int) -> tuple[int, Tensor | Exception]:
         try:
-            return load_image(paths[position])[None]
+            return position, load_image(paths[position])[None]
         except (ValueError, OSError) as error:
-            return error
+            return position, error
 
-    waiting: deque[tuple[int, Future[Tensor | Exception]]] = deque()
-    remaining = iter(chosen)
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            while True:
-                for position in itertools.islice(remaining, 2 * THREADS - len(waiting)):
-                    waiting.append((position, pool.submit(read, position)))
-                if not waiting:
-                    return
-                own, future = waiting.popleft()
-                image = future.result()
-                if isinstance(image, Tensor):
-                    yield own, image
-                elif failures is None:
-                    raise ValueError(str(image)) from image
-                else:
-                    failures[own] = str(image)
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    for position, image in read_ahead(read, chosen):
+        if isinstance(image, Tensor):
+            yield position, image
+        elif failures is None:
+            raise ValueError(str(image)) from image
+        else:
+            failures[position] = str(image)
+
+
+def _from_items(stream: Iterable[Any]) -> Iterator[tuple[int, Tensor]]:
+    look = EndWatch(stream)
+    for position, item in enumerate(stream):
+        image = look(_single(position, _image_of(item)))
+        yield position, image
+        if look.over:
+            return
 
 
 def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
     sampler = _distributed_sampler(batches)
     own = iter(sampler) if sampler is not None else itertools.count()
-    for batch in batches:
+    look = EndWatch(batches)
+    for batch in until_its_end(batches):
         images = _image_of(batch)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(
                 f"a batch must have the shape (N, C, H, W), got {tuple(images.shape)}"
                 + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
             )
-        images = as_tensor(images)
+        images = look(as_tensor(images))
         yield list(itertools.islice(own, images.shape[0])), images
+        if look.over:
+            return
 
 
 def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:
     """One warning of what `image_batches(failures=...)` gathered, with the first reason; none where it is empty."""
     if failures:
         first = next(iter(failures.values()))
-        warnings.warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
+        warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")

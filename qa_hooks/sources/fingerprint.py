@@ -12,18 +12,20 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint, tensor_bytes
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
-from qa_hooks.sources.batches import THREADS, Source, image_batches, image_paths, is_shared, own_generators
+from qa_hooks.sources.batches import Source, image_batches, image_paths, is_shared
+from qa_hooks.sources.loaders import own_generators, seed_generators, unmoved
+from qa_hooks.sources.windows import read_ahead
 
 BYTES = 16
 PART = 1 << 20  # bytes of a file in memory at a time
@@ -49,9 +51,7 @@ def data_fingerprint(source: Source, value_range: Range = (0.0, 1.0)) -> str:
     if paths is not None:
         root = Path(source) if isinstance(source, (str, Path)) and Path(source).is_dir() else _shared_folder(paths)
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-        with ThreadPoolExecutor(THREADS) as pool:
-            contents = list(pool.map(_content, paths))
-        return fingerprint(repr(list(zip(names, contents, strict=True))))
+        return fingerprint(repr(list(zip(names, read_ahead(_content, paths), strict=True))))
     tensors = (source,) if isinstance(source, Tensor) else source
     if isinstance(tensors, tuple) and tensors and all(isinstance(tensor, Tensor) for tensor in tensors):
         return fingerprint(repr(tuple(value_range)), *tensors)
@@ -68,8 +68,7 @@ def data_fingerprint(source: Source, value_range: Range = (0.0, 1.0)) -> str:
 def fixed_random(source: Source) -> Iterator[None]:
     """Random augmentation inside is the same at each pass: the room of `isolated`, with every generator seeded.
 
-    Python's, NumPy's and torch's CPU generators and those that a loader owns are put back at the end. A dataset that
-    keeps a generator of its own, or workers that live on, cannot be reached.
+    Python's, NumPy's and torch's CPU generators and those that a loader or a data set keeps are put back at the end.
 
     Example:
         >>> dataset = torch.utils.data.TensorDataset(torch.zeros(2, 1, 8, 8))
@@ -83,15 +82,9 @@ def fixed_random(source: Source) -> Iterator[None]:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed every GPU too
-        owned = own_generators(source)
-        states = [generator.get_state() for generator in owned]
-        try:
-            for generator in owned:
-                generator.manual_seed(SEED)
+        with unmoved(source):
+            seed_generators(own_generators(source), SEED)
             yield
-        finally:
-            for generator, state in zip(owned, states, strict=True):
-                generator.set_state(state)
 
 
 def _shared_folder(paths: Sequence[Path]) -> str:
@@ -102,10 +95,13 @@ def _content(path: Path) -> str:
     """The hash of a file's bytes; one that cannot be read counts as such, and whoever reads the image says why."""
     digest = hashlib.blake2b(digest_size=BYTES)
     try:
-        with path.open("rb") as file:
-            while part := file.read(PART):
-                digest.update(part)
-    except OSError as error:
+        if path.is_file():
+            with path.open("rb") as file:
+                while part := file.read(PART):
+                    digest.update(part)
+        else:
+            digest.update(member_bytes(path))
+    except (OSError, ValueError) as error:
         return type(error).__name__
     return digest.hexdigest()
 
@@ -116,4 +112,5 @@ def _sum_of_images(source: Source) -> Tensor:
     for _, images in image_batches(source):
         for image in images:
             number += int.from_bytes(hashlib.blake2b(tensor_bytes(image), digest_size=BYTES).digest(), "little")
-    return torch.tensor([list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))], dtype=torch.uint8)
+    digits = list((number % (1 << 8 * BYTES)).to_bytes(BYTES, "little"))
+    return torch.tensor([digits], dtype=torch.uint8, device="cpu")

@@ -9,13 +9,13 @@ Real images that lie where few others do are dropped: a generator of limited siz
 from __future__ import annotations
 
 import random
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.scorers.scorer import Scorer
@@ -92,7 +92,7 @@ def select_instances(
     best = report.scores[report.order[0]]
     tied = int((report.scores == best).sum())
     if tied > max(1, len(report.scores) // 10):
-        warnings.warn(
+        warn(
             f"{tied} of {len(report.scores)} images have the same best score, so among them position decides: a "
             "KNNScorer that was fitted on these very images finds each of them in its bank; use a GMMScorer"
         )

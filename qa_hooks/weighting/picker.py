@@ -29,7 +29,9 @@ NEIGHBOURS = 3  # k of precision and recall
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """What was kept, and of what. Of a loader under several processes, indices and scores are of this process's part.
+    """The kept images and their scores.
+
+    For a loader under several processes, indices and scores are of this process's part.
 
     Attributes:
         indices: `(m,)` positions of the kept images, in the order of the source.
@@ -97,15 +99,17 @@ def pick(
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise ValueError(f"keep must be a share, more than 0 and at most 1, got {keep!r}")
     shared = images is None or is_shared(images)
-    own = getattr(scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer, "extractor", None)
+    fitted = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+    own = getattr(fitted, "extractor", None)
     if extractor is None and (scores is None or real is not None):
         extractor = own
+    size = getattr(fitted, "size_asked_for", None) if extractor is own else None
     failures: dict[int, str] = {}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     value_range = scorer.value_range if scorer is not None else (0.0, 1.0)
     if features is None and extractor is not None and images is not None:
         features = extract_features(
-            extractor, images, value_range=value_range, generated=True, failures=failures, **options
+            extractor, images, value_range=value_range, generated=True, size=size, failures=failures, **options
         )
     total = count_images(images) if shared and images is not None else None
     if scores is not None:
@@ -123,7 +127,7 @@ def pick(
     before = after = None
     if features is not None:
         rows = _rows(features, scored, shared, ranking)
-        reference = rows if real is None else _reference(real, features, extractor, value_range, **options)
+        reference = rows if real is None else _reference(real, features, extractor, value_range, size, **options)
         before, after = _cost(reference, rows, count, seed)
     elif real is not None:
         raise ValueError("precision and recall need features of the images: give features=, or images and extractor=")
@@ -131,7 +135,7 @@ def pick(
     kept, ranked = ranking[:count], ranking[mine[ranking]]
     positions = scored.positions[mine]
     size = total if total is not None else int(positions.max()) + 1 if len(positions) else 0
-    by_position = torch.full((size,), torch.nan)
+    by_position = torch.full((size,), torch.nan, dtype=torch.float32, device="cpu")
     by_position[positions] = scored.scores[mine]
     return Picked(
         indices=scored.positions[kept[mine[kept]]].sort().values,
@@ -154,13 +158,13 @@ def _ranking(scores: Tensor, sign: int) -> Tensor:
 
 
 def _given(scores: Tensor | Sequence[float], shared: bool, total: int | None) -> Scored:
-    values = torch.as_tensor(scores).detach().cpu().float()
+    values = torch.as_tensor(scores, device="cpu", dtype=torch.float32).detach()
     if values.ndim != 1 or len(values) != (total or max(1, len(values))):
         raise ValueError(f"scores must be ({total or 'n'},), one for each image, got {tuple(values.shape)}")
-    parts = torch.full((len(values),), 0 if shared else rank())
+    parts = torch.full((len(values),), 0 if shared else rank(), dtype=torch.int64, device="cpu")
     if shared:
-        return Scored(values, parts, torch.arange(len(values)))
-    return Scored(gather_rows(values), gather_rows(parts), gather_rows(torch.arange(len(values))))
+        return Scored(values, parts, torch.arange(len(values), device="cpu"))
+    return Scored(gather_rows(values), gather_rows(parts), gather_rows(torch.arange(len(values), device="cpu")))
 
 
 def _fits(features: Features | Tensor | None, extractor: FeatureExtractor) -> TypeGuard[Features]:
@@ -173,8 +177,8 @@ def _rows(features: Features | Tensor, scored: Scored, shared: bool, ranking: Te
         values, have = features.values, features.indices
     else:
         values = (features if shared else gather_rows(features)).detach().cpu().float()
-        have = torch.arange(len(values))
-    wanted = (scored.positions if shared else torch.arange(len(scored.scores)))[ranking]
+        have = torch.arange(len(values), device="cpu")
+    wanted = (scored.positions if shared else torch.arange(len(scored.scores), device="cpu"))[ranking]
     rows = torch.searchsorted(have, wanted).clamp_max(len(have) - 1)
     if values.ndim != 2 or not torch.equal(have[rows], wanted) or len(values) > len(scored.scores):
         raise ValueError(
@@ -188,6 +192,7 @@ def _reference(
     features: Features | Tensor,
     extractor: FeatureExtractor | None,
     value_range: Range,
+    size: tuple[int, int] | None,
     *,
     batch_size: int,
     progress: bool,
@@ -198,9 +203,8 @@ def _reference(
         if extractor is None:
             raise ValueError("real images need an extractor: give extractor=, or real as Features")
         failures: dict[int, str] = {}
-        real = extract_features(
-            extractor, real, value_range=value_range, batch_size=batch_size, progress=progress, failures=failures
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "size": size}
+        real = extract_features(extractor, real, value_range=value_range, failures=failures, **options)
     if isinstance(features, Features) and features.fingerprint != real.fingerprint:
         raise ValueError(
             f"real images and the others have features of different extractors, {real.fingerprint} and "
@@ -216,6 +220,6 @@ def _cost(
     """Precision and recall of `count` random rows, and of the first ones."""
     if min(count, len(reference)) <= NEIGHBOURS:
         return None, None
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    drawn = torch.randperm(len(rows), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")[:count]
     before, after = (precision_recall(reference, part, k=NEIGHBOURS) for part in (rows[drawn], rows[:count]))
     return before, after

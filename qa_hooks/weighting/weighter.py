@@ -1,4 +1,4 @@
-"""What every weighter is: images or scores in, one detached weight per image out, over the joint batch of all ranks."""
+"""The base class of weighters: images or scores in, one detached weight per image out, over all ranks' batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows
+from qa_hooks._base.terms import publish
 from qa_hooks.images import RangeGuard, check_images
 from qa_hooks.scorers.scorer import Scorer
 
@@ -46,6 +47,8 @@ class Weighter:
                 f"scorer must be a Scorer, a callable such as the critic, or None, got {type(scorer).__name__}; "
                 "create_scorer makes one from a name or a file"
             )
+        if scorer is not None and not isinstance(scorer, Scorer):
+            check_call("scorer", scorer, "scorer(images)", None)
         if isinstance(scorer, Scorer) and scorer.inputs:
             raise ValueError(
                 f"{scorer.name} needs {' and '.join(sorted(scorer.inputs))} besides the images; compute its scores in "
@@ -82,7 +85,7 @@ class Weighter:
                 that are not finite, or outside [0, 1] where the threshold is absolute.
         """
         check_images("images", images, floating=False)
-        ones = torch.ones(images.shape[0], device=images.device)
+        ones = torch.ones(images.shape[0], dtype=torch.float32, device=images.device)
         if self.is_off():
             return ones
         first, self.calls = self.calls, self.calls + 1
@@ -97,13 +100,19 @@ class Weighter:
         goodness, joint = (torch.where(torch.isfinite(part), part, torch.nan) for part in (goodness, joint))
         threshold, weigh = self.rule(joint)
         weights, all_weights = weigh(goodness), weigh(joint)
-        self.terms = {
+        terms = {
             "weighted": (all_weights != 1).float().mean(),
             "effective_sample_size": all_weights.mean().square() / all_weights.square().mean(),
             "threshold": sign * threshold.float(),
             "nonfinite": joint.isnan().float().sum(),
         }
+        publish(self, terms)
         return weights / all_weights.mean() if self.normalize else weights
+
+    def __repr__(self) -> str:
+        plain = {name.lstrip("_"): value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        options = [f"{name}={value}" for name, value in plain.items() if name not in ("calls", "checked")]
+        return f"{type(self).__name__}({', '.join([self._scorer_name(), *options])})"
 
     def check(self, goodness: Tensor) -> None:
         """Look at the first joint batches; this reads values, so it synchronises a GPU."""
@@ -116,7 +125,7 @@ class Weighter:
         return {"calls": self.calls}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `run_state`; `ValueError` when it is that of something else."""
+        """The inverse of `run_state`; `ValueError` if the state belongs to something else."""
         try:
             self.calls = int(state["calls"])
         except (KeyError, TypeError) as error:

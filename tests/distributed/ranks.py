@@ -15,7 +15,7 @@ WORLD = 2
 def _entry(rank: int, function, path: str) -> None:
     torch.set_num_threads(1)
     options = {"init_method": f"file://{path}/store", "rank": rank, "world_size": WORLD}
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60), **options)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=240), **options)
     torch.save(function(rank), f"{path}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # destroying the group hangs now and then in torch 2.4

@@ -39,7 +39,7 @@ def make_monitor(real, **options) -> GenerativeMonitor:
 def measured(real, cache=None) -> dict:
     """Every metric at an uneven n, with the points that were written."""
     scorer = GMMScorer(EXTRACTOR, 2, pca=4).fit(images(120, 5), progress=False)
-    metrics = ("fd", "kid", "precision_recall", "is", "qs", "ds")
+    metrics = ("fd", "kid", "pr", "is", "qs", "ds")
     options = {"metrics": metrics, "scorer": scorer, "classifier": brightness_logits, "cache": cache}
     monitor, writer = make_monitor(real, extractor=scorer.extractor, **options), MemoryWriter()
     with warnings.catch_warnings():

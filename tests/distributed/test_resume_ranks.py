@@ -6,8 +6,8 @@ import torch
 from ranks import two_ranks
 
 from qa_hooks.callbacks import Hooks, ScoreMonitor
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 def steps(hooks: Hooks, numbers: range, rank: int) -> None:
@@ -17,7 +17,7 @@ def steps(hooks: Hooks, numbers: range, rank: int) -> None:
 
 
 def make() -> tuple[Hooks, MemoryWriter]:
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     sample = lambda n, rng: torch.rand(n, 1, 4, 4, generator=rng)  # noqa: E731
     writer = MemoryWriter()
     return Hooks([ScoreMonitor(scorer, every=5, sample=sample, n=40)], writer=writer, log_every=10), writer

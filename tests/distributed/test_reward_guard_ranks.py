@@ -9,8 +9,8 @@ import torch
 from ranks import two_ranks
 
 from qa_hooks.callbacks import Hooks, RewardGuard
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 SMALL = {"type": "random", "width": 4}
 
@@ -18,10 +18,6 @@ SMALL = {"type": "random", "width": 4}
 def smooth(n: int, generator: torch.Generator) -> torch.Tensor:
     coarse = torch.rand(n, 3, 6, 6, generator=generator)
     return torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic").clamp(0, 1)
-
-
-def brightness() -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
 
 
 def run(rank: int, world: int, *, n: int = 20, action: str = "warn", real: bool = True, broken: bool = False) -> dict:

@@ -15,8 +15,8 @@ from qa_hooks.callbacks import Callback, Hooks, SampleGrid, ScoreMonitor, Traini
 from qa_hooks.demo import load_digits_images
 from qa_hooks.integrations.accelerate import attach, without_padding
 from qa_hooks.penalties import DriftPenalty, SSIMPenalty, attach_penalty
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 
 class StopsOnOneRank(Callback):
@@ -41,7 +41,7 @@ def accelerated(rank: int) -> dict:
     net = nn.Conv2d(1, 1, 3, padding=1)
     loader = torch.utils.data.DataLoader(images, batch_size=2)
     model, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.01), loader)
-    score = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    score = brightness()
     sample = lambda n, rng: accelerator.unwrap_model(model)(torch.rand(n, 1, 8, 8, generator=rng))  # noqa: E731
     writer = MemoryWriter()
     callbacks = [

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qa_hooks._base.processes import all_reduce_sum, first_error, gather_rows
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.callbacks import Hooks, Monitor, NaNGuard, SampleGrid, ScoreMonitor, TrainingStopped
-from qa_hooks.callbacks.means import Stats
+from qa_hooks.callbacks.means import Means
 from qa_hooks.features.moments import Moments
 from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, fit_gradient_model
 from qa_hooks.scorers import FunctionScorer
@@ -29,7 +29,7 @@ def statistics(rank: int) -> dict:
     moments = Moments(4)
     moments.update(mine)
     merged = moments.reduced()
-    means = Stats()
+    means = Means()
     means.add("a", float(rank))
     means.add("a", 4.0 * rank)
     flushed = means.flush()

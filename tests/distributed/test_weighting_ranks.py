@@ -17,13 +17,10 @@ from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.weighting import OHEM, TopK
 from qa_hooks.weighting.picker import pick
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 PARTS = slice(0, 21), slice(21, 32)  # uneven
-
-
-def brightness(**options) -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

@@ -143,6 +143,7 @@ def test_without_an_optimizer_the_loop_hands_images_over(digits, tmp_path):
     assert hooks.step_count == 3
 
 
+@pytest.mark.filterwarnings("ignore:enough; hooks.should_stop is set")
 def test_a_stop_reaches_the_trigger(digits, tmp_path, stops_at):
     script = Script(digits, tmp_path, writer=MemoryWriter(), stop=stops_at(2)).epochs(3)
     assert script.hooks.step_count == 2

@@ -13,8 +13,8 @@ from qa_hooks.integrations import lightning as lightning_adapter
 from qa_hooks.integrations.lightning import lightning_callback
 from qa_hooks.integrations.transformers import trainer_callback
 from qa_hooks.losses import SSIMLoss
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -33,7 +33,7 @@ def make_hooks(net: nn.Module, *more: Callback, loss: SSIMLoss | None = None) ->
         torch.rand(3)  # a careless function
         return net(torch.randn(n, 1, 16, 16, generator=generator)).clamp(-1, 1)
 
-    score = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, value_range=(-1, 1))
+    score = brightness(value_range=(-1, 1))
     writer = MemoryWriter()
     monitor = ScoreMonitor(score, every=2, sample=sample, n=8)
     hooks = Hooks(
@@ -110,6 +110,7 @@ def test_lightning_counts_optimizer_steps_and_changes_nothing(digits, tmp_path):
     assert hooks._over
 
 
+@pytest.mark.filterwarnings("ignore:enough; hooks.should_stop is set")
 def test_lightning_stops_when_a_callback_says_so(digits, tmp_path, stops_at):
     module = lightning_module()
     hooks, _ = make_hooks(module.net, stops_at(3))
@@ -212,6 +213,7 @@ def test_transformers_counts_optimizer_steps_and_changes_nothing(digits, tmp_pat
     assert hooks._over
 
 
+@pytest.mark.filterwarnings("ignore:enough; hooks.should_stop is set")
 def test_transformers_stops_when_a_callback_says_so(digits, tmp_path, stops_at):
     model = Autoencoder()
     hooks, _ = make_hooks(model.net, stops_at(2))

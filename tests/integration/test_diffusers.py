@@ -16,6 +16,7 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    ImagePipelineOutput,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -25,10 +26,11 @@ from torch import nn
 
 from qa_hooks.callbacks import Hooks, SampleGrid, ScoreMonitor
 from qa_hooks.images import load_image
-from qa_hooks.integrations.diffusers import PipelineSampler, sweep_guidance
+from qa_hooks.integrations.diffusers import PipelineSampler, RewardFinetuner, grad_last_steps, sweep_guidance
 from qa_hooks.integrations.diffusers.guidance import diversity_within
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.writers import MemoryWriter
+from toy_scorers import brightness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -187,7 +189,7 @@ def test_class_labels():
 
 def test_monitors_take_it(text_pipeline):
     sample = PipelineSampler(text_pipeline, ["a cat"], num_inference_steps=1, autocast=torch.bfloat16)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     writer = MemoryWriter()
     with Hooks([SampleGrid(sample, n=4), ScoreMonitor(scorer, sample=sample, n=4)], writer=writer) as hooks:
         hooks.step()
@@ -259,7 +261,7 @@ def test_sweeps_that_cannot_be_made(text_pipeline, tmp_path):
         run([], scorers())
     with pytest.raises(ValueError, match="at least 4, got 3"):
         run([1.0], scorers(), prompts=["a", "b"], n=3)
-    with pytest.raises(TypeError, match="must be qa_hooks Scorers"):
+    with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
         run([1.0], [torch.mean])
     with pytest.raises(ValueError, match="without a reference"):
         run([1.0], [FunctionScorer(torch.mean, name="x", higher_is_better=True, inputs=["reference"])])
@@ -270,3 +272,93 @@ def test_sweeps_that_cannot_be_made(text_pipeline, tmp_path):
         run([1.0], scorers(), out=tmp_path / "file" / "sweep.png")
     with pytest.raises(ValueError, match="takes no prompts"):
         sweep_guidance(DDIMPipeline(unet(), DDIMScheduler()), [1.0], [], prompts=["a"], n=2)
+
+
+class Raw(DDIMPipeline):
+    """Its tensors are the sampler's raw end, as those of several pipelines in pixels; its arrays are in [0, 1]."""
+
+    @torch.no_grad()
+    def __call__(self, batch_size=1, generator=None, num_inference_steps=3, output_type="pil", guidance_scale=1.0):
+        seeds = generator if isinstance(generator, list) else [generator] * batch_size
+        x = torch.cat([torch.randn(1, 1, 8, 8, generator=seed) for seed in seeds])
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+        if output_type == "pt":
+            return ImagePipelineOutput(images=x)
+        return ImagePipelineOutput(images=(x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
+
+
+def test_images_in_another_range_are_converted_everywhere():
+    pipe = Raw(unet().eval(), DDIMScheduler(clip_sample=False))
+    sampled = PipelineSampler(pipe, num_inference_steps=3)(4, rng())
+    assert 0 <= sampled.min() < sampled.max() <= 1
+    call = {"batch_size": 2, "num_inference_steps": 3}
+    truth = torch.from_numpy(pipe(**call, generator=rng(), output_type="np").images).permute(0, 3, 1, 2)
+    assert pipe(**call, generator=rng(), output_type="pt").images.min() < -0.5
+
+    def sample():
+        with grad_last_steps(pipe, 1):
+            return pipe(**call, generator=rng(), output_type="pt")
+
+    bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    tuner = RewardFinetuner(sample, bright, denoiser=pipe.unet, kl_weight=0.0)
+    for _ in range(2):  # the range is asked for once, and kept
+        loss, info = tuner.step()
+        torch.testing.assert_close(tuner.images, truth)
+        assert float(info["reward"]) == pytest.approx(float(truth.mean()))
+        loss.backward()
+        assert float(pipe.unet.conv_out.weight.grad.norm()) > 0
+
+
+def test_a_range_that_cannot_be_known_is_refused():
+    class NoArrays(Raw):
+        @torch.no_grad()
+        def __call__(self, generator=None, output_type="pt"):
+            if output_type == "np":
+                raise NotImplementedError
+            return super().__call__(2, generator, output_type=output_type)
+
+    class OtherArrays(Raw):
+        @torch.no_grad()
+        def __call__(self, generator=None, output_type="pt"):
+            output = super().__call__(2, generator, output_type=output_type)
+            return output if output_type == "pt" else ImagePipelineOutput(images=0.3 * output.images)
+
+    for kind, match in ((NoArrays, "no NumPy images to compare"), (OtherArrays, "neither as they are nor from")):
+        pipe = kind(unet().eval(), DDIMScheduler(clip_sample=False))
+        with pytest.raises(ValueError, match=match), grad_last_steps(pipe):
+            pipe(generator=rng())
+
+
+def test_a_sample_in_another_range_than_the_reward_is_refused():
+    weight = nn.Linear(1, 1, bias=False)
+    bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    tuner = RewardFinetuner(lambda: weight(torch.linspace(-1, 1, 64).view(1, 1, 8, 8)[..., None])[..., 0], bright,
+                            denoiser=weight, kl_weight=0.0)  # fmt: skip
+    nn.init.constant_(weight.weight, 1.0)
+    with pytest.raises(ValueError, match=r"images in \[-1, 1\], and the reward judges images in \[0, 1\]"):
+        tuner.step()
+
+
+class OfEmbeddings(Raw):
+    """Conditioned on tensors, without prompts and without a number of images."""
+
+    @torch.no_grad()
+    def __call__(self, image_embeds, num_inference_steps=2, generator=None, output_type="pil"):
+        output = super().__call__(len(image_embeds), generator, num_inference_steps, output_type)
+        return ImagePipelineOutput(images=output.images * image_embeds[:, :1, None, None].numpy())
+
+
+def test_conditions_that_are_tensors_are_cycled_like_prompts():
+    pipe = OfEmbeddings(unet().eval(), DDIMScheduler())
+    embeds = torch.tensor([[0.0], [1.0]])
+    sample = PipelineSampler(pipe, image_embeds=embeds, batch_size=3)
+    images = sample(4, rng())
+    assert images.shape == (4, 1, 8, 8)
+    assert [bool(image.any()) for image in images] == [False, True, False, True]
+    assert torch.equal(images, sample(4, rng()))
+    torch.testing.assert_close(images, PipelineSampler(pipe, image_embeds=embeds, batch_size=1)(4, rng()))
+    assert {bool(sample(1, rng(seed)).any()) for seed in range(12)} == {False, True}
+    with pytest.raises(ValueError, match=r"neither prompts nor a batch_size: give its conditions as tensors"):
+        PipelineSampler(pipe, num_inference_steps=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from diffusers import (
     AutoencoderTiny,
     DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -19,11 +21,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
-from tiny_pipelines import BATCH, PIPELINES, SIDE, denoiser_of, sample, vae
+from tiny_pipelines import BATCH, PIPELINES, SIDE, denoiser_of, last_calls, options_of_sample, reward, sample, vae
 from torch import nn
 
 from qa_hooks.integrations.diffusers import grad_last_steps
@@ -39,10 +42,17 @@ SCHEDULERS = {
     "euler_a": ("sd", lambda: EulerAncestralDiscreteScheduler(steps_offset=1), 4, 4),
     "dpm++": ("sd", lambda: DPMSolverMultistepScheduler(steps_offset=1), 4, 4),
     "heun": ("sd", lambda: HeunDiscreteScheduler(steps_offset=1), 3, 5),
+    "kdpm2": ("sd", lambda: KDPM2DiscreteScheduler(steps_offset=1), 3, 5),
     "pndm": ("sd", lambda: PNDMScheduler(skip_prk_steps=True, steps_offset=1), 4, 5),
     "flow": ("sd3", lambda: FlowMatchEulerDiscreteScheduler(), 4, 4),
     "flow_heun": ("sd3", lambda: FlowMatchHeunDiscreteScheduler(), 3, 5),
 }
+TWICE = ("heun", "kdpm2", "flow_heun")  # evaluate twice in each step but the last
+
+
+def calls_of_last(name: str, k: int, calls: int) -> int:
+    """How many of the denoiser's calls are in the last k steps."""
+    return min(2 * k - 1 if name in TWICE else k, calls) if k < 4 else calls
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +75,6 @@ def pipelines(built):
 @pytest.fixture
 def sd(pipelines):
     return pipelines["sd"]
-
-
-def reward(images: torch.Tensor) -> torch.Tensor:
-    """Smooth, and different in each pixel."""
-    grid = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view_as(images[0])
-    return (images * grid).flatten(1).sum(1).sin().mean() + (images**2).mean()
 
 
 def gradients(pipe) -> dict[str, torch.Tensor]:
@@ -123,9 +127,9 @@ def test_the_gradient_is_that_of_a_loop_written_by_hand(pipelines, name):
     family, scheduler, steps, calls = SCHEDULERS[name]
     pipe, call = pipelines[family]
     pipe.scheduler, sizes = scheduler(), []
-    for k in (1, 2, calls):
+    for k in (1, 2, steps):
         ours = gradient_of(pipe, call, k, steps=steps)
-        images = by_hand(pipe, call, k, calls, steps)
+        images = by_hand(pipe, call, calls_of_last(name, k, calls), calls, steps)
         reward(images).backward()
         theirs = gradients(pipe)
         assert set(ours) == set(theirs)
@@ -165,7 +169,7 @@ def doubled(pipe, call):
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("name", [*SCHEDULERS, "sdxl", "flux"])
-def test_the_gradient_is_the_slope_of_the_last_calls_from_a_frozen_latent(pipelines, name, k):
+def test_the_gradient_is_the_slope_of_the_last_steps_from_a_frozen_latent(pipelines, name, k):
     family, scheduler, steps, calls = SCHEDULERS.get(name, (name, None, 4, 4))
     pipe, call = doubled(*pipelines[family])
     if scheduler is not None:
@@ -179,7 +183,7 @@ def test_the_gradient_is_the_slope_of_the_last_calls_from_a_frozen_latent(pipeli
             for (key, p), start in zip(denoiser.named_parameters(), frozen.parameters(), strict=True):
                 if key in found:
                     p.copy_(start + distance / slope * found[key])
-        with Frozen(denoiser, frozen, calls - k) as loop:
+        with Frozen(denoiser, frozen, calls - calls_of_last(name, k, calls)) as loop:
             result = float(reward(sample(pipe, call, steps=steps)))
         assert loop.calls == calls
         return result
@@ -342,16 +346,42 @@ def test_a_denoiser_alone_in_a_loop_of_ones_own():
             pass
 
 
-def test_guidance_that_is_a_call_of_its_own_needs_the_number_of_calls(pipelines):
+def test_guidance_that_is_a_call_of_its_own_is_one_step(pipelines):
     pipe, call = pipelines["flux"]
     guided = {"true_cfg_scale": 2.0, "negative_prompt_embeds": call["prompt_embeds"].flip(0)}
     guided["negative_pooled_prompt_embeds"] = call["pooled_prompt_embeds"].flip(0)
-    with pytest.raises(ValueError, match=r"more than the 4 .* num_calls=8"):
-        gradient_of(pipe, call, 1, sampled=guided)
-    both = gradient_of(pipe, call, 2, num_calls=8, sampled=guided)
-    assert norm(both) != norm(gradient_of(pipe, call, 1, num_calls=8, sampled=guided))
+    for k in (1, 2, 4):
+        found = gradient_of(pipe, call, k, sampled=guided)
+        with last_calls(pipe.transformer, 8, 2 * k):
+            images = inspect.unwrap(type(pipe).__call__)(pipe, **call, **guided, **options_of_sample()).images
+        reward(images).backward()
+        expected = gradients(pipe)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value)
+        assert same(gradient_of(pipe, call, k, num_calls=8, sampled=guided), found)
     with pytest.raises(ValueError, match="9 denoiser calls were planned and 8 made"):
         gradient_of(pipe, call, 2, num_calls=9, sampled=guided)
+    with pytest.raises(ValueError, match="k=5, but one sampling has 4 steps"):
+        gradient_of(pipe, call, 5, sampled=guided)
+
+
+def test_a_loop_of_ones_own_cannot_cut_a_step_in_two():
+    torch.manual_seed(0)
+    denoiser, start = nn.Linear(3, 3), torch.randn(2, 3)
+
+    def run() -> torch.Tensor:
+        x = start
+        for _ in range(3):
+            positive, negative = denoiser(x), denoiser(x)
+            x = x - 0.1 * (3 * positive - 2 * negative).sin()
+        return x
+
+    for k in (2, 4, 6):
+        with grad_last_steps(denoiser, k, num_calls=6):
+            assert run().requires_grad
+    for k in (1, 3, 5):
+        with pytest.raises(ValueError, match=f"k={k} cuts a step in two"), grad_last_steps(denoiser, k, num_calls=6):
+            run()
 
 
 def test_only_the_adapter_learns_and_bfloat16_works(sd):
@@ -482,7 +512,7 @@ def test_the_denoiser_must_be_called_and_often_enough(sd):
     pipe, call = sd
     with pytest.raises(ValueError, match="never called"), grad_last_steps(pipe):
         pass
-    with pytest.raises(ValueError, match="k=5, but one sampling makes 4"), grad_last_steps(pipe, 5):
+    with pytest.raises(ValueError, match="k=5, but one sampling has 4 steps"), grad_last_steps(pipe, 5):
         sample(pipe, call)
 
     class Lazy(type(pipe)):
@@ -499,7 +529,7 @@ def test_the_denoiser_must_be_called_and_often_enough(sd):
         pipe._interrupt = index == 1
         return values
 
-    with pytest.raises(ValueError, match="4 denoiser calls were planned and 2 made"), grad_last_steps(pipe, 1):
+    with pytest.raises(ValueError, match="4 scheduler steps were planned and 2 made"), grad_last_steps(pipe, 1):
         sample(pipe, call, callback_on_step_end=interrupt)
 
 
@@ -510,10 +540,45 @@ def test_numpy_images_are_refused(sd):
             sample(pipe, call, output_type=kind)
     with pytest.raises(ValueError, match='output_type="pt"'), grad_last_steps(pipe):  # the default is PIL
         pipe(**call, num_inference_steps=2)
+
+
+def small_unet() -> UNet2DModel:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
-    own = UNet2DModel(8, 1, 1, norm_num_groups=4, layers_per_block=1, **blocks)
-    with pytest.raises(TypeError, match="reward_sample"), grad_last_steps(DDIMPipeline(own, DDIMScheduler())):
-        pass
+    torch.manual_seed(0)
+    return UNet2DModel(8, 1, 1, norm_num_groups=4, layers_per_block=1, **blocks)
+
+
+@pytest.mark.parametrize("kind", [DDIMPipeline, DDPMPipeline])
+def test_a_pipeline_in_pixels_gives_tensors(kind):
+    pipe = kind(small_unet(), DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"batch_size": 2, "num_inference_steps": 3, "output_type": "pt"}
+    with grad_last_steps(pipe, 2):
+        reward(pipe(**call, generator=torch.Generator().manual_seed(0)).images).backward()
+    found = gradients(pipe)
+    with last_calls(pipe.unet, 3, 2):
+        generator = torch.Generator().manual_seed(0)
+        images = inspect.unwrap(kind.__call__)(pipe, **call, generator=generator).images
+    reward(images).backward()
+    expected = gradients(pipe)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value)
+    assert norm(found) > 0
+
+
+def test_a_pipeline_whose_images_are_always_arrays_is_refused():
+    class Arrays(DDIMPipeline):
+        @torch.no_grad()
+        def __call__(self, output_type="pt"):
+            x = torch.randn(1, 1, 8, 8)
+            self.scheduler.set_timesteps(2)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+            return SimpleNamespace(images=x.numpy())
+
+    pipe = Arrays(small_unet(), DDIMScheduler())
+    with pytest.raises(TypeError, match=r"reward_sample\(pipe\.unet, pipe\.scheduler"), grad_last_steps(pipe):
+        pipe()
 
 
 class Cutting(DDIMScheduler):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from toy_scorers import brightness
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -145,11 +147,11 @@ def test_the_lines_on_super_resolution_run(photographs, tmp_path, monkeypatch):
 def test_the_lines_on_diffusion_run(tmp_path, monkeypatch):
     import tiny_pipelines
 
-    from qa_hooks import FunctionScorer, Hooks
+    from qa_hooks import Hooks
 
     monkeypatch.chdir(tmp_path)
     pipe, call = tiny_pipelines.stable_diffusion()
-    bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=True, score_range=(0.0, 1.0))
+    bright = brightness("bright", score_range=(0.0, 1.0))
     scope: dict = {"torch": torch, "pipe": pipe, "Hooks": Hooks, "scorer": bright, "loader": [call] * 2}
     (code,) = re.findall(r"```python\n(.*?)```", README.split("## Diffusion")[1].split("## NIQE")[0], re.S)
     code = code.replace("pipe(prompts, num_inference_steps=20", "pipe(**prompts, num_inference_steps=3")

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from toy_scorers import brightness
+
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers import (  # noqa: E402
@@ -31,7 +33,6 @@ from diffusers import (  # noqa: E402
 from qa_hooks.integrations.diffusers import predicted_image, reward_sample  # noqa: E402
 from qa_hooks.integrations.diffusers.prediction import predicted_clean  # noqa: E402
 from qa_hooks.losses import ScoreLoss  # noqa: E402
-from qa_hooks.scorers import FunctionScorer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*another convention.*:UserWarning")
 
@@ -351,11 +352,21 @@ def test_further_schedulers(make, method, k):
     assert (net.weight.grad != 0).all()
 
 
-def test_calls_are_counted_not_steps():
+@pytest.mark.parametrize(("make", "calls"), [
+    (HeunDiscreteScheduler, (1, 3, 5, 7)), (FlowMatchHeunDiscreteScheduler, (1, 3, 5, 7)),
+    (lambda: PNDMScheduler(skip_prk_steps=True, timestep_spacing="trailing"), (1, 2, 3, 5)),
+])  # fmt: skip
+def test_steps_are_counted_and_none_is_cut_in_two(make, calls):
+    """A scheduler of second order calls the denoiser twice in each step but the last, PNDM twice in the first."""
     net, start = Net(), noise(1, 1, 8, 8)
-    reward_sample(net, HeunDiscreteScheduler(), start, num_steps=4, k=7)
-    with pytest.raises(ValueError, match="k=8 is more than the 7 denoiser calls of 4 steps"):
-        reward_sample(net, HeunDiscreteScheduler(), start, num_steps=4, k=8)
+    for k, expected in enumerate(calls, 1):
+        live = []
+        handle = net.register_forward_hook(lambda module, args, output: live.append(output.requires_grad))  # noqa: B023
+        reward_sample(net, make(), start, num_steps=4, k=k)
+        handle.remove()
+        assert live == [False] * (calls[-1] - expected) + [True] * expected
+    with pytest.raises(ValueError, match="k=5, but one sampling has 4 steps"):
+        reward_sample(net, make(), start, num_steps=4, k=5)
 
 
 def test_saturated_pixels_can_come_back():
@@ -494,7 +505,7 @@ def test_data_parallel_wrappers_are_passed_by():
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"k": 5}, ValueError, "k=5 is more than the 4 denoiser calls"),
+    ({"k": 5}, ValueError, "k=5, but one sampling has 4 steps"),
     ({"k": 0}, ValueError, "k must be a whole number"),
     ({"k": 2, "method": "refl"}, ValueError, "k is for method"),
     ({"method": "first"}, ValueError, "method must be one of"),
@@ -619,9 +630,7 @@ def test_weights_are_sqrt_abar_for_epsilon_and_one_otherwise():
 
 def test_a_score_is_one_added_term_of_a_denoising_loop(digits):
     """With the term the predicted digits become brighter than without it; the scheduler stays as it is."""
-    bright = ScoreLoss(
-        FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=True, score_range=(0, 1))
-    )
+    bright = ScoreLoss(brightness("bright", score_range=(0, 1)))
     clean, scheduler = torch.nn.functional.avg_pool2d(digits[:32], 2), DDPMScheduler()
     levels = {}
     for added in (0.0, 3.0):
@@ -678,3 +687,27 @@ def test_bad_batches_are_refused_with_a_reason(change, error, message):
     given = {"scheduler": DDPMScheduler(), "model_output": x, "timesteps": torch.tensor([1, 2]), "noisy": x, **change}
     with pytest.raises(error, match=message):
         predicted_image(**given)
+
+
+@pytest.mark.parametrize("make", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_at_zero_terminal_snr_the_predicted_image_is_finite(make, kind):
+    """x_999 is noise alone: with an epsilon prediction nothing is known of the image there, and its weight is 0."""
+    scheduler = make(rescale_betas_zero_snr=True, prediction_type=kind, clip_sample=False)
+    steps, clean, e = torch.tensor([10, 999, 500]), noise(3, 1, 8, 8).clamp(-1, 1), noise(3, 1, 8, 8, seed=4)
+    noisy = scheduler.add_noise(clean, e, steps)
+    targets = {"epsilon": e, "sample": clean, "v_prediction": scheduler.get_velocity(clean, e, steps)}
+    output = targets[kind].clone().requires_grad_()
+    images, weight = predicted_image(scheduler, output, steps, noisy)
+    (gradient,) = torch.autograd.grad((images.flatten(1).sum(1) * weight).sum(), output)
+    assert torch.isfinite(images).all()
+    assert torch.isfinite(gradient).all()
+    assert gradient[0].any()
+    assert gradient[2].any()
+    if kind == "epsilon":
+        assert weight[1] == 0
+        assert not gradient[1].any()
+        assert (images[1] == 0.5).all()
+    else:
+        assert weight[1] == 1
+        torch.testing.assert_close(images[1], (clean[1] + 1) / 2, atol=1e-5, rtol=0)

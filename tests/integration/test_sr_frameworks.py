@@ -18,6 +18,7 @@ from qa_hooks.integrations.sr.metrics import framework_metrics
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.scorers import create as creation
+from qa_hooks.scorers.catalogue import Entry
 
 NAMES = [framework.package for framework in FRAMEWORKS.values()]
 SHARP = {"type": "sharp"}
@@ -35,7 +36,7 @@ class Sharp(FunctionScorer):
 
 @pytest.fixture(autouse=True)
 def _sharp(monkeypatch):
-    monkeypatch.setattr(creation, "SPECS", {**creation.SPECS, "sharp": creation.Entry(__name__, "Sharp")})
+    monkeypatch.setattr(creation, "SPECS", {**creation.SPECS, "sharp": Entry(__name__, "Sharp")})
 
 
 @pytest.fixture(params=NAMES)
@@ -224,12 +225,31 @@ def test_metrics_agree_with_the_frameworks_own_psnr(framework, photographs):
     )
 
 
+def test_the_words_of_the_frameworks_for_a_channel(framework, photographs):
+    """`test_y_channel` and `convert_to` are the scorers' `channel` and `color`; what is the case anyway is no error."""
+    image = (photographs[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    other = np.clip(image.astype(int) + np.array([12, 0, -3]), 0, 255).astype(np.uint8)
+    metrics = {name: framework.METRIC_REGISTRY.get(f"calculate_qa_{name}") for name in ("psnr", "niqe_bsd100", "score")}
+    plain = metrics["psnr"](img=image, img2=other)
+    on_y = metrics["score"](img=image, img2=other, scorer={"type": "psnr", "channel": "y"})
+    assert metrics["psnr"](img=image, img2=other, test_y_channel=True) == on_y != plain
+    for given in ({"test_y_channel": False}, {"input_order": "HWC"}):
+        assert metrics["psnr"](img=image, img2=other, **given) == plain
+    turned = (part.transpose(2, 0, 1) for part in (image, other))
+    assert metrics["psnr"](*turned, input_order="CHW") == plain
+    gray = metrics["niqe_bsd100"](img=image, better="lower")
+    assert metrics["niqe_bsd100"](img=image, better="lower", convert_to="gray") == gray
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
         ("calculate_qa_niqe_bsd100", {}, "lower is better for niqe_bsd100; say so, with better: lower"),
         ("calculate_qa_psnr", {"better": "lower"}, "higher is better for psnr"),
-        ("calculate_qa_psnr", {"test_y_channel": True}, "calculate_qa_psnr.test_y_channel is not known"),
+        ("calculate_qa_psnr", {"test_y": True}, "calculate_qa_psnr.test_y is not known; .* test_y_channel"),
+        ("calculate_qa_niqe_bsd100", {"test_y_channel": True, "better": "lower"}, "test_y_channel: .* color: y_ycbcr"),
+        ("calculate_qa_psnr", {"input_order": "WHC"}, "input_order must be HWC or CHW"),
+        ("calculate_qa_psnr", {"convert_to": "y"}, "convert_to is 'y' or 'gray', and for niqe only"),
         ("calculate_qa_psnr", {"scorer": "ssim"}, "takes no scorer"),
         ("calculate_qa_score", {}, "needs scorer"),
         ("calculate_qa_psnr", {"crop_border": 8}, "leaves nothing"),

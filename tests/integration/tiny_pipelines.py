@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 
 BATCH, SIDE = 2, 16  # pixels; the latents have half the side
 BLOCKS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
@@ -142,3 +146,32 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     sizes = {"height": SIDE, "width": SIDE, "num_inference_steps": steps}
     return pipe(**{**call, **sizes, **options}, generator=generator, output_type=output_type).images
+
+
+def reward(images: torch.Tensor) -> torch.Tensor:
+    """Smooth, and different in each pixel."""
+    grid = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).view_as(images[0])
+    return (images * grid).flatten(1).sum(1).sin().mean() + (images**2).mean()
+
+
+def options_of_sample(seed: int = 0, steps: int = 4) -> dict[str, Any]:
+    """What `sample` gives a pipeline besides its conditions."""
+    sizes = {"height": SIDE, "width": SIDE, "num_inference_steps": steps, "output_type": "pt"}
+    return {**sizes, "generator": torch.Generator().manual_seed(seed)}
+
+
+@contextlib.contextmanager
+def last_calls(denoiser: nn.Module, calls: int, live: int) -> Iterator[None]:
+    """Autograd is on from the last `live` calls of the denoiser on: for a pipeline's own code without its no_grad."""
+    own, made = denoiser.forward, itertools.count()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        torch.set_grad_enabled(next(made) >= calls - live)
+        return own(*args, **kwargs)
+
+    denoiser.forward = forward
+    try:
+        yield
+    finally:
+        del denoiser.forward
+        torch.set_grad_enabled(True)

@@ -132,6 +132,7 @@ def test_a_grid_holds_each_image_once():
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4) * 10
     grid = make_grid(images, columns=3, padding=1)
     assert grid.shape == (1, 2 * 5 + 1, 3 * 5 + 1)
+    assert grid.dtype == torch.uint8
     for index in range(5):
         top, left = 1 + (index // 3) * 5, 1 + (index % 3) * 5
         assert (grid[0, top : top + 4, left : left + 4] == index * 10).all()
@@ -157,3 +158,10 @@ def test_a_photograph_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was held sideways
     picture.save(tmp_path / "sideways.png", exif=exif)
     assert torch.equal(load_image(tmp_path / "sideways.png")[0], torch.arange(12).view(3, 4).rot90(-1).byte() * 20)
+
+
+@pytest.mark.parametrize("picture", [torch.rand(3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])
+def test_a_picture_that_is_not_in_bytes_is_refused_by_name(picture, tmp_path):
+    with pytest.raises(TypeError, match=r"a picture must be uint8 \(C, H, W\): to_uint8"):
+        save_image(picture, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

@@ -24,7 +24,8 @@ def test_tags_are_made_in_one_place():
     assert make_tag("loss", "my loss", "a/b") == "qa_loss/my_loss/a_b"
     with pytest.raises(ValueError, match="group must be one of"):
         make_tag("other", "a", "b")
-    assert len(GROUPS) == 7
+    for group in GROUPS:
+        assert make_tag(group, "a", "b") == f"qa_{group}/a/b"
 
 
 def test_tensorboard_files_can_be_read_back(tmp_path):
@@ -198,9 +199,7 @@ class TestWhatCannotBeWritten:
             "    hooks.close()\n"
             "print(hooks.step_count, [str(w.message) for w in caught])\n"
         )
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
         last = run.stdout.splitlines()[-1]
         assert last.startswith("8 [")
         assert last.count("logging is switched off for the rest of the run: OSError: [Errno 27] File too large") == 1
@@ -221,6 +220,6 @@ def test_values_with_bounds_are_drawn_as_bands(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
-    assert list(charts) == ["qa_eval/fd_random(n=64)", "qa_eval/kid"]
+    assert list(charts) == ["qa_eval/fd_random_n=64", "qa_eval/kid"]
     series = charts["qa_eval/kid"]
     assert (series.lower, series.value, series.upper) == tuple(f"qa_eval/kid/{p}" for p in ("low", "value", "high"))

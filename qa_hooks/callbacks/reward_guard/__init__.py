@@ -1,1 +1,1 @@
-"""RewardGuard: is the reward being fooled?"""
+"""RewardGuard: notices that a reward is being exploited."""

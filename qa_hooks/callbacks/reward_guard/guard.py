@@ -1,4 +1,4 @@
-"""The alarm on reward hacking: a model that raises its score by what nobody meant.
+"""The alarm on reward hacking: a model that raises its score without making better images.
 
 guard = RewardGuard(reward, heldout=[niqe, other], base=unet, sample=sample, real=photographs, action="stop")
 with Hooks([guard], log_dir="runs/a").attach(optimizer): ...
@@ -10,34 +10,31 @@ What is measured, and when it is an alarm, is in `qa_hooks.rewards.measures` and
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.processes import together
+from qa_hooks._base.checks import check_call, check_count, warn
+from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
-from qa_hooks.callbacks.readings import shared_json
 from qa_hooks.callbacks.reward_guard.images import (
     GuardImages,
-    check_base,
     gathered_rows,
     in_order,
     joined_rows,
-    named_scorers,
 )
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
-from qa_hooks.features import FeatureExtractor, create_extractor
-from qa_hooks.images import Range, check_range
+from qa_hooks.features import FeatureExtractor
+from qa_hooks.images import Range
 from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, Levels, look_values
+from qa_hooks.rewards.broken import WORDS, broken_message
 from qa_hooks.rewards.measures import Rows
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source, image_paths
-from qa_hooks.sources.samples import Sample, check_sample
+from qa_hooks.sources.batches import Source
+from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
 
 ACTIONS = ("warn", "stop", "scale")
@@ -46,58 +43,69 @@ ACTIONS = ("warn", "stop", "scale")
 class RewardGuard(Monitor):
     """Watches a run that is optimised for a score, and raises the alarm when the score is being exploited.
 
-    It works from images alone and knows more with more: `scorer` (is the score above that of real images?), `heldout`
-    (do scores that are not optimised follow?), `base` (how far has the model moved, and by which pattern?), `real`
-    (what is normal?). Without `real` the first look has to do for it. What is odd from the first look on is the model
-    and no alarm, so begin with a sound one; a single held-out score never makes an alarm.
+    It needs only images. Each further argument lets it detect more: `scorer` (is the score above the score of real
+    images?), `heldout` (do scores that are not optimised follow?), `base` (how far has the model moved, and by which
+    pattern?), `real` (what is normal?). Without `real`, the first look is used as the reference. Whatever looks odd at
+    the first look is taken as normal for this model: start from a sound one. One held-out score alone raises no alarm.
 
     Measured by `python -m benchmarks reward_guard --seeds 6` (super-resolution x3 of BSD100 by a small network, small
     quality networks as scorers, `base` and `real` given, 32 samples, a look every 5 steps; and digits):
 
-    - honest: no alarm in 30 runs (Wilson's 95 % interval 0 to 11 %): super-resolution by L1 from nothing, L1
-      fine-tuning, L1 with a tenth of reward; a VAE of digits from nothing, and fine-tuned. With `base="start"` 2 of the
-      6 from nothing of that VAE raised one: its samples are all alike at first.
-    - exploited: an alarm in 36 of 36 (90 to 100 %), at a median step of 10 by the reward alone, or ten times as strong
-      as L1 (24.0 dB before, then 14.2 and 18.2 dB); 17 three times as strong (22.4 dB); 25 and 30 with growing
-      sharpening (22.3 dB) and salt noise (20.2 dB); 15 for digits by their likelihood, before their spread has fallen.
-    - The held-out scores, of the optimised one's family, rose in all of them and would have raised none.
+    - honest: no alarm in 30 runs (Wilson's 95 % interval 0 to 11 %): super-resolution by L1 from random weights, L1
+      fine-tuning, L1 with a tenth of reward; a VAE of digits from random weights, and fine-tuned. With `base="start"`,
+      2 of the 6 VAE runs from random weights raised an alarm, because an untrained VAE makes nearly equal samples.
+    - exploited: an alarm in 36 of 36 runs (90 to 100 %). The PSNR was 24.0 dB before the exploit:
+
+          exploit                              median step of the alarm    PSNR there
+          the reward alone                     10                          14.2 dB
+          the reward ten times as strong as L1 10                          18.2 dB
+          three times as strong                17                          22.4 dB
+          growing sharpening                   25                          22.3 dB
+          growing salt noise                   30                          20.2 dB
+          digits by their likelihood           15                          (their spread has not fallen yet)
+    - The held-out scores belong to the same family as the reward. They rose in every exploited run, so they alone would
+      have raised no alarm.
 
     - "warn": each kind of alarm once, with its numbers.
     - "stop": warns and raises `TrainingStopped` out of `optimizer.step()` where attached, else sets
       `hooks.should_stop`; again at each look, so a resumed run stops, too.
-    - "scale": warns and calls `scale(step)`, at an alarm and again after each `patience` looks that it goes on. With
+    - "scale": warns and calls `scale(step)`, at an alarm and again every `patience` looks while the alarm lasts. With
       LoRA: `scale=lambda step: halve()`, where `halve` keeps a factor and calls `integrations.peft.scale_lora(model,
       factor)`. It runs on every process.
+
+    Samples that are black, of one colour or not finite are named in a warning at the first look that sees them.
 
     Writes `qa_eval/{name}/{kind}` for what is measured, `/severity` of the worst kind, `/alarms`, how many there have
     been, and at an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
 
     Args:
-        scorer: the score that is optimised; its goodness, so higher is better here whatever its direction.
-        heldout: scores that are not; two or more, since one alone has been seen to rise with the fidelity gone.
-        base: the model before: `base(n, generator)` in the manner of `sample`; a network with LoRA, whose adapter is
-            switched off for `sample`; or with `images=` the name of its images. "start" takes the run's own first look.
-            It is asked once: at most 128 x 128 pixels of each image are kept, also in the state. None: the change since
-            the first look is measured and written, but is no evidence, since a run from nothing has to change.
-        real_level: of the score, in the scorer's own direction; by default its mean on `real`.
+        scorer: the score that is optimised. The guard reads its goodness, so a lower-is-better scorer works as well.
+        heldout: scores that are not optimised. Give two or more: a single one has risen while fidelity was lost.
+        base: the model before fine-tuning, as one of: a function `base(n, generator)` like `sample`; a network with
+            LoRA (its adapter is switched off while `sample` runs); with `images=`, the name of the base images; or
+            "start", the run's own first look. It is asked once; at most 128 x 128 pixels of each image are kept, also
+            in the state. None: the change since the first look is logged but never raises an alarm, because a run from
+            random weights must change.
+        real_level: the score of real images, in the scorer's own direction; by default the mean score of `real`.
         action: "warn", "stop" or "scale".
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
-        images: the name under which the loop hands images over. A look gathers those of successive steps, from the one
-            where it is due, until there are `n` on all processes together.
+        images: the name under which the loop hands images over. A look collects images from successive steps, starting
+            on its due step, until it has `n` from all processes together.
         real: real images of the samples' size, as many as there are up to 512: a tensor, a folder, a dataset, a loader.
-        scale: for "scale".
+        scale: called as `scale(step)` when `action="scale"`.
         every: steps between two looks.
         n: images of a look, at least 8.
-        batch_size, seed: of the samples; the same ones at each look.
+        batch_size, seed: batch size and seed of the samples; every look makes the same samples.
         patience: looks in a row that must be suspicious.
-        extractor: of the features for diversity and drift.
-        value_range: of the images; by default the scorers'.
-        name: in the tags.
+        extractor: makes the features for diversity and drift.
+        value_range: value range of the images; by default the scorers' range.
+        name: the name in the tags.
         folder: also write the sheet there.
 
     Attributes:
-        last: of the last look: "step", each value, "severity" and "alarms"; scores under "score", "heldout/{name}".
-        found: what was beyond its limit then, the worst first, alarm or not; `str` says it with its numbers.
+        last: what the last look measured: "step", each value, "severity" and "alarms"; scores under "score",
+            "heldout/{name}".
+        found: measurements beyond their limit at the last look, worst first, alarm or not; `str` gives the numbers.
         alarms: looks that ended in an alarm.
 
     Raises:
@@ -133,66 +141,44 @@ class RewardGuard(Monitor):
         folder: str | Path | None = None,
     ) -> None:
         super().__init__(every=every)
-        self.scorers = named_scorers(scorer, heldout)
-        if (sample is None) == (images is None):
-            raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
-        if sample is not None:
-            check_sample(sample)
-        check_base(base, sampling=sample is not None)
+        self._looks = GuardImages(
+            scorer, heldout, base, sample=sample, images=images, real=real, n=n, batch_size=batch_size, seed=seed,
+            extractor=extractor, value_range=value_range,
+        )  # fmt: skip
         if action not in ACTIONS:
             raise ValueError(f"action must be one of {ACTIONS}, got {action!r}")
         if (action == "scale") != callable(scale):
             raise ValueError('action="scale" and scale=, a callable scale(step), go together')
+        if scale is not None:
+            check_call("scale", scale, "scale(step)", 1)
         if real_level is not None and (scorer is None or not math.isfinite(real_level)):
             raise ValueError(f"real_level is the finite score of real images by scorer=, got {real_level!r}")
-        if real is not None:
-            image_paths(real)  # a folder that is missing is told now
-        ranges = {part.value_range for part in self.scorers.values()} | ({value_range} if value_range else set())
-        if len(ranges) > 1:
-            raise ValueError(
-                f"the scorers and value_range= declare different ranges, {sorted(ranges)}; images have one"
-            )
-        self.value_range = check_range(ranges.pop() if ranges else (0.0, 1.0))
-        self.sample, self.images, self.base, self.real = sample, images, base, real
-        self.action, self.scale, self.patience = action, scale, check_count("patience", patience)
-        self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
-        self.real_level = real_level
         if scorer is not None and real_level is not None and not scorer.higher_is_better:
-            self.real_level = -real_level
-        self.extractor, self.name, self.folder = create_extractor(extractor), name, picture_folder(folder)
+            real_level = -real_level
+        self.real_level, self.action, self.scale = real_level, action, scale
+        self.patience, self.name, self.folder = check_count("patience", patience), name, picture_folder(folder)
         self.last: dict[str, float] = {}
         self.found: list[Finding] = []
         self.alarms = 0
         self._told: list[str] = []
         self._real: Rows = {}
         self._rule: AlarmRule | None = None
-        self._seen = GuardImages(
-            sample if sample is not None else str(images), base, self.scorers, self.extractor, self.value_range,
-            n=self.n, batch_size=self.batch_size, seed=self.seed,
-        )  # fmt: skip
         self._waiting: Rows = {}  # what is there of a look by `images=`, of all processes
         self._loaded: dict[str, Any] = {}
 
-    @property
-    def state_key(self) -> str:
-        return f"RewardGuard({self.name})"
-
     def due(self, step: int) -> bool:
-        """Also while a look gathers its images, and at the step where it has them."""
+        """Also due while a look is still collecting images, and on the step that completes it."""
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
-    def networks(self) -> list[nn.Module]:
-        return self._seen.networks()
+    def functions(self) -> list[Callable[..., Any]]:
+        return self._looks.functions()
 
     def on_train_start(self, ctx: Context) -> None:
-        """Measure the real images; here, so that their time does not count as that of each look."""
-        if self.real is None or ctx.rank != 0:
+        """Measure the real images now, so that this time is not counted in the looks."""
+        if ctx.rank != 0:
             return
         try:
-            devices = [image.device for image in ctx.images.values()]
-            devices += [p.device for net in self.networks() for p in net.parameters()]
-            self.extractor.to(next((device for device in devices if device.type == "cuda"), self.extractor.mean.device))
-            self._real = self._seen.measure_real(self.real)
+            self._real = self._looks.measure_real(ctx)
         except Exception as error:
             if ctx.world_size == 1:
                 raise
@@ -210,28 +196,29 @@ class RewardGuard(Monitor):
                 self.scale(ctx.step)
 
     def local(self, ctx: Context) -> Rows:
-        if self._waiting and self.images not in ctx.images:
+        if self._waiting and self._looks.name not in ctx.images:
             return {}  # steps without images pass
-        return self._seen.rows(ctx, comparing=self._rule is None)
+        return self._looks.rows(ctx, comparing=self._rule is None)
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
     def reduce(self, ctx: Context, part: Rows) -> None:
         rows = in_order(gathered_rows(part))
-        if self.sample is None:
+        if self._looks.sample is None:
             rows, self._waiting = joined_rows(self._waiting, rows), {}
-            if len(rows["features"]) < self.n:
+            if len(rows["features"]) < self._looks.n:
                 self._waiting = rows
                 return
         pictures: Rows = {key: rows.pop(key) for key in ("pictures", "bases") if key in rows}
         if "kept" in rows:
-            self._seen.first = rows.pop("kept")
+            self._looks.first = rows.pop("kept")
         rule = self._rule if self._rule is not None else self._begin(ctx, rows)
         values: dict[str, float] = {}
         with together():
             if ctx.rank == 0:
                 values = look_values(rows, rule.levels)
-        values = shared_json(values)
+        values = shared(values)
+        self._tell_broken(ctx, values, len(rows["features"]))
         alarm = rule.look(values)
         self.found = rule.found
         self.alarms += bool(alarm)
@@ -249,7 +236,7 @@ class RewardGuard(Monitor):
                 rule.waited = 0  # what was scaled gets its time
 
     def _begin(self, ctx: Context, rows: Rows) -> AlarmRule:
-        """The yardstick, at the first look; its numbers on every process, its features on rank 0 alone."""
+        """Compute the reference levels at the first look. All ranks hold the numbers, only rank 0 the features."""
         levels = Levels({}, {}, {})
         with together():
             if ctx.rank == 0:
@@ -260,23 +247,29 @@ class RewardGuard(Monitor):
                     levels = Levels.of(self._real, len(rows["features"]))
                 else:
                     levels = Levels.of(rows, len(rows["features"]), source="start")
-        numbers = shared_json({key: getattr(levels, key) for key in ("level", "width", "deviation", "source")})
+        numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source")})
         levels = Levels(**numbers, features=levels.features)
-        unjudged = ("drift", "change_peak") if self.base is None else ()
+        unjudged = ("drift", "change_peak") if self._looks.base is None else ()
         self._rule = AlarmRule(levels, real_level=self.real_level, patience=self.patience, unjudged=unjudged)
         if self._loaded.get("rule"):
             self._rule.load_state_dict(self._loaded["rule"])
         self._loaded = {}
         return self._rule
 
+    def _tell_broken(self, ctx: Context, values: dict[str, float], n: int) -> None:
+        """Name images that show nothing, each kind once; no reward is needed to see them, and no second look."""
+        new = {key: values[key] for key in WORDS if values.get(key) and f"broken {key}" not in self._told}
+        self._told += [f"broken {key}" for key in new]
+        message = broken_message(new, n)
+        if message and ctx.rank == 0:
+            warn(f"{self.state_key}, step {ctx.step}: {message}")
+
     def _tell(self, ctx: Context) -> None:
         new = [finding for finding in self.found if finding.kind not in self._told]
         self._told += [finding.kind for finding in new]
         if new and ctx.rank == 0:
             seen = f"on {self.patience} looks in a row" if self.patience > 1 else "on this look"
-            warnings.warn(
-                f"{self.state_key}, step {ctx.step}: the reward is being exploited, {seen}: {_in_words(self.found)}"
-            )
+            warn(f"{self.state_key}, step {ctx.step}: the reward is being exploited, {seen}: {_in_words(self.found)}")
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -286,19 +279,19 @@ class RewardGuard(Monitor):
             rule, levels = self._rule.state_dict(), {}
             if self._rule.levels.source == "start":  # real images are measured again
                 levels = dict(vars(self._rule.levels))
-        state = {"rule": rule, "levels": levels, "first": self._seen.first, "last": dict(self.last)}
+        state = {"rule": rule, "levels": levels, "first": self._looks.first, "last": dict(self.last)}
         state["waiting"] = dict(self._waiting)
-        return {**state, "alarms": self.alarms, "told": list(self._told), "n": self.n, "seed": self.seed}
+        return {**state, "alarms": self.alarms, "told": list(self._told), "n": self._looks.n, "seed": self._looks.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.sample is not None and (state["n"], state["seed"]) != (self.n, self.seed):
+        looks = self._looks
+        if looks.sample is not None and (state["n"], state["seed"]) != (looks.n, looks.seed):
             raise ValueError(
-                f"{self.state_key} was saved with n={state['n']}, seed={state['seed']} and has n={self.n}, "
-                f"seed={self.seed} now: these are other samples and cannot be compared; give it another name="
+                f"{self.state_key} was saved with n={state['n']}, seed={state['seed']} and has n={looks.n}, "
+                f"seed={looks.seed} now: these are other samples and cannot be compared; give it another name="
             )
         self._rule, self._loaded = None, {"rule": state["rule"], "levels": state["levels"]}
-        self._seen.first, self.last = state["first"], dict(state["last"])
-        self._seen.first_features = {}
+        looks.first, looks.first_features, self.last = state["first"], {}, dict(state["last"])
         self._waiting = dict(state["waiting"])
         self.alarms, self._told = int(state["alarms"]), list(state["told"])
 

@@ -1,74 +1,87 @@
-"""What a `RewardGuard` looks at: the run's images, the base's of the same inputs, and real ones, measured."""
+"""Measurements of a `RewardGuard`: the run's images, the base model's images for the same inputs, real images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import without_lora
-from qa_hooks._base.isolation import modules_of
-from qa_hooks._base.processes import gather_rows, is_distributed
+from qa_hooks._base.checks import check_call, check_count
+from qa_hooks._base.processes import gather_rows, is_distributed, shared
+from qa_hooks._base.reach import modules_of
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
-from qa_hooks.callbacks.readings import shared_json
-from qa_hooks.evaluation.measure import check_comparable
-from qa_hooks.features import FeatureExtractor
+from qa_hooks.evaluation.comparable import check_comparable
+from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
+from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, measure_change, measure_images
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.scorers.scorer import Scorer, common_range
+from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
 REAL = 512  # images for the levels, evenly from what there is
 KEPT = 128  # side of what is kept of the first look, to compare with
 
 
 class GuardImages:
-    """Measures one look's images.
+    """Looks at images: makes or takes them, and measures each with the scorers and the extractor.
 
     Args:
-        source: `sample(n, generator)`, or the name of images that are handed over.
-        base: as in `RewardGuard`.
-        scorers: by the names of their values.
-        extractor, value_range, n, batch_size, seed: as there.
+        scorer, heldout, base, sample, images, real, n, batch_size, seed, extractor, value_range: as in `RewardGuard`.
 
     Attributes:
+        scorers: by the names of their values.
         first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
         first_features: of them, by the position of the batch.
-        real_shape: of a real image.
+        real_shapes: (C, H, W) of the real images, each shape once.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
     """
 
     def __init__(
         self,
-        source: Sample | str,
+        scorer: Scorer | None,
+        heldout: Sequence[Scorer],
         base: Sample | nn.Module | str | None,
-        scorers: Mapping[str, Scorer],
-        extractor: FeatureExtractor,
-        value_range: Range,
         *,
+        sample: Sample | None,
+        images: str | None,
+        real: Source | None,
         n: int,
         batch_size: int,
         seed: int,
+        extractor: FeatureExtractor | nn.Module | str | dict[str, Any],
+        value_range: Range | None,
     ) -> None:
-        self.name = source if isinstance(source, str) else ""
-        self.sample: Sample | None = None if isinstance(source, str) else source
-        self.base, self.scorers, self.extractor, self.value_range = base, scorers, extractor, value_range
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.scorers = _named_scorers(scorer, heldout)
+        if (sample is None) == (images is None):
+            raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
+        if sample is not None:
+            check_sample(sample)
+        _check_base(base, sampling=sample is not None)
+        if callable(base) and not isinstance(base, nn.Module):
+            check_call("base", base, "base(n, generator)", 1, torch.Generator("cpu"))
+        if real is not None:
+            check_source(real)
+            image_paths(real)  # a folder that is missing is told now
+        self.sample, self.name, self.base, self.real = sample, images or "", base, real
+        self.value_range = common_range(self.scorers.values(), value_range)
+        self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
+        self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
         self.first_features: dict[int, Tensor] = {}
-        self.real_shape: Sequence[int] = ()
+        self.real_shapes: set[tuple[int, ...]] = set()
 
-    def networks(self) -> list[nn.Module]:
-        """The user's networks that are used."""
-        used = [part for part in (self.sample, self.base) if callable(part) and not isinstance(part, nn.Module)]
-        return [net for part in used for net in modules_of(part)] + (
-            [self.base] if isinstance(self.base, nn.Module) else []
-        )
+    def functions(self) -> list[Callable[..., Any]]:
+        """The user's functions and networks that make images."""
+        return [part for part in (self.sample, self.base) if callable(part)]
 
     def rows(self, ctx: Context, *, comparing: bool) -> Rows:
         """What one look measures on this process.
@@ -83,12 +96,13 @@ class GuardImages:
         rows: list[Rows] = []
         pictures, bases, kept = [], [], []
         for start, images in self._batches(ctx):
-            if comparing and self.real_shape:
-                check_comparable(self.extractor, self.real_shape, images.shape[1:])
+            if comparing and self.real_shapes:
+                check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | self._scores(images)
-            row["position"] = torch.arange(start, start + len(images))
+            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
+            row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:
@@ -107,18 +121,16 @@ class GuardImages:
 
     def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor]]:
         if self.sample is None:
-            images = _handed_over(ctx, self.name)
-            for start in range(0, len(images), self.batch_size):
-                yield start, images[start : start + self.batch_size]
-            return
-        for block in range(ctx.rank, -(-self.n // self.batch_size), ctx.world_size):
-            count = min(self.batch_size, self.n - block * self.batch_size)
-            yield block * self.batch_size, sample_block(self.sample, count, self.seed, block)
+            images = ctx.handed_over(self.name)
+            return ((start, images[start:stop]) for _, start, stop in numbered_blocks(len(images), self.batch_size))
+        return sample_blocks(
+            self.sample, self.n, batch_size=self.batch_size, seed=self.seed, rank=ctx.rank, world_size=ctx.world_size
+        )
 
     def _before(self, ctx: Context, start: int, count: int) -> Tensor | None:
         """The middle of what the base makes of the same inputs, in [0, 1]; it is asked once, at the first look."""
         if isinstance(self.base, str) and self.sample is None:
-            images = _handed_over(ctx, self.base)[start : start + count]
+            images = ctx.handed_over(self.base)[start : start + count]
         elif self.first is not None:
             return self.first[start : start + count].to(self.extractor.mean.device).float() / 255
         elif self.base is None or isinstance(self.base, str) or self.sample is None:
@@ -142,19 +154,26 @@ class GuardImages:
         return to_unit(images, self.value_range).float().clamp(0, 1)  # clamp keeps nan, which is counted
 
     def _scores(self, images: Tensor) -> Rows:
-        low, high = self.value_range
-        images = images if images.dtype == torch.uint8 else torch.nan_to_num(images.float(), low).clamp(low, high)
+        if images.is_floating_point():
+            images = torch.nan_to_num(images.float(), self.value_range[0])
+        images = in_range(images, self.value_range)
         return {key: scorer.goodness(images).float().cpu() for key, scorer in self.scorers.items()}
 
-    def measure_real(self, real: Source) -> Rows:
-        """Rows of up to `REAL` of them."""
+    def measure_real(self, ctx: Context) -> Rows:
+        """Rows of up to `REAL` real images; none without them."""
+        if self.real is None:
+            return {}
+        real = self.real
+        devices = [image.device for image in ctx.images.values()]
+        devices += [p.device for function in self.functions() for net in modules_of(function) for p in net.parameters()]
+        self.extractor.to(next((device for device in devices if device.type == "cuda"), self.extractor.mean.device))
         count = count_images(real) if is_shared(real) else None
         indices = None if count is None else [i * count // min(count, REAL) for i in range(min(count, REAL))]
         rows: list[Rows] = []
         seen = 0
         with fixed_random(real):
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
-                self.real_shape = images.shape[1:]
+                self.real_shapes.add(tuple(images.shape[1:]))
                 images = images.to(self.extractor.mean.device)
                 rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
                 seen += len(images)
@@ -163,7 +182,7 @@ class GuardImages:
         return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
-def named_scorers(scorer: Scorer | None, heldout: Sequence[Scorer]) -> dict[str, Scorer]:
+def _named_scorers(scorer: Scorer | None, heldout: Sequence[Scorer]) -> dict[str, Scorer]:
     """By the names of their values."""
     if isinstance(heldout, Scorer):
         raise TypeError("heldout must be a list of scorers, got one scorer")
@@ -183,7 +202,7 @@ def named_scorers(scorer: Scorer | None, heldout: Sequence[Scorer]) -> dict[str,
     return named
 
 
-def check_base(base: Any, *, sampling: bool) -> None:
+def _check_base(base: Any, *, sampling: bool) -> None:
     """`TypeError` unless it goes with `sample=` (`sampling`) or `images=`."""
     if base is None or ((callable(base) or base == "start") if sampling else isinstance(base, str)):
         return
@@ -194,18 +213,18 @@ def check_base(base: Any, *, sampling: bool) -> None:
 
 
 def gathered_rows(rows: Rows) -> Rows:
-    """Of all processes, in rank order; a process without images does not know what its rows would look like."""
+    """The rows of all processes, in rank order; a process without images does not know the shapes of its rows."""
     if not is_distributed():
         return dict(rows)
-    described = {key: [str(row.dtype).removeprefix("torch."), list(row.shape[1:])] for key, row in rows.items()}
+    described = {key: (row.dtype, row.shape[1:]) for key, row in rows.items()}
     found = {}
-    for key, (kind, shape) in shared_json(described).items():  # rank 0 always has some
-        found[key] = gather_rows(rows[key] if key in rows else torch.zeros(0, *shape, dtype=getattr(torch, kind)))
+    for key, (kind, shape) in shared(described).items():  # rank 0 always has some
+        found[key] = gather_rows(rows[key] if key in rows else torch.zeros(0, *shape, dtype=kind, device="cpu"))
     return found
 
 
 def in_order(rows: Rows) -> Rows:
-    """By position; where all processes begin at 0, the first of each comes first."""
+    """The rows sorted by position; where all processes begin at 0, the first rows of all processes come first."""
     if not rows:
         return {}
     order = rows.pop("position").argsort(stable=True)
@@ -220,13 +239,7 @@ def joined_rows(before: Rows, rows: Rows) -> Rows:
         if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
             got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
             raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
-    return {key: torch.cat([before[key], row]) for key, row in rows.items()}
-
-
-def _handed_over(ctx: Context, name: str) -> Tensor:
-    if name not in ctx.images:
-        raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(ctx.images)}")
-    return ctx.images[name]
+    return {key: torch.cat([before[key], row]) for key, row in rows.items() if key in before}
 
 
 def _centre(images: Tensor) -> Tensor:

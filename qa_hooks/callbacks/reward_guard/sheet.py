@@ -16,7 +16,7 @@ COLUMNS = 8
 
 
 def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: Tensor | None = None) -> Tensor:
-    """Draw it.
+    """Draw the sheet of an alarm.
 
     Args:
         found: each is a heading.

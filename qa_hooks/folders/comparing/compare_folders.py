@@ -20,70 +20,37 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
-from qa_hooks.drawing.tables import interval_text, text_table
+from qa_hooks.evaluation.names import metric_name
+from qa_hooks.evaluation.quality_diversity import quality_scores
 from qa_hooks.evaluation.set_metrics import check_metrics
-from qa_hooks.features import FeatureExtractor, create_extractor
+from qa_hooks.evaluation.verdicts import COMPARED, REAL, Verdicts
+from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.folders.comparing.image_sets import (
     ImageSet,
     add_features,
     add_scores,
-    check_sizes,
     image_sets,
     keep_readable,
-    resize_of,
+    missing_scores,
 )
-from qa_hooks.folders.comparing.measures import METRICS, Measured
+from qa_hooks.folders.comparing.image_sizes import check_sizes, resize_of
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
-from qa_hooks.functional.intervals import Comparison, Interval
 from qa_hooks.scorers import Scorer
 
-FORMAT = "qa_hooks.evaluation.checkpoints"
+FORMAT = "qa_hooks.comparison"
 
 
-@dataclass(frozen=True, eq=False)
-class FolderComparison:
-    """What `compare_folders` found; `print` shows it as two tables.
+@dataclass(eq=False, kw_only=True)
+class FolderComparison(Verdicts):
+    """What `compare_folders` found; `print` shows it as two tables. Labels are the ends of the folders' paths.
 
     Attributes:
         real: the real images.
         folders: the generated ones, in the order given.
-        values: by folder's label (and "real" for scores), then by metric: value and interval.
-        comparisons: by label of each folder but the first, then by metric: that folder minus the first, with a
-            verdict in which A is the first folder and B the other.
-        higher_is_better: the direction of each metric.
-        spec: how it was measured; values of other specs are not comparable.
-        notes: what was left out or drawn.
     """
 
     real: ImageSet
     folders: list[ImageSet]
-    values: dict[str, dict[str, Interval]]
-    comparisons: dict[str, dict[str, Comparison]]
-    higher_is_better: dict[str, bool]
-    spec: dict[str, Any]
-    notes: list[str]
-
-    def __str__(self) -> str:
-        columns = [label for label, found in self.values.items() if found]
-        rows = [["", *columns]]
-        for metric, higher in self.higher_is_better.items():
-            cells = [self.values[label].get(metric) for label in columns]
-            texts = ["" if cell is None else interval_text(cell) for cell in cells]
-            rows.append([f"{metric} ({'higher' if higher else 'lower'} is better)", *texts])
-        parts = [text_table(rows)]
-        if self.comparisons:
-            first = self.folders[0].label
-            rows = [["", *(f"{label} - {first}" for label in self.comparisons)]]
-            for metric in self.higher_is_better:
-                found = {label: values[metric] for label, values in self.comparisons.items()}
-                verdicts = {
-                    label: c.verdict.replace("A better", f"{first} better").replace("B better", f"{label} better")
-                    for label, c in found.items()
-                }
-                rows.append([metric, *(f"{interval_text(c[:3])} {verdicts[label]}" for label, c in found.items())])
-            parts.append(text_table(rows))
-        facts = ", ".join(f"{name} {value}" for name, value in self.spec.items())
-        return "\n\n".join([facts, *parts, *(["\n".join(self.notes)] if self.notes else [])])
 
     def as_json(self) -> dict[str, Any]:
         """Everything but features and single scores, as JSON can hold it."""
@@ -115,10 +82,13 @@ def compare_folders(
     n: int | None = None,
     n_real: int | None = None,
     seed: int = 0,
+    grid: str | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache: str | Path | None = None,
     confidence: float = 0.95,
+    size: int | None = None,
+    always_judge: bool = False,
     progress: bool = True,
 ) -> FolderComparison:
     """Compare folders of generated images with real ones and with each other.
@@ -137,28 +107,37 @@ def compare_folders(
         n: images of each folder; at most as many as the smallest has, which is the default.
         n_real: real images, all by default; precision, recall and ds use at most n of them.
         seed: of the choice of images and of the intervals.
+        grid: cut each generated picture into the images that it is a grid of, as in
+            `qa_hooks.sources.grids.find_images`.
         batch_size, device, progress: as in `score_folder`.
         cache: a folder that keeps features; files that changed are noticed.
         confidence: of the intervals.
+        size: the extractor resizes images to this square; one that does not resize takes images of one size only.
+        always_judge: give a verdict on `metrics` also in untrained features ("random") or on fewer than 50 images,
+            where the numbers alone are worth having.
 
     Raises:
-        ValueError: no images, nothing to compare by, fewer than 20 images that all folders have.
+        ValueError: no images, nothing to compare by, fewer than 10 images that all folders have, sizes that differ.
         RuntimeError: one of several processes failed; the message is its own.
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    metrics = check_metrics(metrics, METRICS)
+    metrics = check_metrics(metrics, COMPARED)
     given = [scorers] if isinstance(scorers, (str, Path, Mapping, Scorer)) else list(scorers)
     named = name_scorers(given, device) if given else {}
     if not folders or not (metrics or named):
         raise ValueError("give at least one folder, and metrics or scorers to compare by")
-    network = create_extractor(extractor) if metrics else None
+    network = None
+    if metrics:
+        network = create_extractor(extractor, **({} if size is None else {"size": size}))
+    if cache is not None:
+        check_writable(cache, name="cache")
     if network is not None and device is not None:
         network.to(device)
     (real_set,) = image_sets([real], n=n_real, paired=False, seed=seed)
-    sets = image_sets(folders, n=n, paired=paired, seed=seed)
-    real_set.label = "real"
+    sets = image_sets(folders, n=n, paired=paired, seed=seed, grid=grid)
+    real_set.label = REAL
     for part in sets:
-        part.label = str(part.folder) if part.label == "real" else part.label
+        part.label = str(part.folder.resolve()) if part.label == REAL else part.label
     sizes = check_sizes([real_set, *sets], network, named)
     if network is not None:
         where = Path(cache) if cache is not None else None
@@ -173,31 +152,44 @@ def compare_folders(
         add_scores(part, usable, reference=Path(real), first=least, **options)
     if network is None:
         keep_readable(sets, paired=paired)
-    measured = Measured(real_set, sets, paired=paired, seed=seed, confidence=confidence)
-    for name, scorer in named.items():
-        measured.scores(name, higher=scorer.higher_is_better)
-    if network is not None:
-        measured.sets(network, metrics)
-    spec: dict[str, Any] = {"n": len(sets[0].paths), "real": len(real_set.paths), "seed": seed, "paired": paired}
-    spec |= {"confidence": confidence, "images": sizes}
-    if network is not None:
-        spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
-    spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
-    notes = []
-    if n is not None and len(sets[0].paths) + max(len(part.failures) for part in sets) < n:
-        notes.append(f"n={n} was asked for, but the folders have {len(sets[0].paths)} images each to compare")
-    if network is not None and "," in sizes:
-        notes.append(f"images of different sizes are compared ({sizes}): resampling them alone moves the distances")
-    notes += [
-        f"{p.label}: {len(p.failures)} images could not be read and were left out"
-        for p in (real_set, *sets)
-        if p.failures
-    ]
-    notes += [
-        f"{p.label}: {p.unmatched} files have no partner of the same name in every folder and were left out"
-        for p in sets
-        if p.unmatched
-    ]
-    return FolderComparison(
-        real_set, sets, measured.values, measured.comparisons, measured.directions, spec, measured.notes + notes
+    found = FolderComparison(
+        labels=[part.label for part in sets],
+        real=real_set,
+        folders=sets,
+        paired=paired,
+        seed=seed,
+        confidence=confidence,
+        always_judge=always_judge,
     )
+    for name, scorer in named.items():
+        scored = [part for part in (real_set, *sets) if name in part.scores]
+        found.notes += [note for part in scored if (note := missing_scores(part, name))]
+        scores = {part.label: part.scores[name] for part in scored}
+        found.add_scores(name, scores, higher_is_better=scorer.higher_is_better)
+    if network is not None:
+        found.add_sets(network, real_set.features, {part.label: part.features for part in sets}, metrics)
+    if network is not None and found.mixture is not None and "qs" in metrics:
+        for part in sets:
+            rows = Features(part.features, network.fingerprint, torch.arange(len(part.features), device="cpu"))
+            part.scores[metric_name("qs", network)] = quality_scores(found.mixture, rows).double()
+    counts = [len(part.paths) for part in sets]
+    found.spec = {"n": counts[0], "real": len(real_set.paths), "seed": seed, "paired": paired}
+    found.spec |= {"confidence": confidence, "images": sizes}
+    if network is not None:
+        found.spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
+    found.spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
+    if n is not None and counts[0] + max(len(part.failures) for part in sets) < n:
+        found.notes.append(f"n={n} was asked for, but the folders have {counts[0]} images each to compare")
+    if network is not None and "," in sizes:
+        found.notes.append(
+            f"images of different sizes are compared ({sizes}): resampling them alone moves the distances"
+        )
+    for part in (real_set, *sets):
+        if part.failures:
+            found.notes.append(f"{part.label}: {len(part.failures)} images could not be read and were left out")
+        if part.unmatched:
+            found.notes.append(
+                f"{part.label}: {part.unmatched} files have no partner of the same name in every folder and were "
+                "left out"
+            )
+    return found

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
-from qa_hooks.evaluation.set_metrics import is_canonical
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, scored_windows
-from qa_hooks.images import list_images, load_image
+from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
-
-TEXT_BYTES = 300
+from qa_hooks.sources.grids import find_images
+from qa_hooks.sources.windows import read_ahead
 
 
 @dataclass
@@ -44,7 +42,7 @@ class ImageSet:
     label: str
     folder: Path
     paths: list[Path]
-    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0, device="cpu", dtype=torch.float32))
     scores: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -63,11 +61,12 @@ class ImageSet:
 
     def readable(self) -> Tensor:
         """`(n,)` bool."""
-        return torch.tensor([self.name(path) not in self.failures for path in self.paths], dtype=torch.bool)
+        kept = [self.name(path) not in self.failures for path in self.paths]
+        return torch.tensor(kept, dtype=torch.bool, device="cpu")
 
 
 def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
-    """Drop what failed, and of the larger sets what makes them larger; of paired sets whole pairs."""
+    """Drop files that failed, and cut all sets to one size; from paired sets whole pairs are dropped."""
     masks = [images.readable() for images in sets]
     if paired:
         masks = [torch.stack(masks).all(0)] * len(masks)
@@ -79,57 +78,16 @@ def keep_readable(sets: Sequence[ImageSet], *, paired: bool) -> None:
         images.keep(mask.nonzero().flatten()[:count])
 
 
-def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, scorers: Mapping[str, Scorer]) -> str:
-    """The sizes of the images, in words, from some of the files' headers; the first set is the real one.
-
-    Raises:
-        ValueError: generated images of several sizes, one for each folder, where a scorer or an extractor that does
-            not resize would measure the size.
-    """
-    found = {images.label: _sizes(images) for images in sets}
-    texts = {
-        label: "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        for label, sizes in found.items()
-    }
-    generated = {texts[images.label] for images in sets[1:]}
-    sensitive = [name for name, scorer in scorers.items() if "reference" not in scorer.inputs]
-    sensitive += [extractor.name] if extractor is not None and resize_of(extractor) == "none" else []
-    if len(generated) > 1 and all(len(sizes) == 1 for sizes in found.values()) and sensitive:
-        listed = ", ".join(f"{images.label} {texts[images.label]}" for images in sets[1:])
-        raise ValueError(
-            f"the folders hold images of different sizes ({listed}), and {sensitive[0]} depends on the size: bring "
-            "them to one size, or use an extractor that resizes"
-        )
-    if len(set(texts.values())) == 1:
-        return next(iter(texts.values()))
-    return ", ".join(f"{label} {text}" for label, text in texts.items())
-
-
-def _sizes(images: ImageSet, probed: int = 50) -> set[tuple[int, int]]:
-    from PIL import Image
-
-    found = set()
-    for path in images.paths[:: max(1, len(images.paths) // probed)]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # what is broken is told later
-            found.add(image.size)
-    return found or {(0, 0)}
-
-
-def resize_of(extractor: FeatureExtractor) -> str:
-    """What the extractor does with the images' size, in words."""
-    if is_canonical(extractor):
-        return "299 bilinear (TensorFlow's)"
-    return "none" if extractor.size is None else f"{extractor.size} {extractor.interpolation}"
-
-
-def image_sets(folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int) -> list[ImageSet]:
-    """As many files of each folder, drawn at random; with `paired` those whose name every folder has.
+def image_sets(
+    folders: Sequence[str | Path], *, n: int | None, paired: bool, seed: int, grid: str | None = None
+) -> list[ImageSet]:
+    """Equally many files of each folder, drawn at random; with `paired`, the files whose names all folders have.
 
     Raises:
         ValueError: a folder without images, or folders with no name in common.
     """
     roots = [Path(folder) for folder in folders]
-    files = [_by_name(root, paired=paired) for root in roots]
+    files = [_by_name(root, grid, paired=paired) for root in roots]
     sets = []
     names = [list(of_one) for of_one in files]
     if paired:
@@ -140,7 +98,7 @@ def image_sets(folders: Sequence[str | Path], *, n: int | None, paired: bool, se
     count = min(len(of_one) for of_one in names)
     count = count if n is None else min(count, check_count("n", n))
     for label, root, of_one, chosen in zip(labels(roots), roots, files, names, strict=True):
-        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:count]
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
         unmatched = len(of_one) - len(chosen)
         sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()], unmatched=unmatched))
     return sets
@@ -181,7 +139,7 @@ def add_features(
     for position in sorted(missing):
         path = images.paths[position]
         images.failures[images.name(path)] = _why(path)
-    images.features = torch.zeros(len(images.paths), features.values.shape[1])
+    images.features = torch.zeros(len(images.paths), features.values.shape[1], device="cpu", dtype=torch.float32)
     images.features[features.indices] = features.values
 
 
@@ -192,7 +150,7 @@ def _kept_features(file: Path) -> Features | None:
         try:
             found = Features.load(file)
         except ValueError as error:
-            warnings.warn(f"{error}; they are extracted again")
+            warn(f"{error}; they are extracted again")
     return None if any_rank(found is None) else found
 
 
@@ -215,14 +173,15 @@ def add_scores(
     needed = any("reference" in scorer.inputs for scorer in scorers.values())
     references = find_references(reference, scorers) if needed else None
     paths = {str(position): path for position, path in enumerate(images.paths[:first])}
-    # References go by the names of the files.
-    named = None if references is None else _by_position(references, images)
 
     def read(position: str) -> PiecedImage:
+        named = None
+        if references is not None:  # they go by the names of the files
+            named = lambda _: references(images.name(paths[position]))  # noqa: E731
         return read_pieces(position, paths[position], named, None, 0)
 
     mine = list(paths)[rank() :: world_size()]
-    rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64)]
+    rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64, device="cpu")]
     unread: dict[int, str] = {}
     refused: dict[int, str] = {}
     hidden = None if progress and rank() == 0 else True
@@ -230,7 +189,7 @@ def add_scores(
         for window in scored_windows(read_ahead(read, mine), scorers, batch_size, device):
             for image in window:
                 scores = [image.scores[name][0] if image.scores.get(name) else torch.nan for name in scorers]
-                rows.append(torch.tensor([[float(image.name), *scores]], dtype=torch.float64))
+                rows.append(torch.tensor([[float(image.name), *scores]], dtype=torch.float64, device="cpu"))
                 if image.problem:
                     (refused if image.pieces else unread)[int(image.name)] = image.problem
             bar.update(len(window))
@@ -242,14 +201,22 @@ def add_scores(
             messages.setdefault(images.name(images.paths[position]), message)
 
 
-def _by_position(references: Callable[[str], Path | None], images: ImageSet) -> Callable[[str], Path | None]:
-    return lambda position: references(images.name(images.paths[int(position)]))
+def missing_scores(images: ImageSet, name: str) -> str:
+    """A note that says how many images have no score, "" for none; `ValueError` when fewer than two have one."""
+    scores = images.scores[name]
+    known = int(scores.isfinite().sum())
+    if known < 2:
+        first = next(iter(images.refused.values()), "all scores are NaN or infinite")
+        raise ValueError(f"{name} has a score for {known} of {len(scores)} images of {images.folder}: {first}")
+    return (
+        "" if known == len(scores) else f"{images.label}: {len(scores) - known} of {len(scores)} images have no {name}"
+    )
 
 
-def _by_name(root: Path, *, paired: bool) -> dict[str, Path]:
+def _by_name(root: Path, grid: str | None, *, paired: bool) -> dict[str, Path]:
     """The files by relative name, where sets are paired without the suffix: 0001.png belongs to 0001.jpg."""
     files: dict[str, Path] = {}
-    for path in list_images(root):
+    for path in find_images(root, grid):
         relative = PurePosixPath(path.relative_to(root).as_posix())
         name = str(relative.with_suffix("") if paired else relative)
         if name in files:
@@ -267,11 +234,7 @@ def _why(path: Path) -> str:
 
 
 def _all_texts(texts: Mapping[int, str]) -> dict[int, str]:
-    """Messages by position of all processes, on all of them; nothing is pickled."""
-    rows = torch.zeros(len(texts), TEXT_BYTES, dtype=torch.uint8)
-    for row, text in zip(rows, texts.values(), strict=True):
-        encoded = text.encode(errors="replace")[:TEXT_BYTES]
-        row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
-    positions = gather_rows(torch.tensor(list(texts), dtype=torch.int64)).tolist()
-    decoded = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in gather_rows(rows)]
-    return dict(zip(positions, decoded, strict=True))
+    """Messages by position of all processes, on all of them, as lines of JSON."""
+    lines = "".join(f"{json.dumps(item)}\n" for item in texts.items()).encode()
+    gathered = gather_rows(torch.tensor(list(lines), dtype=torch.uint8, device="cpu"))
+    return dict(json.loads(line) for line in bytes(gathered.tolist()).splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable
+from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.evaluation.verdicts import REAL
 from qa_hooks.folders.comparing.compare_folders import FolderComparison
 from qa_hooks.folders.comparing.image_sets import ImageSet
 from qa_hooks.functional.neighbours import nearest_neighbours
@@ -22,9 +25,10 @@ SHOWN = 12  # images from each end
 COLUMNS = 180  # letters of a line of the tables
 CLIPPED = 0.5  # per cent of the scores at each end of a histogram that its axis leaves out
 BINS = (10, 40)  # fewest and most
-PANEL = (760, 190)
 NEAREST = "distance to the nearest real image"
 # Okabe and Ito's colours, which the colour-blind can tell apart; real images are black.
+WIDTH = 760
+BLACK = (0, 0, 0)
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 
 
@@ -39,11 +43,12 @@ def write_report(comparison: FolderComparison, path: str | Path) -> None:
     """
     path = check_report(path)
     scores, directions = _scores(comparison)
-    parts = [_text(str(comparison))]
-    parts += [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
+    parts: list[Tensor | None] = [_text(str(comparison))]
+    drawn = [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
+    parts += [part for part in drawn if part is not None]  # charts need matplotlib
     by = next(iter(scores))
     parts += [_ends(part, by, scores[by][part.label], higher=directions[by]) for part in comparison.folders]
-    picture = _stacked(parts)
+    picture = _stacked([part for part in parts if part is not None])
     save_image(picture, path)
 
 
@@ -103,49 +108,25 @@ def _text(text: str) -> Tensor:
     return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
 
 
-def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor:
-    """Shares of each set's images over one axis, as lines; uint8 `(3, h, w)`."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    known = {label: values[values.isfinite()].double() for label, values in sets.items()}
-    together = torch.cat([values for values in known.values() if len(values)]).numpy()
-    low, high = np.percentile(together, [CLIPPED, 100 - CLIPPED])
+def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | None:
+    """Shares of each set's images over one axis, as lines; uint8 `(3, h, w)`, None without matplotlib."""
+    known = {label: values[values.isfinite()].double().numpy() for label, values in sets.items()}
+    low, high = np.percentile(np.concatenate(list(known.values())), [CLIPPED, 100 - CLIPPED])
     if not high > low:
         low, high = low - 0.5, high + 0.5
     bins = int(np.clip(math.sqrt(min(map(len, known.values()))), *BINS))
-    edges = np.linspace(low, high, bins + 1)
-    shares = {
-        label: np.histogram(values.clamp(low, high).numpy(), edges)[0] / max(1, len(values))
-        for label, values in known.items()
-    }
-    top = max(share.max() for share in shares.values())
-    width, height = PANEL
-    left, right, above, below = 12, 12, 24 + 14 * math.ceil(len(known) / 3), 24
-    sheet = Image.new("RGB", PANEL, (255,) * 3)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    colors = itertools.chain([BLACK] if REAL in known else [], itertools.cycle(COLOURS))
+    lines = []
+    for (label, values), color in zip(known.items(), colors, strict=False):
+        counts, edges = np.histogram(values.clip(low, high), bins, (low, high))
+        heights = np.concatenate([[0], counts.repeat(2) / max(1, len(values)), [0]])
+        corners = torch.from_numpy(np.stack([edges.repeat(2), heights], 1))
+        mean = float(values.mean()) if len(values) else math.nan
+        lines.append(Line(corners, color, _plain(f"{label[-16:]}: mean {mean:.4g}")))
     direction = "higher" if higher else "lower"
-    title = f"{_plain(name)} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
-    draw.text((left, 4), title, font=font, fill=(0, 0, 0))
-    floor = height - below
-    draw.line([(left, floor), (width - right, floor)], fill=(120,) * 3)
-    step = (width - left - right) / bins
-    for index, (label, share) in enumerate(shares.items()):
-        colour = (0, 0, 0) if label == "real" else COLOURS[(index - ("real" in shares)) % len(COLOURS)]
-        points = []
-        for position, value in enumerate(share):
-            level = floor - (floor - above - 6) * value / top
-            points += [(left + position * step, level), (left + (position + 1) * step, level)]
-        draw.line([(left, floor), *points, (width - right, floor)], fill=colour, width=2)
-        row, column = divmod(index, 3)
-        at = (left + column * (width // 3), 20 + 14 * row)
-        draw.line([(at[0], at[1] + 6), (at[0] + 16, at[1] + 6)], fill=colour, width=3)
-        mean = float(known[label].mean()) if len(known[label]) else math.nan
-        draw.text((at[0] + 22, at[1]), _plain(f"{label[-28:]}: mean {mean:.4g}"), font=font, fill=colour)
-    for value, anchor in ((low, 0.0), ((low + high) / 2, 0.5), (high, 1.0)):
-        text = f"{value:.4g}"
-        place = left + anchor * (width - left - right) - anchor * draw.textlength(text, font=font)
-        draw.text((place, floor + 5), text, font=font, fill=(80,) * 3)
-    return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
+    axis = f"{_plain(name)} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
+    width = max(WIDTH, 210 * len(lines))
+    return chart(lines, x_label=axis, y_label="share of images", from_zero=True, width=width, height=320)
 
 
 def _plain(text: str) -> str:
@@ -156,7 +137,7 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     width = max(part.shape[2] for part in parts)
     rows: list[Any] = []
     for part in parts:
-        row = torch.full((3, part.shape[1], width), 245, dtype=torch.uint8)
+        row = torch.full((3, part.shape[1], width), 245, dtype=torch.uint8, device="cpu")
         row[:, :, : part.shape[2]] = part
         rows.append(row)
     return torch.cat(rows, 1)

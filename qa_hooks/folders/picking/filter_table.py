@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qa_hooks._base.files import check_writable
+from qa_hooks._base.files import check_writable, whole_file
 from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable, read_scores
 from qa_hooks.weighting.picker import pick
 
@@ -71,7 +71,7 @@ def filter_scores(
         if broken is not None and not null:
             raise ValueError(f"{broken!r} holds a line end: write the list with --null (null=True)")
         check_writable(Path(output).parent, name="output")
-        with Path(output).open("w", **TEXT) as file:
+        with whole_file(output) as partial, partial.open("w", **TEXT) as file:
             file.writelines(path + ("\0" if null else "\n") for path in kept)
     return Filtered(kept, len(paths))
 

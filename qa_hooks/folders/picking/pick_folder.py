@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.files import check_writable, whole_file
+from qa_hooks._base.containers import member_file
+from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
+from qa_hooks._base.text import true_cell
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.picking.filter_table import choose_best
-from qa_hooks.folders.scoring.growing import line, number
+from qa_hooks.folders.scoring.growing import csv_line, number
 from qa_hooks.folders.scoring.score_folder import Spec, score_folder
 from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable
 from qa_hooks.images import load_image, save_image
@@ -76,6 +78,7 @@ def pick_folder(
     keep: float | int = 0.9,
     link: bool = False,
     reference: str | Path | None = None,
+    grid: str | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     recall: bool = False,
@@ -94,7 +97,7 @@ def pick_folder(
         link: symbolic links instead of copies.
         recall: also report how much of the variety of all scored images the kept ones have, in the features of the
             scorer, or of the extractor "random" where it has none; reads the images once more.
-        reference, batch_size, device, resume, progress: as in `score_folder`.
+        reference, grid, batch_size, device, resume, progress: as in `score_folder`.
 
     Raises:
         ValueError: folders that contain each other, an `out` that holds something else, what `score_folder` raises.
@@ -106,12 +109,13 @@ def pick_folder(
         raise ValueError(
             f"out={str(out)!r} must not lie inside {str(folder)!r}, nor around it: choose a folder beside it"
         )
-    choose_best(torch.zeros(1), keep)  # a keep that makes no sense is told before hours of scoring
+    # A keep that makes no sense is told before hours of scoring.
+    choose_best(torch.zeros(1, device="cpu", dtype=torch.float32), keep)
     made = create_scorer(scorer)
     check_writable(out, name="out")
     if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():
         raise ValueError(f"{target} holds files that no earlier pick has put there: choose another folder")
-    options = {"reference": reference, "batch_size": batch_size, "device": device, "resume": resume}
+    options = {"reference": reference, "batch_size": batch_size, "device": device, "resume": resume, "grid": grid}
     table = score_folder(folder, made, out / "scores.csv", progress=progress, **options)  # type: ignore[arg-type]
     paths, scores = table.per_image(made.name)
     best = choose_best(scores if made.higher_is_better else -scores, keep)
@@ -128,10 +132,11 @@ def pick_folder(
             rows += [(paths[i], number(float(scores[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
             rows += [(paths[i], "nan", 0, "") for i in dropped]
             rows += [(path, "nan", 0, "") for path in table.failures if path not in set(paths)]
-            _refuse_strangers(out, {str(row[0]) for row in rows})
-            _write_manifest(out / "manifest.csv", rows)
-            _place(folder, target, kept, link=link, progress=progress)
-            save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
+            with exclusive(out / "manifest.csv"):  # another pick may have begun when the table was finished
+                _refuse_strangers(out, {str(row[0]) for row in rows})
+                _write_manifest(out / "manifest.csv", rows)
+                _place(folder, target, kept, link=link, progress=progress)
+                save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
     return PickedFolder(out, kept, table, made.name, made.higher_is_better, told)
 
 
@@ -147,7 +152,7 @@ def _refuse_strangers(out: Path, own: set[str]) -> None:
     """Only what this pick, or an earlier one into the same folder, has put there may be there."""
     if (out / "manifest.csv").is_file():
         with (out / "manifest.csv").open(**TEXT) as file:
-            own |= {row[0] for row in csv.reader(file) if row}
+            own |= {true_cell(row[0]) for row in csv.reader(file) if row}
     for name in _files(out / "images"):
         if name not in own:
             raise ValueError(f"{out / 'images' / name} is not of this pick or an earlier one: choose another folder")
@@ -163,20 +168,29 @@ def _files(root: Path) -> list[str]:
 
 def _write_manifest(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
     with whole_file(path) as partial, partial.open("w", **TEXT) as file:
-        file.write(line(["path", "score", "kept", "rank"]))
-        file.writelines(line(row) for row in rows)
+        file.write(csv_line(["path", "score", "kept", "rank"]))
+        file.writelines(csv_line(row) for row in rows)
 
 
 def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progress: bool) -> None:
     """Copies or links of the kept files, and no others; each appears whole or not at all."""
     from tqdm import tqdm
 
+    inside = next((name for name in kept if not (folder / name).is_file()), None)
+    if link and inside is not None:
+        raise ValueError(f"{inside} is no file of its own, so nothing can link to it: copy without --link (link=False)")
     target.mkdir(exist_ok=True)
     for name in set(_files(target)) - set(kept):
         (target / name).unlink()
-    partial = target.parent / ".partial"  # not among the images
+    beside = target.parent / ".partial"  # not among the images
     for name in tqdm(kept, desc="links" if link else "copies", unit="image", disable=None if progress else True):
-        source, copy = (folder / name).resolve(), target / name
+        source, copy = folder / name, target / name
+        if not source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(copy) as partial:
+                partial.write_bytes(member_file(source))
+            continue
+        source = source.resolve()
         if copy.is_symlink():
             if link and copy.readlink() == source:
                 continue
@@ -185,12 +199,12 @@ def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progr
             if (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns):
                 continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         if link:
-            partial.symlink_to(source)
+            beside.symlink_to(source)
         else:
-            shutil.copy2(source, partial)
-        partial.replace(copy)
+            shutil.copy2(source, beside)
+        beside.replace(copy)
 
 
 def _sheet(folder: Path, scorer: str, rows: Sequence[tuple[Any, ...]], kept: int) -> Tensor:

@@ -1,4 +1,13 @@
-"""The files of one table of scores while it is made: what is there, what is appended, and the merge at the end."""
+"""A table of scores while it is made: lines of JSON that grow, and at the end the CSV with the JSON beside it.
+
+    scores.csv.rows0   {"format": "qa_hooks.scores", "folder": ...}            the first line: what the table is of
+                       {"path": "a.png", "file": [...], "rows": [["5.5"]]}     a line for each image, with all its tiles
+                       {"path": "b.png", "file": [...], "rows": [], "problem": "..."}
+    scores.csv.rows1   the lines of the second process, and so on
+
+A line is whole or it is not, so a process may be killed at any time. The CSV appears at the end, whole; an older CSV
+stays in its place until then.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +15,23 @@ import csv
 import glob
 import io
 import json
-import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
-from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, read_spec, spec_path
+from qa_hooks._base.headers import parse_header
+from qa_hooks._base.text import safe_cell, true_cell
+from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
 
-Rows = dict[str, list[list[str]]]
+Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
+SAME = ("folder", "scorers", "tiles", "overlap", "reference", "grid")  # what two runs on one table must agree in
 
 
-class ScoreFile:
+class GrowingTable:
     """One table that is being made; `spec` is what its JSON says (`qa_hooks.folders.scoring.score_table`)."""
 
     def __init__(self, path: str | Path, spec: Mapping[str, Any]) -> None:
@@ -30,56 +42,110 @@ class ScoreFile:
         if len(set(self.header)) < len(self.header):
             raise ValueError(f"the columns of the table must differ, got {', '.join(self.header)}")
 
-    def start(self, current: Mapping[str, float], *, started: float, resume: bool) -> None:
+    def start(self, current: Mapping[str, Sequence[int]], *, resume: bool) -> None:
         """Take over what an earlier run has left, or begin; on rank 0, before the others look.
 
         Args:
-            current: path -> when the image was last changed. Rows of images that are gone, or that have changed since
-                the earlier run began, are dropped.
-            started: the time of this run, by the same clock.
-            resume: False deletes what is there.
+            current: path -> size and times of its file (`file_state`), or nothing where the path is the content. Rows
+                of images that are gone or have changed are dropped; no clock is asked.
+            resume: False drops what is there.
         """
-        old = read_spec(self.path) if resume else None
+        old = left_spec(self.path) if resume else None
         if resume and old is None and self.path.exists() and self.path.stat().st_size:
             raise ValueError(
                 f"{self.path} exists and is no table of qa_hooks (no {spec_path(self.path).name} beside it): choose "
                 "another output, or replace it with --overwrite (resume=False)"
             )
-        rows: Rows = {}
-        if old is not None:
+        lines = GrowingTable(self.path, old)._left() if old is not None else {}
+        if old is not None and lines:
             self._compare(old)
-            for part in [self.path, *self._others("part")]:
-                rows.update(self._whole_rows(part))
             since = float(old["started"])
-            rows = {name: kept for name, kept in rows.items() if current.get(name, math.inf) <= since}
-        self._write_spec(started=started, complete=False)
-        self._replace(rows)
+            lines = {name: line for name, line in lines.items() if _is_same(line, current.get(name), since)}
+        self.spec["started"] = time.time()
+        with whole_file(growing_path(self.path)) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (self.spec, *lines.values()))
+        for part in (*self._beside("rows")[1:], *self._beside("part"), *self._beside("failed")):
+            part.unlink()
 
     def done(self) -> set[str]:
         """The paths that need no scoring any more."""
-        return set(self._whole_rows(self.path, trusted=True))
+        return {line["path"] for line in self._lines() if line["rows"]}
 
     def appender(self, rank: int) -> TextIO:
-        """This rank's own file, open for appending; the caller flushes after each image."""
-        path = self.path if rank == 0 else self._beside(f"part{rank}")
-        file: TextIO = path.open("a", **TEXT)
-        return file
-
-    def leave_failures(self, rank: int, failures: Mapping[str, str]) -> None:
-        """Hand this rank's failures to rank 0."""
-        self._beside(f"failed{rank}").write_text(json.dumps(dict(failures)), encoding="utf-8")
+        """This process's own file, open for lines of `image_line`; the caller flushes after each."""
+        return growing_path(self.path, rank).open("a", encoding="utf-8")
 
     def finish(self, expected: Iterable[str]) -> None:
-        """Merge the parts, sort by path, and say that the table is complete; on rank 0, when all have written."""
-        rows: Rows = {}
-        for part in [self.path, *self._others("part")]:
-            rows.update(self._whole_rows(part, trusted=True))
-        failures: dict[str, str] = {}
-        for part in self._others("failed"):
-            failures.update(json.loads(part.read_text(encoding="utf-8")))
-        self._replace(dict(sorted(rows.items())))
-        complete = all(name in rows or name in failures for name in expected)
-        self._write_spec(complete=complete, failures=dict(sorted(failures.items())))
+        """Write the table, sorted by path, and drop the lines; on rank 0, when all have written.
+
+        Raises:
+            ValueError: not one image could be scored; then nothing is written, and nothing is left behind.
+        """
+        lines = {line["path"]: line for line in self._lines()}
+        failures = {name: line["problem"] for name, line in sorted(lines.items()) if "problem" in line}
+        scored = [line for _, line in sorted(lines.items()) if line["rows"]]
+        if scored:
+            files = {line["path"]: " ".join(map(str, line["file"])) for line in scored if line.get("file")}
+            self.spec.update(complete=all(name in lines for name in expected), failures=failures, files=files)
+            with whole_file(self.path) as partial, partial.open("w", **TEXT) as file:
+                file.write(csv_line(self.header))
+                file.writelines(csv_line([line["path"], *row]) for line in scored for row in line["rows"])
+            write_text(spec_path(self.path), json.dumps(self.spec, indent=1) + "\n")
+        for part in reversed(self._beside("rows")):
+            part.unlink()
+        if not scored:
+            first = next(iter(failures.items()), ("", "no image was left"))
+            raise ValueError(f"none of {len(lines)} images could be scored; the first, {first[0]}: {first[1]}")
+
+    def _lines(self) -> Iterator[Line]:
+        """The images of all processes; the first line of the first file is the spec."""
+        for number, path in enumerate(self._beside("rows")):
+            yield from _whole_lines(path, skip=int(number == 0))
+
+    def _left(self) -> dict[str, Line]:
+        """The images that an earlier run with this spec has scored, by path."""
+        if growing_path(self.path).is_file():
+            return {line["path"]: line for line in self._lines() if line["rows"]}
+        complete, failures = self.spec.get("complete", False), self.spec.get("failures", {})
+        files = self.spec.get("files", {})
+        lines: dict[str, Line] = {}
+        for part in (self.path, *self._beside("part")):
+            for name, rows in self._csv_rows(part, whole=complete).items():
+                lines[name] = {
+                    "path": name,
+                    "rows": rows,
+                    "file": [int(number) for number in files.get(name, "").split()],
+                }
+                if name in failures:
+                    lines[name]["problem"] = failures[name]
+        return lines
+
+    def _csv_rows(self, path: Path, *, whole: bool) -> dict[str, list[list[str]]]:
+        """Rows by image of a CSV. Version 0.1 let the CSV itself grow: then the last image may be torn, and is left."""
+        text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff") if path.is_file() else ""
+        text = text[: text.rfind("\n") + 1]
+        rows: list[list[str]] = []
+        try:
+            rows.extend(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error:  # the file ends inside quotes
+            whole = False
+        if path == self.path and rows and rows[0] != self.header:
+            raise ValueError(
+                f"{path} was changed by another program: its first line is {','.join(rows[0])[:80]!r}, expected "
+                f"{','.join(self.header)[:80]!r}: choose another output, or replace it with --overwrite (resume=False)"
+            )
+        torn = rows[-1][:1] if rows and self.tiled and not whole else None
+        found: dict[str, list[list[str]]] = {}
+        for row in rows:
+            if (
+                row != self.header
+                and len(row) == len(self.header)
+                and row[:1] != torn
+                and all(map(_is_number, row[1:]))
+            ):
+                image = found.setdefault(true_cell(row[0]), [])
+                image[:] = [*(image if self.tiled else ()), row[1:]]
+        return found
 
     def _compare(self, old: Mapping[str, Any]) -> None:
         def described(spec: Mapping[str, Any], key: str) -> Any:
@@ -87,8 +153,7 @@ class ScoreFile:
                 return spec.get(key)
             return [f"{s['name']} [{s['fingerprint']}]" for s in spec[key]]
 
-        keys = ("folder", "scorers", "tiles", "overlap", "reference")
-        differing = [key for key in keys if described(old, key) != described(self.spec, key)]
+        differing = [key for key in SAME if described(old, key) != described(self.spec, key)]
         if differing:
             told = "; ".join(
                 f"{key} was {described(old, key)}, is now {described(self.spec, key)}" for key in differing
@@ -98,70 +163,61 @@ class ScoreFile:
                 "or start anew with --overwrite (resume=False)"
             )
 
-    def _whole_rows(self, path: Path, *, trusted: bool = False) -> Rows:
-        """Rows by image, without those that a killed process left half-written.
-
-        With tiles the last image may lack some, so it is dropped too, unless the file is `trusted` to be whole.
-        """
-        rows: list[list[str]] = []
-        if not path.is_file():
-            return {}
-        with path.open(**TEXT) as file:
-            try:
-                rows.extend(csv.reader(file, strict=True))
-            except csv.Error:  # the file ends, or was torn, inside quotes
-                trusted = False
-        with path.open("rb") as raw:
-            raw.seek(0, io.SEEK_END)
-            if raw.tell():
-                raw.seek(-1, io.SEEK_END)
-                if raw.read(1) != b"\n" and rows:
-                    rows.pop()
-        last = rows[-1][0] if rows and rows[-1] else ""
-        found: Rows = {}
-        torn = {last} if self.tiled and not trusted else set()
-        for row in rows:
-            if row == self.header:
-                continue
-            if self._is_whole(row):
-                found.setdefault(row[0], []).append(row)
-            elif row:
-                torn.add(row[0])
-        return {name: kept for name, kept in found.items() if name not in torn}
-
-    def _is_whole(self, row: list[str]) -> bool:
-        try:
-            return len([float(value) for value in row[1:]]) == len(self.header) - 1
-        except ValueError:
-            return False
-
-    def _replace(self, rows: Rows) -> None:
-        """Write the whole table anew; it appears whole or not at all. The parts are in it and go."""
-        with whole_file(self.path) as partial, partial.open("w", **TEXT) as file:
-            file.write(line(self.header))
-            file.writelines(line(row) for tiles in rows.values() for row in tiles)
-        for part in [*self._others("part"), *self._others("failed")]:
-            part.unlink()
-
-    def _write_spec(self, **facts: Any) -> None:
-        self.spec.update(facts)
-        write_text(spec_path(self.path), json.dumps(self.spec, indent=1) + "\n")
-
-    def _beside(self, suffix: str) -> Path:
-        return self.path.with_name(f"{self.path.name}.{suffix}")
-
-    def _others(self, kind: str) -> list[Path]:
+    def _beside(self, kind: str) -> list[Path]:
+        """`scores.csv.rows0`, `scores.csv.rows1`, ... that exist, in the order of their numbers."""
         pattern = f"{glob.escape(self.path.name)}.{kind}[0-9]*"
-        return sorted(path for path in self.path.parent.glob(pattern) if path.suffix[len(kind) + 1 :].isdigit())
+        numbered = {path.suffix[len(kind) + 1 :]: path for path in self.path.parent.glob(pattern)}
+        return [numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)]
 
 
-def line(row: Iterable[Any]) -> str:
+def left_spec(path: Path) -> Line | None:
+    """The spec of the table at `path`, also while the table grows; None if there is no table."""
+    growing = growing_path(path)
+    first = next(_whole_lines(growing), None) if growing.is_file() else None
+    return first if first is not None else read_spec(path)
+
+
+def _is_same(line: Line, now: Sequence[int] | None, since: float) -> bool:
+    """Whether the image is there and as it was; version 0.1 noted no more than the time at which its run began."""
+    if now is None:
+        return False
+    if line.get("file"):
+        return bool(list(now) == line["file"])
+    return max(now[1:], default=0) / 1e9 <= since
+
+
+def image_line(name: str, file: Sequence[int], rows: Iterable[Iterable[Any]], problem: str = "") -> str:
+    """The line of an image: the state of its file, its CSV rows without the path, and what went wrong with it."""
+    line: Line = {"path": name, "file": list(file), "rows": [[str(cell) for cell in row] for row in rows]}
+    return json.dumps({**line, "problem": problem} if problem else line) + "\n"
+
+
+def _whole_lines(path: Path, skip: int = 0) -> Iterator[Line]:
+    """The lines but the first few, and without one that a killed process left half-written."""
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file):
+            if number >= skip and text.endswith("\n"):
+                try:
+                    yield parse_header(text, largest=len(text))  # it names every image of a data set
+                except ValueError:  # the machine stopped, and the file system kept less than was written
+                    continue
+
+
+def csv_line(row: Iterable[Any]) -> str:
     """One CSV record with its line end."""
-    text, fields = io.StringIO(newline=""), list(row)
+    text, fields = io.StringIO(newline=""), [cell if _is_number(cell) else safe_cell(str(cell)) for cell in row]
     # Older versions of Python leave a lone carriage return unquoted and stumble over it when they read.
     whole = any("\r" in str(value) for value in fields)
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if whole else csv.QUOTE_MINIMAL).writerow(fields)
     return text.getvalue()
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def number(value: float) -> str:

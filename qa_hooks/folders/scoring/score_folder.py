@@ -1,29 +1,33 @@
 """Score every image of a folder into a table that can be interrupted, continued and shared among processes.
 
 An image that cannot be read, or that a scorer refuses (too small, no reference), is listed and counted, and the rest
-goes on. Batches hold images of one size; how they are put together moves the last digits of some scorers, so tables
-made in one go, with interruptions or by several processes agree to float32 rounding. Memory holds one window of images,
-the paths, and at the end the rows as text.
+goes on. Batches hold images of one size. Batching can change the last digits of some scores: a table made in one go, a
+table made with interruptions and a table made by several processes agree to float32 rounding. Memory holds one window
+of images, the paths, and at the end the rows as text.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.files import check_writable
+from qa_hooks._base.containers import file_state
+from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks._base.processes import rank, together, world_size
-from qa_hooks.folders.scoring.growing import ScoreFile
+from qa_hooks.drawing.progress import Progress
+from qa_hooks.folders.scoring.batching import scored_windows
+from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
-from qa_hooks.folders.scoring.tiles import check_tiles, find_references, read_pieces
-from qa_hooks.folders.scoring.windows import read_ahead, score_images
-from qa_hooks.images import list_images
+from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
 from qa_hooks.scorers import Scorer, create_scorer
+from qa_hooks.sources.grids import find_images
+from qa_hooks.sources.windows import read_ahead
 
 Spec = str | Path | Mapping[str, Any] | Scorer
 
@@ -36,6 +40,7 @@ def score_folder(
     tiles: int | None = None,
     overlap: int = 0,
     reference: str | Path | None = None,
+    grid: str | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     resume: bool = True,
@@ -46,7 +51,7 @@ def score_folder(
     Under a process group every process scores its share and all return the whole table.
 
     Args:
-        folder: image files, sub-folders included.
+        folder: image files, sub-folders included; or what else `list_images` takes.
         scorers: one or several: whatever `create_scorer` takes. Files whose scorers share a name become
             `{name}@{file's stem}`.
         output: the CSV; columns are described in `qa_hooks.folders.scoring.score_table`. Beside the raw scores
@@ -55,10 +60,11 @@ def score_folder(
             inwards so that they are full. Where an image is smaller than a tile, the tile is as small as the image.
         overlap: pixels that neighbouring tiles share.
         reference: for full-reference scorers, a folder with files of the same relative names (another suffix will do).
+        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         batch_size: images, or tiles, at a time; large ones come in smaller batches.
         device: where the scorers run; None leaves them where they are.
-        resume: continue an existing table; False replaces it. Images that changed since, by their file's time, are
-            scored again, images that are gone lose their rows, and images that failed are tried again.
+        resume: continue an existing table; False replaces it. Images whose file changed after the earlier run are
+            scored again. Rows of deleted images are removed. Images that failed are tried again.
         progress: show a bar when stderr is a terminal.
 
     Returns:
@@ -68,34 +74,99 @@ def score_folder(
         ValueError: no images, an output that belongs to other settings or to something else, a reference that is
             missing or needless, or not one image that could be scored.
     """
-    started = time.time()
     named = name_scorers(scorers, device)
     batch_size = check_count("batch_size", batch_size)
     tiles = check_tiles(tiles, overlap)
     folder, output = Path(folder), Path(output)
     references = find_references(reference, named)
-    paths = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in find_images(folder, grid)}
     check_writable(output.parent, name="output")
     if output.is_dir():
         raise ValueError(f"output must be a file such as scores.csv, {str(output)!r} is a folder")
-    file = ScoreFile(output, _describe(folder, named, tiles, overlap, reference))
+    spec = _describe(folder, named, tiles, overlap, reference)
+    if grid is not None:
+        spec["grid"] = grid
+    current = {name: file_state(path) for name, path in paths.items()}
+    with alone_at(output, lambda: GrowingTable(output, spec).start(current, resume=resume)):
+        return score_into(
+            output,
+            current,
+            lambda name: read_pieces(name, paths[name], references, tiles, overlap),
+            named,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def alone_at(output: Path, start: Callable[[], None]) -> Iterator[None]:
+    """Work on a table that no other run is at work on; `start` begins it, on rank 0, before the others look.
+
+    Raises:
+        ValueError: another run is at work on it.
+    """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if rank() == 0:
+                stack.enter_context(exclusive(output))
+                start()
+        yield
+
+
+def score_into(
+    output: Path,
+    current: Mapping[str, Sequence[int]],
+    read: Callable[[str], PiecedImage],
+    named: Mapping[str, Scorer],
+    *,
+    batch_size: int,
+    device: str | torch.device | None,
+    progress: bool,
+) -> ScoreTable:
+    """Score what a table that was begun lacks, each process its share, and finish it; all get the whole table.
+
+    Args:
+        output: of a `GrowingTable` that was started.
+        current: the images by name, with the state of their files.
+        read: the image of a name.
+        named, batch_size, device, progress: as in `score_folder`.
+
+    Raises:
+        ValueError: not one image could be scored.
+    """
+    with together():
+        table = GrowingTable(output, left_spec(output) or {})
+        done = table.done()
+        mine = [name for name in sorted(current) if name not in done][rank() :: world_size()]
+        failed = 0
+        with Progress("scores", len(mine), shown=progress) as bar, table.appender(rank()) as out:
+            for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
+                for image in window:
+                    failed += bool(image.problem)
+                    rows = _rows(image, named, tiled=table.tiled)
+                    out.write(image_line(image.name, current[image.name], rows, image.problem))
+                    out.flush()
+                bar.update(len(window), failed=failed)
     with together():
         if rank() == 0:
-            file.start({name: _changed(path) for name, path in paths.items()}, started=started, resume=resume)
-    done = file.done()
-    mine = [name for name in sorted(paths) if name not in done][rank() :: world_size()]
-    with together():
-        images = read_ahead(lambda name: read_pieces(name, paths[name], references, tiles, overlap), mine)
-        failures = score_images(images, named, file, batch_size, device, total=len(mine), progress=progress)
-        file.leave_failures(rank(), failures)
-    with together():
-        if rank() == 0:
-            file.finish(paths)
-    table = read_scores(output)
-    if not len(table):
-        first = next(iter(table.failures.items()), ("", "no image was left"))
-        raise ValueError(f"none of {len(paths)} images could be scored; the first, {first[0]}: {first[1]}")
-    return table
+            table.finish(current)
+    return read_scores(output)
+
+
+def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[Any]]:
+    """The cells of an image's rows; none when no scorer could do anything with it and the reason is known."""
+    columns: list[list[float]] = []
+    for name, scorer in named.items():
+        raw = torch.tensor(image.scores[name], device="cpu", dtype=torch.float32)
+        columns.append(raw.tolist())
+        if scorer.calibration is not None:
+            goodness = raw if scorer.higher_is_better else -raw
+            columns.append(torch.where(raw.isnan(), raw, scorer.calibration(goodness)).tolist())
+    if image.problem and all(math.isnan(value) for column in columns for value in column):
+        return
+    for corner, *values in zip(image.corners, *columns, strict=True):
+        yield [*(corner if tiled else ()), *map(number, values)]
 
 
 def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
@@ -128,11 +199,11 @@ def _describe(
         "reference": None if reference is None else str(Path(reference).resolve()),
         "tiles": tiles,
         "overlap": overlap,
-        "scorers": describe_scorers(named),
+        "scorers": scorer_facts(named),
     }
 
 
-def describe_scorers(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
+def scorer_facts(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
     """What the JSON of a table says of its columns, in their order."""
     return [
         {
@@ -145,9 +216,3 @@ def describe_scorers(named: Mapping[str, Scorer]) -> list[dict[str, Any]]:
         }
         for name, scorer in named.items()
     ]
-
-
-def _changed(path: Path) -> float:
-    """When a file last got its content, or its place: whichever is later."""
-    status = path.stat()
-    return max(status.st_mtime, status.st_ctime)

@@ -1,18 +1,17 @@
-"""The table of scores behind `qa-hooks score`: a CSV that grows row by row, and a JSON that says what its columns mean.
+"""The table of scores behind `qa-hooks score`: a CSV, and beside it a JSON that says what its columns mean.
 
     scores.csv       path,niqe_bsd100,giqa-gmm,giqa-gmm_calibrated     (path,tile_x,tile_y,... with tiles)
     scores.csv.json  {"format": "qa_hooks.scores", "version": 1, "folder": ..., "scorers": [...], "complete": true, ...}
 
-Paths are relative to the folder, with forward slashes. Rows are whole images, written at once, in any order; the last
-run sorts them by path. Under several processes rank r > 0 writes `scores.csv.part{r}` and rank 0 merges. A process may
-be killed at any time: what is not whole is dropped when the table is continued. Numbers are the shortest decimals
-that give the float32 back.
+Paths are relative to the folder, with forward slashes, and sorted; before one that a spreadsheet would run as a formula
+stands an apostrophe. Numbers are the shortest decimals that give the float32 back. "files" of the JSON has the size and
+the times of each file that was scored. While a table is made, its rows stand in `scores.csv.rows0`
+(`qa_hooks.folders.scoring.growing`).
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from qa_hooks._base.headers import parse_header
+from qa_hooks._base.text import true_cell
 
 FORMAT, VERSION = "qa_hooks.scores", 1
 TILE_COLUMNS = ("tile_x", "tile_y")
@@ -82,7 +84,30 @@ class ScoreTable:
         for tiles in scores.values():
             known = [value for value in tiles if not math.isnan(value)]
             means.append(sum(known) / len(known) if known else math.nan)
-        return list(scores), torch.tensor(means, dtype=torch.float64).float()
+        return list(scores), torch.tensor(means, dtype=torch.float64, device="cpu").float()
+
+    def digest(self, shown: int = 3) -> list[str]:
+        """A line for each scorer: the median of the images, and the worst of them with their scores.
+
+        Example:
+            >>> table = ScoreTable(["a.png", "b.png"], {"psnr": torch.tensor([30.0, 20.0])},
+            ...     spec={"scorers": [{"name": "psnr", "higher_is_better": True}]})
+            >>> table.digest(shown=1)
+            ['psnr: median 25, higher is better; worst b.png 20']
+        """
+        lines = []
+        for name in (scorer["name"] for scorer in self.spec.get("scorers", [])):
+            paths, scores = self.per_image(name)
+            known = scores.isfinite().nonzero().flatten()
+            if not len(known):
+                continue
+            higher = bool(self.higher_is_better(name))
+            order = known[scores[known].argsort(descending=not higher, stable=True)][:shown].tolist()
+            worst = ", ".join(f"{paths[row]} {float(scores[row]):.4g}" for row in order)
+            direction = "higher" if higher else "lower"
+            median = float(scores[known].double().quantile(0.5))
+            lines.append(f"{name}: median {median:.4g}, {direction} is better; worst {worst}")
+        return lines
 
     def summary(self) -> str:
         """One line of counts: images, tiles, images that failed, scores that are nan."""
@@ -105,27 +130,28 @@ def read_scores(path: str | Path) -> ScoreTable:
         ValueError: not such a table, or a table that a killed run has left half-written.
     """
     path = Path(path)
-    if not path.is_file():
+    growing = growing_path(path).is_file()
+    if not path.is_file() and not growing:
         raise ValueError(f"{path} does not exist")
     spec = read_spec(path) or {}
-    if not spec.get("complete", True):
+    if growing or not spec.get("complete", True):
         raise ValueError(f"{path} is not complete: its run was interrupted; repeat the same `qa-hooks score` to finish")
     try:
-        with path.open(**TEXT) as file:
+        with path.open(**{**TEXT, "encoding": "utf-8-sig"}) as file:  # spreadsheets write a byte-order mark
             header, *rows = list(csv.reader(file, strict=True)) or [[]]
         if header[:1] != ["path"] or len(header) < 2 or len(set(header)) < len(header):
             raise ValueError(f"its first line is {','.join(header)[:80]!r}, expected path,COLUMN,...")
         uneven = [number for number, row in enumerate(rows, 2) if len(row) != len(header)]
         if uneven:
             raise ValueError(f"record {uneven[0]} has not {len(header)} fields")
-        values = {name: np.array([float(row[i]) for row in rows]) for i, name in enumerate(header) if i}
+        values = {true_cell(name): np.array([float(row[i]) for row in rows]) for i, name in enumerate(header) if i}
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path} is not a table of scores: {error}") from error
     tiles = None
     if header[1:3] == list(TILE_COLUMNS):
         tiles = torch.from_numpy(np.stack([values.pop(name) for name in TILE_COLUMNS], 1)).long()
     columns = {name: torch.from_numpy(column).float() for name, column in values.items()}
-    return ScoreTable([row[0] for row in rows], columns, tiles, spec)
+    return ScoreTable([true_cell(row[0]) for row in rows], columns, tiles, spec)
 
 
 def read_spec(path: Path) -> dict[str, Any] | None:
@@ -134,7 +160,8 @@ def read_spec(path: Path) -> dict[str, Any] | None:
     if not beside.is_file():
         return None
     try:
-        spec = json.loads(beside.read_text(encoding="utf-8"))
+        text = beside.read_text(encoding="utf-8-sig")
+        spec = parse_header(text, largest=len(text))  # it names every image
     except ValueError as error:
         raise ValueError(f"{beside} is not a whole JSON file: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
@@ -145,3 +172,8 @@ def read_spec(path: Path) -> dict[str, Any] | None:
 def spec_path(path: Path) -> Path:
     """`scores.csv` -> `scores.csv.json`."""
     return path.with_name(path.name + ".json")
+
+
+def growing_path(path: Path, rank: int = 0) -> Path:
+    """`scores.csv` -> `scores.csv.rows0`, where the rows of a process stand until the table is complete."""
+    return path.with_name(f"{path.name}.rows{rank}")

@@ -1,5 +1,7 @@
 """When to raise the alarm on a run that is watched: a threshold, a value that is not finite, a collapse.
 
+Images that are black or of one colour are named, whatever they score: `qa_hooks.rewards.broken`.
+
 A collapse shows in two ways: the scores of one step's images lie closer together than those of earlier steps ever did
 (all images look alike), or a distance to the real images is clearly worse than it has been.
 """
@@ -9,10 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from qa_hooks.images import load_image
+from qa_hooks.rewards.broken import broken_images, broken_message
 
 SPREAD = 0.1  # of the median spread so far
 WORSE = 2.0  # times the best distance so far
+LOOKED_AT = 256  # images of a step, for whether they show anything
 EARLIER = 3  # steps before there is a past to compare with
 
 History = Mapping[int, Mapping[str, float]]
@@ -49,6 +56,16 @@ def parse_threshold(text: str) -> Threshold:
     return Threshold(found[1], found[2], limit)
 
 
+def broken_shares(paths: Sequence[Path]) -> dict[str, float]:
+    """Which share of a step's images is black or of one colour, of at most `LOOKED_AT` of them, evenly taken."""
+    taken = [paths[i * len(paths) // min(len(paths), LOOKED_AT)] for i in range(min(len(paths), LOOKED_AT))]
+    counts = {"black": 0, "constant": 0}
+    for path in taken:
+        which = broken_images(load_image(path)[None])
+        counts = {kind: count + int(which[kind]) for kind, count in counts.items()}
+    return {kind: count / len(taken) for kind, count in counts.items() if count}
+
+
 def find_alarms(
     step: int, values: Mapping[str, float], history: History, thresholds: Sequence[Threshold], scorers: Sequence[str]
 ) -> list[tuple[str, str]]:
@@ -68,6 +85,8 @@ def find_alarms(
         'niqe_std'
     """
     found: list[tuple[str, str]] = []
+    if message := broken_message(values, int(values.get("n", 0))):
+        found.append(("broken", message))
     for name in scorers:
         lost = int(values.get(f"{name}_nonfinite", 0))
         if lost:

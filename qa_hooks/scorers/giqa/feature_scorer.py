@@ -9,18 +9,20 @@ Source: Gu, Bao, Chen, Wen, "GIQA: Generated Image Quality Assessment", 2020.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks.features import FeatureExtractor, Features, create_extractor, extract_features
+from qa_hooks.features.rebuilding import rebuild_extractor
 from qa_hooks.functional.filters import full_precision
 from qa_hooks.images import Range
-from qa_hooks.scorers.calibration import METHODS, Calibration
+from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source
+from qa_hooks.sources.batches import Source, warn_left_out
 
 Own = TypeVar("Own", bound="FeatureScorer")
 ROWS = 4096  # features scored at a time
@@ -41,23 +43,23 @@ class FeatureScorer(Scorer):
     fitted: tuple[str, ...] = ()
     higher_is_better = True
     score_range = None
+    keeps_float64 = True
 
     def __init__(
         self, extractor: FeatureExtractor | str | Mapping[str, Any], *, value_range: Range = (0.0, 1.0)
     ) -> None:
         super().__init__(value_range=value_range)
-        self.keep(create_extractor(extractor))
+        self.extractor = self.keep(create_extractor(extractor))
         for name in self.fitted:
             self.register_buffer(name, None, persistent=False)
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """What turns images into features."""
-        return cast(FeatureExtractor, self._frozen[0])
 
     def fit_tensors(self, values: Tensor, like: FeatureScorer | None) -> dict[str, Tensor]:
         """What a subclass writes: `(n, dim)` float32 on the CPU -> its tensors; `like` gives the basis of a refit."""
         raise NotImplementedError(f"{type(self).__name__} must define fit_tensors(values, like)")
+
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        """What a subclass writes: the shapes that the tensors of a file must have, for `dim` features."""
+        raise NotImplementedError(f"{type(self).__name__} must define shapes(tensors, dim)")
 
     def score_rows(self, features: Tensor) -> Tensor:
         """What a subclass writes: `(n, dim)` -> `(n,)` raw scores, differentiable."""
@@ -80,7 +82,8 @@ class FeatureScorer(Scorer):
         """Fit on real images.
 
         Args:
-            images: a tensor in `value_range`, a folder, files, a dataset or a loader.
+            images: a tensor in `value_range`, a folder, files, a dataset or a loader. Files that cannot be read are
+                left out with a warning. Where all have one size, it is kept: see `other_sizes`.
             held_out: share of the images, chosen by `seed`, that calibrate the scorer and take no part in the fit.
             calibration: "ecdf", "minmax", "sigmoid", or None for none: the model is then fitted on all images.
             batch_size: images at a time.
@@ -91,11 +94,13 @@ class FeatureScorer(Scorer):
             The scorer itself.
 
         Raises:
-            ValueError: too few images, broken or constant ones, features that are not finite.
+            ValueError: too few images, constant ones, features that are not finite.
         """
         _check_split(held_out, calibration)
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        features = extract_features(self.extractor, images, value_range=self.value_range, **options)
+        failures: dict[int, str] = {}
+        reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
+        features = extract_features(self.extractor, images, value_range=self.value_range, **reading)
+        warn_left_out(failures)
         return self.fit_features(features, held_out=held_out, calibration=calibration, seed=seed)
 
     def fit_features(
@@ -109,7 +114,7 @@ class FeatureScorer(Scorer):
         """`fit`, on features that have been extracted: `Features` or `(n, dim)`, the same on every process."""
         _check_split(held_out, calibration)
         values = self._checked(features).float().cpu()
-        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(int(seed)))
+        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(int(seed)), device="cpu")
         count = round(held_out * len(values)) if calibration is not None else 0
         if calibration is not None and count < 10:
             raise ValueError(
@@ -118,7 +123,8 @@ class FeatureScorer(Scorer):
             )
         # In the order of the source: what is fitted must not depend on more than which images were held out.
         self._fit(values[order[count:].sort().values], None)
-        self._calibration.clear()
+        self.fitted_size = features.size if isinstance(features, Features) else None
+        self.calibration = None
         if calibration is not None:
             fitted = Calibration.fit(self.score_features(values[order[:count]]), method=calibration)
             self.calibration = Calibration(calibration, broadcast_tensors({"points": fitted.points})["points"])
@@ -130,24 +136,32 @@ class FeatureScorer(Scorer):
         It has no calibration. For the diversity score, whose model is fitted on generated images.
         """
         self._check_fitted()
+        self._check_size(features)
         other = type(self)(self.extractor, **self.own_options(), value_range=self.value_range)
+        other.fitted_size = features.size if isinstance(features, Features) else None
         other._fit(self._checked(features).float().cpu(), self)
-        return other.to(next(self.buffers()).device)
+        return other.to(self.device)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         self._check_fitted()
-        features = self.extractor(images)
+        features = self.extractor(self._at_fitted_size(images))
         with full_precision(features.device):
             return self.score_rows(features)
 
     def score_features(self, features: Features | Tensor) -> Tensor:
         """Raw scores `(n,)` float32 of features; `ValueError` for those of another extractor."""
         self._check_fitted()
+        self._check_size(features)
         values = self._checked(features)
-        device = next(self.buffers()).device
+        device = self.extractor.mean.device
         with full_precision(device):
             scores = [self.score_rows(part.to(device)).to(values.device) for part in values.split(ROWS)]
         return torch.cat(scores).float()
+
+    def extra_repr(self) -> str:
+        own = "".join(f", {name}={value!r}" for name, value in self.own_options().items())
+        fitted = "" if self._is_fitted else ", not fitted"
+        return f"{super().extra_repr()}, extractor={self.extractor.name}{own}{fitted}"
 
     def options(self) -> dict[str, Any]:
         return {**self.own_options(), "extractor": {name: getattr(self.extractor, name) for name in EXTRACTOR}}
@@ -167,14 +181,9 @@ class FeatureScorer(Scorer):
         """Rebuild, with the extractor of the file or one that is given and has the same fingerprint."""
         options = dict(options)
         saved = options.pop("extractor")
-        if extractor is None and saved["spec"] is None:
-            raise ValueError(
-                f"it was fitted in features of {saved['name']!r}, a network of your own, which is not in the file; "
-                "pass it: extractor=create_extractor(network, name=...)"
-            )
         if isinstance(extractor, nn.Module) and not isinstance(extractor, FeatureExtractor):
             extractor = create_extractor(extractor, name=saved["name"])
-        made = create_extractor(saved["spec"] if extractor is None else extractor)
+        made = rebuild_extractor(saved) if extractor is None else create_extractor(extractor)
         if made.fingerprint != saved["fingerprint"]:
             raise ValueError(
                 f"it was fitted in features of {saved['name']} (fingerprint {saved['fingerprint']}), and the extractor "
@@ -183,6 +192,10 @@ class FeatureScorer(Scorer):
         scorer = cls(made, **options, value_range=value_range)
         if set(tensors) != set(cls.fitted):
             raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(cls.fitted)}")
+        for name, shape in scorer.shapes(tensors, check_count("dim", saved["dim"])).items():
+            tensor = tensors[name]
+            if tensor.shape != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} must hold finite numbers of the shape {shape}, got {tuple(tensor.shape)}")
         scorer._set(tensors)
         return scorer
 
@@ -199,9 +212,18 @@ class FeatureScorer(Scorer):
             for name, tensor in tensors.items():
                 setattr(self, name, tensor.to(device, copy=True))
 
+    @property
+    def _is_fitted(self) -> bool:
+        return bool(self.fitted) and getattr(self, self.fitted[0]) is not None
+
     def _check_fitted(self) -> None:
-        if not self.fitted or getattr(self, self.fitted[0]) is None:
+        if not self._is_fitted:
             raise ValueError(f"{self.name} is not fitted: call fit(real_images) first")
+
+    def _check_size(self, features: Features | Tensor) -> None:
+        odd = self._other_size(features.size) if isinstance(features, Features) else ""
+        if odd:
+            raise ValueError(odd)
 
     def _checked(self, features: Features | Tensor) -> Tensor:
         """Rows of features of this extractor."""
@@ -223,7 +245,6 @@ class FeatureScorer(Scorer):
 
 
 def _check_split(held_out: float, calibration: str | None) -> None:
-    if calibration is not None and calibration not in METHODS:
-        raise ValueError(f"calibration must be one of {METHODS} or None, got {calibration!r}")
+    check_method(calibration)
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be a share in [0, 1), got {held_out!r}")

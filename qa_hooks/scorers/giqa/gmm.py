@@ -11,7 +11,6 @@ Source: GIQA (Gu et al. 2020), Eq. 6, and its code, which takes the logarithm.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_weight
+from qa_hooks._base.checks import check_count, check_weight, warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
+WANTED = 10  # images of a component with a diagonal covariance
 COVARIANCES = ("full", "diag")
 
 
@@ -107,11 +107,15 @@ class GMMScorer(FeatureScorer):
                 "more images, fewer components, a smaller pca or a larger reg_covar"
             ) from error
         smallest = float(mixture.weights_.min()) * len(rows)
-        if self.covariance == "full" and smallest < rows.shape[1]:
-            warnings.warn(
-                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, so its covariance is "
-                "singular but for reg_covar and likelihoods will be erratic: give more images, fewer components, a "
-                "smaller pca, or covariance='diag'"
+        full = self.covariance == "full"
+        least = rows.shape[1] + 1 if full else WANTED
+        if smallest < least:
+            why = "so its covariance is singular but for reg_covar" if full else "so its variances are uncertain"
+            instead = "a smaller pca, or covariance='diag'" if full else "or a smaller pca"
+            warn(
+                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, {why} and likelihoods "
+                f"will be erratic: it needs {least}, about {least * self.components} images in all; give more images, "
+                f"fewer components, {instead}"
             )
         dtype = torch.float32 if rows.shape[1] <= MAX_FLOAT32_DIM else torch.float64
         arrays = {
@@ -121,6 +125,16 @@ class GMMScorer(FeatureScorer):
         }
         tensors = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
         return {**tensors, "center": center, "basis": basis}
+
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        count, kept = self.components, tensors["means"].shape[-1]
+        return {
+            "log_weights": (count,),
+            "means": (count, kept),
+            "factors": (count, kept, kept) if self.covariance == "full" else (count, kept),
+            "center": (dim,),
+            "basis": (0, 0) if self.pca is None else (dim, kept),
+        }
 
     def score_rows(self, features: Tensor) -> Tensor:
         rows = features - self.center
@@ -137,7 +151,7 @@ class GMMScorer(FeatureScorer):
         if spread.max() <= 1e-6 * max(abs(features).max(), 1e-30):
             raise ValueError(f"the features of all {count} images are the same: there is nothing to fit")
         if self.pca is None:
-            return center, torch.zeros(0, 0, dtype=torch.float64)
+            return center, torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         if self.pca >= 1 and self.pca > min(count, dim):
             raise ValueError(f"pca={self.pca} dimensions need as many images and features, got {count} and {dim}")
         principal = PCA(self.pca, random_state=self.seed).fit(features)

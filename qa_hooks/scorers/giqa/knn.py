@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.functional.neighbours import Bank, nearest_neighbours, prepare_bank
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
+WANTED = 40  # images in the bank
 VARIANTS = {"paper": "euclidean", "official_code": "l1"}
 
 
@@ -60,7 +61,7 @@ class KNNScorer(FeatureScorer):
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {tuple(VARIANTS)}, got {variant!r}")
         self.k, self.variant = check_count("k", k), variant
-        self._prepared: list[Bank] = []
+        self._prepared: Bank | None = None
 
     def own_options(self) -> dict[str, Any]:
         return {"k": self.k, "variant": self.variant}
@@ -68,9 +69,18 @@ class KNNScorer(FeatureScorer):
     def fit_tensors(self, values: Tensor, like: FeatureScorer | None) -> dict[str, Tensor]:
         if len(values) < self.k:
             raise ValueError(f"k={self.k} neighbours need as many images in the bank, got {len(values)}")
+        wanted = max(WANTED, 2 * self.k)
+        if len(values) < wanted:
+            warn(
+                f"{self.name} has {len(values)} real images for k={self.k}, and wants at least {wanted}: with fewer "
+                "their distances say little of how real images lie"
+            )
         if like is None and len(values) > 1 and bool((values == values[0]).all()):
             raise ValueError(f"the features of all {len(values)} images are the same: there is nothing to fit")
         return {"bank": values.clone()}
+
+    def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
+        return {"bank": (max(self.k, len(tensors["bank"])), dim)}
 
     def score_rows(self, features: Tensor) -> Tensor:
         return self._scores(features, exclude_self=False)
@@ -81,10 +91,10 @@ class KNNScorer(FeatureScorer):
         return self._scores(self.bank, exclude_self=True)
 
     def _scores(self, features: Tensor, *, exclude_self: bool) -> Tensor:
-        if not self._prepared or self._prepared[0].values is not self.bank:
-            self._prepared = [prepare_bank(self.bank)]
+        if self._prepared is None or self._prepared.values is not self.bank:
+            self._prepared = prepare_bank(self.bank)
         distances, indices = nearest_neighbours(
-            features, self._prepared[0], self.k, metric=VARIANTS[self.variant], exclude_self=exclude_self
+            features, self._prepared, self.k, metric=VARIANTS[self.variant], exclude_self=exclude_self
         )
         if self.variant == "paper":
             return (1 / (distances.square() + 1e-12)).mean(1)

@@ -6,57 +6,60 @@
     score                               mean_i sigmoid(logit_i)                       in [0, 1], higher is better
 
 N = 1 is a classifier of real and generated (BC); a regression of S_p is the paper's other baseline (IR). The labels
-suppose that the run gets better all the time: say where it stopped doing so (`max_iteration=`). Whatever tells real
-images from generated ones is learned too: give real images that were prepared like the run's training data.
+suppose that the run gets better all the time: say where it stopped doing so (`max_iteration=`). The scorer also learns
+accidental differences between real and generated images: give real images prepared like the run's training data.
 
 Source: Gu et al., "GIQA: Generated Image Quality Assessment", 2020, sections 3.1 and 4.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.processes import broadcast_tensors, gather_rows, rank, together
+from qa_hooks._base.checks import check_count, check_size
+from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
-from qa_hooks.scorers.calibration import METHODS, Calibration
 from qa_hooks.scorers.giqa.snapshot_images import (
     Read,
     Shape,
     Snapshots,
     input_shape,
     read_images,
+    sides_of,
     split_snapshots,
     to_shape,
     warn_of_reading,
-)
+)  # fmt: skip
 from qa_hooks.scorers.giqa.snapshot_network import (
     SnapshotNetwork,
     check_backbone,
-    check_size,
+    check_takes,
     probabilities,
     train_network,
 )
-from qa_hooks.scorers.giqa.snapshot_targets import held_out_report, ordinal_targets, ordinal_thresholds, pseudo_labels
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.scorers.training import training_room
-from qa_hooks.sources.batches import Source, is_shared
+from qa_hooks.scorers.giqa.snapshot_targets import (
+    check_thresholds,
+    held_out_report,
+    ordinal_targets,
+    ordinal_thresholds,
+    pseudo_labels,
+    split_positions,
+)
+from qa_hooks.scorers.training import Fitted, TrainedScorer, check_fit, read_for_one, training_room
+from qa_hooks.sources.batches import Source
 
 Own = TypeVar("Own", bound="SnapshotScorer")
 
 NAMES = {"ordinal": "giqa_mbc", "binary": "giqa_bc", "regression": "giqa_ir"}
-MIN_REAL = 20
-MIN_HELD_OUT = 10
-HEADER, POINTS = "qa_hooks.header", "qa_hooks.points"  # beside the network's tensors, on the way between processes
+MIN_REAL, MIN_GENERATED, MIN_HELD_OUT = 20, 20, 10
+MAX_CLASSIFIERS, MAX_SIDE = 1000, 4096  # more of either is a broken file, or a mistake
 
 
-class SnapshotScorer(Scorer):
+class SnapshotScorer(TrainedScorer):
     """Trained on the snapshots of one run; scores images of any generator of the same kind of data.
 
     Args:
@@ -67,8 +70,7 @@ class SnapshotScorer(Scorer):
         pretrained: start from torchvision's weights (it downloads them) and not from scratch, as the paper does.
         thresholds: T_1 < ... < T_N in (0, 1] instead of the paper's, in units of S_p.
         generated_level: S_g, the label of the run's last images.
-        size: side, or (height, width), to which images are resized; that of the snapshots by default.
-        channels: 1 or 3, to which images are converted; those of the snapshots by default.
+        size, channels: what images are brought to, a side or (height, width), and 1 or 3; by default as most snapshots.
         seed: of the initial weights, the batches and the choice of held-out images.
         value_range: what the numbers of the images mean.
 
@@ -91,7 +93,7 @@ class SnapshotScorer(Scorer):
 
     score_range = (0.0, 1.0)
     higher_is_better = True
-    _here: Tensor
+    fit_call = "fit_snapshots(snapshots, real)"
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class SnapshotScorer(Scorer):
         seed: int = 0,
         value_range: Range = (0.0, 1.0),
     ) -> None:
-        super().__init__(value_range=value_range)
+        super().__init__(seed=seed, value_range=value_range)
         if targets not in NAMES:
             raise ValueError(f"targets must be one of {tuple(NAMES)}, got {targets!r}")
         if not 0 < generated_level <= 1:
@@ -117,13 +119,14 @@ class SnapshotScorer(Scorer):
         if pretrained and backbone == "small":
             raise ValueError("the small backbone has no pretrained weights; name a network of torchvision")
         self.name, self.targets = NAMES[targets], targets
-        self.classifiers, self.seed = check_count("classifiers", classifiers), int(seed)
+        self.classifiers = check_count("classifiers", classifiers)
+        if self.classifiers > MAX_CLASSIFIERS:
+            raise ValueError(f"classifiers must be at most {MAX_CLASSIFIERS}, got {classifiers}")
         self.backbone, self.pretrained, self.channels = check_backbone(backbone), bool(pretrained), channels
-        self.generated_level, self.size = float(generated_level), _check_size(size)
-        self._own_thresholds = _check_thresholds(thresholds, targets)
+        self.generated_level, self.size = float(generated_level), sides_of(size)
+        self._own_thresholds = check_thresholds(thresholds, targets)
         self.report: dict[str, Any] = {}
         self.shape: Shape | None = None
-        self.register_buffer("_here", torch.empty(0, device="cpu"), persistent=False)  # where training is to happen
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -133,16 +136,9 @@ class SnapshotScorer(Scorer):
         count = {"ordinal": self.classifiers, "binary": 1}.get(self.targets)
         return ordinal_thresholds(count, generated_level=self.generated_level) if count else ()
 
-    @property
-    def network(self) -> nn.Module:
-        """The trained network: images in [0, 1] of the shape `shape` -> logits `(N, outputs)`."""
-        if not self._frozen:
-            raise ValueError(f"{self.name} is not fitted; call fit_snapshots(snapshots, real), or load a saved one")
-        return self._frozen[0]
-
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        network = self.network
-        return torch.sigmoid(network(to_shape(images.float(), cast(Shape, self.shape)))).mean(1)
+        network, shape = self.network, cast(Shape, self.shape)
+        return torch.sigmoid(network(to_shape(self._at_fitted_size(images.float()), shape))).mean(1)
 
     def fit_snapshots(
         self: Own,
@@ -164,21 +160,20 @@ class SnapshotScorer(Scorer):
 
         It trains where the scorer is: `scorer.to("cuda")` first for torchvision's networks. The images are held in
         memory as bytes. With several processes the first one trains and the others wait for its result, so the timeout
-        of the process group must be longer than that takes.
+        of the process group must be longer than the training.
 
         Args:
             snapshots: a folder that `SnapshotCollector` or any trainer wrote, one image a file, the iteration in the
                 names (`qa_hooks.sources.snapshots.step_of`); or a pair of images `(n, C, H, W)` and iterations `(n,)`.
             real: real images: a tensor, a folder, files, a dataset or a loader.
-            steps, batch_size, lr: of the training; a batch is half real and half generated. 300, 600 and 1200 steps
-                ranked 0.79, 0.82 and 0.84 of the demo's pairs right.
+            steps, batch_size, lr: options of the training; a batch is half real and half generated. 300, 600 and 1200
+                steps ranked 0.79, 0.82 and 0.84 of the demo's pairs right.
             held_out: share of the real and of the generated images that is not trained on; at least 10 real ones.
-            calibration: "ecdf", "minmax", "sigmoid", or None for none.
-            max_iteration: images of this iteration and of later ones get the label S_g: where the run stopped getting
-                better. The last one of the snapshots by default.
-            max_images: use at most so many of each, taken evenly.
-            augment: shift images by up to a sixteenth of the side. Without it the images of another run of the demo
-                were ranked worse (0.76 of the pairs right instead of 0.82).
+            calibration: "ecdf", "minmax", "sigmoid", or None for no calibration.
+            max_iteration: the iteration after which the run no longer improved. Its images and later ones get the label
+                S_g. By default the last iteration of the snapshots.
+            max_images: use at most so many snapshots and so many real images, taken evenly.
+            augment: shift images by up to a sixteenth of the side: 0.82 of another run's pairs right, 0.76 without it.
             flip: mirror half of the images; not for digits or text.
             progress: show bars when stderr is a terminal.
 
@@ -186,66 +181,57 @@ class SnapshotScorer(Scorer):
             Itself.
 
         Raises:
-            ValueError: no snapshots, all of one iteration, fewer than 20 real images, values that are not finite.
+            ValueError: fewer than 20 snapshots or real images, snapshots all of one iteration, values not finite.
         """
-        check_count("steps", steps)
-        check_count("batch_size", batch_size, least=2)
+        check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("max_images", max_images, least=MIN_REAL)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie between 0 and 1, got {held_out!r}")
-        if calibration is not None and calibration not in METHODS:
-            raise ValueError(f"calibration must be one of {METHODS} or None, got {calibration!r}")
         if max_iteration is not None and not max_iteration > 0:
             raise ValueError(f"max_iteration must be above 0, got {max_iteration!r}")
-        training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "augment": augment}
-        training |= {"flip": flip, "progress": progress, "seed": self.seed}
+        training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "progress": progress}
+        training |= {"augment": augment, "flip": flip, "seed": self.seed}
         reading: dict[str, Any] = {"value_range": self.value_range, "limit": max_images, "progress": progress}
-        fitted: dict[str, Tensor] | None = None
         with training_room(self._here.device, self.seed):
             with together():
                 source, iterations = split_snapshots(snapshots)
-                shape = input_shape(source, self.size, self.channels)
-                own = Read(torch.zeros(0, *shape, dtype=torch.uint8, device="cpu"))
-                if rank() == 0 or not is_shared(real):
-                    own = read_images("real", real, shape, **reading)
-            if not is_shared(real):
-                own = own._replace(images=gather_rows(own.images))
-            with together():
-                if rank() == 0:
-                    generated = read_images("snapshots", source, shape, **reading)
-                    warn_of_reading(own, generated)
-                    quality = self._quality(iterations[generated.positions], max_iteration)
-                    fitted = self._fit(generated, quality, own, held_out, calibration, training)
-            self._restore(broadcast_tensors(fitted))
+                shape = input_shape(source, self.size, self.channels, self.value_range, limit=max_images)
+            own = read_for_one(
+                real,
+                lambda: read_images("real", real, shape, **reading),
+                Read(torch.zeros(0, *shape, dtype=torch.uint8, device="cpu")),
+                lambda read: read._replace(images=gather_rows(read.images)),
+            )
+
+            def train() -> Fitted:
+                generated = read_images("snapshots", source, shape, **reading)
+                warn_of_reading(own, generated)
+                quality = self._quality(iterations[generated.positions], max_iteration)
+                return self._train(generated, quality, own, held_out, calibration, training)
+
+            self.fit_on_one(train)
         return self
 
     def options(self) -> dict[str, Any]:
-        targets = {"targets": self.targets} if type(self) is SnapshotScorer else {}
-        return {
-            **targets,
-            "classifiers": self.classifiers,
-            "backbone": self.backbone,
-            "pretrained": self.pretrained,
-            "thresholds": self._own_thresholds,
-            "generated_level": self.generated_level,
-            "size": list(self.size) if self.size else None,
-            "channels": self.channels,
-            "seed": self.seed,
-            "shape": list(self.shape or ()),
-            "report": self.report,
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        names = ("classifiers", "backbone", "pretrained", "generated_level", "channels", "seed", "report")
+        own = {name: getattr(self, name) for name in names} | {"thresholds": self._own_thresholds}
+        own |= {"size": list(self.size) if self.size else None, "shape": list(self.shape or ())}
+        return {"targets": self.targets, **own} if type(self) is SnapshotScorer else own
 
     @classmethod
-    def from_saved(cls: type[Own], options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Own:
-        own = dict(options)
-        header = {"shape": own.pop("shape"), "report": own.pop("report"), "calibration": None}
-        scorer = cls(**own, value_range=value_range)
-        with training_room(torch.device("cpu"), 0):
-            scorer._restore({**tensors, HEADER: _to_bytes(header)})
-        return scorer
+    def divide(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Fitted]:
+        channels, *size = options.pop("shape")
+        if channels not in (1, 3):
+            raise ValueError(f"the network must take 1 or 3 channels, got {channels!r}")
+        facts = {"shape": [channels, *check_size(size, largest=MAX_SIDE)], "report": dict(options.pop("report"))}
+        return options, Fitted(tensors, facts)
+
+    def network_for(self, facts: dict[str, Any], *, pretrained: bool = False) -> SnapshotNetwork:
+        channels, height, width = facts["shape"]
+        outputs = len(self.thresholds) or 1
+        return SnapshotNetwork(self.backbone, outputs, channels, (height, width), pretrained=pretrained)
+
+    def take_facts(self, facts: dict[str, Any]) -> None:
+        self.shape, self.report = tuple(facts["shape"]), facts["report"]
+        self.fitted_size = None if self.size else self.shape[1:]
 
     def _quality(self, iterations: Tensor, max_iteration: float | None) -> Tensor:
         last = float(iterations.max()) if max_iteration is None else max_iteration
@@ -257,7 +243,7 @@ class SnapshotScorer(Scorer):
             )
         return quality
 
-    def _fit(
+    def _train(
         self,
         generated: Read,
         quality: Tensor,
@@ -265,18 +251,20 @@ class SnapshotScorer(Scorer):
         held_out: float,
         calibration: str | None,
         training: dict[str, Any],
-    ) -> dict[str, Tensor]:
-        """Train, test and calibrate; the network's tensors and a header, as `_restore` takes them."""
+    ) -> Fitted:
+        """Train, test and calibrate."""
         if len(real.images) < MIN_REAL:
             raise ValueError(f"a snapshot scorer needs at least {MIN_REAL} real images, got {len(real.images)}")
+        if len(generated.images) < MIN_GENERATED:
+            raise ValueError(f"a snapshot scorer needs at least {MIN_GENERATED} snapshots, got {len(generated.images)}")
         regression = self.targets == "regression"
         labels = quality.float()[:, None] if regression else ordinal_targets(quality, self.thresholds)
-        channels, height, width = shape = real.images.shape[1:]
-        network = self._build(shape, pretrained=self.pretrained).to(self._here.device)
-        check_size(network, self.backbone, channels, (height, width))
+        facts: dict[str, Any] = {"shape": list(real.images.shape[1:])}
+        network = self.network_for(facts, pretrained=self.pretrained).float().to(self._here.device)
+        check_takes(network, self.backbone, *facts["shape"])
         chance = torch.Generator().manual_seed(self.seed)
-        test_real, own_real = _split(len(real.images), held_out, MIN_HELD_OUT, chance)
-        test_fake, own_fake = _split(len(generated.images), held_out, 1, chance)
+        test_real, own_real = split_positions(len(real.images), held_out, MIN_HELD_OUT, chance)
+        test_fake, own_fake = split_positions(len(generated.images), held_out, 1, chance)
         fakes = generated.images[own_fake], labels[own_fake]
         train_network(network, *fakes, real.images[own_real], regression=regression, **training)
         of_real, of_fake = (
@@ -287,32 +275,8 @@ class SnapshotScorer(Scorer):
         report |= {"thresholds": list(self.thresholds), "held_out": [len(of_real), len(of_fake)]}
         report |= {"real": len(real.images), "generated": len(generated.images), "steps": training["steps"]}
         report |= {"unreadable": len(real.failures) + len(generated.failures)}
-        tensors = dict(network.state_dict())
-        if calibration is not None:
-            try:
-                tensors[POINTS] = Calibration.fit(of_real.mean(1), method=calibration).points
-            except ValueError as error:
-                calibration = None
-                warnings.warn(f"{self.name} has no calibration, because on held-out real images its {error}")
-        return {**tensors, HEADER: _to_bytes({"shape": list(shape), "report": report, "calibration": calibration})}
-
-    def _build(self, shape: Sequence[int], *, pretrained: bool = False) -> SnapshotNetwork:
-        channels, height, width = shape
-        outputs = len(self.thresholds) or 1
-        return SnapshotNetwork(self.backbone, outputs, channels, (height, width), pretrained=pretrained).float()
-
-    def _restore(self, fitted: dict[str, Tensor]) -> None:
-        """Take over what `_fit` made, here or in another process or run."""
-        own = dict(fitted)
-        header, points = json.loads(bytes(own.pop(HEADER).tolist())), own.pop(POINTS, torch.empty(0))
-        network = self._build(header["shape"])
-        network.load_state_dict(own)
-        self._frozen.clear()
-        self.keep(network.to(self._here.device))
-        self.shape, self.report = tuple(header["shape"]), header["report"]
-        self._calibration.clear()
-        if header["calibration"] is not None:
-            self.calibration = Calibration(header["calibration"], points)
+        calibrated = self.calibration_on(of_real.mean(1), calibration, "real images")
+        return Fitted(network.state_dict(), {**facts, "report": report}, calibrated)
 
 
 class MBCScorer(SnapshotScorer):
@@ -334,34 +298,3 @@ class IRScorer(SnapshotScorer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("regression", **options)
-
-
-def _check_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise ValueError(f"size must be a side or (height, width), got {size!r}")
-    return check_count("size", sides[0]), check_count("size", sides[1])
-
-
-def _check_thresholds(thresholds: Sequence[float] | None, targets: str) -> list[float] | None:
-    if thresholds is None:
-        return None
-    own = [float(threshold) for threshold in thresholds]
-    if targets != "ordinal":
-        raise ValueError(f"thresholds go with targets='ordinal', got {targets!r}")
-    if not own or own != sorted(set(own)) or not 0 < own[0] <= own[-1] <= 1:
-        raise ValueError(f"thresholds must ascend within (0, 1], got {own}")
-    return own
-
-
-def _split(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positions that are held out, and the others."""
-    order = torch.randperm(count, generator=generator)
-    held = min(max(least, round(share * count)), count - 1)
-    return order[:held], order[held:]
-
-
-def _to_bytes(header: dict[str, Any]) -> Tensor:
-    return torch.tensor(list(json.dumps(header).encode()), dtype=torch.uint8, device="cpu")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import rank
-from qa_hooks.images import Range, RangeGuard, check_images, to_grey, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared, warn_left_out
+from qa_hooks._base.checks import check_size, warn
+from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
+from qa_hooks.scorers.training_images import training_batches
+from qa_hooks.sources.batches import Source, warn_left_out
 from qa_hooks.sources.snapshots import list_snapshots
 
 READ_BATCH = 64
@@ -40,6 +41,16 @@ class Read(NamedTuple):
     resized: bool = False
 
 
+def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """A side or (height, width) -> (height, width); `ValueError` otherwise."""
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be a side or (height, width), got {size!r}")
+    return check_size(sides)
+
+
 def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     """A folder or a pair -> a source of images, and the iteration of each position, int64 `(n,)`.
 
@@ -48,13 +59,15 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     """
     if isinstance(snapshots, (str, Path)):
         paths, steps = list_snapshots(snapshots)
-        return paths, torch.tensor(steps, device="cpu")
+        return paths, torch.tensor(steps, device="cpu", dtype=torch.int64)
     if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and isinstance(snapshots[0], Tensor)):
         raise TypeError(
             "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
-    images, iterations = check_images("snapshots", snapshots[0], floating=False), torch.as_tensor(snapshots[1])
+    images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
+    if not isinstance(iterations, Tensor):
+        iterations = torch.from_numpy(np.asarray(iterations))
     if iterations.shape != images.shape[:1]:
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"
@@ -64,15 +77,32 @@ def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
     return images, iterations.cpu()
 
 
-def input_shape(source: Source, size: tuple[int, int] | None, channels: int | None) -> Shape:
-    """(C, H, W) of a network's input: as asked for, otherwise that of the first image that can be read."""
-    first = next((images for _, images in image_batches(source, batch_size=1, failures={})), None)
-    if first is None:
+def input_shape(
+    source: Source, size: tuple[int, int] | None, channels: int | None, value_range: Range, *, limit: int
+) -> Shape:
+    """(C, H, W) of a network's input: as asked for, otherwise the size that most of the images have.
+
+    Colour where any image has it. Where sizes differ, it is said which one all are brought to.
+
+    Raises:
+        ValueError: no image can be read, or they are too small.
+    """
+    sizes, colours = Counter[tuple[int, int]](), set[int]()
+    reading: dict[str, Any] = {"batch_size": READ_BATCH, "failures": {}, "generated": True, "progress": False}
+    for _, images in training_batches("snapshots", source, value_range, limit=limit, **reading):
+        sizes[images.shape[2], images.shape[3]] += len(images)
+        colours.add(images.shape[1])
+    if not sizes:
         raise ValueError("none of the snapshots can be read")
-    height, width = size or (first.shape[2], first.shape[3])
+    height, width = size or max(sizes, key=lambda sides: (sizes[sides], -sides[0] * sides[1], sides))
+    if len(sizes) > 1 and size is None:
+        warn(
+            f"the snapshots have {len(sizes)} sizes; all are brought to {height} x {width} (height x width), which "
+            "most of them have: size= says another"
+        )
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"snapshots must have at least {MIN_SIDE} pixels a side, got {height} x {width}")
-    return channels or (1 if first.shape[1] == 1 else 3), height, width
+    return channels or (1 if colours == {1} else 3), height, width
 
 
 def to_shape(images: Tensor, shape: Shape) -> Tensor:
@@ -98,27 +128,14 @@ def read_images(
     Raises:
         ValueError: values that are not finite, or real ones outside the range.
     """
-    from tqdm import tqdm
-
-    count = count_images(source) if is_shared(source) else None
-    indices = torch.linspace(0, count - 1, limit, device="cpu").long().tolist() if count and count > limit else None
     parts, positions, failures = [torch.zeros(0, *shape, dtype=torch.uint8, device="cpu")], [], dict[int, str]()
-    guard, resized = RangeGuard(value_range), False
-    total = limit if indices is not None else count
-    disable = None if progress and rank() == 0 else True
-    with isolated(), tqdm(total=total, desc=f"reading {name}", unit="image", disable=disable) as bar:
-        for at, images in image_batches(source, batch_size=READ_BATCH, indices=indices, failures=failures):
-            if images.dtype != torch.uint8:
-                if not bool(torch.isfinite(images).all()):
-                    raise ValueError(f"{name} holds non-finite values (images {at[0]} to {at[-1]})")
-                guard(**{"data" if name == "real" else "predictions": {name: images}})
-            resized = resized or images.shape[2:] != shape[1:]
-            unit = to_unit(images if images.dtype == torch.uint8 else images.float(), value_range)
-            parts.append(to_uint8(to_shape(unit, shape)).cpu())
-            positions += at
-            bar.update(len(at))
-            if len(positions) >= limit:
-                break
+    resized = False
+    reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
+    for at, images in training_batches(name, source, value_range, generated=name != "real", **reading):
+        resized = resized or images.shape[2:] != shape[1:]
+        unit = to_unit(images if images.dtype == torch.uint8 else images.float(), value_range)
+        parts.append(to_uint8(to_shape(unit, shape)).cpu())
+        positions += at
     return Read(torch.cat(parts)[:limit], positions[:limit], failures, resized)
 
 
@@ -128,7 +145,7 @@ def warn_of_reading(real: Read, generated: Read) -> None:
         warn_left_out(read.failures, name)
     if real.resized != generated.resized:
         ours, theirs = ("real images", "snapshots") if real.resized else ("snapshots", "real images")
-        warnings.warn(
+        warn(
             f"the {ours} had to be resized and the {theirs} had not: the scorer may learn to see that; give it real "
             "images that were prepared like the training data of the run"
         )

@@ -44,7 +44,7 @@ class SnapshotNetwork(nn.Module):
         else:
             self.body, width = _torchvision(backbone, pretrained), LOGITS
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, outputs))
-        mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+        mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu")[:, None, None] for value in (MEAN, STD))
         grey = backbone == "small" and channels == 1
         self.register_buffer("mean", mean.mean(0, keepdim=True) if grey else mean, persistent=False)
         self.register_buffer("std", std.mean(0, keepdim=True) if grey else std, persistent=False)
@@ -91,14 +91,15 @@ def _torchvision(backbone: str, pretrained: bool) -> nn.Module:
     return cast(nn.Module, network)
 
 
-def check_size(network: nn.Module, backbone: str, channels: int, size: tuple[int, int]) -> None:
+def check_takes(network: nn.Module, backbone: str, channels: int, height: int, width: int) -> None:
     """Raise `ValueError` where the network cannot take images of this size: before the training, and with a remedy."""
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(2, channels, *size, device=next(network.parameters()).device))
+            here = next(network.parameters())
+            network.eval()(torch.zeros(2, channels, height, width, device=here.device, dtype=here.dtype))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{backbone} cannot take images of {size[0]} x {size[1]}: {error}; resize them with size=224, say"
+            f"{backbone} cannot take images of {height} x {width}: {error}; resize them with size=224, say"
         ) from error
 
 
@@ -146,17 +147,18 @@ def train_network(
     half = max(1, batch_size // 2)
 
     def batch_loss(step: int) -> Tensor:
-        fake_at = torch.randint(len(generated), (half,), generator=generator)
-        real_at = torch.randint(len(real), (half,), generator=generator)
+        fake_at = torch.randint(len(generated), (half,), generator=generator, device="cpu")
+        real_at = torch.randint(len(real), (half,), generator=generator, device="cpu")
         images = torch.cat([generated[fake_at], real[real_at]]).float()
         # Files and 8-bit images hold whole grey levels, fresh samples do not: that must not give an image away.
-        images = (images + torch.rand(images.shape, generator=generator) - 0.5) / 255
+        jitter = torch.rand(images.shape, generator=generator, dtype=torch.float32, device="cpu")
+        images = (images + jitter - 0.5) / 255
         if augment:
             images = _shifted(images, generator)
         if flip:
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            mirrored = torch.rand(len(images), generator=generator, dtype=torch.float32, device="cpu") < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        wanted = torch.cat([labels[fake_at], torch.ones(half, labels.shape[1])])
+        wanted = torch.cat([labels[fake_at], labels.new_ones(half, labels.shape[1])])
         return snapshot_loss(network(images.to(device)), wanted.to(device), regression=regression)
 
     minimise(batch_loss, network, optimizer, schedule, steps=steps, what="snapshot scorer", progress=progress)
@@ -175,7 +177,8 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     count, channels, height, width = images.shape
     reach = max(1, min(height, width) // 16)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
-    top, left = torch.randint(2 * reach + 1, (2, count, 1), generator=generator)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    index = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
+    top, left = torch.randint(2 * reach + 1, (2, count, 1), generator=generator, device="cpu")
+    images_at, channels_at, rows, columns = (torch.arange(n, device="cpu") for n in (count, channels, height, width))
+    rows, columns = top + rows, left + columns
+    index = images_at[:, None, None, None], channels_at[None, :, None, None]
     return padded[(*index, rows[:, None, :, None], columns[:, None, None, :])]

@@ -1,4 +1,4 @@
-"""What a snapshot scorer learns to predict, its loss, and how well it does.
+"""The targets of a snapshot scorer, its loss, and its accuracy on held-out images.
 
     pseudo label of a generated image   S_p = S_g * iteration / last iteration        (S_g = 0.9)
     of a real image                     S_p = 1
@@ -37,6 +37,18 @@ def ordinal_thresholds(classifiers: int, *, generated_level: float = 0.9) -> tup
         [0.225, 0.45, 0.675, 1.0]
     """
     return (*(generated_level * (i / classifiers) for i in range(1, classifiers)), 1.0)
+
+
+def check_thresholds(thresholds: Sequence[float] | None, targets: str) -> list[float] | None:
+    """Ascending within (0, 1], and only for ordinal targets; `ValueError` otherwise."""
+    if thresholds is None:
+        return None
+    own = [float(threshold) for threshold in thresholds]
+    if targets != "ordinal":
+        raise ValueError(f"thresholds go with targets='ordinal', got {targets!r}")
+    if not own or own != sorted(set(own)) or not 0 < own[0] <= own[-1] <= 1:
+        raise ValueError(f"thresholds must ascend within (0, 1], got {own}")
+    return own
 
 
 def ordinal_targets(quality: Tensor, thresholds: Sequence[float]) -> Tensor:
@@ -81,3 +93,10 @@ def held_out_report(predicted: Tensor, labels: Tensor, *, regression: bool = Fal
         rates = [float(hit[label == value].mean()) for value in (0, 1) if bool((label == value).any())]
         accuracies.append(sum(rates) / len(rates))
     return {"accuracy": sum(accuracies) / len(accuracies), "accuracies": accuracies}
+
+
+def split_positions(count: int, share: float, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions that are held out, and the others."""
+    order = torch.randperm(count, generator=generator, device="cpu")
+    held = min(max(least, round(share * count)), count - 1)
+    return order[:held], order[held:]

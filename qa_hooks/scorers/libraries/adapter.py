@@ -48,7 +48,7 @@ def create_library_scorer(spec: str, value_range: Range = (0.0, 1.0), **options:
 
 
 class LibraryScorer(Scorer):
-    """What the adapters share; a subclass writes `measure`.
+    """Base class of scorers that wrap a metric of another library; a subclass writes `measure`.
 
     Attributes:
         licence: of the library's code; a metric's weights can have their own.
@@ -72,7 +72,7 @@ class LibraryScorer(Scorer):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__(value_range=value_range)
-        self.metric = _Hidden(self.keep(metric) if isinstance(metric, nn.Module) else metric)
+        self.metric = self.keep(metric)
         self._network = isinstance(metric, nn.Module) and any(p.numel() for p in metric.parameters())
         self.spec, self.name = spec, spec.replace(":", "_").replace("-", "_").replace("+", "plus")
         self.higher_is_better, self.score_range = higher_is_better, score_range
@@ -105,14 +105,8 @@ class LibraryScorer(Scorer):
         raise TypeError(f"{self.name} is made again by create_scorer({self.spec!r}); there is nothing of ours to save")
 
 
-class _Hidden(NamedTuple):
-    """Keeps a metric out of `nn.Module`'s registry."""
-
-    value: Any
-
-
 class Metric(NamedTuple):
-    """What is known of a metric whose library does not say it.
+    """The facts about a metric that its library does not state.
 
     Attributes:
         path: of the function or class.
@@ -180,8 +174,8 @@ class TableScorer(LibraryScorer):
     def measure(self, images: Tensor, **inputs: Any) -> Tensor:
         given = [images, *(inputs[name] for name in self._facts.inputs)]
         if not self._facts.each:
-            return cast(Tensor, self.metric.value(*given, **self._facts.call))
-        rows = [self.metric.value(*(part[i : i + 1] for part in given), **self._facts.call) for i in range(len(images))]
+            return cast(Tensor, self.metric(*given, **self._facts.call))
+        rows = [self.metric(*(part[i : i + 1] for part in given), **self._facts.call) for i in range(len(images))]
         return torch.stack([row.mean() for row in rows])
 
 

@@ -57,7 +57,7 @@ class BRISQUE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self(torch.rand(1, 1, 64, 64))
+        self(torch.rand(1, 1, 64, 64, dtype=torch.float32, device="cpu"))
 
     def forward(self, images: Tensor) -> Tensor:
         """`(N, C, H, W)` in [0, 1] -> `(N,)`."""

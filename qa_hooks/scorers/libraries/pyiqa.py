@@ -68,7 +68,7 @@ class PyIQAScorer(LibraryScorer):
         self._prompt = TAKES_PROMPT.get(name, "")
 
     def measure(self, images: Tensor, **inputs: Any) -> Tensor:
-        metric = self.metric.value
+        metric = self.metric
         metric.as_loss = torch.is_grad_enabled()  # as a loss it switches gradients on, also where nobody wants them
         prompt = {self._prompt: inputs["prompt"]} if self._prompt else {}
         scores = metric(images, inputs.get("reference"), **prompt)

@@ -21,11 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
+from qa_hooks._base.headers import parse_header
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
-from qa_hooks.functional.numerics import to_float64
+from qa_hooks.functional.numerics import as_doubles, to_float64
 
 FORMAT = "qa_hooks.naturalness"
+RELEASE = "release"  # provenance["handling"] of published parameters: what flat blocks and rounding mean for them
+WANTED = 5  # rows for each feature; a covariance of fewer is too uncertain
 _EXPECTED = (
     "a NaturalnessModel saved by qa_hooks (.safetensors), a MATLAB .mat with mu_prisparam and cov_prisparam, "
     "or a .npz with mu_pris_param and cov_pris_param"
@@ -47,7 +51,7 @@ class NaturalnessModel:
             semi-definite.
 
     Example:
-        >>> images = [255 * torch.rand(1, 128, 128) for _ in range(3)]
+        >>> images = [255 * torch.rand(1, 128, 128) for _ in range(16)]
         >>> model = NaturalnessModel.fit(images, FeatureConfig.niqe(block=32))
         >>> model.mean.shape, model.config.block
         (torch.Size([36]), 32)
@@ -60,8 +64,7 @@ class NaturalnessModel:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mean = to_float64(torch.as_tensor(self.mean).detach()).cpu().clone()
-        covariance = to_float64(torch.as_tensor(self.covariance).detach()).cpu().clone()
+        mean, covariance = (as_doubles(part).clone() for part in (self.mean, self.covariance))
         size = self.config.features
         if mean.shape != (size,) or covariance.shape != (size, size):
             raise ValueError(
@@ -118,7 +121,7 @@ class NaturalnessModel:
             progress: show a bar when stderr is a terminal.
 
         Raises:
-            ValueError: fewer than two blocks, or an image smaller than one.
+            ValueError: no more blocks than features (36), or an image that is smaller than a block or not finite.
         """
         from tqdm import tqdm
 
@@ -127,13 +130,21 @@ class NaturalnessModel:
         kept: list[Tensor] = []
         for image in tqdm(images, desc="natural images", unit="image", disable=None if progress else True):
             batch = image[None] if image.ndim == 3 else image
+            if not bool(torch.isfinite(batch).all()):
+                raise ValueError("images to fit a model on must be finite, and one of these holds NaN or infinity")
             with torch.no_grad():
                 rows = niqe_features(batch, config)
             sharp = block_sharpness(batch, config)
             keep = valid_rows(rows) & (sharp > sharpness * sharp.amax(1, keepdim=True))
             kept.append(to_float64(rows[keep]).cpu())
-        rows = torch.cat(kept) if kept else torch.zeros(0, config.features, dtype=torch.float64)
-        center = rows.mean(0) if len(rows) else rows.sum(0)
+        rows = torch.cat(kept) if kept else torch.zeros(0, config.features, dtype=torch.float64, device="cpu")
+        least, wanted = config.features + 1, WANTED * config.features
+        told = f"{len(rows)} sharp blocks; give more or larger images, or a lower sharpness"
+        if len(rows) < least:
+            raise ValueError(f"a naturalness model needs at least {least} blocks, and {wanted} to be relied on: {told}")
+        if len(rows) < wanted:
+            warn(f"a naturalness model wants {wanted} blocks, {WANTED} for each feature, to be relied on: {told}")
+        center = rows.mean(0)
         deviations = rows - center
         return cls.from_moments(
             len(rows),
@@ -212,7 +223,7 @@ class NaturalnessModel:
                     torch.from_numpy(np.asarray(mean, dtype=np.float64).reshape(-1)),
                     torch.from_numpy(np.asarray(covariance, dtype=np.float64)),
                     config or FeatureConfig.niqe(),
-                    provenance={"name": path.stem},
+                    provenance={"name": path.stem, "handling": RELEASE},
                 )
             return cls.from_dict(_read_safetensors(path))
         except ImportError:
@@ -223,7 +234,7 @@ class NaturalnessModel:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     tensors, metadata = read_safetensors(path, "is no model of ours", format=FORMAT)
-    header: dict[str, Any] = json.loads(metadata["model"])
+    header: dict[str, Any] = parse_header(metadata["model"])
     return {**header, "mean": tensors["mean"], "covariance": tensors["covariance"]}
 
 

@@ -1,4 +1,4 @@
-"""Where the NIQE authors' parameters come from: a file of yours, an installed BasicSR, or a download.
+"""Find the NIQE authors' parameters: in a file of yours, in an installed BasicSR, or by download.
 
 They are not part of this package. The MATLAB release (`modelparameters.mat`) and BasicSR (`niqe_pris_params.npz`) hold
 the same numbers. sk-video's file of a similar name holds others (the mean alpha differs by 0.3) and is not used.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qa_hooks.scorers.niqe.model import NaturalnessModel
+from qa_hooks.scorers.niqe.model import RELEASE, NaturalnessModel
 
 URL = "https://raw.githubusercontent.com/XPixelGroup/BasicSR/master/basicsr/metrics/niqe_pris_params.npz"
 SHA256 = "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296"
@@ -33,7 +33,7 @@ def load_original() -> NaturalnessModel:
     model = NaturalnessModel.load(path)
     if model.fingerprint != ORIGINAL:
         raise ValueError(f"{path} does not hold the original NIQE parameters; to use it as it is: NIQE({str(path)!r})")
-    return replace(model, provenance={"name": "original", "source": path.name})
+    return replace(model, provenance={"name": "original", "source": path.name, "handling": RELEASE})
 
 
 def find_original() -> Path | None:

@@ -17,15 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qa_hooks.functional.naturalness import image_naturalness
-from qa_hooks.functional.niqe import FeatureConfig, niqe_features
-from qa_hooks.images import Range, list_images, load_image, to_grey, to_unit
-from qa_hooks.scorers.niqe.model import NaturalnessModel
+from qa_hooks.functional.niqe import FeatureConfig, niqe_features, release_features
+from qa_hooks.images import Range, load_image, to_grey, to_unit
+from qa_hooks.scorers.niqe.model import RELEASE, NaturalnessModel
 from qa_hooks.scorers.niqe.original import ORIGINAL, load_original
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import warn_left_out
+from qa_hooks.sources.grids import find_images
 
 __all__ = ["NIQE", "NaturalnessModel", "fit_naturalness", "to_luma"]
 
@@ -45,10 +47,14 @@ class NIQE(Scorer):
         pristine: "bsd100", fitted on photographs of the Berkeley data set, part of this package; "original", the
             authors' parameters, which are looked for and downloaded (`qa_hooks.scorers.niqe.original`); the path of a
             file that `NaturalnessModel.load` reads; or a model.
-        color: how RGB becomes grey on [0, 255]: "gray", MATLAB's rgb2gray without rounding, as in the release;
-            "y_ycbcr", the rounded Y in 16..235 of BasicSR; "y_yiq", the rounded Y of YIQ of pyiqa. The choice moves
-            scores by several tenths. Rounding passes gradients straight through.
+        color: how RGB becomes grey on [0, 255]: "gray", MATLAB's rgb2gray; "y_ycbcr", the rounded Y in 16..235 of
+            BasicSR; "y_yiq", the rounded Y of YIQ of pyiqa. The choice moves scores by several tenths.
         value_range: what the numbers of the images mean.
+
+    Published parameters ("original", and files in the release's format) are used as the MATLAB release uses them: grey
+    is rounded to 8 bits, and flat blocks count as they do there. Our own models leave flat blocks out and do not round,
+    which is smoother and sees the same in a picture with and without black bars. Rounding passes gradients straight
+    through. An image of which the release has no number, because it is flat, gets the one of our own handling.
 
     Attributes:
         name: "niqe" with the original parameters only, otherwise "niqe_" and the model's name.
@@ -66,6 +72,7 @@ class NIQE(Scorer):
 
     higher_is_better = False
     score_range = None
+    keeps_float64 = True
     mean: Tensor
     covariance: Tensor
 
@@ -88,13 +95,25 @@ class NIQE(Scorer):
         if fitted != color:
             raise ValueError(f"the model was fitted with color={fitted!r}, color={color!r} was asked for")
         self.model, self.color = model, color
-        self.name = "niqe" if model.fingerprint == ORIGINAL else f"niqe_{model.name}"
+        original = model.fingerprint == ORIGINAL
+        self.name = "niqe" if original else f"niqe_{model.name}"
+        self.as_released = original or model.provenance.get("handling") == RELEASE
         self.register_buffer("mean", model.mean, persistent=False)
         self.register_buffer("covariance", model.covariance, persistent=False)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        features = niqe_features(to_luma(images, self.color), self.model.config)
-        return image_naturalness(features, self.mean, self.covariance).to(images.device)
+        luma = to_luma(images, self.color)
+        if not self.as_released:
+            return self._robust(luma)
+        luma = luma + (luma.round() - luma).detach()
+        features, present = release_features(luma, self.model.config)
+        scores = image_naturalness(features, self.mean, self.covariance, present=present).to(images.device)
+        known = present.any(1).all(1)
+        return scores if bool(known.all()) else torch.where(known, scores, self._robust(luma))
+
+    def _robust(self, luma: Tensor) -> Tensor:
+        features = niqe_features(luma, self.model.config)
+        return image_naturalness(features, self.mean, self.covariance).to(luma.device)
 
     def options(self) -> dict[str, Any]:
         state = self.model.to_dict()
@@ -138,6 +157,7 @@ def fit_naturalness(
     shrink: float = 0.03,
     limit: int | None = None,
     name: str | None = None,
+    grid: str | None = None,
     progress: bool = True,
 ) -> NaturalnessModel:
     """Fit a NIQE model on a folder of photographs and save it: `NIQE("output.safetensors")` uses it.
@@ -152,6 +172,7 @@ def fit_naturalness(
         shrink: share by which the covariance moves to its diagonal, none in the paper. Both defaults are what
             cross-validation chose on BSD100 (docs/niqe.md).
         limit: use the first so many files, by path.
+        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
         name: the scorer's name will be `niqe_{name}`; by default the folder's name.
         progress: show a bar when stderr is a terminal.
 
@@ -175,7 +196,7 @@ def fit_naturalness(
     broken: list[str] = []
 
     def photographs() -> Any:
-        for path in list_images(folder)[:limit]:
+        for path in find_images(folder, grid)[:limit]:
             try:
                 image = load_image(path)
             except ValueError as error:

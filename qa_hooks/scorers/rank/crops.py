@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import rank
+from qa_hooks._base.checks import warn
 from qa_hooks._base.random import mixed_key
-from qa_hooks.images import Range, RangeGuard, to_uint8, to_unit
-from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared
+from qa_hooks.images import Range, to_uint8, to_unit
+from qa_hooks.scorers.training_images import training_batches
+from qa_hooks.sources.batches import Source, warn_left_out
 
 READ_BATCH = 16
+WANTED = 20  # images
 MIN_CONTRAST = 2.0  # deviation in grey levels; a flatter crop looks the same when it is blurred or compressed
 
 
@@ -32,7 +32,8 @@ class Crops(NamedTuple):
     @classmethod
     def none(cls, side: int) -> Crops:
         """No crops."""
-        return cls(torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+        none = torch.zeros(0, 3, side, side, dtype=torch.uint8, device="cpu")
+        return cls(none, torch.zeros(0, dtype=torch.int64, device="cpu"))
 
     def split(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
         """Crops that are held out, and the others; no image has crops in both.
@@ -46,7 +47,7 @@ class Crops(NamedTuple):
                 f"a ranking scorer needs at least two images, one to hold out, got {len(images)} that is large enough "
                 "and not flat (crop= sets the side of the crops)"
             )
-        order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+        order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")]
         held = min(max(1, round(share * len(images))), len(images) - 1)
         tested = torch.isin(self.origin, order[:held])
         return self.values[tested], self.values[~tested]
@@ -60,44 +61,37 @@ def read_crops(
     Raises:
         ValueError: values that are not finite or outside the range, no images.
     """
-    from tqdm import tqdm
-
-    total = count_images(source) if is_shared(source) else None
-    indices = torch.linspace(0, total - 1, limit).long().tolist() if total and total > limit else None
-    guard, failures, read, small = RangeGuard(value_range), dict[int, str](), 0, 0
+    failures, read, small = dict[int, str](), 0, 0
     crops, origin = (list(part) for part in zip(Crops.none(side)))
-    disable = None if progress and rank() == 0 else True
-    with isolated(), tqdm(total=len(indices or []) or total, desc="reading", unit="image", disable=disable) as bar:
-        for positions, images in image_batches(source, batch_size=READ_BATCH, indices=indices, failures=failures):
-            bar.update(len(positions))
-            read += len(positions)
-            if images.shape[1] not in (1, 3):
-                raise ValueError(f"images must have 1 or 3 channels, got the shape {tuple(images.shape)}")
-            if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-                raise ValueError(f"images holds non-finite values (images {positions[0]} to {positions[-1]})")
-            guard(data={"images": images})
-            if min(images.shape[2:]) < side:
-                small += len(positions)
-                continue
-            bytes_ = to_uint8(to_unit(images, value_range)).cpu().expand(-1, 3, -1, -1)
-            for position, image in zip(positions, bytes_, strict=True):
-                found = _crops(image, side, count, torch.Generator().manual_seed(mixed_key(seed, position)))
-                crops.append(found)
-                origin.append(torch.full((len(found),), position))
-            if read >= limit:
-                break
+    reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
+    for positions, images in training_batches("images", source, value_range, **reading):
+        read += len(positions)
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images must have 1 or 3 channels, got the shape {tuple(images.shape)}")
+        if min(images.shape[2:]) < side:
+            small += len(positions)
+            continue
+        bytes_ = to_uint8(to_unit(images, value_range)).cpu().expand(-1, 3, -1, -1)
+        for position, image in zip(positions, bytes_, strict=True):
+            found = _crops(image, side, count, torch.Generator().manual_seed(mixed_key(seed, position)))
+            crops.append(found)
+            origin.append(torch.full((len(found),), position, dtype=torch.int64, device="cpu"))
     if small:
-        warnings.warn(f"{small} of {read} images are smaller than crop={side} and were left out")
-    if failures:
-        first = next(iter(failures.values()))
-        warnings.warn(f"{len(failures)} images could not be read and were left out; the first: {first}")
+        warn(f"{small} of {read} images are smaller than crop={side} and were left out")
+    if 2 <= read - small < WANTED:
+        warn(
+            f"a ranking scorer has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
+            "learns these images, and what is measured on the held-out ones says little"
+        )
+    warn_left_out(failures)
     return Crops(torch.cat(crops), torch.cat(origin))
 
 
 def _crops(image: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
     """`(n, 3, side, side)` of one image, without flat ones; of small images not more than there are places."""
     places = [length - side + 1 for length in image.shape[1:]]
-    tops, lefts = (torch.randint(n, (min(count, places[0] * places[1]),), generator=generator) for n in places)
+    number = min(count, places[0] * places[1])
+    tops, lefts = (torch.randint(n, (number,), generator=generator, device="cpu") for n in places)
     corners = zip(tops.tolist(), lefts.tolist(), strict=True)
     crops = torch.stack([image[:, top : top + side, left : left + side] for top, left in corners])
     return crops[crops.float().std((1, 2, 3)) >= MIN_CONTRAST]

@@ -99,7 +99,9 @@ def train_ranking(
 
     def batch_loss(step: int) -> Tensor:
         chains = torch.cat([_random_chains(crops, kind, n, generator) for kind, n in _share(batch_size, step)], 1)
-        chains = chains[:, torch.randperm(chains.shape[1], generator=generator)]  # neighbours differ in kind
+        chains = chains[
+            :, torch.randperm(chains.shape[1], generator=generator, device="cpu")
+        ]  # neighbours differ in kind
         return rank_loss(network(chains.flatten(0, 1).to(device)).unflatten(0, (LEVELS, -1)))
 
     minimise(batch_loss, network, optimizer, schedule, steps=steps, what="ranking scorer", progress=progress)
@@ -115,8 +117,8 @@ def _share(batch_size: int, step: int) -> list[tuple[str, int]]:
 
 def _random_chains(crops: Tensor, kind: str, count: int, generator: torch.Generator) -> Tensor:
     """`(LEVELS, count, 3, h, w)` in [0, 1]."""
-    images = crops[torch.randint(len(crops), (count,), generator=generator)].float() / 255
-    mirror, grey = torch.rand(2, generator=generator).tolist()
+    images = crops[torch.randint(len(crops), (count,), generator=generator, device="cpu")].float() / 255
+    mirror, grey = torch.rand(2, generator=generator, dtype=torch.float32, device="cpu").tolist()
     if mirror < 0.5:
         images = images.flip(-1)
     if grey < GREY:  # before it is degraded, so that noise and compression are those of a grey image

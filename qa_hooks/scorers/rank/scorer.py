@@ -11,16 +11,15 @@ Source: Liu, van de Weijer and Bagdanov, "RankIQA: Learning from Rankings for No
 
 from __future__ import annotations
 
-import warnings
+import math
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
-from qa_hooks._base.processes import broadcast_tensors, gather_rows, rank, together
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.processes import gather_rows, rank
 from qa_hooks.images import Range
-from qa_hooks.scorers.calibration import METHODS, Calibration
 from qa_hooks.scorers.rank.crops import Crops, read_crops
 from qa_hooks.scorers.rank.network import (
     MEASURES,
@@ -29,19 +28,18 @@ from qa_hooks.scorers.rank.network import (
     network_scores,
     train_ranking,
 )
-from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.scorers.training import one_thread, training_room
-from qa_hooks.sources.batches import Source, is_shared
+from qa_hooks.scorers.training import Fitted, TrainedScorer, check_fit, one_thread, read_for_one, training_room
+from qa_hooks.sources.batches import Source
 
 Own = TypeVar("Own", bound="RankScorer")
 
 MIN_SIDE = 16
 MIN_ACCURACY = 0.9
 MAX_HELD_OUT = 400  # crops that the accuracies are measured on
-LEVEL, ACCURACIES, POINTS = "real_level", "accuracies", "points"  # beside the network's tensors
+LEVEL, ACCURACIES = "real_level", "accuracies"  # in the file, beside the network's tensors
 
 
-class RankScorer(Scorer):
+class RankScorer(TrainedScorer):
     """Trained on degradations of the user's own images; scores images of any size from 16 pixels a side.
 
     Grey images are scored as colour ones of equal channels.
@@ -68,21 +66,11 @@ class RankScorer(Scorer):
     name = "rank"
     score_range = None
     higher_is_better = True
-    _here: Tensor
 
     def __init__(self, *, seed: int = 0, value_range: Range = (0.0, 1.0)) -> None:
-        super().__init__(value_range=value_range)
-        self.seed = int(seed)
+        super().__init__(seed=seed, value_range=value_range)
         self.real_level: float | None = None
         self.accuracies: dict[str, float] = {}
-        self.register_buffer("_here", torch.empty(0, device="cpu"), persistent=False)  # where training is to happen
-
-    @property
-    def network(self) -> nn.Module:
-        """The trained network: RGB images in [0, 1] -> scores `(N,)`."""
-        if not self._frozen:
-            raise ValueError(f"{self.name} is not fitted; call fit(images), or load a saved one")
-        return self._frozen[0]
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         channels, height, width = images.shape[1:]
@@ -132,84 +120,59 @@ class RankScorer(Scorer):
         Raises:
             ValueError: fewer than two images that are large enough and not flat, values that are not finite.
         """
-        check_count("steps", steps)
-        check_count("batch_size", batch_size, least=2)
+        check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("crop", crop, least=MIN_SIDE)
         check_count("crops", crops)
         check_count("max_images", max_images, least=2)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie between 0 and 1, got {held_out!r}")
-        if calibration is not None and calibration not in METHODS:
-            raise ValueError(f"calibration must be one of {METHODS} or None, got {calibration!r}")
-        fitted: dict[str, Tensor] | None = None
+        reading: dict[str, Any] = {"side": crop, "count": crops, "limit": max_images, "seed": self.seed}
+        training = {"steps": steps, "batch_size": batch_size, "lr": lr, "progress": progress}
+
+        def read() -> Crops:
+            return read_crops(images, self.value_range, **reading, progress=progress)
+
+        def gather(own: Crops) -> Crops:
+            return Crops(gather_rows(own.values), gather_rows(own.origin + rank() * 2**32))
+
         with training_room(self._here.device, self.seed), one_thread():
-            reading: dict[str, Any] = {"side": crop, "count": crops, "limit": max_images, "seed": self.seed}
-            own = Crops.none(crop)
-            with together():
-                if rank() == 0 or not is_shared(images):
-                    own = read_crops(images, self.value_range, **reading, progress=progress)
-            if not is_shared(images):
-                own = Crops(gather_rows(own.values), gather_rows(own.origin + rank() * 2**32))
-            with together():
-                if rank() == 0:
-                    training = {"steps": steps, "batch_size": batch_size, "lr": lr, "progress": progress}
-                    fitted = self._train(own, held_out, calibration, training)
-            received = broadcast_tensors(fitted)
-            points = received.pop(POINTS, None)
-            self._take(received)
-        self._calibration.clear()
-        if calibration is not None and points is not None:
-            self.calibration = Calibration(calibration, points)
+            own = read_for_one(images, read, Crops.none(crop), gather)
+            self.fit_on_one(lambda: self._train(own, held_out, calibration, training))
         poor = [f"{name} {value:.3f}" for name, value in self.accuracies.items() if value < warn_below]
         if poor:
-            warnings.warn(
+            warn(
                 f"{self.name} puts too few held-out pairs in the right order ({', '.join(poor)}; {warn_below:g} is "
-                "wanted): what it cannot see it may reward; give it more or cleaner images, or more steps",
-                stacklevel=2,
+                "wanted): what it cannot see it may reward; give it more or cleaner images, or more steps"
             )
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
-        accuracies = [self.accuracies[name] for name in MEASURES]
-        facts = {LEVEL: torch.tensor(self.real_level), ACCURACIES: torch.tensor(accuracies, dtype=torch.float64)}
-        return {**weights, **facts}
+        weights = super().tensors()
+        accuracies = torch.tensor([self.accuracies[name] for name in MEASURES], dtype=torch.float64, device="cpu")
+        level = torch.tensor(self.real_level, dtype=torch.float32, device="cpu")
+        return {**weights, LEVEL: level, ACCURACIES: accuracies}
 
     def options(self) -> dict[str, Any]:
         return {"seed": self.seed}
 
     @classmethod
-    def from_saved(cls: type[Own], options: dict[str, Any], tensors: dict[str, Tensor], value_range: Range) -> Own:
-        scorer = cls(**options, value_range=value_range)
-        with training_room(torch.device("cpu"), 0):
-            scorer._take(tensors)
-        return scorer
+    def divide(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Fitted]:
+        level, accuracies = float(tensors.pop(LEVEL)), tensors.pop(ACCURACIES).tolist()
+        if not all(math.isfinite(number) for number in (level, *accuracies)):
+            raise ValueError("its level or its accuracies are not finite")
+        return options, Fitted(tensors, {LEVEL: level, ACCURACIES: dict(zip(MEASURES, accuracies, strict=True))})
 
-    def _train(
-        self, crops: Crops, held_out: float, calibration: str | None, training: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """Train, test and calibrate; the tensors that `_take` takes, and the points of the calibration."""
+    def network_for(self, facts: dict[str, Any]) -> nn.Module:
+        return RankNetwork()
+
+    def take_facts(self, facts: dict[str, Any]) -> None:
+        self.real_level, self.accuracies = facts[LEVEL], facts[ACCURACIES]
+
+    def _train(self, crops: Crops, held_out: float, calibration: str | None, training: dict[str, Any]) -> Fitted:
+        """Train, test and calibrate."""
         tested, trained = crops.split(held_out, self.seed)
         network = RankNetwork().float().to(self._here.device)
         train_ranking(network, trained, seed=self.seed, **training)
         clean = network_scores(network, tested)
-        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed), device="cpu")
         accuracies = held_out_accuracies(network, tested[order[:MAX_HELD_OUT]], seed=self.seed)
-        fitted = {**network.state_dict(), LEVEL: clean.median()}
-        fitted[ACCURACIES] = torch.tensor([accuracies[name] for name in MEASURES], dtype=torch.float64)
-        if calibration is not None:
-            try:
-                fitted[POINTS] = Calibration.fit(clean, method=calibration).points
-            except ValueError as error:
-                warnings.warn(f"{self.name} has no calibration, because on held-out crops its {error}")
-        return fitted
-
-    def _take(self, fitted: dict[str, Tensor]) -> None:
-        """Take over what `_train` made, here or in another process or run."""
-        own = dict(fitted)
-        level, accuracies = float(own.pop(LEVEL)), own.pop(ACCURACIES).tolist()
-        network = RankNetwork().float()
-        network.load_state_dict(own)
-        self._frozen.clear()
-        self.keep(network.to(self._here.device))
-        self.real_level, self.accuracies = level, dict(zip(MEASURES, accuracies, strict=True))
+        facts = {LEVEL: float(clean.median()), ACCURACIES: {name: accuracies[name] for name in MEASURES}}
+        return Fitted(network.state_dict(), facts, self.calibration_on(clean, calibration, "crops"))

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from qa_hooks._base.frozen import KeepsFrozen
-from qa_hooks._base.isolation import isolated, modules_of
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import OwnRandom
+from qa_hooks._base.reach import modules_of
 
 
 def state() -> tuple:
@@ -218,6 +219,7 @@ class TestSamplersThatKnowWhatTheyDo:
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6: only when named")
 @pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_compiled_networks(warm):
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     compiled = torch.compile(net, backend="aot_eager")
@@ -255,3 +257,41 @@ def test_a_failing_network_is_put_back():
         net(torch.randn(8, 4))
     assert net[0].training
     assert int(net[0].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("through", ["closure", "averaged model"])
+def test_a_network_that_a_forward_hook_updates_is_put_back(through):
+    net = nn.Linear(2, 2)
+    average = torch.optim.swa_utils.AveragedModel(net) if through == "averaged model" else nn.Linear(2, 2)
+
+    def update(*_):
+        if through == "averaged model":
+            average.update_parameters(net)
+        else:
+            average.weight.data.lerp_(net.weight.data, 0.5)
+
+    net.register_forward_hook(update)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    for _ in range(3):  # learnt at the first call, known at the others
+        with isolated():
+            net(torch.ones(1, 2))
+        assert all(torch.equal(before[name], value) for name, value in average.state_dict().items())
+    net(torch.ones(1, 2))
+    assert not all(torch.equal(before[name], value) for name, value in average.state_dict().items())
+
+
+def test_a_plain_tensor_that_a_call_changes_in_place_is_put_back():
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.zeros(2)
+
+        def forward(self, x):
+            self.mean.lerp_(x.mean(0), 0.5)
+            return x - self.mean
+
+    net = Running().eval()
+    for _ in range(3):
+        with isolated():
+            net(torch.ones(4, 2))
+        assert net.mean.tolist() == [0, 0]

@@ -194,11 +194,13 @@ class TestBestCheckpoint:
             with contextlib.suppress(Killed):
                 train([5.0, 3.0], tmp_path, saver=Saver(folders=True), state=state)
             monkeypatch.undo()
+            named = json.loads((tmp_path / "best.json").read_text())["path"]
+            assert (tmp_path / named / "weights").read_text() == "2"  # at any moment, not only after the next start
             _, _, best = train([5.0, 9.0], tmp_path, saver=Saver(folders=True), state=state)
-        assert best.best["path"] == "step_00000002"
-        assert best.best["value"] == (4.0 if operation <= 3 else 3.0)
-        assert (tmp_path / "step_00000002" / "weights").read_text() == "2"
-        assert names(tmp_path) == ["best.json", "step_00000002"]
+        path, value = ("step_00000002", 4.0) if operation == 1 else ("step_00000002_again", 3.0)  # in place, it counts
+        assert (best.best["path"], best.best["value"]) == (path, value)
+        assert (tmp_path / path / "weights").read_text() == "2"
+        assert names(tmp_path) == ["best.json", path]
 
     def test_a_resumed_run_agrees_with_its_folder(self, tmp_path):
         values = [5.0, 4.0, 4.5, 3.0, 3.5]
@@ -419,7 +421,7 @@ class TestBoth:
         callback = make[kind](monitor)
         hooks = Hooks([monitor, callback])
         hooks.step()
-        hooks._budget.allows = lambda callback: not callback.budgeted
+        hooks._callbacks.budget.allows = lambda callback: not callback.budgeted
         for _ in range(8):
             hooks.step()
         assert not hooks.should_stop
@@ -462,6 +464,63 @@ def test_with_a_real_monitor(tmp_path, digits):
     found = json.loads((tmp_path / "best.json").read_text())
     assert found["step"] == 2
     assert found["value"] == pytest.approx(float((digits[:20] * 0.45 + 0.5).std((1, 2, 3)).mean()))
+
+
+class Killed(BaseException):
+    """What a kill at a file operation is in these tests."""
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*what the folder holds counts")
+def test_a_kill_at_every_file_operation_leaves_no_checkpoint_too_many(tmp_path, monkeypatch, keep):
+    """Each operation of a save, and of the start after it, is the last one in turn; the next start cleans up."""
+    stop, killed = 0, True
+    while killed:
+        stop, killed, folder = stop + 1, False, tmp_path / str(stop)
+        train([4.0, 3.0], folder, keep=keep)
+        (folder / "notes.txt").write_text("mine")
+        (folder / "step_ten").write_text("mine")
+        with monkeypatch.context() as patch:
+            count = 0
+            for operation in ("rename", "replace", "write_text", "unlink"):
+                plain = getattr(Path, operation)
+
+                def counted(path, *arguments, plain=plain, last=stop, **options):
+                    nonlocal count
+                    count += 1
+                    if count >= last:
+                        raise Killed
+                    return plain(path, *arguments, **options)
+
+                patch.setattr(Path, operation, counted)
+            for values in ([9.0, 9.0, 2.0], [9.0, 9.0, 9.0, 1.0]):
+                try:
+                    train(values, folder, keep=keep)
+                except Killed:
+                    killed = True
+        _, _, best = train([9.0], folder, keep=keep)
+        kept = json.loads((folder / "best.json").read_text())["kept"]
+        assert names(folder) == sorted(["best.json", "notes.txt", "step_ten", *(entry["path"] for entry in kept)])
+        assert len(kept) == keep
+        assert best.best["value"] == min(entry["value"] for entry in kept)
+    assert stop > 8
+
+
+def test_a_checkpoint_that_came_in_place_without_being_named_is_removed(tmp_path, monkeypatch):
+    monitor = Told([5.0, 4.0, 3.0])
+    best = BestCheckpoint(monitor, "fd", mode="min", save=lambda path: path.write_text("x"), folder=tmp_path)
+    hooks = Hooks([monitor, best])
+    hooks.step()
+
+    def stale(*_):
+        raise OSError("Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stale)
+        with pytest.warns(UserWarning, match="was not saved, the best on disk is still 5"):
+            hooks.step()
+    hooks.step()
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000003"]
 
 
 class TestOnlyItsOwnFiles:

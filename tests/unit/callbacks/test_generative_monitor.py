@@ -49,7 +49,7 @@ def run(monitor: GenerativeMonitor, steps: int = 1) -> MemoryWriter:
 
 @pytest.mark.filterwarnings("error")
 def test_values_are_those_of_the_functions(digits, capsys):
-    monitor = make_monitor(digits, metrics=("fd", "kid", "precision_recall"))
+    monitor = make_monitor(digits, metrics=("fd", "kid", "pr"))
     writer = run(monitor)
     extractor = create_extractor(EXTRACTOR)
     blocks = []
@@ -74,13 +74,14 @@ def test_values_are_those_of_the_functions(digits, capsys):
     for key in ("fd", "kid", *shares):
         assert monitor.last[f"{key}_low"] <= monitor.last[key] <= monitor.last[f"{key}_high"]
     assert monitor.last["fd_low"] < monitor.last["fd_high"]
-    assert writer.scalars["qa_eval/fd_random4-0(n=150)/value"] == [(1, monitor.last["fd"])]
-    assert writer.scalars["qa_eval/kd_random4-0(n=150)/high"] == [(1, monitor.last["kid_high"])]
+    assert writer.scalars["qa_eval/fd_random4-0_n=150/value"] == [(1, monitor.last["fd"])]
+    assert writer.scalars["qa_eval/kd_random4-0_n=150/high"] == [(1, monitor.last["kid_high"])]
     assert "n=150" in monitor.spec["fd"]
     assert "real=400" in monitor.spec["fd"]
     assert monitor.spec["fd"] in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_worse_samples_are_further_away(digits):
     near, far = make_monitor(digits, sample=noisy(digits, 0.05)), make_monitor(digits, sample=noisy(digits, 0.6))
     run(near)
@@ -146,7 +147,7 @@ def test_quality_and_diversity_scores(digits, scorer):
     assert good.last["qs"] == pytest.approx(0.5, abs=0.1)
     assert 0 < good.last["qs_high"] - good.last["qs_low"] < 0.2  # 4 deviations of 0.29 / sqrt(150), and some
     assert good.last["ds"] == pytest.approx(0.5, abs=0.15)
-    assert "qa_eval/qs_giqa_gmm_random4-0(n=150)/low" in writer.scalars
+    assert "qa_eval/qs_giqa_gmm_random4-0_n=150/low" in writer.scalars
     collapsed = make_monitor(digits, sample=lambda n, g: digits[900:903].repeat(50, 1, 1, 1)[:n], **options)
     run(collapsed)
     assert collapsed.last["ds"] < good.last["ds_low"]
@@ -378,17 +379,73 @@ def test_famous_names_are_for_the_canonical_network(digits):
         measure(torch.zeros(60, 56), reference, ["fd"], extractor=create_extractor(EXTRACTOR))
 
 
-@pytest.mark.parametrize(("real", "message"), [((3, 16, 16), "real images are 3x16x16"), ((1, 8, 8), "are 1x8x8")])
-def test_images_of_another_size_are_not_measured(real, message):
-    sample = lambda n, rng: torch.rand(n, 1, 16, 16, generator=rng)  # noqa: E731
-    monitor = GenerativeMonitor(sample, torch.rand(60, *real), extractor="random", n=50, every=1, metrics=("fd",))
-    with pytest.warns(UserWarning, match=message):
+def test_grey_images_are_as_those_of_three_equal_channels():
+    real, found = torch.rand(60, 1, 16, 16), []
+    for channels in (1, 3):
+
+        def sample(n, rng, channels=channels):
+            return torch.rand(n, 1, 16, 16, generator=rng).expand(-1, channels, -1, -1)
+
+        monitor = GenerativeMonitor(sample, real, extractor="random", n=50, every=1, metrics=("fd",))
         Hooks([monitor]).step()
-    resized = GenerativeMonitor(
-        sample, torch.rand(60, 1, 8, 8), extractor={"type": "random", "size": 16}, n=50, every=1, metrics=("fd",)
-    )
+        found.append(monitor.last["fd"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def plain(n: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(n, 1, 16, 16, generator=generator)
+
+
+def test_images_of_another_size_are_not_measured():
+    options = {"n": 50, "every": 1, "metrics": ("fd",)}
+    monitor = GenerativeMonitor(plain, torch.rand(60, 1, 8, 8), extractor="random", **options)
+    with pytest.warns(UserWarning, match="real images are 8x8 and generated ones 16x16"):
+        Hooks([monitor]).step()
+    resized = GenerativeMonitor(plain, torch.rand(60, 1, 8, 8), extractor={"type": "random", "size": 16}, **options)
     Hooks([resized]).step()
     assert resized.last["fd"] > 0
+
+
+@pytest.mark.parametrize("place", [0, 30, 59])
+def test_the_place_of_an_odd_image_makes_no_difference(place):
+    """Sizes are taken from all images; a grey one among colours is an image like others."""
+    images = [torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(60)]
+    options = {"extractor": "random", "n": 50, "every": 1, "metrics": ("fd",)}
+    images[place] = images[place][:1]
+    grey = GenerativeMonitor(plain, images, **options)
+    Hooks([grey]).step()
+    assert grey.last["fd"] > 0
+    images[place] = torch.rand(3, 24, 20)
+    odd = GenerativeMonitor(plain, images, **options)
+    with pytest.warns(UserWarning, match="real images are 16x16, 24x20 and generated ones 16x16"):
+        Hooks([odd]).step()
+
+
+def test_a_sampler_of_one_channel_is_measured_like_one_that_repeats_it():
+    real = torch.rand(60, 1, 16, 16).expand(-1, 3, -1, -1)
+    found = []
+    for sample in (plain, lambda n, generator: plain(n, generator).expand(-1, 3, -1, -1)):
+        monitor = GenerativeMonitor(sample, real, extractor="random", n=50, every=1, metrics=("fd",))
+        Hooks([monitor]).step()
+        found.append(monitor.last["fd"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_kept_reference_without_sizes_is_made_again(digits, tmp_path):
+    """Files of before have none."""
+    from dataclasses import replace
+
+    extractor = create_extractor(EXTRACTOR)
+    whole = make_reference(extractor, digits[:40], value_range=(-1, 1), cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    replace(whole, shapes=whole.shapes[:0]).save(path)
+    again = make_reference(extractor, digits[:40], value_range=(-1, 1), cache=tmp_path)
+    assert again.shapes.tolist() == Reference.load(path).shapes.tolist() == [[1, 16, 16, 40]]
+
+
+def test_too_few_real_images_are_told_at_once():
+    with pytest.raises(ValueError, match="real has 5 images, and at least 10 are needed"):
+        GenerativeMonitor(plain, torch.rand(5, 1, 16, 16), extractor="random", n=50)
 
 
 def test_real_images_that_are_not_there_are_told_at_once():

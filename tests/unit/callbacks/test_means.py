@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from qa_hooks._base.processes import first_error, gather_rows, global_sum
-from qa_hooks.callbacks.means import Stats
+from qa_hooks.callbacks.means import Means
 from qa_hooks.features.moments import Moments
 
 
 def test_running_means_average_and_forget():
-    means = Stats()
+    means = Means()
     for value in (1.0, 2.0, torch.tensor(6.0)):
         means.add("a", value)
     means.add("b", torch.tensor([1.0, 3.0]))
@@ -19,7 +19,7 @@ def test_running_means_average_and_forget():
 
 
 def test_running_means_survive_a_save():
-    means, resumed = Stats(), Stats()
+    means, resumed = Means(), Means()
     means.add("a", torch.tensor(1.5))
     resumed.load_state_dict(means.state_dict())
     resumed.add("a", 2.5)

@@ -94,6 +94,7 @@ def test_each_trick_is_found_and_named_with_its_numbers(crops, kind, real):
     found = {finding.kind: finding for finding in guard.found}
     assert kind in found
     assert guard.alarms == 3  # of the looks at the steps 3 to 6 all but the first
+    told = [message for message in told if "exploited" in message]
     assert len(told) == 1  # once, though the alarm goes on
     assert "step 4" in told[0]
     assert str(found[kind]).split(",")[0] in told[0].replace(f"{guard.last[kind]:.3g}", f"{found[kind].value:.3g}")
@@ -342,6 +343,7 @@ def test_halving_lora_ends_the_alarm(crops):
     assert not is_suspicious(guard.found)
 
 
+@pytest.mark.filterwarnings("ignore:.*images are of one colour")
 def test_a_base_with_lora_is_asked_with_its_adapter_off(crops):
     pytest.importorskip("peft")
     from qa_hooks.integrations.peft import inject_lora

@@ -12,10 +12,7 @@ from qa_hooks.drawing.chart import GREY, ORANGE
 from qa_hooks.functional.degradations import degrade
 from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 from qa_hooks.writers import MemoryWriter
-
-
-def brightness(*, higher_is_better: bool = True, **options) -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=higher_is_better, **options)
+from toy_scorers import brightness
 
 
 def flat(levels: torch.Tensor) -> torch.Tensor:
@@ -146,6 +143,7 @@ class TestScorePanel:
         assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 3.6e6
         assert state["panels"]["last"]["thumbnails"].shape == (64, 3, 96, 96)
 
+    @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
     def test_scores_that_are_not_finite(self):
         scorer = FunctionScorer(lambda x: (x.mean((1, 2, 3)) - 0.3).log(), name="log", higher_is_better=True)
         run, writer = Run([100, 150, 200]), MemoryWriter()
@@ -252,6 +250,7 @@ class TestScoreHistogram:
         with pytest.warns(UserWarning, match="0 finite scores of generated and 2 of real"):
             Hooks([ScoreHistogram(Run([0, 0]), flat(torch.tensor([100, 200])), scorer, every=1, n=2)]).step()
 
+    @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
     def test_bad_arguments(self, digits):
         with pytest.raises(ValueError, match="psnr needs a reference, which generated images do not have"):
             ScoreHistogram(lambda n, g: digits[:n], digits, PSNR())

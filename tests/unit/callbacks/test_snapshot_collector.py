@@ -70,7 +70,7 @@ def test_listing_a_folder_without_snapshots_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no image files"):
         list_snapshots(tmp_path)
     write(tmp_path / ".step_00000020.partial" / "0.png")
-    with pytest.raises(ValueError, match="holds no finished snapshots"):
+    with pytest.raises(ValueError, match="holds no image files"):
         list_snapshots(tmp_path)
     write(tmp_path / "reals.png")
     with pytest.raises(ValueError, match="has no step in its name"):
@@ -155,6 +155,17 @@ def test_keep_thins_evenly_and_touches_nothing_else(tmp_path):
     assert (steps[0], steps[-1]) == (1, 40)
     assert np.diff(steps).max() <= 2 * 39 / 5  # twice what equal gaps would have
     assert (tmp_path / "step_best" / "0.png").exists()
+
+
+def test_the_one_nearest_to_its_neighbours_goes(tmp_path):
+    """Of steps at unequal distances: the gap that is left by the one that goes is the smallest possible."""
+    hooks = Hooks([SnapshotCollector(noise, folder=tmp_path, every=1, n=1, value_range=(-1, 1), keep=4)])
+    kept = []
+    for step in (1, 2, 10, 13, 30, 40):
+        hooks.step(step)
+        kept.append([int(path.name[5:]) for path in sorted(tmp_path.glob("step_*"))])
+    hooks.close()
+    assert kept[3:] == [[1, 2, 10, 13], [1, 10, 13, 30], [1, 13, 30, 40]]
 
 
 def test_the_run_is_left_alone(tmp_path):

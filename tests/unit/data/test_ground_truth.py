@@ -10,7 +10,8 @@ import torch
 
 from qa_hooks.data import select_ground_truth, selection_probabilities
 from qa_hooks.data.ground_truth import STRATEGIES
-from qa_hooks.scorers import PSNR, FunctionScorer, Scorer
+from qa_hooks.scorers import PSNR, Scorer
+from toy_scorers import brightness
 
 NAN = float("nan")
 SCORES = [62.0, 70.0, 66.5, 55.0, 71.0]
@@ -126,10 +127,6 @@ def test_no_positive_and_no_score_leave_the_original():
     assert select_ground_truth(strategy="originals", **options).tolist() == [0, 0, 0]
 
 
-def brightness(**options) -> FunctionScorer:
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
-
-
 def test_amo_is_the_brute_force_argmax_of_the_crops_and_not_of_the_images(photographs):
     images = torch.stack([photographs, photographs.roll(40, -1) * 0.9, photographs.flip(-1) * 1.05], 1).clamp(0, 1)
     crops = images[..., 100:164, 20:84].contiguous()
@@ -144,7 +141,7 @@ def test_amo_is_the_brute_force_argmax_of_the_crops_and_not_of_the_images(photog
 
 def test_amo_takes_the_scorers_own_direction_and_range():
     crops = torch.rand(3, 4, 3, 8, 8) * 2 - 1
-    dark = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="light", higher_is_better=False, value_range=(-1, 1))
+    dark = brightness("light", higher_is_better=False, value_range=(-1, 1))
     expected = crops.mean((2, 3, 4)).argmin(1)
     assert torch.equal(select_ground_truth(crops, strategy="amo", scorer=dark), expected)
     plain = select_ground_truth(crops, strategy="amo", scorer=lambda x: x.mean((1, 2, 3)), higher_is_better=False)
@@ -160,7 +157,7 @@ def test_amo_runs_in_chunks_in_float32_without_gradient_and_leaves_the_run_alone
             torch.rand(3)
             return images.mean((1, 2, 3))
 
-    monkeypatch.setattr("qa_hooks.data.ground_truth.BATCH_PIXELS", 3 * 8 * 8)
+    monkeypatch.setattr("qa_hooks.sources.windows.BATCH_PIXELS", 3 * 8 * 8)
     net = Witness().train()
     crops = torch.rand(2, 5, 3, 8, 8, requires_grad=True)
     state = torch.get_rng_state()

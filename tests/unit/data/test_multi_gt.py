@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from qa_hooks.data import MultiGTDataset, select_ground_truth
+from qa_hooks.data import Choice, GroundTruths, MultiGTDataset, select_ground_truth
 from qa_hooks.data.low_resolution import (
     HGGTDegradation,
     bicubic_degradation,
@@ -25,6 +25,7 @@ from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.images import load_image, save_image, to_uint8
 from qa_hooks.losses.hggt import HGGTNegativeLoss
 from qa_hooks.scorers import FunctionScorer
+from toy_scorers import brightness
 
 CANDIDATES = 4
 ANNOTATIONS = {  # of candidates 1, 2, 3, 4 by A, B, C -> effective: P S N P, S S S S, N N S S
@@ -312,7 +313,7 @@ def test_amo_takes_what_is_best_in_the_crop(tmp_path):
         return image
 
     root = write_folders(tmp_path / "sets", [(32, 64)], count=2, make=make)
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="light", higher_is_better=True)
+    scorer = brightness("light")
     whole = torch.stack([load_image(root / f / "a.png").float().mean() for f in ("original", "enhanced_1")])
     assert int(whole.argmax()) == 1
     data = MultiGTDataset(root, strategy="amo", crop=16, repeat=40, flips=False)
@@ -385,6 +386,23 @@ def test_an_unbounded_score_needs_zscores(root):
 def test_bad_options(root, options, message):
     with pytest.raises(ValueError, match=message):
         MultiGTDataset(root, **options)
+
+
+def test_the_two_objects_are_the_options(root):
+    by_options = MultiGTDataset(root, strategy="random", layout="folders", crop=16, seed=3)
+    by_objects = MultiGTDataset(GroundTruths(root=root), Choice(strategy="random"), crop=16, seed=3)
+    by_name = MultiGTDataset(root=root, strategy="random", crop=16, seed=3)
+    for data in (by_objects, by_name):
+        assert torch.equal(data.probabilities, by_options.probabilities)
+        assert all(torch.equal(a["gt"], b["gt"]) for a, b in zip(data, by_options, strict=True))
+    for arguments, options, message in (
+        ((GroundTruths(root=root),), {"layout": "csv"}, r"layout= belongs into truths="),
+        ((root, Choice()), {"strategy": "sma"}, r"strategy= belongs into choice="),
+        ((root,), {"strategi": "sma"}, "no option 'strategi'"),
+        ((), {}, "needs the folder"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            MultiGTDataset(*arguments, **options)
 
 
 def test_bad_samples(root, tmp_path):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from qa_hooks.data import QualitySampler, QualityTable, quality_weights
 from qa_hooks.images import save_image
+from toy_scorers import brightness
 
 
 def softmax(scores: list[float], tau: float, floor: float = 0.0) -> np.ndarray:
@@ -214,13 +215,12 @@ class TestDraws:
             QualitySampler(several)
 
     def test_tiles_of_a_real_table(self, tmp_path):
-        from qa_hooks.scorers import FunctionScorer
 
         image = torch.zeros(3, 16, 32, dtype=torch.uint8)
         image[:, :, 16:] = 200
         (tmp_path / "data").mkdir()
         save_image(image, tmp_path / "data" / "a.png")
-        level = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="level", higher_is_better=True)
+        level = brightness("level")
         table = QualityTable.compute(tmp_path / "data", level, tmp_path / "t.csv", tiles=16, progress=False)
         drawn = torch.tensor(list(QualitySampler(table, floor=0.0, temperature=0.1, num_samples=30)))
         assert [table.keys[int(i)] for i in drawn.unique()] == ["a.png@16,0"]

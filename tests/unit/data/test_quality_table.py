@@ -403,11 +403,11 @@ QualityTable.compute({str(root)!r}, scorer, {str(tmp_path / "t.csv")!r}, batch_s
 """
         killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 5
+        assert len((tmp_path / "t.csv.rows0").read_text().splitlines()) == 1 + 5
         with pytest.raises(ValueError, match="not complete"):
             QualityTable.load(tmp_path / "t.csv")
-        with (tmp_path / "t.csv").open("a") as file:
-            file.write("0123456789abcd")  # what a kill in the middle of a line leaves
+        with (tmp_path / "t.csv.rows0").open("a") as file:
+            file.write('{"path": "0123456789abcd", "ro')  # what a kill in the middle of a line leaves
         whole = compute(root, tmp_path / "whole.csv", Counting("level"), batch_size=1)
         scorer = Counting("level")
         table = compute(root, tmp_path / "t.csv", scorer, batch_size=1)

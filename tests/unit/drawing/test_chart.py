@@ -1,9 +1,16 @@
+"""Charts: what is drawn where, in letters that can be read, and what happens without matplotlib."""
+
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 
 from qa_hooks.drawing.chart import BLUE, ORANGE, Line, chart
+
+pytest.importorskip("matplotlib")
 
 
 def places(picture: torch.Tensor, color: tuple[int, int, int]) -> torch.Tensor:
@@ -13,34 +20,26 @@ def places(picture: torch.Tensor, color: tuple[int, int, int]) -> torch.Tensor:
 
 def test_points_are_where_they_should_be():
     corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [10.0, 5.0]])
-    for index, point in enumerate(corners):
-        found = places(chart([Line(corners, ORANGE), Line(point[None], BLUE, dots=True)]), BLUE).double().mean(0)
-        frame = [(62 + 0.06 / 1.12 * 402, 464 - 0.06 / 1.12 * 402), (314 - 0.06 / 1.12 * 284, 30 + 0.06 / 1.12 * 284)]
-        wanted = frame[1][int(index == 2)], frame[0][int(index > 0)]
-        assert found.tolist() == pytest.approx(wanted, abs=1.5)
-
-
-def test_round_numbers_on_the_axes():
-    from qa_hooks.drawing.chart import _Axis
-
-    values = torch.tensor([[0.0, 2.13], [1.0, 2.87]])
-    axis = _Axis(values[:, 1].numpy(), 0, 100)
-    assert [axis.text(tick) for tick in axis.ticks] == ["2.2", "2.4", "2.6", "2.8"]
-    axis = _Axis(values[:1, 1].double().numpy(), 0, 100)  # one value
-    assert all(0 <= axis(tick) <= 100 for tick in axis.ticks)
-    assert len(axis.ticks) >= 3
-    zero = _Axis(torch.zeros(3).numpy(), 0, 100)
-    assert "0.0" in [zero.text(tick) for tick in zero.ticks]
-    huge = _Axis(torch.tensor([1e9, 2e9]).double().numpy(), 0, 100)
-    assert all(len(huge.text(tick)) <= 8 for tick in huge.ticks)
+    centres = []
+    for point in corners:
+        picture = chart([Line(corners, ORANGE), Line(point[None], BLUE, dots=True)])
+        assert picture.shape == (3, 480, 640)
+        assert picture.dtype == torch.uint8
+        centres.append(places(picture, BLUE).double().mean(0))
+    (row, left), (same_row, right), (above, same_column) = (centre.tolist() for centre in centres)
+    assert row == pytest.approx(same_row, abs=1)
+    assert right == pytest.approx(same_column, abs=1)
+    assert right - left > 320
+    assert row - above > 240
 
 
 def test_older_points_are_paler():
     path = torch.tensor([[0.0, 0.0], [5.0, 0.0], [10.0, 0.0]])
     picture = chart([Line(path, BLUE, dots=True, fading=True)]).float()
-    line = picture[:, 172, :].mean(0)  # the path is a level line in the middle
-    first, last = line[62 + 22], line[464 - 22]
-    assert first > last + 30
+    row = places(chart([Line(path, BLUE)]), BLUE)[:, 0].double().mean().round().int()
+    columns = places(chart([Line(path, BLUE)]), BLUE)[:, 1]
+    line = picture[:, row, :].mean(0)
+    assert line[columns.min() + 20] > line[columns.max() - 20] + 30
 
 
 def test_what_is_not_finite_breaks_the_line():
@@ -55,13 +54,27 @@ def test_what_is_not_finite_breaks_the_line():
         chart([Line(torch.zeros(3))])
 
 
-def test_texts_are_drawn():
+def test_texts_are_drawn_large_enough_to_be_read_small():
     line = [Line(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), BLUE, "real")]
-    plain = chart([Line(line[0].points, BLUE)])
-    for options in ({"title": "t"}, {"x_label": "steps"}, {"y_label": "score"}, {"notes": [(0.0, 1.0, "here")]}):
+    assert not torch.equal(chart([Line(line[0].points, BLUE)]), chart(line))  # the key
+    for options in ({"title": "$t$"}, {"x_label": "steps"}, {"y_label": "score"}, {"notes": [(0.0, 1.0, "here")]}):
         assert not torch.equal(chart(line, **options), chart(line))
-    assert not torch.equal(chart(line), plain)  # the key
-    # A note at the right edge stays inside the frame.
-    noted = chart(line, notes=[(1.0, 1.0, "14000")])
-    changed = (noted != chart(line)).any(0).nonzero()
-    assert changed[:, 1].max() < 464
+    changed = (chart(line, title="H") != chart(line, title=" ")).any(0)
+    rows = changed[:40].any(1).nonzero()
+    assert rows.max() - rows.min() >= 12  # the height of a capital letter, of 480 pixels
+
+
+def test_the_users_own_figures_and_backend_are_left_alone():
+    import matplotlib
+
+    before, had = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
+    chart([Line(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))])
+    assert dict(matplotlib.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) == had
+    assert np.random.get_state()[1].tolist() == np.random.RandomState(0).get_state()[1].tolist()
+
+
+def test_without_matplotlib_there_is_one_word_and_no_chart(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.warns(UserWarning, match=r"pip install 'qa-hooks\[plots\]'"):
+        assert chart([Line(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))]) is None

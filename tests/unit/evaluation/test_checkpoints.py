@@ -11,10 +11,7 @@ from qa_hooks.features import create_extractor
 from qa_hooks.functional.intervals import paired_difference
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.sources.samples import sample_block
-
-
-def brightness(**options):
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
+from toy_scorers import brightness
 
 
 def plain(n, generator):
@@ -30,12 +27,12 @@ def test_the_same_seeds_are_paired():
     blocks = [(20, 0), (20, 1), (10, 2)]
     a, b = (torch.cat([sample_block(f, size, 3, i) for size, i in blocks]).mean((1, 2, 3)) for f in (plain, lighter))
     expected = paired_difference(a, b, seed=3)
-    found = result.comparisons["brightness"]
+    found = result.comparisons["B"]["brightness"]
     assert found.difference == pytest.approx(expected.difference, abs=1e-7)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert found.n == 50
     assert result.verdicts == {"brightness": "B better"}
-    first, second = result.values["brightness"]
+    first, second = (result.values[label]["brightness"] for label in "AB")
     assert first.high > second.low  # unpaired, their intervals overlap
     assert "B better" in str(result)
     assert "n 50" in str(result)
@@ -52,13 +49,17 @@ def test_set_metrics_of_digits(digits):
         return sample
 
     options = {"n": 128, "real": real, "extractor": "random", "metrics": ("fd", "kid", "pr"), "value_range": (-1, 1)}
+    shy = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
+    assert set(shy.verdicts.values()) == {"no verdict"}
+    assert "untrained" in str(shy)
+    options["always_judge"] = True
     result = compare_checkpoints(noisy(0.5), noisy(0.0), **options)
     assert result.verdicts["kd_random"] == "B better"
     assert result.verdicts["precision_random"] == "B better"
     assert not result.higher_is_better["fd_random"]
     same = compare_checkpoints(noisy(0.2), noisy(0.2), **options)
     assert set(same.verdicts.values()) == {"cannot tell"}
-    assert all(c.difference == 0 for c in same.comparisons.values())
+    assert all(c.difference == 0 for c in same.comparisons["B"].values())
     assert result.spec["extractor"] == "random"
     assert result.spec["images"] == "1x16x16"
 
@@ -72,7 +73,7 @@ def test_inputs_and_references(photographs):
     nearest, bicubic = enlarge("nearest"), enlarge("bicubic")
     result = compare_checkpoints(nearest, bicubic, PSNR(), inputs=low, reference=photographs, batch_size=3)
     expected = PSNR()(bicubic(low, None), reference=photographs) - PSNR()(nearest(low, None), reference=photographs)
-    assert result.comparisons["psnr"].difference == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert result.comparisons["B"]["psnr"].difference == pytest.approx(float(expected.mean()), abs=1e-4)
     prompts = ["dark", "bright", "bright"]
     agreement = FunctionScorer(
         lambda x, prompt: torch.tensor([float(p == "bright") for p in prompt]) * x.mean((1, 2, 3)),
@@ -83,7 +84,7 @@ def test_inputs_and_references(photographs):
         lambda texts, g: torch.rand(len(texts), 3, 8, 8, generator=g) / 2 + 0.25,
         agreement, inputs=prompts,
     )  # fmt: skip
-    assert drawn.comparisons["agreement"].difference == pytest.approx(0.25 * 2 / 3, abs=1e-6)
+    assert drawn.comparisons["B"]["agreement"].difference == pytest.approx(0.25 * 2 / 3, abs=1e-6)
 
 
 def test_the_run_stays_as_it_was():
@@ -109,7 +110,7 @@ def test_different_specs_are_refused():
         compare_checkpoints(plain, lambda n, g: torch.rand(n, 3, 9, 9, generator=g), brightness(), n=4)
     with pytest.raises(ValueError, match="of the pixels of sample_b lie outside"):
         compare_checkpoints(plain, lambda n, g: 2 * plain(n, g) - 1, brightness(), n=40)
-    with pytest.raises(ValueError, match="several ranges"):
+    with pytest.raises(ValueError, match="different ranges"):
         compare_checkpoints(plain, plain, [brightness(value_range=(-1, 1)), PSNR()], n=4)
     with pytest.raises(ValueError, match="real= and extractor="):
         compare_checkpoints(plain, plain, real=torch.rand(9, 3, 8, 8))
@@ -122,7 +123,7 @@ def test_different_specs_are_refused():
     bad = FunctionScorer(lambda x: 1 / (x.mean((1, 2, 3)) > 0.2).float(), name="bad", higher_is_better=True)
     with pytest.raises(ValueError, match="of B are not finite"):
         compare_checkpoints(lambda n, g: plain(n, g) * 0 + 0.5, lambda n, g: plain(n, g) * 0, bad, n=4)
-    with pytest.raises(TypeError, match="qa_hooks Scorers"):
+    with pytest.raises(TypeError, match="must be a qa_hooks Scorer"):
         compare_checkpoints(plain, plain, ["niqe"])
 
 
@@ -145,7 +146,7 @@ def test_real_images_are_rounded_like_the_generated_ones():
     real = dark(100, torch.Generator().manual_seed(9))
     options = {"extractor": extractor, "n": 60, "metrics": ("fd",)}
     floating, whole = (
-        compare_checkpoints(dark, dark, real=images, **options).values["fd_mine"]
+        compare_checkpoints(dark, dark, real=images, **options).values["A"]["fd_mine"]
         for images in (real, (255 * real).round().byte())
     )
     assert floating == whole

@@ -134,7 +134,7 @@ def test_what_cannot_be_scored_is_refused(data, scorer):
     with pytest.raises(ValueError, match="fingerprint"):
         diversity_score(scorer, stranger, stranger)
     nan = brightness(value_range=(-1, 1))
-    nan._function[0] = lambda x: torch.full((len(x),), torch.nan)
+    nan.function = lambda x: torch.full((len(x),), torch.nan)
     with pytest.raises(ValueError, match="5 of 5 scores of brightness are not finite"):
         quality_score(nan, data.test[:5], **QUIET)
 

@@ -217,6 +217,7 @@ def test_weights_from_disk(tmp_path):
         create_extractor("resnet18", weights="NONE_SUCH")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_nothing_is_unpickled(tmp_path):
     import pickle
 

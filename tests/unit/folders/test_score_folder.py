@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from qa_hooks.folders import filter_scores, read_scores, score_folder
+from qa_hooks.folders import filter_scores, pick_folder, read_scores, score_folder
 from qa_hooks.folders.scoring.growing import number
 from qa_hooks.folders.scoring.tiles import tile_corners
 from qa_hooks.images import load_image, save_image
@@ -393,3 +393,136 @@ def test_a_table_of_somebody_else_and_ties(tmp_path):
     assert filter_scores(tmp_path / "t.csv", keep=3, higher_is_better=True).kept == ["a", "b", "d"]
     assert filter_scores(tmp_path / "t.csv", keep=0.5, higher_is_better=False).kept == ["b", "d"]
     assert filter_scores(tmp_path / "t.csv", keep=100, higher_is_better=False).kept == ["b", "d", "c", "a"]
+
+
+@pytest.mark.parametrize("tiles", [None, 8])
+def test_lines_that_grow_are_whole_or_not(folder, tmp_path, tiles):
+    """A kill at any byte costs the images whose lines are not whole, and no others."""
+    output, growing = tmp_path / "scores.csv", tmp_path / "scores.csv.rows0"
+
+    class Killed(BaseException):
+        pass
+
+    seen = itertools.count()
+
+    def die_at_the_end(image):
+        if next(seen) >= 6 * (1 if tiles is None else 4):
+            raise Killed
+
+    with pytest.raises(Killed):
+        score_folder(folder, Counting(fail=die_at_the_end), output, tiles=tiles, batch_size=1)
+    lines, whole = growing.read_bytes(), []
+    assert not output.exists()
+    for cut in [*range(lines.index(b"\n") + 1, len(lines), 37), len(lines)]:
+        growing.write_bytes(lines[:cut])
+        with pytest.raises(ValueError, match="is not complete"):
+            read_scores(output)
+        scorer = Counting()
+        table = score_folder(folder, scorer, output, tiles=tiles)
+        kept = lines[:cut].count(b"\n") - 1
+        assert scorer.seen == (8 - kept) * (1 if tiles is None else 4)
+        whole.append((table.paths, table.columns["level"].tolist(), output.read_bytes()))
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "scores.csv", "scores.csv.json"]
+        output.unlink()
+        output.with_name("scores.csv.json").unlink()
+    assert all(result == whole[0] for result in whole)
+
+
+def test_a_file_that_changed_is_scored_again_whatever_the_clocks_say(folder, tmp_path, monkeypatch):
+    output, ahead = tmp_path / "scores.csv", time.time() + 1000
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: ahead)
+        score_folder(folder, Counting(), output)
+    before = (folder / "a.png").stat()
+    save_image(torch.full((1, 9, 9), 250, dtype=torch.uint8), folder / "a.png")
+    os.utime(folder / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # another file of the same date
+    scorer = Counting()
+    table = score_folder(folder, scorer, output)
+    assert scorer.seen == 1
+    assert scores_of(table)["a.png"] == pytest.approx(250 / 255)
+    os.utime(folder / " z.png", (1e9, 1e9))
+    scorer = Counting()
+    score_folder(folder, scorer, output)
+    assert scorer.seen == 1
+
+
+def test_two_runs_on_one_table(folder, tmp_path):
+    """The second is refused by name; what the first has done is whole."""
+    output, refused = tmp_path / "scores.csv", []
+
+    def other_run(image):
+        if not refused:
+            with pytest.raises(ValueError, match=r"another run is at work on .*scores\.csv"):
+                score_folder(folder, Counting(), output)
+            refused.append(True)
+
+    table = score_folder(folder, Counting(fail=other_run), output)
+    assert len(table) == 8
+    assert refused == [True]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "scores.csv", "scores.csv.json"]
+
+
+def test_a_run_that_scored_nothing_leaves_nothing_behind(folder, tmp_path):
+    output = tmp_path / "scores.csv"
+    with pytest.raises(ValueError, match="none of 8 images could be scored"):
+        score_folder(folder, Counting(fail=lambda image: True), output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
+    assert len(score_folder(folder / "sub", Counting("other"), output)) == 1
+
+
+def test_names_that_a_spreadsheet_would_run_come_back(tmp_path):
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "'d.png", "'=e.png"]
+    for index, name in enumerate(names):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        save_image(torch.full((3, 4, 4), 20 * index, dtype=torch.uint8), tmp_path / "images" / name)
+    table = score_folder(tmp_path / "images", Counting(), tmp_path / "scores.csv")
+    assert sorted(table.paths) == sorted(names)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        assert not any(row[0][0] in "=+-@" for row in csv.reader(file))
+    scorer = Counting()
+    assert scores_of(score_folder(tmp_path / "images", scorer, tmp_path / "scores.csv")) == scores_of(table)
+    assert scorer.seen == 0
+    picked = pick_folder(tmp_path / "images", Counting(), tmp_path / "out", keep=6)
+    assert pick_folder(tmp_path / "images", Counting(), tmp_path / "out", keep=6).kept == picked.kept
+
+
+def test_a_table_that_a_spreadsheet_has_saved(tmp_path):
+    (tmp_path / "t.csv").write_bytes("\ufeffpath,score\na.png,1\n".encode())
+    assert scores_of(read_scores(tmp_path / "t.csv"), "score") == {"a.png": 1.0}
+
+
+def test_the_median_and_the_worst(folder, tmp_path):
+    lower = Counting("lower", higher_is_better=False)
+    table = score_folder(folder, [Counting(), lower], tmp_path / "scores.csv")
+    first, second = table.digest(shown=1)
+    assert first == f"level: median {np.median(list(levels().values())):.4g}, higher is better; worst a.png 0.01961"
+    assert second.endswith("lower is better; worst  z.png 0.5686")
+
+
+@pytest.mark.parametrize("change", ["twice", "empty", "word", "short"])
+def test_rows_that_another_program_has_changed_are_scored_again(folder, tmp_path, change):
+    output = tmp_path / "scores.csv"
+    score_folder(folder, Counting(), output)
+    whole = output.read_bytes()
+    name, value = "b b.png", number(levels()["b b.png"])
+    row = f"{name},{value}\n".encode()
+    assert whole.count(row) == 1
+    changed = {"twice": row * 2, "empty": b"b b.png,\n", "word": b"b b.png,good\n", "short": b"b b.png\n"}[change]
+    output.write_bytes(whole.replace(row, changed))
+    again = Counting()
+    score_folder(folder, again, output)
+    assert again.seen == (change != "twice")
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", [(b",", b";"), (b"path,level", b"path,level,note"), (b"path,level", b"level,path")])
+def test_a_table_with_other_columns_is_somebodys_work(folder, tmp_path, change):
+    output = tmp_path / "scores.csv"
+    score_folder(folder, Counting(), output)
+    whole = output.read_bytes()
+    output.write_bytes(whole.replace(*change))
+    with pytest.raises(ValueError, match="was changed by another program: its first line is"):
+        score_folder(folder, Counting(), output)
+    assert output.read_bytes() == whole.replace(*change)
+    score_folder(folder, Counting(), output, resume=False)
+    assert output.read_bytes() == whole

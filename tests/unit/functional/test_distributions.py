@@ -20,7 +20,7 @@ def test_ks_is_that_of_scipy(sizes):
 def test_overlap_is_that_of_numpy_histograms():
     a, b = torch.randn(400), torch.randn(300) * 1.5 + 0.7
     edges, first, second = score_histograms(a, b, bins=20)
-    clipped = [np.clip(part.double().numpy(), edges[0], edges[-1]) for part in (a, b)]
+    clipped = [np.clip(part.double().numpy(), float(edges[0]), float(edges[-1])) for part in (a, b)]
     expected = [np.histogram(part, bins=edges.numpy())[0] / len(part) for part in clipped]
     assert np.allclose(first, expected[0])
     assert np.allclose(second, expected[1])

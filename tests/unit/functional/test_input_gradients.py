@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qa_hooks.functional.input_gradients import critic_scores, gradient_penalty, input_gradient, interpolate
 
@@ -130,3 +133,85 @@ def test_a_compiled_critic_runs_uncompiled_here(critic, images):
         penalty = gradient_penalty(wrapped, *images, generator=generator)
         penalty.backward()
         assert penalty.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+class Attention(nn.Module):
+    """A critic whose only mixing of pixels is torch's own attention."""
+
+    def __init__(self, *backends: SDPBackend) -> None:
+        super().__init__()
+        self.backends = list(backends)
+        self.embed, self.qkv, self.score = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).mT
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, -1))
+        with sdpa_kernel(self.backends) if self.backends else contextlib.nullcontext():
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.score(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+def softmax_attention(critic: Attention, x: torch.Tensor) -> torch.Tensor:
+    """The same critic in plain operations."""
+    tokens = critic.embed(x).flatten(2).mT
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in critic.qkv(tokens).chunk(3, -1))
+    mixed = torch.softmax(q @ k.mT / 2, -1) @ v
+    return critic.score(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_attention_has_the_penalty_of_its_plain_operations(images):
+    critic = Attention()
+    found, expected = (
+        gradient_penalty(c, *images, generator=torch.Generator().manual_seed(0))
+        for c in (critic, lambda x: softmax_attention(critic, x))
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    weights = [critic.qkv.weight, critic.embed.weight]
+    for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+class TwiceX(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize(
+    ("critic", "named"),
+    [
+        (Attention(SDPBackend.FLASH_ATTENTION), "ScaledDotProduct"),
+        (lambda x: TwiceX.apply(x.square()).square().flatten(1).sum(1), "once_differentiable"),
+    ],
+)
+def test_an_operator_without_a_second_derivative_is_named(critic, named, images):
+    with pytest.raises(ValueError, match=named) as error:
+        gradient_penalty(critic, *images)
+    assert "sdpa_kernel" in str(error.value)
+    assert torch.isfinite(input_gradient(critic, images[0], create_graph=False)).all()  # which one derivative gives
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_images_at_a_critic_in_float32(critic, images, half, autocast):
+    """Images that come out of an augmentation or a generator under autocast."""
+    real, fake = (image.to(half) for image in images)
+    for options in ({"at": "real", "target": 0.0}, {"at": "fake", "target": 0.0}, {"at": "interpolated"}):
+        expected = gradient_penalty(
+            critic, real.float(), fake.float(), generator=torch.Generator().manual_seed(1), **options
+        )
+        with torch.autocast("cpu", dtype=autocast or half, enabled=autocast is not None):
+            penalty = gradient_penalty(critic, real, fake, generator=torch.Generator().manual_seed(1), **options)
+        assert penalty.dtype == torch.float32
+        assert penalty.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_a_critic_in_half_precision_gets_its_own_type(critic, images):
+    real, fake = (image.bfloat16() for image in images)
+    expected = gradient_penalty(critic, real.float(), fake.float(), at="real")
+    assert gradient_penalty(critic.bfloat16(), real, fake, at="real").item() == pytest.approx(expected.item(), rel=0.1)

@@ -12,7 +12,6 @@ from scipy.stats import gennorm
 
 from qa_hooks.functional import mscn
 from qa_hooks.functional.generalized_gaussian import aggd, shape_from_ratio
-from qa_hooks.functional.mscn import ORIENTATIONS
 from qa_hooks.functional.naturalness import (
     feature_moments,
     image_naturalness,
@@ -127,7 +126,6 @@ def test_alpha_step_is_the_grid_of_the_release():
 
 
 def test_orientation_order_is_horizontal_vertical_diagonals():
-    assert ORIENTATIONS == ((0, 1), (1, 0), (1, 1), (1, -1))
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(1, 1, 64, 1, generator=generator).expand(1, 1, 64, 64) + 0.05 * torch.randn(
         1, 1, 64, 64, generator=generator
@@ -156,21 +154,20 @@ def test_aggd_recovers_the_parameters_of_samples(left, right, alpha):
     assert estimate.mean.item() == pytest.approx(samples.mean().item(), abs=0.05 * (left + right))
 
 
-def test_shape_inverts_rho_and_has_its_implicit_gradient():
+def test_shape_inverts_rho_and_has_its_slope():
     alphas = torch.tensor([0.2001, 0.25, 0.5, 1.0, 2.0, 3.3, 6.0, 9.99], dtype=torch.float64)
-    ratios = torch.from_numpy(rho(alphas.numpy())).requires_grad_()
-    found = shape_from_ratio(ratios)
+    ratios = torch.from_numpy(rho(alphas.numpy()))
+    found, slopes = shape_from_ratio(ratios)
     torch.testing.assert_close(found, alphas, rtol=1e-9, atol=0)
-    torch.autograd.gradcheck(shape_from_ratio, (ratios.detach()[1:-1].requires_grad_(),), eps=1e-8, atol=1e-4)
-    (slopes,) = torch.autograd.grad(shape_from_ratio(ratios, max_slope=5.0).sum(), ratios)
-    assert slopes.max() == 5.0
+    step = 1e-5
+    differences = (rho(alphas.numpy() + step) - rho(alphas.numpy() - step)) / (2 * step)
+    torch.testing.assert_close(slopes, torch.from_numpy(1 / differences), rtol=1e-4, atol=0)
+    limited = shape_from_ratio(ratios, max_slope=5.0)[1]
+    torch.testing.assert_close(limited, slopes.clamp(max=5.0))
     assert slopes[3].item() == pytest.approx(4.0, rel=1e-3)  # rho'(1) = 1/4
-    outside = torch.tensor([0.01, 0.9], requires_grad=True)
-    clamped = shape_from_ratio(outside)
-    clamped.sum().backward()
-    torch.testing.assert_close(clamped.detach(), torch.tensor([0.2, 10.0]))
-    assert outside.grad is not None
-    assert (outside.grad == 0).all()
+    clamped, flat = shape_from_ratio(torch.tensor([0.01, 0.9]))
+    torch.testing.assert_close(clamped, torch.tensor([0.2, 10.0]))
+    assert (flat == 0).all()
 
 
 def test_aggd_gradient_is_exact_and_an_empty_side_is_finite():
@@ -221,7 +218,7 @@ def test_second_backward_is_refused(function, linear):
     values = torch.stack(values) if isinstance(values, tuple) else values
     loss = values.sum() if linear else values.square().sum()
     (gradient,) = torch.autograd.grad(loss, maps, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.square().sum().backward()
 
 

@@ -55,8 +55,9 @@ class TestCeiling:
         loss = ScoreLoss(error, ceiling=3.0, reduction="none")
         images = torch.stack([torch.full((3, 4, 4), v) for v in (0.1, 0.5)])
         assert loss(images).tolist() == pytest.approx([0.0, 2.0])
-        assert loss.ceiling == -3.0
+        assert loss.ceiling == 3.0
         loss(images)
+        assert loss.terms["ceiling"].item() == 3.0  # in the direction of the score
         assert loss.terms["score"].item() == pytest.approx(3.0)
 
     def test_real_is_the_median_of_the_first_64(self):
@@ -76,7 +77,7 @@ class TestCeiling:
         for better, level in ((True, 0.0), (False, 2.0)):
             knows = scorer(better=better, bounds=None)
             knows.real_level = level
-            assert ScoreLoss(knows, ceiling="real").ceiling == (level if better else -level)
+            assert ScoreLoss(knows, ceiling="real").ceiling == level
 
     def test_it_stops_an_optimizer(self, photographs):
         contrast = scorer(lambda x: 10 * (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3)), "contrast", bounds=None)
@@ -351,6 +352,7 @@ def test_gradients_are_those_of_finite_differences(options):
     assert own.grad.abs().max() > 2e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_the_reward_alone_can_be_a_leaf_network(photographs):
     """Autograd through a network behind pred: the same as a hand-written loss."""
     torch.manual_seed(0)
@@ -406,6 +408,7 @@ def test_what_cannot_teach_is_refused_at_the_first_call():
     assert len(calls) == 4  # tried once
 
 
+@pytest.mark.filterwarnings("ignore:.*another convention")
 def test_the_state_resumes_to_the_bit():
     def make():
         torch.manual_seed(0)
@@ -469,3 +472,18 @@ def test_a_ceiling_can_be_numpys_number():
     assert ScoreLoss(scorer(), ceiling=measured).ceiling == 0.5
     with pytest.raises(TypeError, match="got str; take one of create_scorer"):
         ScoreLoss("niqe_bsd100")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own forward mode
+def test_torch_func_grad_is_the_gradient_and_vmap_and_forward_mode_are_refused_in_words():
+    scorer = FunctionScorer(lambda images: images.square().mean((1, 2, 3)), name="bright", higher_is_better=True)
+    images = (torch.rand(2, 1, 8, 8) * 1.2 - 0.1).requires_grad_()  # some lie outside the range
+    loss = ScoreLoss(scorer, ceiling=1.0)
+    (right,) = torch.autograd.grad(loss(images), images)
+    torch.testing.assert_close(torch.func.grad(ScoreLoss(scorer, ceiling=1.0))(images.detach()), right)
+    with pytest.raises(RuntimeError, match=r"pred comes from torch\.func\.vmap"):
+        torch.func.vmap(lambda image: loss(image[None]))(images.detach())
+    with pytest.raises(RuntimeError, match=r"images comes from torch\.func\.vmap"):
+        torch.func.vmap(torch.func.grad(lambda image: scorer(image[None]).sum()))(images.detach())
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(loss, (images.detach(),), (torch.ones_like(images),))

@@ -371,7 +371,7 @@ class TestEveryCall:
             ssim.load_run_state(both.run_state())
         with pytest.raises(ValueError, match="the model was fitted with"):
             NIQEPenalty(value_range=UNIT, warmup=9, config=FeatureConfig.qagan()).load_run_state(
-                both.parts["niqe"].run_state()
+                NIQEPenalty(value_range=UNIT, model=model).run_state()
             )
 
     def test_fakes_in_another_precision(self, critic, batch):
@@ -402,6 +402,7 @@ class TestEveryCall:
         QAGANPenalty("ssim", value_range=UNIT)(conditional, *batch).backward()
         assert embed.weight.grad.abs().sum() > 0
 
+    @pytest.mark.filterwarnings("ignore:QAGANPenalty has been made anew")
     def test_tuples_need_output_fn(self, critic, batch):
         pair = lambda x: (critic(x), None)  # noqa: E731
         with pytest.raises(TypeError, match="output_fn"):

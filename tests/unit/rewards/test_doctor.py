@@ -79,7 +79,7 @@ FAULTS = {
     "batch mean": (toy(batch_mean), {"batch independence", "gradient cross-talk"}, BROKEN),
     "first only": (toy(first_only), {"each image reacts", "batch independence", "gradient"}, BROKEN),
     "batch statistics": (toy(batch_statistics), {"batch independence", "gradient cross-talk"}, BROKEN),
-    "wrong direction": (toy(fidelity, higher_is_better=False), {"order of degradations"}, BROKEN),
+    "wrong direction": (toy(fidelity, higher_is_better=False), {"direction", "order of degradations"}, BROKEN),
     "own precision": (OwnPrecision(), {"bfloat16"}, MONITOR),
     "flat images": (toy(fragile), {"flat images"}, MONITOR),
 }
@@ -120,11 +120,43 @@ def test_the_minimum_size_is_found_and_used():
     assert "no size is scored" in never["minimum size"].measured
 
 
+def ranks_blur(share):
+    """Blur pays for as many of its steps as the share leaves wrong, and everything else costs."""
+
+    def score(images, reference):
+        loss = (images - reference).abs().mean((1, 2, 3))
+        sharpness = images.diff(dim=-1).abs().mean((1, 2, 3)) / reference.diff(dim=-1).abs().mean((1, 2, 3))
+        blurred = (0.97 - sharpness).clamp(0, 1)
+        return -loss + share * blurred
+
+    return toy(score)
+
+
+def test_what_ranks_blur_the_wrong_way_is_no_reward_though_the_rest_is_right():
+    diagnosis = diagnose(ranks_blur(0.5), size=64)
+    found = diagnosis["order of degradations"]
+    assert found.verdict == "fail", found
+    assert "noise 10/10" in found.measured
+    assert diagnosis["direction"].verdict == "pass"
+    assert diagnosis.verdict == MONITOR
+    assert "order of degradations" in diagnosis.reasons
+
+
+def test_the_last_line_names_what_the_table_warns_of():
+    diagnosis = diagnose(toy(large_only), size=64, licence="MIT")
+    assert diagnosis.reasons == ("minimum size",)
+    assert str(diagnosis).splitlines()[-1] == "toy: usable as a reward, but mind the minimum size"
+    broken = diagnose(toy(fidelity, higher_is_better=False), size=64)
+    assert str(broken).splitlines()[-1] == "toy: broken (direction)"
+
+
 def test_a_score_without_a_ceiling_is_found_to_be_hackable():
     """Fine detail pays without end: the picture gets worse in PSNR while the score leaves the ladders' range."""
     detail = toy(lambda images: images.diff(dim=-1).abs().mean((1, 2, 3)), inputs=())
-    found = diagnose(detail, size=64)["hackability"]
-    assert found.verdict == "warn"
+    diagnosis = diagnose(detail, size=64)
+    assert diagnosis["hackability"].verdict == "fail"
+    assert diagnosis.verdict == MONITOR
+    assert "hackability" in diagnosis.reasons
     assert diagnose(toy(fidelity), size=64)["hackability"].verdict == "pass"
 
 
@@ -164,7 +196,7 @@ def test_nothing_of_the_run_is_touched():
 
 
 def test_the_table_and_the_dictionary_say_the_same():
-    diagnosis = diagnose(toy(fidelity), size=32)
+    diagnosis = diagnose(toy(fidelity), size=32, licence="MIT")
     text, facts = str(diagnosis), diagnosis.as_dict()
     assert text.endswith("toy: usable as a reward")
     assert all(finding["check"] in text and finding["measured"] in text for finding in facts["findings"])

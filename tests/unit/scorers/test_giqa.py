@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.losses import ScoreLoss
-from qa_hooks.scorers import GMMScorer, KNNScorer, create_scorer, load_scorer
+from qa_hooks.scorers import GMMScorer, KNNScorer, RankScorer, create_scorer, load_scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 
 SYMMETRIC = (-1.0, 1.0)
@@ -181,10 +181,12 @@ class TestKNN:
         assert pairwise(little, much) > 0.95
         assert knn.calibrated()(digits[1000:]).mean().item() == pytest.approx(0.5, abs=0.07)
 
+    @pytest.mark.filterwarnings("ignore:giqa_knn has 200 real images:UserWarning")
     def test_more_neighbours_than_images(self, extractor, features):
         with pytest.raises(ValueError, match="k=300 neighbours need as many images in the bank, got 200"):
             KNNScorer(extractor, 300).fit_features(features[:200], calibration=None)
-        scorer = KNNScorer(extractor, 200).fit_features(features[:200], calibration=None)
+        with pytest.warns(UserWarning, match="wants at least 400"):
+            scorer = KNNScorer(extractor, 200).fit_features(features[:200], calibration=None)
         with pytest.raises(ValueError, match="k=200, but it has 199 others"):
             scorer.own_scores()
         with pytest.raises(ValueError, match="variant must be one of"):
@@ -213,6 +215,7 @@ class TestBoth:
                 numeric = (scorer.score(images + step) - scorer.score(images - step)).sum().item() / 2e-5
             assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=1e-4)
 
+    @pytest.mark.filterwarnings("ignore:.*has no best value, and this loss no ceiling")
     def test_as_a_loss_it_raises_the_score(self, name, digits):
         scorer = SCORERS[name](create_extractor("random", width=8)).fit(digits[:300] / 2 + 0.5, calibration=None)
         images = (damaged(digits[300:308], 0.5) / 2 + 0.5).requires_grad_()
@@ -365,6 +368,38 @@ class TestCreate:
             scorer = create_scorer(spec, fit=(images, iterations), real=images, cache=tmp_path)
             assert scorer(images[:2]).shape == (2,)
         assert len(list(tmp_path.iterdir())) == 1
+
+    @pytest.mark.filterwarnings("ignore:a component has about:UserWarning")
+    @pytest.mark.parametrize("name", ["giqa-gmm", "giqa-knn", "rank"])
+    def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(self, name, photographs, tmp_path):
+        """Whichever scorer, and whether it is fitted here or by its own `fit`."""
+        for index in range(60):
+            save_image(to_uint8(photographs[index % 4, :, index : index + 40, :40]), tmp_path / f"{index}.png")
+        (tmp_path / "broken.png").write_text("nothing")
+        quick = {"steps": 1, "crop": 32, "crops": 1, "warn_below": 0} if name == "rank" else {}
+        given = {} if name == "rank" else {"extractor": {**RANDOM, "width": 1}}
+        kind = {"giqa-gmm": GMMScorer, "giqa-knn": KNNScorer, "rank": RankScorer}[name]
+        own = {"components": 1} if name == "giqa-gmm" else {}
+        with pytest.warns(UserWarning, match="1 images could not be read and were left out; the first: .*broken.png"):
+            one = create_scorer({"type": name, "progress": False, **own, **quick}, fit=tmp_path, **given)
+        with pytest.warns(UserWarning, match="1 images could not be read"):
+            other = kind(*given.values(), **own).fit(tmp_path, progress=False, **quick)
+        images = photographs[:2, :, :40, :40]
+        assert torch.equal(one(images), other(images))
+
+    def test_one_seed_is_for_the_model_and_for_the_choice_of_held_out_images(self, digits):
+        spec = {"type": "giqa-gmm", "components": 2, "pca": 4, "seed": 3, "extractor": RANDOM}
+        features = extract_features(create_extractor(RANDOM), digits[:200], value_range=SYMMETRIC)
+        scorer = GMMScorer(RANDOM, 2, pca=4, seed=3, value_range=SYMMETRIC).fit_features(features, seed=3)
+        assert create_scorer(spec, SYMMETRIC, fit=digits[:200]).fingerprint == scorer.fingerprint
+
+    def test_the_device_is_where_it_is_fitted_and_stays(self, digits, monkeypatch):
+        seen = []
+        monkeypatch.setattr(KNNScorer, "fit", lambda self, images, **_: seen.append(self.device) or self)
+        scorer = create_scorer("giqa-knn", fit=digits, extractor=RANDOM, device="meta")
+        assert seen == [torch.device("meta")]
+        assert scorer.device == torch.device("meta")
+        assert create_scorer({"type": "niqe_bsd100", "device": "meta"}).device == torch.device("meta")
 
     def test_the_cache(self, digits, tmp_path, monkeypatch):
         spec = {"type": "giqa-gmm", "components": 2, "pca": 4, "extractor": RANDOM, "value_range": SYMMETRIC}

@@ -234,7 +234,7 @@ class TestNetworksWithRandomWeights:
         images = photographs[:2, :, :96, :96]
         with torch.no_grad():
             scores = scorer(images * 2 - 1)
-        metric = scorer.metric.value
+        metric = scorer.metric
         original = pyiqa.create_metric("musiq", device="cpu")
         original.load_state_dict(metric.state_dict())
         torch.testing.assert_close(scores, original(images).flatten(), rtol=1e-4, atol=1e-5)
@@ -302,7 +302,7 @@ class TestNetworksWithRandomWeights:
         torch.manual_seed(0)
         scorer = TorchMetricsScorer("arniqa")
         images = photographs[:2, :, :64, :64]
-        monkeypatch.setattr(module, "_NoTrainArniqa", lambda regressor_dataset: scorer.metric.value)
+        monkeypatch.setattr(module, "_NoTrainArniqa", lambda regressor_dataset: scorer.metric)
         expected = torch.stack([arniqa(image[None]) for image in images])
         torch.testing.assert_close(scorer(images), expected.flatten(), rtol=1e-4, atol=1e-5)
         check_reward(scorer, images)

@@ -17,6 +17,7 @@ from qa_hooks.scorers.niqe.model import NaturalnessModel
 from qa_hooks.scorers.niqe.original import SHA256, find_original, load_original
 from qa_hooks.scorers.niqe.scorer import NIQE, fit_naturalness, to_luma
 
+FEW = pytest.mark.filterwarnings("ignore:a naturalness model wants 180 blocks:UserWarning")
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
 
 
@@ -210,28 +211,50 @@ def test_shipped_model_says_where_it_comes_from(scorer):
     assert model.condition < 1e5
 
 
+@FEW
 def test_model_round_trip_and_statistics(tmp_path):
-    images = [255 * torch.rand(2, 1, 64, 96, dtype=torch.float64), 255 * torch.rand(1, 64, 64, dtype=torch.float64)]
+    images = [255 * torch.rand(size, dtype=torch.float64) for size in ((2, 1, 128, 192), (1, 224, 224))]
     config = FeatureConfig.niqe(block=32)
     model = NaturalnessModel.fit(images, config, sharpness=0.0, provenance={"name": "random"}, progress=False)
     rows = torch.cat([niqe_features(images[0], config).flatten(0, 1), niqe_features(images[1][None], config)[0]])
-    assert model.count == len(rows) == 16
+    assert model.count == len(rows) == 97
     torch.testing.assert_close(model.mean, rows.mean(0))
     torch.testing.assert_close(model.covariance, rows.t().cov())
-    sums = NaturalnessModel.from_moments(16, rows.sum(0), rows.t() @ rows, config)
+    sums = NaturalnessModel.from_moments(97, rows.sum(0), rows.t() @ rows, config)
     torch.testing.assert_close(sums.covariance, model.covariance, rtol=1e-6, atol=1e-9)
     model.save(tmp_path / "model.safetensors")
     loaded = NaturalnessModel.load(tmp_path / "model.safetensors")
     assert torch.equal(loaded.mean, model.mean)
     assert torch.equal(loaded.covariance, model.covariance)
-    assert (loaded.config, loaded.count, loaded.provenance) == (model.config, 16, {"name": "random"})
+    assert (loaded.config, loaded.count, loaded.provenance) == (model.config, 97, {"name": "random"})
     assert loaded.fingerprint == model.fingerprint != NIQE().model.fingerprint
     assert NaturalnessModel.from_dict(model.to_dict()).fingerprint == model.fingerprint
     assert NIQE(loaded).name == "niqe_random"
     sharp = NaturalnessModel.fit([torch.cat([images[1], images[1] / 10], 2)], config, sharpness=0.75, progress=False)
-    assert sharp.count == 4, "the half of a tenth of the contrast is left out"
+    assert sharp.count == 49, "the half of a tenth of the contrast is left out"
     with pytest.raises(ValueError, match="two feature rows"):
-        NaturalnessModel.fit([torch.zeros(1, 64, 64)], config, progress=False)
+        NaturalnessModel.from_moments(1, rows[0], rows[:1].t() @ rows[:1], config)
+
+
+def test_too_few_blocks_are_refused_and_few_are_warned_of_with_the_number_that_is_needed(recwarn):
+    config, blocks = FeatureConfig.niqe(block=32), 255 * torch.rand(200, 1, 32, 32)
+    for count in (1, 2, 36):
+        with pytest.raises(ValueError, match=f"needs at least 37 blocks, and 180 to be relied on: {count} sharp"):
+            NaturalnessModel.fit(blocks[:count].split(1), config, sharpness=0, progress=False)
+    with pytest.warns(UserWarning, match="wants 180 blocks, 5 for each feature, to be relied on: 37 sharp"):
+        NaturalnessModel.fit([blocks[:37]], config, sharpness=0, progress=False)
+    recwarn.clear()
+    assert NaturalnessModel.fit([blocks], config, sharpness=0, progress=False).count == 200
+    assert not recwarn.list
+
+
+def test_two_rows_make_a_model_and_one_does_not():
+    rows, config = torch.randn(2, 36, dtype=torch.float64), FeatureConfig.niqe(block=32)
+    model = NaturalnessModel.from_moments(2, rows.sum(0), rows.t() @ rows, config)
+    np.testing.assert_allclose(model.mean, rows.mean(0))
+    np.testing.assert_allclose(model.covariance, np.cov(rows.numpy(), rowvar=False), atol=1e-12)
+    with pytest.raises(ValueError, match="at least two feature rows"):
+        NaturalnessModel.from_moments(1, rows[0], torch.outer(rows[0], rows[0]), config)
 
 
 def test_foreign_files_load(tmp_path):
@@ -293,6 +316,7 @@ def test_scorer_keeps_float64_when_converted():
     assert torch.equal(scorer.covariance, before)
 
 
+@FEW
 def test_scorer_saves_and_loads_whole(tmp_path):
     from qa_hooks.scorers.loading import load_scorer
 
@@ -306,6 +330,7 @@ def test_scorer_saves_and_loads_whole(tmp_path):
     assert torch.equal(loaded(image), scorer(image))
 
 
+@FEW
 def test_fit_naturalness_on_a_folder(tmp_path):
     from qa_hooks.images import save_image
 

@@ -17,6 +17,8 @@ from qa_hooks.scorers import RankScorer, create_scorer, load_scorer
 from qa_hooks.scorers.rank.crops import read_crops
 from qa_hooks.scorers.rank.network import MEASURES, RankNetwork, chain_accuracies, rank_loss
 
+FEW = pytest.mark.filterwarnings("ignore:a ranking scorer has:UserWarning")
+
 
 def pieces(pictures, count, side=96, seed=0):
     """Random uint8 pieces `(count, 3, side, side)`; those without texture, which have no order, are left out."""
@@ -257,6 +259,7 @@ def test_the_cache_keeps_it(world, tmp_path):
         create_scorer("rank")
 
 
+@FEW
 def test_crops_come_from_everywhere_and_no_image_is_on_both_sides():
     coded = torch.arange(40).byte()[:, None, None, None] * 6 + (torch.rand(40, 1, 20, 24) > 0.5) * 5
     crops = read_crops(coded.byte(), (0, 1), side=16, count=3, limit=40, seed=0, progress=False)
@@ -272,6 +275,7 @@ def test_crops_come_from_everywhere_and_no_image_is_on_both_sides():
     assert len(whole.values) == 9  # one place in each
 
 
+@FEW
 def test_small_flat_and_broken_images_are_left_out(world, tmp_path):
     for index, image in enumerate(world["fit"][:8]):
         save_image(image, tmp_path / f"{index}.png")
@@ -281,6 +285,7 @@ def test_small_flat_and_broken_images_are_left_out(world, tmp_path):
     with (
         pytest.warns(UserWarning, match="1 of 10 images are smaller than crop=32"),
         pytest.warns(UserWarning, match=r"1 images could not be read .*broken.png"),
+        pytest.warns(UserWarning, match="rank has no calibration"),
     ):
         assert quick(tmp_path).real_level is not None
 
@@ -300,6 +305,7 @@ BAD = {
 }
 
 
+@FEW
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(world, case):
     images, options, message = BAD[case]
@@ -314,6 +320,7 @@ def test_images_smaller_than_the_crop_say_so():
     assert quick(torch.rand(36, 3, 20, 20), crop=16)(torch.rand(1, 3, 20, 20)).shape == (1,)
 
 
+@FEW
 def test_warnings_of_a_poor_fit_and_of_no_calibration(world):
     with pytest.warns(UserWarning, match=r"too few held-out pairs .*blur 0\.\d+"):
         quick(world["fit"], warn_below=0.999)

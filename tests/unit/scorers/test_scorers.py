@@ -9,18 +9,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from qa_hooks.losses import ScoreLoss
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.catalogue import SPECS
+from qa_hooks.weighting import OHEM
+from toy_scorers import brightness
 
 
 @pytest.fixture
 def pair(photographs):
     torch.manual_seed(0)
     return (photographs + 0.05 * torch.randn_like(photographs)).clamp(0, 1), photographs
-
-
-def brightness(**options):
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True, **options)
 
 
 class TestFullReference:
@@ -84,7 +83,7 @@ class TestContract:
             assert torch.equal(scorer(photographs), expected)
 
     def test_goodness_points_up(self, photographs):
-        down = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="d", higher_is_better=False)
+        down = brightness("d", higher_is_better=False)
         assert torch.equal(down.goodness(photographs), -down(photographs))
 
     def test_always_in_eval_mode(self):
@@ -231,3 +230,11 @@ class TestFiles:
             assert issubclass(entry.kind, Scorer), name
             assert set(entry.options) <= set(inspect.signature(entry.kind).parameters), name
             assert entry.needs_fit == (name.startswith("giqa-") or name == "rank")
+
+
+@pytest.mark.parametrize("use", ["scorer", "OHEM", "ScoreLoss"])
+def test_a_function_that_changes_its_images_in_place_is_refused(use):
+    scorer = FunctionScorer(lambda images: images.mul_(2).mean((1, 2, 3)), name="doubling", higher_is_better=True)
+    uses = {"scorer": scorer, "OHEM": OHEM(scorer), "ScoreLoss": ScoreLoss(scorer, ceiling=1.0)}
+    with pytest.raises(ValueError, match="doubling has changed the images that it was given, in place"):
+        uses[use](torch.rand(2, 3, 8, 8) / 2)

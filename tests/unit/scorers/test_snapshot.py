@@ -218,6 +218,7 @@ def test_broken_files_are_left_out_and_mixed_sizes_resized(world, tmp_path):
     with (
         pytest.warns(UserWarning, match=r"1 snapshots could not be read .*broken.png"),
         pytest.warns(UserWarning, match="the snapshots had to be resized and the real images had not"),
+        pytest.warns(UserWarning, match="the snapshots have 2 sizes; all are brought to 16 x 16"),
     ):
         scorer = quick(folder, world["real"])
     assert scorer.report["generated"] == 70

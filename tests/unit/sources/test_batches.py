@@ -181,9 +181,23 @@ def test_labelled_items_may_be_lists(images):
 
 
 def test_large_images_come_in_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("qa_hooks.sources.batches.BATCH_PIXELS", 2 * 12 * 10)
+    monkeypatch.setattr("qa_hooks.sources.windows.BATCH_PIXELS", 2 * 12 * 10)
     images = torch.zeros(5, 3, 12, 10, dtype=torch.uint8)
     for number, image in enumerate(images):
         save_image(image, tmp_path / f"{number}.png")
     for source in (images, tmp_path, Items(images, "pil")):
         assert [len(batch) for _, batch in image_batches(source, batch_size=64)] == [2, 2, 1]
+
+
+def test_a_pass_over_a_loader_leaves_the_one_that_runs_alone():
+    """Persistent workers serve one pass at a time: a second one would end the user's own."""
+    data = torch.utils.data.TensorDataset(torch.rand(12, 1, 4, 4), torch.arange(12))
+    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True)
+    order = []
+    for _, index in loader:
+        order += index.tolist()
+        if len(order) == 4:
+            seen = torch.cat([images for _, images in image_batches(loader)])
+    assert order == list(range(12))
+    assert torch.equal(seen, data.tensors[0])
+    assert loader.persistent_workers

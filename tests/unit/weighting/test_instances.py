@@ -7,13 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from qa_hooks.features import create_extractor
-from qa_hooks.scorers import FunctionScorer
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.giqa.knn import KNNScorer
 from qa_hooks.weighting.instances import select_instances
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 
@@ -54,7 +54,7 @@ class Augmented(Dataset):
 
 
 def test_random_transforms_are_seeded_and_the_callers_random_state_stays():
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+    scorer = brightness()
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     datasets = [Augmented(), Augmented(), Augmented()]
     chosen = []
@@ -74,11 +74,3 @@ def test_neighbours_in_the_own_bank_are_warned_of(digits, extractor):
     scorer = KNNScorer(extractor, value_range=(-1, 1)).fit(digits[:100], **QUIET)
     with pytest.warns(UserWarning, match="80 of 100 images have the same best score"):
         select_instances(TensorDataset(digits[:100]), scorer, **QUIET)
-
-
-def test_what_has_no_positions_is_refused(digits, extractor):
-    scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
-    with pytest.raises(TypeError, match=r"of a DataLoader pass its \.dataset"):
-        select_instances(DataLoader(TensorDataset(digits[:8])), scorer)
-    with pytest.raises(ValueError, match="keep must be a share"):
-        select_instances(TensorDataset(digits[:8]), scorer, keep=0)

@@ -12,14 +12,10 @@ from qa_hooks.images import save_image
 from qa_hooks.scorers import NIQE, FunctionScorer
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.weighting.picker import pick
+from toy_scorers import brightness
 
 QUIET = {"progress": False}
 DIGITS = {"value_range": (-1, 1)}
-
-
-def brightness(**options) -> FunctionScorer:
-    options = {"name": "brightness", "higher_is_better": True, **options}
-    return FunctionScorer(lambda x: x.mean((1, 2, 3)), **options)
 
 
 def grey(values) -> torch.Tensor:
@@ -133,30 +129,3 @@ def test_features_without_all_images(extractor):
     assert pick(None, scores=scores, features=features).after is not None
     with pytest.raises(ValueError, match="one row for each of 10 scored images"):
         pick(None, scores=torch.arange(10.0), features=features)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"keep": 0}, "keep must be a share"),
-        ({"keep": 90}, "keep must be a share"),
-        ({"scores": None}, "give a scorer, or scores="),
-        ({"scores": [1.0]}, r"scores must be \(6,\)"),
-        ({"scores": [torch.nan] * 6}, "none of 6 images has a score"),
-        ({"features": torch.zeros(5, 3)}, r"one row for each of 6 scored images, got \(5, 3\)"),
-        ({"features": torch.zeros(7, 3)}, r"one row for each of 6 scored images, got \(7, 3\)"),
-        ({"real": torch.zeros(6, 3, 8, 8)}, "precision and recall need features"),
-        ({"features": torch.zeros(6, 3), "real": torch.zeros(6, 3, 8, 8)}, "real images need an extractor"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pick(torch.rand(6, 3, 8, 8), **{"scores": torch.arange(6.0), **arguments})
-
-
-def test_an_iterator_cannot_be_read_twice(extractor, digits):
-    with pytest.raises(ValueError, match="one-time iterator"):
-        pick(iter([digits[:8]]), brightness(**DIGITS), extractor=extractor, **QUIET)
-    stranger = Features(torch.zeros(9, 448), "0" * 16, torch.arange(9))
-    with pytest.raises(ValueError, match="different extractors"):
-        pick(digits[:8], brightness(**DIGITS), extractor=extractor, real=stranger, **QUIET)

@@ -1,0 +1,35 @@
+"""Optimizers that the user steps: unwrap them, and notice steps that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def unwrapped_optimizer(optimizer: Any, caller: str) -> torch.optim.Optimizer:
+    """The torch optimizer inside wrappers such as `AcceleratedOptimizer`, which have it as `.optimizer`.
+
+    Raises:
+        TypeError: there is none; the message names the caller.
+    """
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"{caller} needs a torch optimizer (or a wrapper with .optimizer), got {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def skips_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler has found an overflow: a fused optimizer then "steps" without changing anything."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and float(found_inf) != 0
+
+
+def check_no_closure(args: Sequence[Any], kwargs: Mapping[str, Any], what: str) -> None:
+    """`ValueError` when `optimizer.step(closure)` computes the gradients itself: before the step there are none."""
+    if any(callable(arg) for arg in args[1:]) or kwargs.get("closure") is not None:
+        raise ValueError(f"{what} an optimizer that computes its gradients in a closure")

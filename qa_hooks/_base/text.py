@@ -1,0 +1,36 @@
+"""Text that came from outside (names of files, messages of parsers) made harmless for a terminal and a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+
+_RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def printable(text: object, *, one_line: bool = False) -> str:
+    r"""What control characters a text has, as `\x1b`; line ends and tabs stay, unless it must be one line.
+
+    Example:
+        >>> print(printable("a\x1b[2Jb"), printable("a\nb", one_line=True))
+        a\x1b[2Jb a\nb
+    """
+    kept = "" if one_line else "\n\t"
+    return "".join(
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+
+
+def safe_cell(text: str) -> str:
+    """A cell of a CSV that no spreadsheet runs as a formula: an apostrophe stands before one that it would.
+
+    Example:
+        >>> safe_cell("=1+1.png"), safe_cell("a=b.png"), true_cell(safe_cell("'=x"))
+        ("'=1+1.png", 'a=b.png', "'=x")
+    """
+    return "'" + text if _RUN_BY_SPREADSHEETS.match(text) else text
+
+
+def true_cell(cell: str) -> str:
+    """The text that `safe_cell` was given: the inverse of `safe_cell`."""
+    return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell

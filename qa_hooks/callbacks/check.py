@@ -1,0 +1,98 @@
+"""A dry run of hooks: every sampler and every scorer is called once, and the report says what the run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.random import mixed_key
+from qa_hooks._base.reach import Traces
+from qa_hooks.callbacks.callback import Callback, Monitor
+from qa_hooks.images import as_tensor
+from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.samples import Sample, in_range, sample_block
+from qa_hooks.writers import GuardedWriter
+
+
+def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mapping[str, Any]) -> str:
+    """What a run with these callbacks would do, one line for each thing.
+
+    Everything runs as it would in the run: in `isolated`, which leaves no trace. What fails is told and nothing is
+    raised.
+    """
+    lines = []
+    for callback in callbacks:
+        lines.append(f"{callback!r}")
+        lines += [f"    {line}" for line in _lines(callback)]
+    lines += [f"track {name}: {type(part).__name__}" for name, part in track.items()]
+    return "\n".join([*lines, f"values go to {writer.check()}"])
+
+
+def _lines(callback: Callback) -> Iterator[str]:
+    if not isinstance(callback, Monitor):
+        return
+    looks = getattr(callback, "_looks", callback)  # a RewardGuard has an object that looks at images
+    images: Tensor | None = None
+    for name in ("sample", "base"):
+        sample = getattr(looks, name, None)
+        if callable(sample) and not isinstance(sample, nn.Module):
+            images, line = _check_sample(name, sample, looks)
+            yield line
+    named = ("images", "reference") if looks is callback else ("name", "base")
+    for value in (getattr(looks, name, None) for name in named):
+        if isinstance(value, str) and getattr(looks, "sample", None) is None:
+            yield f"takes the images {value!r} from hooks.step({value}=...) or hooks.capture({value!r}, module)"
+    for scorer in _scorers(looks):
+        yield _check_scorer(scorer, images, getattr(looks, "reference", None))
+
+
+def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | None, str]:
+    """The first block of a sampler, and what there is to say of it."""
+    count, seed = min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)), getattr(monitor, "seed", 0)
+    traces, generator = Traces(sample), torch.Generator("cpu").manual_seed(mixed_key(seed, 0))
+    unused, notes = generator.get_state(), []
+    try:
+        images = sample_block(sample, count, seed, 0)
+        again = sample_block(sample, count, seed, 0)
+        with isolated():
+            as_tensor(sample(count, generator))
+    except Exception as error:
+        return None, f"{name} FAILS: {type(error).__name__}: {error}"
+    low, high = (float(value) for value in torch.aminmax(images.float()))
+    if torch.equal(generator.get_state(), unused) and torch.equal(images, again):
+        notes.append("it leaves its generator unused, and the global ones are seeded for it")
+    if not torch.equal(images, again):
+        notes.append("THE SAME SEED GIVES OTHER IMAGES: it draws from a generator of its own, or counts its calls")
+    if moved := traces.moved():
+        notes.append(f"it moves {', '.join(moved)}, which cannot be put back")
+    kind = str(images.dtype).removeprefix("torch.")
+    text = f"{name}({count}, generator) gives {tuple(images.shape)} {kind} in [{low:.3g}, {high:.3g}]"
+    if images.is_floating_point():
+        declared = getattr(monitor, "value_range", None)
+        text += "" if declared is None else f", declared ({declared[0]:g}, {declared[1]:g})"
+    return images, "; ".join([text, *notes])
+
+
+def _check_scorer(scorer: Scorer, images: Tensor | None, reference: Any) -> str:
+    arrow = "higher" if scorer.higher_is_better else "lower"
+    if images is None:
+        return f"{scorer.name}: {arrow} is better; no images to try it on"
+    inputs = {"reference": reference[: len(images)].to(images.device)} if isinstance(reference, Tensor) else {}
+    try:
+        with isolated():
+            scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()
+    except Exception as error:
+        return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
+    lost = int((~torch.isfinite(scores)).sum())
+    text = f"{scorer.name}: {float(scores.min()):.4g} to {float(scores.max()):.4g} on these, {arrow} is better"
+    return f"{text}; {lost} of {len(scores)} NOT FINITE" if lost else text
+
+
+def _scorers(monitor: Any) -> list[Scorer]:
+    values = list(vars(monitor).values())
+    values += [part for value in values if isinstance(value, dict) for part in value.values()]
+    return [value for value in values if isinstance(value, Scorer)]

@@ -1,0 +1,87 @@
+"""How callbacks are run: in order, isolated from the user's run, within the budget; one that fails is switched off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from qa_hooks._base.checks import warn
+from qa_hooks._base.isolation import isolated
+from qa_hooks._base.processes import rank
+from qa_hooks.callbacks.budget import Budget
+from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.writers import GuardedWriter
+
+
+class Dispatch:
+    """Runs those callbacks of a run that are still switched on.
+
+    Args:
+        callbacks: in their order.
+        budget: the share of wall time that monitors may take together.
+
+    Raises:
+        TypeError: something that is no callback.
+        ValueError: two of one `state_key`, or one that stands before another whose results it reads.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], budget: float | None) -> None:
+        self.active, self.budget = list(callbacks), Budget(budget)
+        keys: set[str] = set()
+        for position, callback in enumerate(self.active):
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be qa_hooks Callbacks, got {type(callback).__name__}")
+            key = callback.state_key
+            if key in keys:
+                raise ValueError(f"two callbacks have the state key {key!r}; give one of them another name=")
+            keys.add(key)
+            for needed in callback.reads:
+                if not any(earlier is needed for earlier in self.active[:position]):
+                    raise ValueError(
+                        f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
+                    )
+
+    def check_pictures(self, writer: GuardedWriter) -> None:
+        """Warn of callbacks that draw pictures for nobody."""
+        idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]
+        if idle and writer.name is None and rank() == 0:
+            warn(
+                f"{', '.join(idle)} will draw pictures that nobody sees: Hooks(..., log_dir=...) or writer=... shows "
+                "them, or folder=... of the callback keeps them as files"
+            )
+
+    def start(self, ctx: Context) -> list[TrainingStopped]:
+        """Before the first step."""
+        return self._run("on_train_start", self.active, ctx)
+
+    def step(self, ctx: Context) -> list[TrainingStopped]:
+        """Run the callbacks that are due after a step. Returns the `TrainingStopped` exceptions that they raised."""
+        due = [callback for callback in self.active if callback.due(ctx.step)]
+        return self._run("on_step_end", due, ctx)
+
+    def end(self, ctx: Context) -> list[TrainingStopped]:
+        """After the last step."""
+        return self._run("on_train_end", self.active, ctx)
+
+    def _run(self, event: str, callbacks: list[Callback], ctx: Context) -> list[TrainingStopped]:
+        if not callbacks:
+            return []
+        with isolated():
+            return [stop for callback in list(callbacks) for stop in self._call(callback, event, ctx)]
+
+    def _call(self, callback: Callback, event: str, ctx: Context) -> list[TrainingStopped]:
+        measured = callback.budgeted and event == "on_step_end"
+        if measured and not self.budget.allows(callback):
+            return []
+        start, stops = time.perf_counter(), []
+        try:
+            getattr(callback, event)(ctx)
+        except TrainingStopped as stop:
+            stops.append(stop)
+        except Exception as error:
+            self.active.remove(callback)
+            if rank() == 0 or not callback.budgeted:
+                warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
+        if measured and callback in self.active:
+            self.budget.account(callback, time.perf_counter() - start, ctx.step, ctx.writer)
+        return stops

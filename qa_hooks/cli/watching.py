@@ -1,0 +1,66 @@
+"""`qa-hooks watch`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+
+from qa_hooks.cli.options import Commands, Help, add_shared, chosen, place, read_device, say
+
+ALARMED = 3  # exit code
+
+
+def add_watch(commands: Commands) -> None:
+    """The parser of `qa-hooks watch`."""
+    watch = commands.add_parser(
+        "watch",
+        help="score the samples that a training run writes, from beside it",
+        formatter_class=Help,
+        description="Looks at a folder of samples again and again, scores each training step once, plots the values\n"
+        "for TensorBoard, keeps best.json and raises alarms: a line on stderr and in alarms.jsonl. The trainer\n"
+        "needs no change; its files are only read. The step comes from the names: step_1000/0003.png, sample-12.png.\n"
+        "Ctrl-C ends it; the same command goes on. With --once the exit code is 3 when there was an alarm.",
+        epilog="examples:\n"
+        "  qa-hooks watch runs/a/samples --scorer niqe_bsd100 --log-dir runs/a/watch\n"
+        "  qa-hooks watch samples/ --real photos/ --extractor inception --best fd --alarm 'fd>80' 'precision<0.3'\n"
+        "  qa-hooks watch samples/ --scorer gmm.safetensors --once || echo look at the run",
+    )
+    watch.add_argument("folder", metavar="DIR", help="where the run writes its samples; may be empty at first")
+    add_shared(watch, "--scorer", nargs="+", default=[])
+    watch.add_argument("--real", metavar="DIR", help="real images, for distances of steps with 20 images and more")
+    add_shared(watch, "--extractor")
+    add_shared(watch, "--metrics", default="fd,kid", help="with --real: fd, kid, pr")
+    watch.add_argument("--step-regex", dest="step", metavar="RE", help="its first group is the step: 'img_(\\d+)'")
+    add_shared(watch, "--grid")
+    watch.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
+    watch.add_argument("--once", action="store_true", help="score what is there and end")
+    watch.add_argument(
+        "--log-dir", type=place, default="runs/watch", metavar="DIR", help="curves, best.json, alarms.jsonl, state"
+    )
+    watch.add_argument("--best", metavar="KEY", help="of best.json: a scorer's name, fd, ... (default: the first)")
+    watch.add_argument("--mode", choices=["min", "max"], help="which is best, where the key does not say")
+    watch.add_argument("--alarm", nargs="+", default=[], metavar="A", help="'KEY<VALUE' or 'KEY>VALUE', in quotes")
+    watch.add_argument("--guard", action="store_true", help="with --real: alarms on an exploited reward")
+    add_shared(watch, "--device", default="cpu", help="the GPU's memory may be the trainer's")
+    add_shared(watch, "--batch-size")
+    watch.set_defaults(run=_watch, resumes=True)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from qa_hooks.folders.watching.watcher import watch_folder
+
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)  # the trainer goes first
+    names = ["real", "extractor", "metrics", "every", "once", "log_dir", "best", "mode", "guard", "batch_size"]
+    result = watch_folder(
+        options.folder,
+        scorers=options.scorer,
+        alarms=options.alarm,
+        device=read_device(options.device),
+        say=say,
+        **chosen(options, *names, "step", "grid"),
+    )
+    if result.best is not None:
+        say(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")
+    return ALARMED if result.alarms else 0

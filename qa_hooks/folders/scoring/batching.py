@@ -1,0 +1,70 @@
+"""Score images in batches of one size, window by window; a bad image does not spoil the others of its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from qa_hooks._base.isolation import isolated
+from qa_hooks.folders.scoring.tiles import PiecedImage
+from qa_hooks.scorers import Scorer
+from qa_hooks.sources.windows import fitting, groups, windows
+
+Piece = tuple[PiecedImage, int]
+
+
+def scored_windows(
+    images: Iterable[PiecedImage], named: Mapping[str, Scorer], batch_size: int, device: str | torch.device | None
+) -> Iterator[list[PiecedImage]]:
+    """The images with their scores, or with the problem that they had; a few batches of them at a time."""
+    for window in windows(images, _measure, batch_size):
+        with isolated(*named.values()):
+            for name, scorer in named.items():
+                _score_window(window, name, scorer, batch_size, device)
+        yield window
+
+
+def _measure(image: PiecedImage) -> tuple[int, int]:
+    return max(1, len(image.pieces)), sum(piece[0].numel() for piece in image.pieces)
+
+
+def _score_window(
+    window: list[PiecedImage], name: str, scorer: Scorer, batch_size: int, device: str | torch.device | None
+) -> None:
+    """Fill in one scorer's scores of all pieces, in batches of one size."""
+    with_reference = "reference" in scorer.inputs
+
+    def shape(piece: Piece) -> tuple[int, ...]:
+        image, index = piece
+        return (*image.pieces[index].shape, image.references[index].shape[0] if with_reference else 0)
+
+    for image in window:
+        image.scores[name] = [math.nan] * len(image.pieces)
+    for group in groups(((image, index) for image in window for index in range(len(image.pieces))), shape):
+        size = fitting(batch_size, *shape(group[0])[1:3])
+        for start in range(0, len(group), size):
+            _score_batch(group[start : start + size], name, scorer, device)
+
+
+def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | torch.device | None) -> None:
+    """Score one batch; when it is refused, image by image, so that only the guilty are without a score."""
+    device = device or scorer.device or torch.device("cpu")
+    inputs = {}
+    pieces = torch.stack([image.pieces[index] for image, index in batch]).to(device)
+    if "reference" in scorer.inputs:
+        reference = torch.stack([image.references[index] for image, index in batch]).to(device)
+        channels = max(pieces.shape[1], reference.shape[1])  # a grey image and its colour reference, or the reverse
+        pieces, inputs["reference"] = (t.expand(-1, channels, -1, -1) for t in (pieces, reference))
+    try:
+        scores = scorer(pieces, **inputs).tolist()
+    except Exception as error:  # scorers may be anybody's code, and one bad image must not end the run
+        if len(batch) > 1:
+            for member in batch:
+                _score_batch([member], name, scorer, device)
+            return
+        batch[0][0].problem = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
+        return
+    for (image, index), score in zip(batch, scores, strict=True):
+        image.scores[name][index] = score

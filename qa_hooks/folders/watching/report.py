@@ -1,0 +1,93 @@
+"""What a watcher writes and says: curves for TensorBoard, a line for each step, alarms, and remarks, each once.
+
+LOG_DIR/events...      the curves
+LOG_DIR/alarms.jsonl   a line for each alarm
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qa_hooks.folders.watching.folder_guard import KEYS
+from qa_hooks.writers import TensorBoardWriter, make_tag
+
+LOG = logging.getLogger("qa_hooks.watch")
+
+
+class Report:
+    """The curves and the words of one watch.
+
+    Args:
+        log_dir: where they go.
+    """
+
+    def __init__(self, log_dir: Path) -> None:
+        self.log_dir = log_dir
+        self.alarms: list[dict[str, Any]] = []
+        self.scorers: list[str] = []
+        self.metrics: dict[str, str] = {}  # value -> the name it is printed by: "kid" -> "kd_random"
+        self._writer = TensorBoardWriter(log_dir)
+        self._told: set[str] = set()
+        self._written = False
+
+    def write(self, step: int, values: dict[str, float], scores: Mapping[str, Tensor], past: Mapping[int, Any]) -> None:
+        """A step's curves; `scores` are those of its images, `past` the values of other steps."""
+        for name in self.scorers:
+            finite = scores[name][scores[name].isfinite()]
+            if len(finite):
+                self._writer.histogram(make_tag("eval", name, "histogram"), finite, step)
+        # The writer of a run that goes on has TensorBoard forget what comes after its first point.
+        later = {} if self._written else {other: old for other, old in sorted(past.items()) if other > step}
+        for other, old in {step: values, **later}.items():
+            for tag, value in self._scalars(old):
+                if math.isfinite(value):
+                    self._writer.scalar(tag, value, other)
+        self._written = True
+        self._writer.flush()
+
+    def line(self, step: int, values: dict[str, float], *, left_out: int, seconds: float) -> str:
+        """The line about a step: its values and the seconds it took."""
+        parts = [f"{name} {values[name]:.4g} (std {values[f'{name}_std']:.3g})" for name in self.scorers]
+        for value, name in self.metrics.items():
+            if value in values:
+                low, high = values[f"{value}_low"], values[f"{value}_high"]
+                parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}]")
+        without = f", {left_out} left out" if left_out else ""
+        return f"step {step}: {', '.join(parts)} ({int(values['n'])} images{without}, {seconds:.1f} s)"
+
+    def alarm(self, step: int, key: str, message: str) -> None:
+        """Raise the alarm."""
+        alarm = {"step": step, "key": key, "message": message}
+        self.alarms.append(alarm)
+        LOG.warning("ALARM at step %d: %s", step, message)
+        with (self.log_dir / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(alarm) + "\n")
+
+    def tell(self, message: str) -> None:
+        """Say a thing once."""
+        if message not in self._told:
+            self._told.add(message)
+            LOG.warning("%s", message)
+
+    def close(self) -> None:
+        """Finish the curves."""
+        self._writer.close()
+
+    def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float]]:
+        for name in self.scorers:
+            yield make_tag("eval", name, "mean"), values[name]
+            yield make_tag("eval", name, "std"), values[f"{name}_std"]
+            yield make_tag("eval", name, "nonfinite"), values[f"{name}_nonfinite"] or math.nan  # 0 is no news
+        for key in KEYS:
+            yield make_tag("eval", "guard", key.removeprefix("guard_")), values.get(key, math.nan)
+        for value, name in self.metrics.items():
+            for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
+                tag = make_tag("eval", f"{name}(n={int(values['n'])})", stat)
+                yield tag, values.get(f"{value}{end}", math.nan)

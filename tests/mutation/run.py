@@ -1,0 +1,149 @@
+"""Plants faults in the package, one at a time, and says which of them the tests do not notice.
+
+    python tests/mutation/run.py --count 200 --seed 0 -o /tmp/mutants.jsonl
+    python tests/mutation/run.py -o /tmp/mutants.jsonl --list          # the survivors so far
+
+The faults (`mutants.py`) are drawn, with a seed, from `functional`, `losses`, `penalties`, `weighting`, `scorers`. Each
+is planted in a copy of the checkout in a temporary folder, where the tests that name the module run, then the tests of
+its room, then the contract; the first failure ends it. A fault that is noticed is "killed", one that takes more than
+the limit is "slow" (nearly always an endless loop), and one that nobody notices "survived": a test is missing, or the
+fault changes nothing. One line of JSON is written for each as soon as it is known, and the same command goes on where
+an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutants import Mutant, draw
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("functional", "losses", "penalties", "weighting", "scorers")
+COPIED = ("qa_hooks", "integrations", "tests", "docs", "examples", "pyproject.toml", "README.md", "LICENSE")
+
+
+def tests_of(root: Path, path: str) -> list[str]:
+    """The test files for a module, the likeliest first: those that name it, those of its room, the contract."""
+    module = root / path
+    room = Path(path).parts[1]
+    nodes = ast.parse(module.read_text()).body
+    public = [n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    named = re.compile("|".join(rf"\b{name}\b" for name in public) or r"\b\B")
+    unit = sorted((root / "tests" / "unit").rglob("test_*.py"))
+    own = [file for file in unit if file.relative_to(root).parts[2] == room]
+    naming = [file for file in unit if named.search(file.read_text())]
+    ordered = [file for file in own if file in naming] + [file for file in own if file not in naming]
+    ordered += [file for file in naming if file not in own]
+    ordered += sorted((root / "tests" / "contract").glob("test_*.py"))
+    return [str(module), *(str(file) for file in ordered)]
+
+
+def judge(mutant: Mutant, copy: Path, limit: float) -> tuple[str, str]:
+    """The verdict, and the first test that failed."""
+    target = copy / mutant.path
+    original = target.read_text()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    target.write_text(mutant.source)
+    try:
+        process = subprocess.Popen(
+            [*command, *tests_of(copy, mutant.path)], cwd=copy, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return "slow", ""
+    finally:
+        target.write_text(original)
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if process.returncode == 0:
+        return "survived", ""
+    if process.returncode not in (1, 2):
+        raise RuntimeError(f"pytest ended with {process.returncode}:\n{output[-2000:]}")
+    return "killed", failed[0][:200] if failed else output[-200:]
+
+
+def made_copy(folder: Path) -> Path:
+    folder.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(source, folder / name, symlinks=True, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def read_results(output: Path) -> dict[str, dict[str, str]]:
+    lines = output.read_text().splitlines() if output.exists() else []
+    return {result["mutant"]: result for result in map(json.loads, lines)}
+
+
+def told(results: dict[str, dict[str, str]]) -> str:
+    verdicts = [result["verdict"] for result in results.values()]
+    survivors = sorted(key for key, result in results.items() if result["verdict"] == "survived")
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("killed", "slow", "survived"))
+    return "\n".join([*survivors, f"{len(verdicts)} faults: {counts}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="how many faults to draw (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--rooms", nargs="+", default=ROOMS, help=f"where (default: {' '.join(ROOMS)})")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a JSON lines file, which is continued")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one fault (default: 600)")
+    parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
+    parser.add_argument("--list", action="store_true", help="only list the survivors of the output")
+    options = parser.parse_args()
+    if not options.list:
+        run(options)
+    print(told(read_results(options.output)))
+
+
+def run(options: argparse.Namespace) -> None:
+    files = [path for room in options.rooms for path in sorted((ROOT / "qa_hooks" / room).rglob("*.py"))]
+    drawn = draw(ROOT, files, options.count, options.seed)
+    done = read_results(options.output)
+    waiting = [mutant for mutant in drawn if mutant.key not in done]
+    print(f"{len(drawn)} faults drawn, {len(drawn) - len(waiting)} of them known", flush=True)
+    lock = threading.Lock()
+    with tempfile.TemporaryDirectory() as folder, options.output.open("a") as out:
+        copies = [made_copy(Path(folder) / str(number)) for number in range(options.workers)]
+
+        def work(mutant: Mutant) -> None:
+            with lock:
+                copy = copies.pop()
+            try:
+                verdict, test = judge(mutant, copy, options.limit)
+            finally:
+                with lock:
+                    copies.append(copy)
+            with lock:
+                out.write(json.dumps({"mutant": mutant.key, "verdict": verdict, "test": test}) + "\n")
+                out.flush()
+                print(f"{verdict:8}  {mutant.key}", flush=True)
+
+        with ThreadPoolExecutor(options.workers) as pool:
+            list(pool.map(work, waiting))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What is said before and at the start of a run: `hooks.check()`, pictures for nobody, traces of a sampler."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from qa_hooks.callbacks import (
+    Hooks,
+    NaNGuard,
+    RefreshGradientModel,
+    RewardGuard,
+    SampleGrid,
+    ScoreHistogram,
+    ScoreMonitor,
+    ScorePanel,
+)
+from qa_hooks.penalties import NIQEPenalty, SSIMPenalty
+from qa_hooks.scorers import FunctionScorer
+from qa_hooks.weighting import OHEM
+from qa_hooks.writers import MemoryWriter
+
+
+def brightness(fn=lambda x: x.mean((1, 2, 3))) -> FunctionScorer:
+    return FunctionScorer(fn, name="brightness", higher_is_better=True)
+
+
+def noise(n, generator):
+    return torch.rand(n, 1, 8, 8, generator=generator)
+
+
+class TestCheck:
+    def test_it_says_what_would_happen(self, tmp_path):
+        net = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+        callbacks = [
+            SampleGrid(lambda n, g: net(torch.randn(n, 4, generator=g)), n=4),
+            ScoreMonitor(brightness(), sample=noise, n=8, batch_size=4),
+            ScoreMonitor(brightness(), images="fake", name="loop"),
+            RewardGuard(brightness(), sample=noise, base=noise, n=8),
+            NaNGuard(),
+        ]
+        hooks = Hooks(callbacks, log_dir=tmp_path, track={"qagan": SSIMPenalty(value_range=(0, 1))})
+        state, random = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+        report = hooks.check()
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random)
+        assert net.training
+        assert not list(tmp_path.iterdir())
+        lines = report.splitlines()
+        assert lines[0] == "SampleGrid(samples, every=500)"
+        assert lines[1].startswith("    sample(4, generator) gives (4, 1, 8, 8) float32 in [")
+        assert lines[1].endswith(", declared (0, 1)")
+        assert lines[3].startswith("    sample(4, generator) gives (4, 1, 8, 8)")
+        assert lines[4].startswith("    brightness: 0.")
+        assert "takes the images 'fake' from hooks.step(fake=...)" in lines[6]
+        assert "track qagan: SSIMPenalty" in lines
+        assert lines[-1] == f"values go to TensorBoardWriter in {tmp_path}"
+        assert "FAILS" not in report
+
+    def test_it_names_what_would_fail_and_raises_nothing(self, tmp_path):
+        def broken(n, generator):
+            raise RuntimeError("no such weights")
+
+        class Full(MemoryWriter):
+            def flush(self):
+                raise OSError("No space left on device")
+
+        callbacks = [
+            SampleGrid(broken, name="a"),
+            ScoreMonitor(brightness(lambda x: x.no_such_thing()), sample=noise, n=4, name="b"),
+            ScoreMonitor(brightness(lambda x: x.mean((1, 2, 3)).log() * torch.nan), sample=noise, n=4, name="c"),
+        ]
+        report = Hooks(callbacks, writer=Full()).check()
+        assert "sample FAILS: RuntimeError: no such weights" in report
+        assert "brightness FAILS: AttributeError" in report
+        assert "4 of 4 NOT FINITE" in report
+        assert report.splitlines()[-1] == "values go to Full FAILS: OSError: No space left on device"
+        assert Hooks([]).check() == "values go to nowhere: give log_dir= or writer="
+
+    def test_it_says_which_noise_a_sampler_uses(self):
+        own, calls = torch.Generator(), []
+
+        def counts(n, generator):
+            calls.append(n)
+            return torch.full((n, 1, 8, 8), 0.1 * len(calls))
+
+        samplers = {
+            "given": noise,
+            "global": lambda n, generator: torch.rand(n, 1, 8, 8),
+            "own": lambda n, generator: torch.rand(n, 1, 8, 8, generator=own),
+            "counts": counts,
+        }
+        report = Hooks([SampleGrid(sample, n=2, name=name) for name, sample in samplers.items()]).check()
+        said = dict(zip(samplers, report.splitlines()[1::2], strict=False))
+        assert "generator unused" not in said["given"]
+        assert "unused, and the global ones are seeded" in said["global"]
+        assert "THE SAME SEED GIVES OTHER IMAGES" in said["own"]
+        assert "it moves own, which cannot be put back" in said["own"]
+        assert "THE SAME SEED GIVES OTHER IMAGES" in said["counts"]
+
+
+class TestPictures:
+    def told(self, callbacks, **options):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            with Hooks(callbacks, **options) as hooks:
+                hooks.step()
+        return [str(w.message) for w in seen if "nobody sees" in str(w.message)]
+
+    def test_pictures_for_nobody_are_told_once(self, tmp_path):
+        real = torch.rand(8, 1, 8, 8)
+        drawing = [
+            SampleGrid(noise, n=4),
+            ScorePanel(noise, brightness(), n=4),
+            ScoreHistogram(noise, real, brightness(), n=4),
+        ]
+        (message,) = self.told(drawing)
+        assert "SampleGrid(samples), ScorePanel(brightness), ScoreHistogram(brightness)" in message
+        assert "log_dir" in message
+        kept = SampleGrid(noise, n=4, folder=tmp_path / "grids")
+        assert self.told([kept]) == []
+        assert len(list((tmp_path / "grids").glob("*.png"))) == 1
+        assert self.told([NaNGuard(), ScoreMonitor(brightness(), sample=noise, n=4)]) == []
+        assert self.told(drawing, writer=MemoryWriter()) == []
+        assert self.told(drawing, log_dir=tmp_path / "run") == []
+
+
+def test_what_a_sampler_moves_is_said_at_the_first_measurement_alone():
+    class Model:
+        def __init__(self):
+            self.calls = 0
+
+        def sample(self, n, generator):
+            self.calls += 1
+            return noise(n, generator)
+
+    hooks = Hooks([ScoreMonitor(brightness(), sample=Model().sample, n=4, every=1)])
+    with pytest.warns(UserWarning, match=r"ScoreMonitor\(brightness\): .* cannot be put back: calls of Model"):
+        hooks.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hooks.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleGrid(lambda n: n), r"sample\(n, generator\), but it takes \(n\)"),
+        (lambda: ScoreMonitor(brightness(), sample=lambda n: n), r"sample\(n, generator\)"),
+        (lambda: RewardGuard(sample=noise, base=lambda n: n), r"base\(n, generator\)"),
+        (lambda: RewardGuard(sample=noise, action="scale", scale=lambda: 1), r"scale\(step\)"),
+        (lambda: RefreshGradientModel(warming(), lambda: 0, [], every=1), r"critic\(images\)"),
+        (lambda: RefreshGradientModel(warming(), nn.Identity(), lambda n: [], every=1), r"batches\(\)"),
+        (lambda: OHEM(lambda: 0), r"scorer\(images\)"),
+        (lambda: SSIMPenalty(value_range=(0, 1), output_fn=lambda: 0), r"output_fn\(what the critic returns\)"),
+        (lambda: Hooks().attach(torch.optim.SGD([torch.zeros(1)], 0.1), on_stop=lambda step: 0), r"on_stop\(\)"),
+    ],
+)
+def test_functions_with_a_wrong_signature_are_refused_before_the_run(make, message):
+    with pytest.raises(TypeError, match=f"must be callable as {message}"):
+        make()
+
+
+def warming() -> NIQEPenalty:
+    return NIQEPenalty(value_range=(0, 1), warmup=100)

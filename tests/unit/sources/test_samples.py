@@ -1,0 +1,111 @@
+"""Samples in numbered blocks: the same noise each time, whatever the sampler draws from and whoever asks."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qa_hooks._base.random import mixed_key
+from qa_hooks.sources.samples import check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+
+
+def drawn(n, generator):
+    return torch.rand(n, 1, 4, 4, generator=generator)
+
+
+def test_blocks_cover_all_images_once_for_any_number_of_processes():
+    whole = torch.cat([images for _, images in sample_blocks(drawn, 11, batch_size=4, seed=3)])
+    assert whole.shape == (11, 1, 4, 4)
+    for world in (2, 3):
+        parts: dict[int, torch.Tensor] = {}
+        for rank in range(world):
+            parts |= dict(sample_blocks(drawn, 11, batch_size=4, seed=3, rank=rank, world_size=world))
+        assert torch.equal(torch.cat([parts[start] for start in sorted(parts)]), whole)
+    assert list(numbered_blocks(3, 4)) == [(0, 0, 3)]
+
+
+def test_a_block_is_drawn_from_its_own_key():
+    key = mixed_key(7, 2)
+    expected = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(key))
+    assert torch.equal(sample_block(drawn, 5, 7, 2), expected)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda n, generator: torch.rand(n, 1, 4, 4),
+        lambda n, generator: torch.from_numpy(np.random.rand(n, 1, 4, 4)),
+        lambda n, generator: torch.tensor([[[[random.random()]]] for _ in range(n)]),
+    ],
+    ids=["torch", "numpy", "random"],
+)
+def test_a_sampler_that_ignores_its_generator_gives_the_same_images_and_moves_nothing(sample):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = sample_block(sample, 3, 0, 0)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    torch.rand(1), np.random.rand(), random.random()  # the loop goes on in between
+    assert torch.equal(sample_block(sample, 3, 0, 0), first)
+    assert not torch.equal(sample_block(sample, 3, 0, 1), first)
+    assert not torch.equal(sample_block(sample, 3, 1, 0), first)
+
+
+def test_each_block_starts_in_eval_mode():
+    net, modes = nn.Dropout(), []
+
+    def sample(n, generator):
+        modes.append(net.training)
+        images = net(drawn(n, generator))
+        net.train()
+        return images
+
+    net.train()
+    for _ in sample_blocks(sample, 4, batch_size=2, seed=0):
+        pass
+    assert modes == [False, False]
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    "sample", [lambda n: None, lambda: None, lambda n, generator, extra: None, nn.Linear(2, 2), 3, "f"]
+)
+def test_a_wrong_signature_is_refused_before_anything_runs(sample):
+    with pytest.raises(TypeError, match=r"sample must be callable as sample\(n, generator\)"):
+        check_sample(sample)
+
+
+def test_signatures_that_do():
+    class Callable:
+        def __call__(self, n, generator=None):
+            return drawn(n, generator)
+
+    for sample in (drawn, Callable(), lambda *args: None, lambda n, generator, guidance=2.0: None, torch.add):
+        check_sample(sample)
+
+
+def test_a_wrong_result_is_refused():
+    with pytest.raises(ValueError, match=r"sample\(2, generator\) must give \(2, 1 or 3, H, W\), got \(3, 1, 4, 4\)"):
+        sample_block(lambda n, generator: drawn(3, generator), 2, 0, 0)
+
+
+def test_images_for_a_scorer():
+    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert in_range(pixels, (0.0, 1.0)) is pixels
+    values = in_range(torch.tensor([-3.0, 0.5, 3.0], dtype=torch.float64), (-1.0, 1.0))
+    assert values.dtype == torch.float32
+    assert values.tolist() == [-1.0, 0.5, 1.0]
+
+
+def test_a_default_device_changes_nothing():
+    expected = sample_block(lambda n, g: torch.rand(n, 1, 2, 2, generator=g, device="cpu"), 2, 0, 0)
+    torch.set_default_device("meta")
+    try:
+        got = sample_block(lambda n, g: torch.rand(n, 1, 2, 2, generator=g, device="cpu"), 2, 0, 0)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(got, expected)
