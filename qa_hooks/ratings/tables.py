@@ -71,14 +71,14 @@ class Ratings:
 
     def select(self, keep: Tensor | Sequence[int]) -> Ratings:
         """The rows of these positions, or where a mask `(n,)` is true."""
-        mask = torch.as_tensor(keep)
-        chosen = mask.nonzero().flatten() if mask.dtype == torch.bool else mask.long()
-        rows = chosen.tolist()
+        if isinstance(keep, Tensor) and keep.dtype == torch.bool:
+            keep = keep.nonzero().flatten()
+        rows = [int(row) for row in keep]
         columns: dict[str, Any] = {
             name: [getattr(self, name)[i] for i in rows] for name in TEXTS if getattr(self, name)
         }
-        spread = self.spread[chosen] if self.spread is not None else None
-        return replace(self, names=[self.names[i] for i in rows], rating=self.rating[chosen], spread=spread, **columns)
+        spread = self.spread[rows] if self.spread is not None else None
+        return replace(self, names=[self.names[i] for i in rows], rating=self.rating[rows], spread=spread, **columns)
 
     def as_pairs(self, *, within: str = "content", least: float = 0.0) -> Preferences:
         """All pairs of images of one content, the better one first known from the ratings.
@@ -163,7 +163,7 @@ class Preferences:
     @property
     def labels(self) -> Tensor:
         """`(n,)` float32: 1 where a is better, -1 where b is, 0 for a tie."""
-        return torch.tensor([pair.better for pair in self.pairs], dtype=torch.float32)
+        return torch.tensor([pair.better for pair in self.pairs], dtype=torch.float32, device="cpu")
 
     @property
     def names(self) -> list[str]:
