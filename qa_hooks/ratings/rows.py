@@ -1,0 +1,77 @@
+"""A text table as rows of fields: with or without a header, with a comma, a tab or blanks between the fields."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from qa_hooks._base.decoding import IMAGE_SUFFIXES
+
+
+class Table(NamedTuple):
+    """The rows of a file; `header` is empty where the first row is data."""
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+
+    def column(self, name: str) -> list[str]:
+        """One column by its name, whatever its case; `ValueError` says which there are."""
+        lowered = [field.lower() for field in self.header]
+        if name.lower() not in lowered:
+            raise ValueError(f"{self.path} has no column {name!r}; it has {', '.join(self.header) or 'no header'}")
+        index = lowered.index(name.lower())
+        return [row[index] for row in self.rows]
+
+    def has(self, *names: str) -> bool:
+        """Whether the header has all of these columns."""
+        return {name.lower() for name in names} <= {field.lower() for field in self.header}
+
+
+def is_image(field: str) -> bool:
+    """Whether this looks like the name of an image file."""
+    return Path(field.strip()).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_number(field: str) -> bool:
+    """Whether this is a finite number."""
+    try:
+        return abs(float(field)) < float("inf")
+    except ValueError:
+        return False
+
+
+def read_table(path: str | Path) -> Table:
+    """Read a table.
+
+    Raises:
+        ValueError: no such file, no text in UTF-8, no rows, or rows of several lengths, which are named by their line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no text")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    if "," in lines[0] or "\t" in lines[0]:
+        separator = "," if "," in lines[0] else "\t"
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True) if row]
+    else:
+        rows = [line.split() for line in lines]
+    rows = [[field.strip() for field in row] for row in rows if any(field.strip() for field in row)]
+    has_header = not any(is_image(field) or is_number(field) for field in rows[0])
+    header, rows = (rows[0], rows[1:]) if has_header else ([], rows)
+    width = len(header or rows[0])
+    odd = [number for number, row in enumerate(rows, 2 if header else 1) if len(row) != width]
+    if odd:
+        raise ValueError(f"{path}: row {odd[0]} has another number of fields than {width}; a comma without quotes?")
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows")
+    return Table(path, header, rows)

@@ -1,0 +1,205 @@
+"""Two plain tables of what people said: ratings (one number an image) and preferences (which of several is better).
+
+The numbers are kept as they were published, with their direction and their scale beside them. `goodness` turns them so
+that higher is better; nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
+    """One row for each rated image (or for each rater's rating of it).
+
+    Attributes:
+        names: the images' names as the file has them.
+        rating: `(n,)` float64, as published.
+        higher_is_better: the direction of `rating`.
+        scale: what the numbers mean, in words.
+        spread: `(n,)` standard deviation of the raters' opinions, in the units of `spread_scale`; NaN where unknown.
+        content: what the image shows: its reference, or its prompt. Images of one content are not independent.
+        kind: the distortion, the generator or the method.
+        level: the degree of the distortion, as a text.
+        split: "train", "val" or "test" where the set has them.
+        rater: who said it, where the file tells raters apart.
+        reference: the names of the reference images.
+        images: the files on disk; None where none was looked for or found.
+        format: which form the file has.
+    """
+
+    names: list[str]
+    rating: Tensor
+    higher_is_better: bool
+    scale: str
+    format: str
+    spread: Tensor | None = None
+    spread_scale: str = ""
+    content: list[str] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    level: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    rater: list[str] = field(default_factory=list)
+    reference: list[str] = field(default_factory=list)
+    prompt: list[str] = field(default_factory=list)
+    images: list[Path | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in TEXTS:
+            column = getattr(self, name)
+            if column and len(column) != len(self.names):
+                raise ValueError(f"{name} has {len(column)} rows for {len(self.names)} images")
+        if self.rating.shape != (len(self.names),):
+            raise ValueError(f"rating must have the shape ({len(self.names)},), got {tuple(self.rating.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def goodness(self) -> Tensor:
+        """`(n,)`, higher is better."""
+        return self.rating if self.higher_is_better else -self.rating
+
+    def select(self, keep: Tensor | Sequence[int]) -> Ratings:
+        """The rows of these positions, or where a mask `(n,)` is true."""
+        if isinstance(keep, Tensor) and keep.dtype == torch.bool:
+            keep = keep.nonzero().flatten()
+        rows = [int(row) for row in keep]
+        columns: dict[str, Any] = {
+            name: [getattr(self, name)[i] for i in rows] for name in TEXTS if getattr(self, name)
+        }
+        spread = self.spread[rows] if self.spread is not None else None
+        return replace(self, names=[self.names[i] for i in rows], rating=self.rating[rows], spread=spread, **columns)
+
+    def as_pairs(self, *, within: str = "content", least: float = 0.0) -> Preferences:
+        """All pairs of images of one content, the better one first known from the ratings.
+
+        Args:
+            within: the column whose value two images must share; "" pairs every image with every other.
+            least: ratings that differ by no more are a tie.
+
+        Raises:
+            ValueError: the file has no such column, or no two images share a value of it.
+        """
+        if within and not getattr(self, within):
+            raise ValueError(f'these ratings have no {within}; as_pairs(within="") pairs every image with every other')
+        groups: dict[str, list[int]] = {}
+        for row in range(len(self)):
+            groups.setdefault(getattr(self, within)[row] if within else "", []).append(row)
+        goodness, found = self.goodness, []
+        for content, rows in groups.items():
+            for position, a in enumerate(rows):
+                for b in rows[position + 1 :]:
+                    gap = float(goodness[a] - goodness[b])
+                    better = 0.0 if abs(gap) <= least else 1.0 if gap > 0 else -1.0
+                    found.append(Preference(self.names[a], self.names[b], better, content))
+        if not found:
+            raise ValueError(f"no two images share a {within}")
+        places = dict(zip(self.names, self.images, strict=True)) if self.images else {}
+        return Preferences(found, f"pairs of {self.format}", places)
+
+    def __str__(self) -> str:
+        direction = "higher is better" if self.higher_is_better else "lower is better"
+        low, high = float(self.rating.min()), float(self.rating.max())
+        lines = [f"{len(self)} ratings read as {self.format}: {self.scale}, {direction}; from {low:.4g} to {high:.4g}"]
+        for name in ("content", "kind", "split", "rater"):
+            if values := getattr(self, name):
+                lines.append(f"  {len(set(values))} different {name}: {', '.join(sorted(set(values))[:SHOWN])}, ...")
+        for row in range(min(SHOWN, len(self))):
+            facts = [
+                f"{name} {getattr(self, name)[row]}" for name in ("content", "kind", "split") if getattr(self, name)
+            ]
+            lines.append(f"  {self.names[row]}: {float(self.rating[row]):.6g}" + "".join(f", {f}" for f in facts))
+        if self.images:
+            lines.append(_missing(zip(self.names, self.images, strict=True)))
+        return "\n".join(lines)
+
+
+TEXTS = ("content", "kind", "level", "split", "rater", "reference", "prompt", "images")
+
+
+class Preference(NamedTuple):
+    """Image `a` against image `b`: `better` is 1 where a is better, -1 where b is, 0 where people saw no difference."""
+
+    a: str
+    b: str
+    better: float
+    content: str = ""
+    rater: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Preferences:
+    """Pairs that people judged, ties included.
+
+    Attributes:
+        pairs: one `Preference` for each judged pair.
+        format: which form the file has.
+        images: the files on disk by name; None where a name was looked for and not found.
+        scale: what the labels say, in words.
+    """
+
+    pairs: list[Preference]
+    format: str
+    images: dict[str, Path | None] = field(default_factory=dict)
+    scale: str = "which of two images is better"
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Preference]:
+        return iter(self.pairs)
+
+    @property
+    def labels(self) -> Tensor:
+        """`(n,)` float32: 1 where a is better, -1 where b is, 0 for a tie."""
+        return torch.tensor([pair.better for pair in self.pairs], dtype=torch.float32, device="cpu")
+
+    @property
+    def names(self) -> list[str]:
+        """Every image once, in the order of appearance."""
+        return list(dict.fromkeys(name for pair in self.pairs for name in (pair.a, pair.b)))
+
+    def without_ties(self) -> Preferences:
+        """The decided pairs."""
+        return replace(self, pairs=[pair for pair in self.pairs if pair.better])
+
+    def majority(self) -> Preferences:
+        """One row a pair: what most raters said; dropped where no label has more votes than every other."""
+        votes: dict[tuple[str, str], list[float]] = {}
+        facts: dict[tuple[str, str], Preference] = {}
+        for pair in self.pairs:
+            key = (pair.a, pair.b) if pair.a <= pair.b else (pair.b, pair.a)
+            votes.setdefault(key, []).append(pair.better if key == (pair.a, pair.b) else -pair.better)
+            facts.setdefault(key, pair)
+        kept = []
+        for (a, b), said in votes.items():
+            counts = sorted(((said.count(label), label) for label in set(said)), reverse=True)
+            if len(counts) == 1 or counts[0][0] > counts[1][0]:
+                kept.append(facts[a, b]._replace(a=a, b=b, better=counts[0][1], rater="majority"))
+        return replace(self, pairs=kept)
+
+    def __str__(self) -> str:
+        ties = int((self.labels == 0).sum())
+        lines = [f"{len(self)} pairs of {len(self.names)} images read as {self.format}: {self.scale}; {ties} ties"]
+        for pair in self.pairs[:SHOWN]:
+            sign = {1.0: "better than", -1.0: "worse than", 0.0: "as good as"}[pair.better]
+            lines.append(f"  {pair.a} {sign} {pair.b}" + (f" ({pair.content})" if pair.content else ""))
+        if self.images:
+            lines.append(_missing(self.images.items()))
+        return "\n".join(lines)
+
+
+def _missing(places: Iterable[tuple[str, Path | None]]) -> str:
+    missing = [name for name, place in places if place is None]
+    return f"  {len(missing)} images are missing" + (f": {', '.join(missing[:SHOWN])}, ..." if missing else "")

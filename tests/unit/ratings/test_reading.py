@@ -1,0 +1,319 @@
+"""Ratings and preferences: every published form on made-up rows, the traps of real files, and real files themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from qa_hooks.ratings import read_preferences, read_ratings
+
+# One small file of each form: text, then what must come out (names, ratings, spreads, contents, kinds).
+FORMS = {
+    "agiqa-3k": (
+        "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align\n"
+        'DALLE2_normal_000.jpg,"a cat, sleeping",,,,3.5,0.5,2.0,0.1\n'
+        "glide_lowstep_001.jpg,a dog,old,,,1.25,0.25,0.5,0.2\n",
+        ["DALLE2_normal_000.jpg", "glide_lowstep_001.jpg"],
+        [3.5, 1.25],
+        [0.5, 0.25],
+        ["a cat, sleeping", "a dog"],
+        ["DALLE2", "glide"],
+    ),
+    "agiqa-1k": (
+        "Image,Prompt,MOS\nx_1_2.jpg,p,4.5\ny_1_2.jpg,q,2\n",
+        ["x_1_2.jpg", "y_1_2.jpg"],
+        [4.5, 2],
+        None,
+        ["p", "q"],
+        ["x", "y"],
+    ),
+    "agiqa-1k, raw scores": (
+        "Image,Score\nx_1_2.jpg,4\ny_3_2.jpg,2\n",
+        ["x_1_2.jpg", "y_3_2.jpg"],
+        [4, 2],
+        None,
+        ["1_2", "3_2"],
+        ["x", "y"],
+    ),
+    "aigiqa-20k": (
+        'SDXL_0102.png,"a prompt, quoted",3.41\nSD_1_5_0001.png,"b",2\n',
+        ["SDXL_0102.png", "SD_1_5_0001.png"],
+        [3.41, 2],
+        None,
+        ["a prompt, quoted", "b"],
+        ["SDXL", "SD_1_5"],
+    ),
+    "aigciqa-2023": (
+        "model,image_name,mosz1,mosz2,mosz3,prompt\nGlide,0.png,50,40,30,p\nDALLE,0.png,60,45,35,p\n",
+        ["Glide/0.png", "DALLE/0.png"],
+        [50, 60],
+        None,
+        ["p", "p"],
+        ["Glide", "DALLE"],
+    ),
+    "agin": ("filename,MOS_nat,MOS_tech,MOS_rat\na.png,1,2,3\nb.png,4,5,6\n", ["a.png", "b.png"], [1, 4], None, [], []),
+    "koniq-10k": (
+        "image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,set\n"
+        "1.jpg,0,0,.2,.7,.1,105,77.4,.53,training\n2.jpg,0,0,.5,.5,0,96,68,.6,validation\n",
+        ["1.jpg", "2.jpg"],
+        [77.4, 68],
+        [0.53, 0.6],
+        [],
+        [],
+    ),
+    "tid2013": (
+        "5.51429 I01_01_1.bmp\n4.9 i01_02_3.bmp\n",
+        ["I01_01_1.bmp", "i01_02_3.bmp"],
+        [5.51429, 4.9],
+        None,
+        ["I01", "I01"],
+        ["01", "02"],
+    ),
+    "kadid-10k": (
+        "dist_img,ref_img,dmos,var\nI01_01_01.png,I01.png,4.57,0.25\nI02_03_05.png,I02.png,2,1\n",
+        ["I01_01_01.png", "I02_03_05.png"],
+        [4.57, 2],
+        [0.5, 1],
+        ["I01", "I02"],
+        ["01", "03"],
+    ),
+    "pipal": (
+        "A0001_00_00.bmp,1520.0648\nA0001_01_02.bmp,1400\n",
+        ["A0001_00_00.bmp", "A0001_01_02.bmp"],
+        [1520.0648, 1400],
+        None,
+        ["A0001", "A0001"],
+        ["00", "01"],
+    ),
+    "sriqa-bench": (
+        "ref.png 100.0\nesrgan.png 0\nswin.png 41.5\n",
+        ["ref.png", "esrgan.png", "swin.png"],
+        [100, 0, 41.5],
+        None,
+        ["file"] * 3,
+        [],
+    ),
+    "a collection's table of kadid-10k": (
+        "dis_img_path,dis_type,ref_img_path,score\nKADID-10k/I01_01_01.png,GBLUR,KADID-10k/I01.png,4.57\n",
+        ["KADID-10k/I01_01_01.png"],
+        [4.57],
+        None,
+        ["I01"],
+        ["01"],
+    ),
+}
+
+
+@pytest.mark.parametrize("bom", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_recognised_by_its_content(form, bom, tmp_path, caplog):
+    text, names, rating, spread, content, kind = FORMS[form]
+    path = tmp_path / "file.txt"
+    path.write_text(text, encoding="utf-8-sig" if bom else "utf-8")
+    ratings = read_ratings(path)
+    assert (ratings.format, ratings.names, ratings.content, ratings.kind) == (form, names, content, kind)
+    assert ratings.rating.tolist() == rating
+    assert (ratings.spread.tolist() if ratings.spread is not None else None) == spread
+    assert ratings.higher_is_better
+    assert form in caplog.text
+    assert names[0] in caplog.text  # a wrong guess cannot be missed
+
+
+def test_direction_and_scale_are_kept_and_stated(tmp_path):
+    """LIVE's scores are differences: lower is better; the challenge of the same name has plain opinions."""
+    header = "dis_img_path,dis_type,ref_img_path,score\n"
+    for top, higher in (("LIVE", False), ("CSIQ", False), ("LIVE_Challenge", True), ("SPAQ", True)):
+        path = tmp_path / "scores.txt"
+        path.write_text(f"{header}{top}/a.bmp,x,{top}/r.bmp,10\n{top}/b.bmp,x,{top}/r.bmp,60\n")
+        ratings = read_ratings(path)
+        assert ratings.rating.tolist() == [10, 60]  # never flipped
+        assert ratings.higher_is_better is higher
+        assert (ratings.goodness[1] > ratings.goodness[0]).item() is higher
+        better = read_ratings(path).as_pairs().labels.tolist()
+        assert better == [-1.0 if higher else 1.0]
+    with pytest.raises(ValueError, match="where higher is better: leave higher_is_better out"):
+        read_ratings(path, higher_is_better=False)
+
+
+def test_the_spreads_of_tid2013_stand_beside_its_names(tmp_path):
+    (tmp_path / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\n4.9 I01_01_2.bmp\n")
+    (tmp_path / "mos_std.txt").write_text("0.1\n0.2\n")
+    assert read_ratings(tmp_path / "mos_with_names.txt").spread.tolist() == [0.1, 0.2]
+    (tmp_path / "mos_std.txt").write_text("0.1\n")
+    with pytest.raises(ValueError, match=r"1 rows for the 2"):
+        read_ratings(tmp_path / "mos_with_names.txt")
+
+
+def test_a_folder_of_files_one_a_reference(tmp_path):
+    for content in ("one", "two"):
+        (tmp_path / f"{content}.txt").write_text(f"{content}_a.png,100\n{content}_b.png,0\n")
+    ratings = read_ratings(tmp_path)
+    assert ratings.content == ["one", "one", "two", "two"]
+    assert len(ratings.as_pairs()) == 2  # within a content only
+
+
+def test_a_table_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("file;stars\n", encoding="utf-8")
+    path.write_text("File,Stars,Who\na.png,4,ann\na.png,2,bob\nb.png,1,ann\n")
+    columns = {"name": "file", "rating": "stars", "rater": "who"}
+    ratings = read_ratings(path, columns=columns, higher_is_better=True)
+    assert (ratings.names, ratings.rater) == (["a.png", "a.png", "b.png"], ["ann", "bob", "ann"])
+    with pytest.raises(ValueError, match='which column is the "rater"'):
+        read_ratings(path, columns={"name": "file", "rating": "stars"}, higher_is_better=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a,b\n1,2\n", {}, "none of the known forms"),
+        ("", {}, "is empty"),
+        ("Image,Score\n", {}, "a header and no rows"),
+        ("Image,Score\na.png,3\nb.png\n", {}, "another number of fields"),
+        ("Image,Score\na.png,good\n", {}, "is no number"),
+        ("Image,Score\na.png,nan\n", {}, "is no number"),
+        ("Image,Score\na.png,3\n", {"format": "koniq-10k"}, "is no koniq-10k: its first line is Image, Score"),
+        ("Image,Score\na.png,3\n", {"format": "mos"}, "format must be auto or one of"),
+        ("Image,Score\na.png,3\n", {"rating": "align"}, "has the ratings rating"),
+        ("Image,Score\na.png,3\n", {"columns": {"name": "Image", "rating": "Score"}}, "say higher_is_better"),
+        ("Image,Score\na.png,3\n", {"columns": {"name": "Image"}, "higher_is_better": True}, "which column is rating"),
+        ("Image,Score\na.png,3\n", {"columns": {"name": "x", "rating": "Score"}, "higher_is_better": True}, "column"),
+        ("Image,Score\na.png,3\na.png,4\n", {}, "have two ratings"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_of_ratings_is_refused(text, options, message, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_ratings(path, **options)
+
+
+def test_images_are_found_whatever_their_case_folder_and_suffix(tmp_path):
+    for name in ("deep/I01_01_1.BMP", "b.jpeg", "one/c.png", "two/c.png", ".hidden/d.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"")
+    table = tmp_path / "t.csv"
+    table.write_text("Image,Score\nset/i01_01_1.bmp,1\nb.png,2\ntwo/c.png,3\n")
+    found = read_ratings(table, images=tmp_path / "images").images
+    assert [p.relative_to(tmp_path / "images").as_posix() for p in found] == [
+        "deep/I01_01_1.BMP",
+        "b.jpeg",
+        "two/c.png",
+    ]
+    for names, message in (
+        ("../b.png,1\n", "outside the folder"),
+        ("/etc/b.png,1\n", "outside the folder"),
+        ("c.png,1\n", "could be"),
+        ("d.png,1\ne.png,2\nb.png,3\n", "2 of 3 images are not in"),
+    ):
+        table.write_text("Image,Score\n" + names)
+        with pytest.raises(ValueError, match=message):
+            read_ratings(table, images=tmp_path / "images")
+    table.write_text("Image,Score\nb.png,1\nc2.png,2\n")
+    assert read_ratings(table, images=tmp_path / "images").images[1] is None
+
+
+PREFERENCES = {
+    "imagereward": (
+        [{"id": 1, "prompt": "p", "generations": ["a", "b", "c"], "ranking": [1, 5, 5]}],
+        [("a", "b", 1), ("a", "c", 1), ("b", "c", 0)],
+    ),
+    "hpd v1": ([{"prompt": "p", "file_path": ["a", "b", "c"], "human_preference": 1}], [("b", "a", 1), ("b", "c", 1)]),
+    "hpd v2, train": ([{"prompt": "p", "image_path": ["a", "b"], "human_preference": [0, 1]}], [("a", "b", -1)]),
+    "hpd v2, test": (
+        [
+            {
+                "prompt": "p",
+                "image_path": ["a", "b"],
+                "rank": [1, 2],
+                "raw_annotations": [{"rank": [1, 2], "user_hash": "u"}, {"rank": [2, 1], "user_hash": "v"}],
+            }
+        ],
+        [("a", "b", 1), ("a", "b", -1)],
+    ),
+    "diffiqa": (
+        {"Picture_AI": {"Name": "v.png", "Label": "Positive"}, "picture_Original": {"Name": "o.png"}},
+        [("v.png", "o.png", 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PREFERENCES)
+def test_preferences_become_pairs(form, tmp_path):
+    content, expected = PREFERENCES[form]
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content))
+    assert [(p.a, p.b, p.better) for p in read_preferences(path)] == expected
+
+
+def test_triplets_and_plain_pairs(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("x_01.png,x_03.png,x.png,0,0.5,1\n")
+    assert [(p.a, p.b, p.better) for p in read_preferences(path)] == [
+        ("x_01.png", "x_03.png", -1), ("x_01.png", "x.png", 0), ("x_03.png", "x.png", 1),
+    ]  # fmt: skip
+    path.write_text("image_a,image_b,label,rater\na.png,b.png,2,r1\nb.png,a.png,1,r2\na.png,b.png,1,r3\n")
+    assert read_preferences(path).labels.tolist() == [1, 1, 1]
+    (voted,) = read_preferences(path, majority=True)  # two say a, one says b, whatever the order of the names
+    assert (voted.a, voted.b, voted.better) == ("a.png", "b.png", 1)
+    path.write_text("image_a,image_b,label,rater\na.png,b.png,1,r1\na.png,b.png,-1,r2\na.png,b.png,0,r3\n")
+    assert len(read_preferences(path, majority=True)) == 0  # all differ
+
+
+def test_pick_a_pic_through_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table(
+        {"caption": ["p", "q", "r"], "image_0_uid": ["a", "c", "e"], "image_1_uid": ["b", "d", "f"],
+         "label_0": [1.0, 0.5, 0.0], "label_1": [0.0, 0.5, 1.0], "has_label": [True, True, False]}
+    )  # fmt: skip
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert [(p.a, p.better) for p in read_preferences(tmp_path / "x.parquet")] == [("a", 1), ("c", 0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "is no JSON"),
+        ("[1]", "holds no entries"),
+        ('[{"a": 1}]', "none of the known forms"),
+        ('[{"prompt": "p", "generations": ["a"], "ranking": [1, 2]}]', "entry 0: ValueError: 1 images and 2 ranks"),
+        ('{"picture_original": {"Name": "o"}, "Picture_AI": {"Name": "v", "Label": "Good"}}', "none of Positive"),
+    ],
+)
+def test_what_is_no_file_of_preferences_is_refused(content, message, tmp_path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_preferences(tmp_path / "x.json")
+
+
+REAL = {
+    "agiqa3k_data.csv": (2982, "agiqa-3k", (0.0, 5.0), 6),
+    "agiqa1k_raw.csv": (1080, "agiqa-1k, raw scores", (0.0, 5.0), 2),
+    "agiqa1k_zscore.csv": (1078, "agiqa-1k", (0.0, 5.0), 2),  # one name stands twice with two scores
+    "koniq10k_distributions_sets.csv": (10073, "koniq-10k", (0.0, 100.0), 0),
+    "tid2013.txt": (3000, "a collection's table of tid2013", (0.24, 7.22), 24),
+    "kadid10k.txt": (10125, "a collection's table of kadid-10k", (1.0, 5.0), 25),
+    "pipal.txt": (23200, "a collection's table of pipal", (900.0, 1900.0), 7),
+}
+
+
+@pytest.mark.skipif("QA_HOOKS_RATINGS" not in os.environ, reason="QA_HOOKS_RATINGS names no folder of label files")
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name, caplog):
+    caplog.set_level(logging.ERROR)
+    count, form, (low, high), kinds = REAL[name]
+    ratings = read_ratings(Path(os.environ["QA_HOOKS_RATINGS"]) / name)
+    assert (len(ratings), ratings.format, len(set(ratings.kind))) == (count, form, kinds)
+    assert low <= float(ratings.rating.min()) < float(ratings.rating.max()) <= high
+    assert bool(torch.isfinite(ratings.rating).all())
+
+
+@pytest.mark.skipif("QA_HOOKS_RATINGS" not in os.environ, reason="QA_HOOKS_RATINGS names no folder of label files")
+def test_real_preferences():
+    pairs = read_preferences(Path(os.environ["QA_HOOKS_RATINGS"]) / "imagereward_test.json")
+    assert (len(pairs), len(pairs.without_ties())) == (7230, 6399)
