@@ -114,6 +114,7 @@ def test_the_lines_on_checkpoints_run(digits, tmp_path, monkeypatch):
     assert scope["monitor"].last["fd"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:rank puts too few held-out pairs")
 def test_the_lines_on_super_resolution_run(photographs, tmp_path, monkeypatch):
     from qa_hooks.images import save_image, to_uint8
     from qa_hooks.scorers import RankScorer, create_scorer

@@ -31,6 +31,7 @@ def test_every_golden_file_has_its_scores():
     assert len(files) >= 20
 
 
+@pytest.mark.filterwarnings("ignore:.*was fitted on images of the size")
 @pytest.mark.parametrize("name", EXPECTED["scores"])
 def test_a_golden_file_gives_its_scores(name, tmp_path):
     path = tmp_path / f"{name}.safetensors"
