@@ -143,8 +143,8 @@ def adapter_row(library: str, metric: str) -> Row:
     make = cache(lambda: ADAPTERS[library](metric))
     gradient = (0,) if facts.differentiable else ()
     if not facts.inputs:
-        return Row(lambda x: make()(x), single(**inputs), 1, gradient, (2,), rtol=5e-3)  # the libraries' own sums
-    return Row(lambda x, y: make()(x, reference=y), pair(**inputs), 2, gradient, (2,), rtol=5e-3)
+        return Row(lambda x: make()(x), single(**inputs), 1, gradient, (2,), rtol=1e-3)
+    return Row(lambda x, y: make()(x, reference=y), pair(**inputs), 2, gradient, (2,), rtol=1e-3)
 
 
 LIBRARY_ROWS: dict[str, Row] = {"pyiqa:psnr": compared(lambda: PyIQAScorer(PyIQAMetric()))}
