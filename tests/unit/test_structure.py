@@ -104,7 +104,7 @@ def test_the_public_names_resolve():
     for name in qa_hooks.__all__:
         assert getattr(qa_hooks, name) is not None
         assert name in dir(qa_hooks)
-    with pytest.raises(AttributeError, match="^qa_hooks has no 'nonsense'$"):
+    with pytest.raises(AttributeError, match=r"^qa_hooks has no 'nonsense'$"):
         _ = qa_hooks.nonsense
     with pytest.raises(AttributeError, match="has no 'GMMScorrer'; did you mean GMMScorer"):
         _ = qa_hooks.GMMScorrer
