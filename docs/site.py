@@ -1,5 +1,7 @@
 """Hooks of MkDocs: a reference page for every room, made from its public names, and links that leave docs/.
 
+`Examples` is an extension of Griffe, which reads the docstrings: their "Example:" is its "Examples:".
+
 `make docs` builds the site into build/site, with nothing from another host.
 """
 
@@ -10,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,3 +63,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return match[0] if inside or ":" in match[2] else f"`{match[1]}`"
 
     return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", plain, markdown)
+
+
+class Examples(griffe.Extension):
+    """Sessions under "Example:" are shown as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
