@@ -94,6 +94,7 @@ def table_of_scorers(*, cost: bool = True) -> str:
         needs = [
             *(["fitting"] if entry.needs_fit else []),
             *(["a download"] if name == "niqe" or entry.weights else []),
+            *entry.files[-1:],
             *entry.requires,
         ]
         measured = cost and not entry.needs_fit and not missing
@@ -121,8 +122,11 @@ def _missing(name: str, entry: Entry) -> str:
 
     absent = [package for package in entry.requires if _version(package) == "missing"]
     if absent:
-        return f"pip install {' '.join(absent)}"
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / entry.weights
+        return entry.install or f"pip install {' '.join(absent)}"
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if entry.files and not any((folder / file).is_file() for file in entry.files):
+        return f"put {entry.files[-1]} into {folder}"
+    weights = folder / entry.weights
     absent_weights = find_original() is None if name == "niqe" else bool(entry.weights) and not weights.is_file()
     return "downloads when first used" if absent_weights else ""
 

@@ -1,0 +1,188 @@
+"""A-FINE trained here: what it knows on photographs it has not seen, against metrics that trust the reference.
+
+    python -m benchmarks afine --images BSD100 [--seeds 0 1 2] [--crop 128] [--steps 1000] [--cache DIR] [--json FILE]
+    python -m benchmarks afine --speed [--batch 32] [--runs 7]
+
+The first command trains on the degradations of four fifths of the photographs (by name) and judges on the rest: pairs
+whose order is known, in two cases. "worse": the reference is the photograph. "better": the reference is a degraded one,
+and an image before it on its ladder is compared with it or with another one. A pair is right when the metric puts the
+better image first; ties count half. Chance is 0.5, and a metric that trusts its reference has 0 in "beats": pairs of an
+image that is better than the reference with the reference itself. The second command measures speed with random weights
+against a loop over single images, as the published program works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.afine_speed import speed
+from qa_hooks.functional.clusters import cluster_interval
+from qa_hooks.functional.degradations import blur, jpeg
+from qa_hooks.images import list_images, load_image
+from qa_hooks.scorers import Comparisons, FittedAFINE, create_scorer, ladder_comparisons
+
+PEERS = ("psnr", "ssim", "ms_ssim", "perceptual:hed", "niqe_bsd100")
+RUNS = (
+    ("efficientnet_lite0-stages", "both"),
+    ("efficientnet_lite0-stages", "worse"),
+    ("efficientnet_lite0-stages", "better"),
+    ("random", "both"),
+    ("hed-stages", "both"),
+)
+HELD_SHARE = 5  # one photograph in so many is held out
+CASES = ("worse", "better", "beats", "unseen")
+
+
+def centre_crop(path: Path, side: int) -> Tensor:
+    image = load_image(path)
+    image = image.expand(3, -1, -1)
+    top, left = ((length - side) // 2 for length in image.shape[1:])
+    return image[:, top : top + side, left : left + side].contiguous()
+
+
+def judged(crops: list[Tensor], seed: int) -> dict[str, Comparisons]:
+    """The cases, on held-out crops."""
+    worse = ladder_comparisons(crops, kind="worse", seed=seed + 1000)
+    better = ladder_comparisons(crops, kind="better", seed=seed + 1000)
+    itself = better.test == better.reference
+    against = itself[better.pairs].any(1)
+    return {
+        "worse": worse,
+        "better": better.with_pairs(~against),
+        "beats": better.with_pairs(against),
+        "unseen": softened(crops),
+    }
+
+
+def softened(crops: list[Tensor]) -> Comparisons:
+    """Sharp originals against references that were softened in ways that no training ladder has: two-step ones."""
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda x: jpeg(blur(x, 1.0), 40),
+        lambda x: torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+        lambda x: (x.unfold(3, 7, 1).mean(-1) if False else moved(x)),
+        lambda x: x.mul(31).round().div(31),
+    ]
+    pictures: list[Any] = []
+    test, reference, pairs, content = [], [], [], []
+    for number, crop in enumerate(crops):
+        original = len(pictures)
+        pictures.append(crop)
+        for way in ways:
+            soft = (way(crop[None].float() / 255)[0].clamp(0, 1) * 255).round().to(torch.uint8)
+            pictures.append(soft)
+            test += [original, len(pictures) - 1]
+            reference += [len(pictures) - 1] * 2
+            pairs.append((len(test) - 2, len(test) - 1))
+            content += [str(number)] * 2
+    rows = [torch.tensor(values) for values in (test, reference, pairs)]
+    return Comparisons(pictures, *rows, better=torch.ones(len(pairs)), content=content)
+
+
+def moved(images: Tensor) -> Tensor:
+    """Motion along the rows, seven pixels."""
+    padded = torch.nn.functional.pad(images, (3, 3, 0, 0), mode="reflect")
+    return padded.unfold(3, 7, 1).mean(-1)
+
+
+@torch.no_grad()
+def goodness(scorer: Any, items: Comparisons) -> Tensor:
+    """Of every item, one reference at a time."""
+    found = torch.zeros(len(items.test))
+    groups: dict[int, list[int]] = {}
+    for item, place in enumerate(items.reference.tolist()):
+        groups.setdefault(place, []).append(item)
+    known: dict[int, float] = {}  # of scorers that need no reference
+    for place, members in groups.items():
+        pictures = torch.stack([items.pictures[p] for p in items.test[members].tolist()]).float() / 255
+        if scorer.inputs:
+            reference = (items.pictures[place].float() / 255).expand_as(pictures)
+            found[members] = scorer.goodness(pictures, reference=reference)
+            continue
+        for row, item in enumerate(members):
+            test = int(items.test[item])
+            if test not in known:
+                known[test] = float(scorer.goodness(pictures[row : row + 1]))
+            found[item] = known[test]
+    return found
+
+
+def right(scores: Tensor, items: Comparisons) -> Tensor:
+    """Of every pair 1, 0, or 1/2 for a tie."""
+    gap = (scores[items.pairs[:, 0]] - scores[items.pairs[:, 1]]).sign()
+    return 0.5 + 0.5 * gap * (2 * items.better - 1).sign()
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="a folder of photographs, for example BSD100")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=1000, help="of each of the three stages")
+    parser.add_argument("--limit", type=int, help="use only the first so many photographs")
+    parser.add_argument("--cache", help="a folder that keeps the statistics")
+    parser.add_argument("--json", help="write the accuracies there as they come")
+    parser.add_argument("--speed", action="store_true", help="measure speed with random weights instead")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if options.speed:
+        speed(options.batch, options.runs)
+        return
+    if not options.images:
+        parser.error("name a folder of photographs: --images DIR")
+    warnings.simplefilter("ignore", UserWarning)
+    crops = [centre_crop(path, options.crop) for path in list_images(options.images)[: options.limit]]
+    held, trained = crops[::HELD_SHARE], [crop for n, crop in enumerate(crops) if n % HELD_SHARE]
+    print(f"{len(trained)} photographs to train on, {len(held)} to judge on, crops of {options.crop}; load {load()}")
+    cases, table = judged(held, 0), {}
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for name in PEERS:
+        rows[name] = {case: [right(goodness(create_scorer(name), items), items)] for case, items in cases.items()}
+        show(name, rows[name], cases, table, options.json)
+    for extractor, kind in RUNS:
+        label = f"A-FINE, {extractor}, {kind}"
+        rows[label] = {case: [] for case in cases}
+        for seed in options.seeds:
+            scorer = FittedAFINE(extractor, part="distance", seed=seed)
+            scorer.fit_comparisons(
+                ladder_comparisons(trained, kind=kind), cache=options.cache, steps=options.steps, warn_below=0
+            )
+            for case, items in cases.items():
+                rows[label][case].append(right(goodness(scorer, items), items))
+        show(label, rows[label], cases, table, options.json)
+
+
+def show(
+    label: str,
+    found: dict[str, list[Tensor]],
+    cases: dict[str, Comparisons],
+    table: dict[str, Any],
+    path: str | None,
+) -> None:
+    """One line of the table: the mean over seeds with an interval over contents, and the values of the seeds."""
+    cells, table[label] = [], {}
+    for case, seeds in found.items():
+        interval = cluster_interval(torch.stack(seeds).mean(0), cases[case].pair_content)
+        each = [float(values.mean()) for values in seeds]
+        table[label][case] = {"value": interval.value, "low": interval.low, "high": interval.high, "seeds": each}
+        spread = " (" + " ".join(f"{value:.3f}" for value in each) + ")" if len(each) > 1 else ""
+        cells.append(f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]{spread}")
+    if label == PEERS[0]:
+        print("| metric | " + " | ".join(f"{case} ({len(cases[case].pairs)} pairs)" for case in CASES) + " |")
+        print("|---|" + "---|" * len(CASES))
+    print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+    if path is not None:
+        Path(path).write_text(json.dumps({"load": load(), "table": table}, indent=1))
+
+
+def load() -> str:
+    return " ".join(f"{value:.1f}" for value in os.getloadavg())
