@@ -1,4 +1,4 @@
-"""The speed of A-FINE with random weights: batches against a loop over single images, as the published program works."""
+"""The speed of A-FINE with random weights: batches, against a loop over single images like its published program."""
 
 from __future__ import annotations
 

@@ -131,17 +131,10 @@ class FeatureExtractor(KeepsFrozen):
         return features.float()
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """The network's maps at several depths, with a gradient to floating images.
-
-        Args:
-            images: as in `forward`.
-
-        Returns:
-            `(N, C, h, w)` float32 for each stage, the first one nearest to the image.
+        """The network's maps at several depths, `(N, C, h, w)` float32 each, with a gradient to floating images.
 
         Raises:
-            ValueError: the network has no stages: "random", "efficientnet_lite0-stages", "hed-stages" and DINOv2 have
-                them, and a network of yours with a method `stages(images)`.
+            ValueError: the network has no method `stages(images)`.
         """
         check_images("images", images, floating=False)
         if not callable(getattr(self.network, "stages", None)):
@@ -149,14 +142,12 @@ class FeatureExtractor(KeepsFrozen):
                 f"{self.name} gives one vector and no stages; take random, efficientnet_lite0-stages, hed-stages or "
                 "DINOv2, or give your network a method stages(images) that returns a list of maps (N, C, h, w)"
             )
-        if self.network.training:
-            self.network.eval()
+        self.network.eval()
         prepared = self.prepare(images)
         with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            found = self.network.stages(prepared)  # type: ignore[operator]
-        odd = [type(maps).__name__ for maps in found if not isinstance(maps, Tensor) or maps.ndim != 4]
-        if odd or not found:
-            raise ValueError(f"{self.name}.stages must return tensors (N, C, h, w), got {odd[0] if odd else 'none'}")
+            found = list(self.network.stages(prepared))  # type: ignore[operator]
+        if not found or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in found):
+            raise ValueError(f"{self.name}.stages must return a list of tensors (N, C, h, w)")
         return [maps.float() for maps in found]
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -278,8 +269,9 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         facts = _facts(224, *IMAGENET)
     else:
         raise ValueError(
-            f"unknown extractor {kind!r}; known are random, inception, "
-            f"{', '.join((*EFFICIENTNET, 'hed-stages', *networks.DINOV2))}, torchvision's classification networks by name, and any nn.Module"
+            f"unknown extractor {kind!r}; known are random, inception, hed-stages, "
+            f"{', '.join((*EFFICIENTNET, *networks.DINOV2))}, torchvision's classification networks by name, and any "
+            "nn.Module"
         )
     if size != "default":
         facts["size"] = size

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qa_hooks.ratings.images import ImageFinder
-from qa_hooks.ratings.tables import Preference, Preferences, Ratings
+from qa_hooks.ratings.tables import Preferences, Ratings
 from qa_hooks.scorers.afine.comparisons import Comparisons
 
 LOG = logging.getLogger("qa_hooks")
@@ -51,7 +51,8 @@ def as_comparisons(
     """
     finder, names = ImageFinder(images), dict[str, str]()
     if isinstance(judged, Ratings):
-        judged, names = _pairs_of(judged, least), _references_of(judged)
+        names = _references_of(judged)
+        judged = judged.as_pairs(within="content" if judged.content else "reference", least=least)
     names = {**names, **(references or {})}
     told = set(judged.names)
     places: dict[str, Path | None] = {}
@@ -106,15 +107,11 @@ def as_comparisons(
         raise ValueError(f"there are no pairs of images that are in {images}; {missing} images are missing")
     if missing:
         LOG.warning("%d of %d images are not in %s and are left out", missing, len(places), images)
-    test, reference, pair_rows = (
+    test, base, pair_rows = (
         torch.tensor(values, dtype=torch.int64, device="cpu") for values in (rows["test"], rows["reference"], pairs)
     )
     said = torch.tensor(better, dtype=torch.float32, device="cpu")
-    return Comparisons(pictures, test, reference, pair_rows, said, contents)
-
-
-def _pairs_of(ratings: Ratings, least: float) -> Preferences:
-    return ratings.as_pairs(within="content" if ratings.content else "reference", least=least)
+    return Comparisons(pictures, test, base, pair_rows, said, contents)
 
 
 def _references_of(ratings: Ratings) -> dict[str, str]:

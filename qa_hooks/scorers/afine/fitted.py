@@ -1,8 +1,8 @@
 """An A-FINE of your own: its heads on any extractor with stages, trained on people's judgements or on photographs.
 
-The published A-FINE needs its checkpoint. This one needs a network that is here ("efficientnet_lite0-stages") and pairs:
-of rated images beside their references (`qa_hooks.ratings.as_comparisons`), or made from good photographs, some of them
-with the worse image as the reference. Its name is "afine_" and the extractor's, never "afine".
+The published A-FINE needs its checkpoint. This one needs a network that is here ("efficientnet_lite0-stages") and
+pairs: of rated images beside their references (`qa_hooks.ratings.as_comparisons`), or made from good photographs, some
+of them with the worse image as the reference. Its name is "afine_" and the extractor's, never "afine".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ MIN_SIDE = 32
 
 
 class FittedAFINE(TrainedScorer, AdaptiveScorer):
-    """A-FINE's heads on an extractor's stages; lower is better, [0, 100], against a reference that may be the worse one.
+    """A-FINE's heads on an extractor's stages; lower is better, [0, 100]; the reference may be the worse image.
 
     Args:
         extractor: one with stages ("random", "efficientnet_lite0-stages", "hed-stages", DINOv2), or its name.
@@ -81,8 +81,7 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
     @property
     def heads(self) -> Heads:
         """The trained heads; `ValueError` when there are none yet."""
-        found: Any = self.network
-        return found
+        return cast(Heads, self.network)
 
     def levels(self, images: Tensor) -> list[Level]:
         if images.shape[1] not in (1, 3):
@@ -120,13 +119,8 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
         check_count("crop", crop, least=MIN_SIDE)
         check_count("crops", crops)
         check_count("max_images", max_images, least=2)
-        reading: dict[str, Any] = {
-            "side": crop,
-            "count": crops,
-            "limit": max_images,
-            "seed": self.seed,
-            "what": self.name,
-        }
+        reading: dict[str, Any] = {"side": crop, "count": crops, "limit": max_images, "seed": self.seed}
+        reading["what"] = self.name
 
         def read() -> Crops:
             return read_crops(images, self.value_range, **reading, progress=progress)
@@ -181,7 +175,12 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
             tested, trained = comparisons.split(held_out, self.seed)
             seen = look(self.extractor, comparisons, cache=cache, progress=progress)
             heads = family_heads(seen.widths)
-            options = {"steps": steps, "batch_size": batch_size, "seed": self.seed, "progress": progress}
+            options: dict[str, Any] = {
+                "steps": steps,
+                "batch_size": batch_size,
+                "seed": self.seed,
+                "progress": progress,
+            }
             train_heads(heads, seen, trained, **options)
             with torch.no_grad():
                 facts = held_out_agreement(distances(heads, seen, tested), tested)
@@ -196,6 +195,18 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
                 "give it more contents, other features, or more steps"
             )
         return self
+
+    @torch.no_grad()
+    def judge(self, comparisons: Comparisons, *, cache: str | Path | None = None, progress: bool = True) -> Tensor:
+        """The distance D of every item of comparisons, `(n,)`, lower is better; each picture is looked at once.
+
+        Args:
+            comparisons: as for `fit_comparisons`.
+            cache, progress: as in `fit_comparisons`.
+        """
+        seen = look(self.extractor, comparisons, cache=cache, progress=progress)
+        moved = seen._replace(moments=seen.moments.to(self.device), similar=seen.similar.to(self.device))
+        return distances(self.heads, moved, comparisons).distance.cpu()
 
     def options(self) -> dict[str, Any]:
         saved = {name: getattr(self.extractor, name) for name in EXTRACTOR}

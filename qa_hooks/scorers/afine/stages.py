@@ -10,8 +10,9 @@ The loss of a pair of images a and b, of which people prefer a with probability 
 
 It is computed from log Phi. Where Phi itself is 0 or 1 in float32, a pair in the wrong order would teach nothing. Three
 things are not as in the published trainer. Raw F lies in [0, 1], where q cannot pass 0.76 and the loss cannot fall
-under 0.128: stage 2 compares the calibrated F, and learns its calibration with it. The calibration of N begins at the
-mean and the deviation of what stage 1 gave. The backbone stays as it is, so that its statistics are taken only once.
+under 0.128: stage 2 compares the calibrated F, and learns its calibration with it. After stage 1 the last layer of N is
+changed so that its outputs have the mean 0 and the deviation 1, from where its calibration can be learned. The backbone
+stays as it is, so that its statistics are taken only once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from qa_hooks.scorers.training import minimise
 CYCLES = (1.0, 0.5, 0.5, 0.5)  # peaks of the learning rate in the four cosine cycles
 FLOOR = 1e-8
 DECAY = 1e-3
+K0 = 5.0  # of lambda, before it is learned, as published
+RATES = (1e-3, 5e-3, 0.1)  # peaks of the three stages, for inputs that are standardised
 
 
 class MomentsHead(nn.Module):
@@ -64,6 +67,13 @@ class MomentsHead(nn.Module):
         self.shift.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp_min(1e-4))
 
+    def normalise(self, raw: Tensor) -> None:
+        """Change the last layer so that these outputs `(n,)` get the mean 0 and the deviation 1."""
+        last: Any = self.body[2]
+        width = raw.std().clamp_min(1e-6)
+        last.bias.copy_((last.bias - raw.mean()) / width)
+        last.weight.copy_(last.weight / width)
+
 
 def family_heads(widths: Sequence[int]) -> Heads:
     """The heads of an A-FINE that is trained here."""
@@ -79,7 +89,8 @@ def fidelity_loss(a: Tensor, b: Tensor, better: Tensor) -> Tensor:
     """
     gap = (b - a) / math.sqrt(2)
     first, second = torch.special.log_ndtr(gap), torch.special.log_ndtr(-gap)
-    return 1 - better.sqrt() * (first / 2).exp() - (1 - better).sqrt() * (second / 2).exp()
+    loss: Tensor = 1 - better.sqrt() * (first / 2).exp() - (1 - better).sqrt() * (second / 2).exp()
+    return loss
 
 
 class Distances(NamedTuple):
@@ -119,8 +130,11 @@ def train_heads(
 
     def stage(what: str, pairs: Comparisons, distance: Callable[[Tensor], Tensor], parts: Any, lr: float) -> None:
         own = list(parts)
-        decay = DECAY if len(own) > 4 else 0.0  # k and the calibrations have no reason to go to 0
-        optimizer = torch.optim.AdamW(own, lr=lr, betas=(0.9, 0.99), weight_decay=decay)
+        groups = [  # k and the calibrations have no reason to go to 0
+            {"params": [p for p in own if p.ndim], "weight_decay": DECAY},
+            {"params": [p for p in own if not p.ndim], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(_cosine(step, steps), FLOOR))
 
         def batch_loss(step: int) -> Tensor:
@@ -141,23 +155,25 @@ def train_heads(
 
     def joined(rows: Tensor) -> Tensor:
         own, other = (heads.natural_scale(raw_natural(r)) for r in (rows, references[rows]))
-        return calibrated_fidelity(rows) + heads.adapter.log_lambda(other, own).clamp(max=10).exp() * own
+        weight = heads.adapter.log_lambda(other, own).clamp(max=10).exp()
+        found: Tensor = calibrated_fidelity(rows) + weight * own
+        return found
 
-    stage("naturalness", items, raw_natural, heads.natural.parameters(), 1e-3)
+    stage("naturalness", items, raw_natural, heads.natural.parameters(), RATES[0])
     with torch.no_grad():
-        raw = raw_natural(items.pairs.unique())
-        heads.natural_scale.yita3.copy_(raw.mean())
-        heads.natural_scale.yita4.copy_(raw.std().clamp_min(1e-3))
-        heads.adapter.k.fill_(0.5)
+        natural.normalise(raw_natural(items.pairs.unique()))
+        heads.natural_scale.yita3.fill_(0.0)
+        heads.natural_scale.yita4.fill_(1.0)
+        heads.adapter.k.fill_(K0)
     beats, itself = items.beats_reference, items.test == items.reference
     plain = ~(beats | itself)[items.pairs].any(1)
     if bool(plain.any()):
         own = [*heads.fidelity.parameters(), *heads.fidelity_scale.parameters()]
-        stage("fidelity", items.with_pairs(plain), calibrated_fidelity, [*own], 5e-3)
+        stage("fidelity", items.with_pairs(plain), calibrated_fidelity, own, RATES[1])
     else:
         warn("no two images that are worse than their reference are compared, so the fidelity part stays untrained")
     parts = (heads.adapter, heads.natural_scale, heads.fidelity_scale)
-    stage("adapter", items, joined, [p for part in parts for p in part.parameters()][:5], 1e-2)
+    stage("adapter", items, joined, [p for part in parts for p in part.parameters()], RATES[2])
 
 
 def _cosine(step: int, steps: int) -> float:
