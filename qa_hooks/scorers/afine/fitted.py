@@ -8,7 +8,7 @@ of them with the worse image as the reference. Its name is "afine_" and the extr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -119,6 +119,7 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
         check_count("crop", crop, least=MIN_SIDE)
         check_count("crops", crops)
         check_count("max_images", max_images, least=2)
+        check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=None)
         reading: dict[str, Any] = {"side": crop, "count": crops, "limit": max_images, "seed": self.seed}
         reading["what"] = self.name
 
@@ -130,11 +131,14 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
 
         with training_room(torch.device("cpu"), self.seed), one_thread():
             own = read_for_one(images, read, Crops.none(crop), gather)
-        own.split(held_out, self.seed, what=self.name)  # what cannot be held out is refused before the long work
-        contents = [str(origin) for origin in own.origin.tolist()]
-        made = ladder_comparisons(list(own.values), kind=kind, content=contents, seed=self.seed)
+
+        def made() -> Comparisons:
+            own.split(held_out, self.seed, what=self.name)  # one image alone is refused before the long work
+            contents = [str(origin) for origin in own.origin.tolist()]
+            return ladder_comparisons(list(own.values), kind=kind, content=contents, seed=self.seed)
+
         training: dict[str, Any] = {"cache": cache, "steps": steps, "batch_size": batch_size, "held_out": held_out}
-        return self.fit_comparisons(made, **training, warn_below=warn_below, progress=progress)
+        return self._fit(made, **training, warn_below=warn_below, progress=progress)
 
     def fit_comparisons(
         self: Own,
@@ -169,24 +173,32 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
             ValueError: fewer than two contents, pictures that cannot be read, a loss that is not finite any more.
         """
         check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=None)
-        device = self.extractor.mean.device
+        training: dict[str, Any] = {"cache": cache, "steps": steps, "batch_size": batch_size, "held_out": held_out}
+        return self._fit(lambda: comparisons, **training, warn_below=warn_below, progress=progress)
+
+    def _fit(
+        self: Own,
+        made: Callable[[], Comparisons],
+        *,
+        cache: str | Path | None,
+        held_out: float,
+        warn_below: float,
+        progress: bool,
+        **training: int,
+    ) -> Own:
+        """Train on comparisons that only the first process needs."""
 
         def train() -> Fitted:
+            comparisons = made()
             tested, trained = comparisons.split(held_out, self.seed)
             seen = look(self.extractor, comparisons, cache=cache, progress=progress)
             heads = family_heads(seen.widths)
-            options: dict[str, Any] = {
-                "steps": steps,
-                "batch_size": batch_size,
-                "seed": self.seed,
-                "progress": progress,
-            }
-            train_heads(heads, seen, trained, **options)
+            train_heads(heads, seen, trained, **training, seed=self.seed, progress=progress)
             with torch.no_grad():
                 facts = held_out_agreement(distances(heads, seen, tested), tested)
             return Fitted(heads.state_dict(), {WIDTHS: list(seen.widths), HELD_OUT: facts})
 
-        with training_room(device, self.seed), one_thread():
+        with training_room(self.extractor.mean.device, self.seed), one_thread():
             self.fit_on_one(train)
         accuracy = self.held_out.get("accuracy", float("nan"))
         if not accuracy >= warn_below:
