@@ -70,9 +70,8 @@ def fitted_afine() -> scorers.FittedAFINE:
 
 
 def fit_afine(images: Tensor) -> scorers.FittedAFINE:
-    pictures = (nn.functional.interpolate(images, (36, 36)) * 255).round().to(torch.uint8)
-    options = {"steps": 2, "batch_size": 4, "warn_below": 0.0, "progress": False}
-    return scorers.FittedAFINE(EXTRACTOR).fit_comparisons(scorers.ladder_comparisons(list(pictures)), **options)
+    options = {"steps": 2, "batch_size": 4, "crop": 32, "warn_below": 0.0, "progress": False}
+    return scorers.FittedAFINE(EXTRACTOR).fit(nn.functional.interpolate(images, (36, 36)), **options)
 
 
 class PyIQAMetric(nn.Module):
@@ -143,9 +142,6 @@ SCORERS: dict[str, Row] = {
     "AFINE naturalness": alone(lambda: scorers.AFINE(random_checkpoint(), part="naturalness")),
     "FittedAFINE": compared(fitted_afine),
     "FittedAFINE fit": score_pairs_after(fit_afine, 4),
-    "ladder_comparisons": Row(
-        lambda x: scorers.ladder_comparisons(list((x * 255).round().to(torch.uint8))).better, single(), 1, batches=(2,)
-    ),
     "PerceptualDistance": compared(perceptual),
     "NIQE": alone(scorers.NIQE, single(height=96, width=100)),
     "NIQE of several blocks": alone(scorers.NIQE, single(height=96, width=200)),

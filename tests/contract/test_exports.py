@@ -30,6 +30,7 @@ NO_TENSORS = {
     },
     "scorers": {
         "Comparisons": "a table, see tests/unit/scorers/test_fitted.py",
+        "ladder_comparisons": "bytes in, a table out, see tests/unit/scorers/test_fitted.py",
         "create_scorer": "a name in, a scorer out",
         "load_scorer": "a file in, a scorer out",
     },

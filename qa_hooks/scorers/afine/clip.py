@@ -24,8 +24,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads = width // HEAD_WIDTH
         self.attn = nn.ModuleDict({"out_proj": nn.Linear(width, width)})
-        self.attn.register_parameter("in_proj_weight", nn.Parameter(torch.empty(3 * width, width)))
-        self.attn.register_parameter("in_proj_bias", nn.Parameter(torch.empty(3 * width)))
+        joint = nn.Linear(width, 3 * width)
+        self.attn.register_parameter("in_proj_weight", nn.Parameter(joint.weight))
+        self.attn.register_parameter("in_proj_bias", nn.Parameter(joint.bias))
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
@@ -54,8 +55,8 @@ class ClipVision(nn.Module):
             raise ValueError(f"CLIP's width is a multiple of {HEAD_WIDTH}, got {width}")
         self.width, self.depth, self.patch = width, depth, patch
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(positions, width))
+        self.class_embedding = nn.Parameter(self.conv1.weight.new_empty(width))
+        self.positional_embedding = nn.Parameter(self.conv1.weight.new_empty(positions, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(width) for _ in range(depth))})
 

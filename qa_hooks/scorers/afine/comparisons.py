@@ -85,7 +85,7 @@ class Comparisons:
             raise ValueError(f"an A-FINE needs at least two contents, one to hold out, got {contents}")
         order = torch.randperm(len(contents), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
         held = {contents[place] for place in order[: min(max(1, round(share * len(contents))), len(contents) - 1)]}
-        mask = torch.tensor([content in held for content in self.pair_content], device="cpu")
+        mask = torch.tensor([content in held for content in self.pair_content], dtype=torch.bool, device="cpu")
         return self.with_pairs(mask), self.with_pairs(~mask)
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ Assumption", 2025, and its published code (Apache-2.0).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,10 +55,8 @@ class FidelityHead(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.widths = tuple(widths)
-        shape = (1, 1, sum(self.widths))
-        self.alpha = nn.Parameter(0.1 + 0.01 * torch.randn(shape, dtype=torch.float32))
-        self.beta = nn.Parameter(0.1 + 0.01 * torch.randn(shape, dtype=torch.float32))
+        weights = nn.Linear(sum(widths), 2, bias=False).weight.detach()
+        self.alpha, self.beta = (nn.Parameter(nn.init.normal_(row, 0.1, 0.01)[None, None]) for row in weights)
 
     def forward(self, x: Sequence[Level], y: Sequence[Level]) -> Tensor:
         return self.from_similarities(similarities(x, y))
@@ -107,8 +106,8 @@ class Calibrated(nn.Module):
         self, centre: float, width: float, *, limits: tuple[tuple[float, float], tuple[float, float]] | None = None
     ) -> None:
         super().__init__()
-        self.yita3 = nn.Parameter(torch.tensor(float(centre), dtype=torch.float32))
-        self.yita4 = nn.Parameter(torch.tensor(float(width), dtype=torch.float32))
+        self.yita3 = nn.Parameter(torch.tensor(float(centre), dtype=torch.float32, device="cpu"))
+        self.yita4 = nn.Parameter(torch.tensor(float(width), dtype=torch.float32, device="cpu"))
         self.limits = limits
 
     def forward(self, values: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ class Adapter(nn.Module):
 
     def __init__(self, k: float = 5.0) -> None:
         super().__init__()
-        self.k = nn.Parameter(torch.tensor(float(k), dtype=torch.float32))
+        self.k = nn.Parameter(torch.tensor(float(k), dtype=torch.float32, device="cpu"))
 
     def log_lambda(self, reference: Tensor, test: Tensor) -> Tensor:
         """From the calibrated naturalness of reference and test, `(N,)` each."""
@@ -193,5 +192,5 @@ class Terms(NamedTuple):
 
     def loss(self, max_lambda: float) -> Tensor:
         """h(F) + stop_grad(min(lambda, max_lambda)) h(N): falls whenever F or N falls, unlike D for N > 1/k."""
-        weight = self.log_lambda.detach().clamp(max=torch.tensor(max_lambda).log().item()).exp()
+        weight = self.log_lambda.detach().clamp(max=math.log(max_lambda)).exp()
         return self.fidelity + weight * self.naturalness

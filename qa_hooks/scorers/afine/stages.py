@@ -46,9 +46,10 @@ class MomentsHead(nn.Module):
 
     def __init__(self, widths: Sequence[int], *, hidden: int = 64) -> None:
         super().__init__()
-        self.register_buffer("shift", torch.zeros(2 * sum(widths), dtype=torch.float32))
-        self.register_buffer("scale", torch.ones(2 * sum(widths), dtype=torch.float32))
-        self.body = nn.Sequential(nn.Linear(2 * sum(widths), hidden), nn.GELU(), nn.Linear(hidden, 1))
+        first = nn.Linear(2 * sum(widths), hidden)
+        self.body = nn.Sequential(first, nn.GELU(), nn.Linear(hidden, 1))
+        self.register_buffer("shift", first.weight.new_zeros(2 * sum(widths)))
+        self.register_buffer("scale", first.weight.new_ones(2 * sum(widths)))
 
     def forward(self, levels: Sequence[Level]) -> Tensor:
         return self.from_moments(moments(list(levels)))
