@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, read_device, say
+from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, place, read_device, say
 
 STAGES = "random, efficientnet_lite0-stages, hed-stages, or DINOv2"
 
@@ -31,7 +31,7 @@ def add_afine(kinds: Commands) -> None:
     afine.add_argument("images", nargs="?", metavar="IMAGES", help="the folder with its images and their references")
     afine.add_argument("--photos", metavar="DIR", help="good photographs instead of ratings")
     afine.add_argument("--convert", metavar="FILE", help="the published checkpoint instead of a training")
-    afine.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    afine.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(afine, "--extractor", default="efficientnet_lite0-stages", help=STAGES)
     afine.add_argument("--format", default="auto", metavar="F", help="of RATINGS, where it is not recognised")
     afine.add_argument("--least", type=float, default=0.0, metavar="D", help="ratings that differ by no more are a tie")
