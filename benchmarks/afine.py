@@ -1,7 +1,7 @@
 """A-FINE trained here: what it knows on photographs it has not seen, against metrics that trust the reference.
 
     python -m benchmarks afine --images BSD100 [--seeds 0 1 2] [--crop 96] [--steps 1000] [--cache DIR] [--json FILE]
-    python -m benchmarks afine --speed [--batch 32] [--runs 7]
+    python -m benchmarks afine --speed [--batch 32] [--side 224] [--runs 7]
 
 The first command trains on the degradations of four fifths of the photographs (by name) and judges on the rest: pairs
 whose order is known, in two cases. "worse": the reference is the photograph. "better": the reference is a degraded one,
@@ -165,10 +165,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hed", action="store_true", help="also train on HED's stages, which takes the longest")
     parser.add_argument("--speed", action="store_true", help="measure speed with random weights instead")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args(arguments)
     if options.speed:
-        speed(options.batch, options.runs)
+        torch.set_num_threads(1)
+        speed(options.batch, options.side, options.runs)
         return
     if not options.images:
         parser.error("name a folder of photographs: --images DIR")

@@ -87,17 +87,17 @@ class Loop:
 
 
 @torch.no_grad()
-def speed(batch: int, runs: int) -> None:
-    """The table, for images of 224 x 224."""
+def speed(batch: int, side: int, runs: int) -> None:
+    """The table, for square images of this side."""
     depth, width = 12, 768
     content = random_checkpoint(width=width, depth=depth, hidden=128)
     loop, scorer = Loop(content, depth, width), AFINE(content)
-    images, references = (torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    images, references = (torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
     known = scorer.describe(references)
     difference = (loop(images, references) - scorer(images, reference=references)).abs().max()
     rows = [
         compare(
-            f"{batch} pairs of 224 x 224",
+            f"{batch} pairs of {side} x {side}",
             {OURS: lambda: scorer(images, reference=references), "loop": lambda: loop(images, references)},
             goal=1 / 1.3,
             runs=runs,

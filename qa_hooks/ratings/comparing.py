@@ -41,13 +41,14 @@ def as_comparisons(
 
     Example:
         >>> import tempfile
+        >>> from qa_hooks.ratings import Preference
         >>> from qa_hooks.images import save_image
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("x", "a", "b"):
         ...     save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / f"{name}.png")
         >>> pairs = [Preference("a.png", "x.png", 1.0, "x.png"), Preference("b.png", "x.png", -1.0, "x.png")]
         >>> as_comparisons(Preferences(pairs, "mine"), folder).beats_reference.tolist()
-        [False, True, False]
+        [True, False, False]
     """
     finder, names = ImageFinder(images), dict[str, str]()
     if isinstance(judged, Ratings):

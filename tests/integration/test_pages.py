@@ -169,7 +169,12 @@ def given(digits, photographs, tmp_path, monkeypatch) -> dict[str, Any]:
     return {"digits": digits, "photographs": photographs, "folder": tmp_path}
 
 
-@pytest.mark.filterwarnings("ignore:a component has about", "ignore:.*and wants at least", "ignore:rank puts too few")
+@pytest.mark.filterwarnings(
+    "ignore:a component has about",
+    "ignore:.*and wants at least",
+    "ignore:rank puts too few",
+    "ignore:afine_random puts",
+)
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.name)
 def test_every_block_of_python_runs(path, given):
     if path.name in ELSEWHERE:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.images import Range
+from qa_hooks.images import Range, as_tensor, check_images, check_pair
 from qa_hooks.scorers.afine.heads import BOTTOM, TOP, Heads, Level, Terms
 from qa_hooks.scorers.scorer import Scorer
 
@@ -82,6 +82,8 @@ class AdaptiveScorer(Scorer):
         Args:
             reference: `(N, C, H, W)` in `value_range`.
         """
+        reference = check_images("reference", as_tensor(reference), floating=False)
+        self._guard(data={"reference": reference})
         levels = self.levels(self._to_unit(reference))
         return Described(levels, self.heads.naturalness(levels))
 
@@ -97,11 +99,17 @@ class AdaptiveScorer(Scorer):
             reference: like `images`, or from `describe`.
 
         Raises:
-            ValueError: another number of references than of images.
+            TypeError, ValueError: no images, or references of another number or size.
         """
-        count = len(reference.naturalness if isinstance(reference, Described) else reference)
-        if count != len(images):
-            raise ValueError(f"{len(images)} images need as many references, got {count}")
+        images = check_images("images", as_tensor(images), floating=False)
+        if isinstance(reference, Described):
+            if len(reference.naturalness) != len(images):
+                raise ValueError(f"{len(images)} images need as many references, got {len(reference.naturalness)}")
+            self._guard(predictions={"images": images})
+        else:
+            reference = check_images("reference", as_tensor(reference), floating=False)
+            check_pair("images", images, "reference", reference)
+            self._guard(data={"reference": reference}, predictions={"images": images})
         with torch.autocast(images.device.type, enabled=False):
             if not isinstance(reference, Described):
                 return self._compared(self._to_unit(images), self._to_unit(reference))

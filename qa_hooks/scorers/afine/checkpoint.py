@@ -66,7 +66,7 @@ def parts_of(content: Any) -> State:
         for name, value in state.items():
             if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise ValueError(f"{part}.{name} is no tensor of finite numbers")
-        found[part] = {name: value.detach().cpu().float() for name, value in state.items()}
+        found[part] = {name: value.detach().cpu().float().clone() for name, value in state.items()}
     return found
 
 

@@ -52,7 +52,7 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
 
     Example:
         >>> scorer = FittedAFINE({"type": "random", "width": 4})
-        >>> scorer = scorer.fit(torch.rand(6, 3, 40, 40), steps=4, crop=32, crops=1, progress=False, warn_below=0)
+        >>> scorer = scorer.fit(torch.rand(20, 3, 40, 40), steps=4, crop=32, crops=1, progress=False, warn_below=0)
         >>> image = torch.rand(1, 3, 40, 40)
         >>> scorer(image, reference=image).shape
         torch.Size([1])

@@ -66,7 +66,8 @@ class AFINE(AdaptiveScorer):
                 content = weights if isinstance(weights, Mapping) else read_state(Path(where))
                 clip, heads = networks_of(parts_of(content))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} is no checkpoint of A-FINE: {error}") from error
+            reason = " ".join(str(error).split("\n")[:2])  # torch goes on with a line for every tensor
+            raise ValueError(f"{where} is no checkpoint of A-FINE: {reason}") from error
         self.clip, self._heads = self.keep(clip), self.keep(heads)
 
     @property

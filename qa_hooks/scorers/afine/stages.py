@@ -85,8 +85,8 @@ def fidelity_loss(a: Tensor, b: Tensor, better: Tensor) -> Tensor:
     """The loss above of distances `(n,)`, lower is better; `better` is 1 where a is, 0 where b is, 0.5 for a tie.
 
     Example:
-        >>> fidelity_loss(torch.zeros(1), torch.zeros(1), torch.full((1,), 0.5))
-        tensor([0.])
+        >>> fidelity_loss(torch.tensor([-9.0, 9.0]), torch.zeros(2), torch.ones(2)).round()
+        tensor([0., 1.])
     """
     gap = (b - a) / math.sqrt(2)
     first, second = torch.special.log_ndtr(gap), torch.special.log_ndtr(-gap)

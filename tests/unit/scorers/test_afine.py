@@ -193,6 +193,29 @@ def test_the_input_is_not_changed_and_a_range_is_only_a_range(scorer):
         torch.testing.assert_close(scorer(test, reference=reference), expected)
 
 
+def test_what_is_no_image_is_refused_by_terms_and_describe(scorer):
+    test, reference = images()
+    for call, match in (
+        (lambda: scorer.terms(test, reference[:1]), "must have the same shape"),
+        (lambda: scorer.terms(test, scorer.describe(reference[:1])), "3 images need as many references, got 1"),
+        (lambda: scorer.terms(test, reference[..., :32]), "must have the same shape"),
+        (lambda: scorer.describe("reference.png"), "reference"),
+        (lambda: scorer.terms(None, reference), "images"),
+        (lambda: AFINE(CONTENT).describe(reference * float("nan")), "reference"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=match):
+            call()
+
+
+def test_made_in_inference_mode_it_still_has_a_gradient():
+    with torch.inference_mode():
+        made = AFINE(random_checkpoint())
+    test, reference = images(1)
+    test.requires_grad_()
+    made(test, reference=reference).sum().backward()
+    assert float(test.grad.abs().max()) > 0
+
+
 def test_parts_are_scorers_of_their_own(scorer):
     test, reference = images()
     terms = scorer.terms(test, reference)
