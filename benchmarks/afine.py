@@ -1,6 +1,6 @@
 """A-FINE trained here: what it knows on photographs it has not seen, against metrics that trust the reference.
 
-    python -m benchmarks afine --images BSD100 [--seeds 0 1 2] [--crop 96] [--steps 1000] [--cache DIR] [--json FILE]
+    python -m benchmarks afine --images BSD100 [--seeds 0 1 2] [--crop 96] [--steps 1000] [--cache DIR] [--only ROW ...]
     python -m benchmarks afine --speed [--batch 32] [--side 224] [--runs 7]
 
 The first command trains on the degradations of four fifths of the photographs (by name) and judges on the rest: pairs
@@ -14,6 +14,7 @@ against a loop over single images, as the published program works.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import warnings
@@ -31,13 +32,15 @@ from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Comparisons, FittedAFINE, create_scorer, ladder_comparisons
 from qa_hooks.scorers.perceptual import unit
 
-PEERS = ("psnr", "ssim", "ms_ssim", "niqe_bsd100")
-RUNS = (
-    ("efficientnet_lite0-stages", "both"),
-    ("efficientnet_lite0-stages", "worse"),
-    ("efficientnet_lite0-stages", "better"),
-    ("random", "both"),
+PEERS = ("psnr", "ssim", "ms_ssim", "niqe_bsd100", "perceptual:hed")
+FAMILY = (
+    "A-FINE, efficientnet_lite0-stages, both",
+    "A-FINE, efficientnet_lite0-stages, worse",
+    "A-FINE, efficientnet_lite0-stages, better",
+    "A-FINE, random, both",
+    "A-FINE, hed-stages, both",
 )
+ROWS = (*PEERS, *FAMILY)
 HELD_SHARE = 5  # one photograph in so many is held out
 CASES = ("worse", "better", "beats", "unseen")
 
@@ -50,17 +53,18 @@ def centre_crop(path: Path, side: int) -> Tensor:
 
 
 def judged(crops: list[Tensor], seed: int) -> dict[str, Comparisons]:
-    """The cases, on held-out crops."""
-    worse = ladder_comparisons(crops, kind="worse", seed=seed + 1000)
-    better = ladder_comparisons(crops, kind="better", seed=seed + 1000)
-    itself = better.test == better.reference
-    against = itself[better.pairs].any(1)
-    return {
-        "worse": worse,
-        "better": better.with_pairs(~against),
-        "beats": better.with_pairs(against),
-        "unseen": softened(crops),
-    }
+    """The cases, on held-out crops; those of the ladders share their items."""
+    both = ladder_comparisons(crops, seed=seed + 1000)
+    better = part(both, "better")
+    against = (better.test == better.reference)[better.pairs].any(1)
+    cases = {"worse": part(both, "worse"), "better": better.with_pairs(~against), "beats": better.with_pairs(against)}
+    return {**cases, "unseen": softened(crops)}
+
+
+def scored(measure: Callable[[Comparisons], Tensor], cases: dict[str, Comparisons]) -> dict[str, Tensor]:
+    """Which pairs of each case are right, from the goodness of every item."""
+    ladders, other = measure(cases["worse"]), measure(cases["unseen"])
+    return {case: right(other if case == "unseen" else ladders, items) for case, items in cases.items()}
 
 
 def softened(crops: list[Tensor]) -> Comparisons:
@@ -135,6 +139,10 @@ def perceptual_goodness(scorer: Any, items: Comparisons) -> Tensor:
     return torch.stack(found)
 
 
+def distance_goodness(fitted: FittedAFINE, cache: str | None, items: Comparisons) -> Tensor:
+    return -fitted.judge(items, cache=cache)
+
+
 def part(both: Comparisons, kind: str) -> Comparisons:
     """Of the pairs of all ladders those whose reference is the photograph ("worse"), or is beaten ("better")."""
     if kind == "both":
@@ -162,7 +170,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="use only the first so many photographs")
     parser.add_argument("--cache", help="a folder that keeps the statistics")
     parser.add_argument("--json", help="write the accuracies there as they come")
-    parser.add_argument("--hed", action="store_true", help="also train on HED's stages, which takes the longest")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help="these rows of the table; HED is slow")
     parser.add_argument("--speed", action="store_true", help="measure speed with random weights instead")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=224)
@@ -181,26 +189,23 @@ def main(arguments: list[str]) -> None:
     trained, held = crops[:split], crops[split:]
     print(f"{len(trained)} photographs to train on, {len(held)} to judge on, crops of {options.crop}; load {load()}")
     cases, table = judged(held, 0), {}
-    rows: dict[str, dict[str, list[Tensor]]] = {}
     print("| metric | " + " | ".join(f"{case} ({len(cases[case].pairs)} pairs)" for case in CASES) + " |")
     print("|---|" + "---|" * len(CASES))
-    for name in PEERS:
-        scorer = create_scorer(name)
-        rows[name] = {case: [right(goodness(scorer, items), items)] for case, items in cases.items()}
-        show(name, rows[name], cases, table, options.json)
     both = ladder_comparisons(trained)
-    for extractor, kind in (*RUNS, *((("hed-stages", "both"),) if options.hed else ())):
-        label = f"A-FINE, {extractor}, {kind}"
-        rows[label] = {case: [] for case in cases}
-        for seed in options.seeds:
-            scorer = FittedAFINE(extractor, part="distance", seed=seed)
-            scorer.fit_comparisons(part(both, kind), cache=options.cache, steps=options.steps, warn_below=0)
-            for case, items in cases.items():
-                rows[label][case].append(right(-scorer.judge(items, cache=options.cache), items))
-        show(label, rows[label], cases, table, options.json)
-    scorer = create_scorer("perceptual:hed")
-    rows["perceptual:hed"] = {case: [right(perceptual_goodness(scorer, i), i)] for case, i in cases.items()}
-    show("perceptual:hed", rows["perceptual:hed"], cases, table, options.json)
+    for label in options.only or ROWS:
+        measures = []
+        if label in PEERS:
+            scorer = create_scorer(label)
+            own = perceptual_goodness if label == "perceptual:hed" else goodness
+            measures.append(functools.partial(own, scorer))
+        else:
+            extractor, kind = label.removeprefix("A-FINE, ").split(", ")
+            for seed in options.seeds:
+                fitted = FittedAFINE(extractor, part="distance", seed=seed)
+                fitted.fit_comparisons(part(both, kind), cache=options.cache, steps=options.steps, warn_below=0)
+                measures.append(functools.partial(distance_goodness, fitted, options.cache))
+        found = [scored(measure, cases) for measure in measures]
+        show(label, {case: [each[case] for each in found] for case in CASES}, cases, table, options.json)
     print(f"load at the end {load()}")
 
 

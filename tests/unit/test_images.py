@@ -104,7 +104,7 @@ def test_as_tensor_takes_what_people_have():
     with pytest.raises(ValueError, match="one size"):
         as_tensor([array, array[:1]])
     for name in ("photo.png", "a", b"a", ["photo.png"]):  # letters are strings themselves, without end
-        with pytest.raises(TypeError, match="images must be a tensor, .* got (str|bytes)"):
+        with pytest.raises(TypeError, match=r"images must be a tensor, .* got (str|bytes)"):
             as_tensor(name)
 
 

@@ -220,6 +220,11 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
         moved = seen._replace(moments=seen.moments.to(self.device), similar=seen.similar.to(self.device))
         return distances(self.heads, moved, comparisons).distance.cpu()
 
+    def extra_repr(self) -> str:
+        known = f", held-out accuracy {self.held_out['accuracy']:.3f}" if "accuracy" in self.held_out else ""
+        interval = f" ({self.held_out['low']:.3f} to {self.held_out['high']:.3f})" if "low" in self.held_out else ""
+        return f"{super().extra_repr()}{known}{interval}"
+
     def options(self) -> dict[str, Any]:
         saved = {name: getattr(self.extractor, name) for name in EXTRACTOR}
         own = {"extractor": saved, "seed": self.seed, WIDTHS: self._widths, HELD_OUT: self.held_out}
