@@ -47,7 +47,7 @@ def add_afine(kinds: Commands) -> None:
     )
     afine.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, crops and the held-out contents")
     add_device(afine, batch_size=64)
-    afine.set_defaults(run=_fit_afine, resumes=True)
+    afine.set_defaults(run=_fit_afine)
 
 
 def _fit_afine(options: argparse.Namespace) -> None:
@@ -62,6 +62,7 @@ def _fit_afine(options: argparse.Namespace) -> None:
     if output.suffix != ".safetensors" or output.is_dir():
         raise ValueError(f"output must be a file ending in .safetensors, got {options.output!r}")
     check_writable(output.parent, name="output")  # before the long work, not after it
+    options.resumes = bool(options.cache)  # what Ctrl-C says
     if options.convert:
         scorer: Any = AFINE(options.convert)
         scorer.save(output)
