@@ -36,11 +36,22 @@ def add_score(commands: Commands) -> None:
         epilog="examples:\n"
         "  qa-hooks score samples/ --scorer niqe_bsd100 gmm.safetensors -o scores.csv\n"
         "  qa-hooks score outputs/ --scorer psnr ssim --reference targets/ -o scores.csv\n"
-        "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv",
+        "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv\n"
+        "  qa-hooks score laion/ --scorer niqe_bsd100 --engine ray --address auto -o scores/",
     )
-    score.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
+    score.add_argument(
+        "folder", metavar="SOURCE", help="a folder of images, sub-folders included; ray also reads Parquet and tars"
+    )
     add_shared(score, "--scorer", nargs="+", required=True)
-    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe")
+    score.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe; of ray a folder"
+    )
+    score.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: many machines, into a folder of Parquet files"
+    )
+    score.add_argument("--address", metavar="A", help="of Ray's cluster, or auto; without it Ray starts here")
+    score.add_argument("--column", metavar="NAME", help="of the images in Parquet files (ray)")
+    score.add_argument("--shard-size", type=int, metavar="N", help="about so many images a part (ray; 4096)")
     add_shared(score, "--grid")
     score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
@@ -53,6 +64,10 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> None:
     from qa_hooks.folders import score_folder
 
+    _refuse_options_of_others(options)
+    if options.engine == "ray":
+        _score_with_ray(options)
+        return
     piped = options.output == "-"
     if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("-o - needs one process: several work on one file, name it")
@@ -73,6 +88,36 @@ def _score(options: argparse.Namespace) -> None:
     say_failures(table.failures, where="all are in the JSON beside the table")
     for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
         say(text, error=piped)
+
+
+def _score_with_ray(options: argparse.Namespace) -> None:
+    from qa_hooks.integrations.ray import score_dataset
+
+    scored = score_dataset(
+        options.folder,
+        options.scorer,
+        options.output,
+        resume=not options.overwrite,
+        shard_size=4096 if options.shard_size is None else options.shard_size,
+        **chosen(options, "column", "batch_size", "device", "address"),
+    )
+    all_are = f"all are in the column problem of {options.output}"
+    say_failures(scored.failures, where=all_are, total=scored.problems)
+    say(f"{options.output}: {scored.summary()}")
+
+
+def _refuse_options_of_others(options: argparse.Namespace) -> None:
+    """What the other way of scoring takes would do nothing in this one."""
+    others = {"ray": ("tiles", "overlap", "reference", "grid"), "local": ("address", "column", "shard_size")}[
+        options.engine
+    ]
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
+    if given:
+        raise ValueError(f"{', '.join(given)} is not for --engine {options.engine}")
+    if options.engine == "ray" and options.output == "-":
+        raise ValueError("-o - is not for --engine ray, which writes a folder of Parquet files: name one")
+    if options.engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--engine ray starts its own processes: leave torchrun away")
 
 
 def _write_out(data: bytes) -> None:

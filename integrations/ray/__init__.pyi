@@ -1,0 +1,3 @@
+from .batches import ScoreBatches as ScoreBatches
+from .dataset import ScoredDataset as ScoredDataset
+from .dataset import score_dataset as score_dataset

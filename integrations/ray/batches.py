@@ -1,0 +1,217 @@
+"""Scorers as a function of a batch of rows: columns of scores for columns of images."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qa_hooks._base.checks import check_count
+from qa_hooks._base.decoding import decode
+from qa_hooks._base.hashing import fingerprint
+from qa_hooks.folders.scoring.batching import scored_windows
+from qa_hooks.folders.scoring.score_folder import Spec, name_scorers, score_columns, scorer_facts
+from qa_hooks.folders.scoring.shards import PROBLEM
+from qa_hooks.folders.scoring.tiles import PiecedImage
+from qa_hooks.images import as_tensor, load_image
+from qa_hooks.scorers import Scorer
+from qa_hooks.sources.windows import read_ahead
+
+Item = tuple[str, Any, Any]  # name, image, reference; an exception stands for what could not be read
+
+
+class ScoreBatches:
+    """A batch of rows in, the same rows with scores out; the scorers are made once in each process.
+
+    It is the function that `ray.data.Dataset.map_batches` takes as a class, `datasets.Dataset.map(..., batched=True)`
+    as an object, and a `DataLoader` as its `collate_fn`. Copies that arrive in other processes make the same scorers
+    there, and refuse to go on when a file of a scorer has another content on that machine.
+
+    Args:
+        scorers: one or several: whatever `create_scorer` takes.
+        column: of the images: bytes of files, paths, `{"bytes": ..., "path": ...}`, PIL images, uint8 arrays
+            `(H, W, C)`, or tensors `(C, H, W)`, uint8 or in the scorers' range.
+        reference: the column of the references, for scorers that need one.
+        batch_size: images at a time, of one size; large ones come in smaller batches.
+        device: where the scorers run. None: on the GPU that Ray has given to this process, otherwise where they are.
+        keep_images: leave the images in the rows. By default they are dropped, for they are what is large.
+
+    Raises:
+        ValueError: a scorer that cannot be made, or needs a reference and gets none.
+
+    Example:
+        >>> import numpy as np
+        >>> score = ScoreBatches("niqe_bsd100")
+        >>> photo = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
+        >>> rows = score({"image": [photo, b"no image"], "label": [3, 4]})
+        >>> rows["label"], np.isnan(rows["niqe_bsd100"]), rows["problem"][1]
+        ([3, 4], array([False,  True]), 'its content is none of PNG, JPEG, MPO, BMP, WEBP, TIFF, PPM, GIF')
+    """
+
+    def __init__(
+        self,
+        scorers: Spec | Sequence[Spec],
+        column: str = "image",
+        *,
+        reference: str | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        keep_images: bool = False,
+    ) -> None:
+        self.scorers, self.column, self.reference, self.keep_images = scorers, column, reference, keep_images
+        self.batch_size = check_count("batch_size", batch_size)
+        self.device = None if device is None else str(device)
+        self._named: dict[str, Scorer] | None = name_scorers(scorers, self.device or _own_gpu())
+        needing = [name for name, scorer in self._named.items() if "reference" in scorer.inputs]
+        if bool(needing) != (reference is not None):
+            raise ValueError(
+                f"{', '.join(needing)} compares with references: give ScoreBatches their column as reference=; "
+                "score_dataset and --engine ray score images alone"
+                if needing
+                else f"reference={reference!r} was given, but {', '.join(self._named)} takes none"
+            )
+        self.facts = scorer_facts(self._named)
+
+    def __call__(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Score a batch.
+
+        Args:
+            batch: columns `{"image": [...], ...}`, or a list of rows `[{"image": ...}, ...]`.
+
+        Returns:
+            The other columns as they came; an array `(n,)` float32 for each scorer, nan where it gave no score, and
+            for each calibration; `problem`, what was wrong with each image, "" where nothing was.
+
+        Raises:
+            TypeError: something else than columns or rows.
+            ValueError: no such column, or one that is called as a column of scores.
+        """
+        columns = _columns(batch)
+        images = self._column(columns, self.column)
+        references = [None] * len(images) if self.reference is None else self._column(columns, self.reference)
+        if len(references) != len(images):
+            raise ValueError(f"column {self.reference!r} has {len(references)} rows, {self.column!r} has {len(images)}")
+        scored: dict[str, Any] = {name: [] for name in self.names}
+        problems = []
+        for _, scores, problem in self.stream(("", *pair) for pair in zip(images, references, strict=True)):
+            for name, score in scores.items():
+                scored[name].append(score)
+            problems.append(problem)
+        dropped = () if self.keep_images else (self.column, self.reference)
+        rest = {name: values for name, values in columns.items() if name not in dropped}
+        taken = sorted({*self.names, PROBLEM} & set(rest))
+        if taken:
+            raise ValueError(f"the batch has columns {', '.join(taken)} already: drop or rename them first")
+        arrays = {name: np.array(values, dtype=np.float32) for name, values in scored.items()}
+        return {**rest, **arrays, PROBLEM: np.array(problems, dtype=object)}
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of scores."""
+        return [
+            column
+            for fact in self.facts
+            for column in (fact["name"], *[f"{fact['name']}_calibrated"] * fact["calibrated"])
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the scorers."""
+        return fingerprint(*(f"{fact['name']} {fact['fingerprint']}" for fact in self.facts))
+
+    def stream(self, items: Iterable[Item]) -> Iterator[tuple[str, dict[str, float], str]]:
+        """Name, scores and problem of each image, in order, with a few batches of images in memory at a time."""
+        named = self._made()
+        for window in scored_windows(read_ahead(_read, items), named, self.batch_size, None):
+            for image in window:
+                columns = score_columns(image, named)
+                yield image.name, {name: (values or [np.nan])[0] for name, values in columns.items()}, image.problem
+
+    def _made(self) -> dict[str, Scorer]:
+        if self._named is None:
+            named = name_scorers(self.scorers, self.device or _own_gpu())
+            for fact, here in zip(self.facts, scorer_facts(named), strict=True):
+                if fact["fingerprint"] != here["fingerprint"]:
+                    raise ValueError(
+                        f"{fact['name']} is another scorer in this process ({here['fingerprint']}) than where the work "
+                        f"was given out ({fact['fingerprint']}): has its file changed, or has this machine another one?"
+                    )
+            self._named = named
+        return self._named
+
+    def _column(self, columns: Mapping[str, Any], name: str) -> Any:
+        if name not in columns:
+            raise ValueError(f"the batch has no column {name!r}; its columns are {', '.join(map(str, columns))}")
+        return columns[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_named": None}  # what `datasets` takes for its cache, before and after a call
+
+
+def _columns(batch: Any) -> dict[str, Any]:
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if type(batch).__name__ == "LazyBatch":  # of the `datasets` library
+        return {name: batch[name] for name in batch}
+    if not isinstance(batch, list | tuple) or not all(isinstance(row, Mapping) for row in batch):
+        raise TypeError(
+            "a batch must be columns {'image': [...]} or a list of rows {'image': ...}, got "
+            f"{type(batch).__name__}; in Ray that is map_batches(..., batch_format='numpy'), in a DataLoader a data "
+            "set whose items are dictionaries"
+        )
+    names = list(batch[0]) if batch else []
+    uneven = next((position for position, row in enumerate(batch) if list(row) != names), None)
+    if uneven is not None:
+        raise ValueError(f"row {uneven} has the columns {', '.join(batch[uneven])}, the first has {', '.join(names)}")
+    return {name: [row[name] for row in batch] for name in names}
+
+
+def _read(item: Item) -> PiecedImage:
+    name, image, reference = item
+    try:
+        pixels = read_image(image)
+        references = [] if reference is None else [read_image(reference)]
+        if references and references[0].shape[1:] != pixels.shape[1:]:
+            raise ValueError(f"its reference is {tuple(references[0].shape)}, itself it is {tuple(pixels.shape)}")
+    except Exception as error:  # the parsers raise what they like; one bad image must not end the run
+        told = str(error).removeprefix(f"{image} ") if isinstance(image, str | Path) else str(error)
+        return PiecedImage(name, [], [], [], problem=" ".join(told.split()) or type(error).__name__)
+    return PiecedImage(name, [pixels], references, [(0, 0)])
+
+
+def read_image(image: Any) -> Tensor:
+    """`(C, H, W)` of an image in any of the forms in which data sets hold one.
+
+    Raises:
+        TypeError, ValueError: something else; an exception that stands for the image is raised itself.
+    """
+    if isinstance(image, Exception):
+        raise image
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        raise ValueError("there is no image")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return torch.from_numpy(decode(io.BytesIO(image)).transpose(2, 0, 1).copy())
+    if isinstance(image, str | Path):
+        return load_image(image)
+    tensor = as_tensor(image)
+    if len(tensor) != 1:
+        raise ValueError(f"there are {len(tensor)} images in one row, of shape {tuple(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ValueError("it holds values that are not finite")
+    return tensor[0]
+
+
+def _own_gpu() -> str | None:
+    """The GPU that Ray has given to this process; None outside a worker of Ray, or without one."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized() or not torch.cuda.is_available():
+        return None
+    return "cuda" if ray.get_runtime_context().get_assigned_resources().get("GPU", 0) else None
