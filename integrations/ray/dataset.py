@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from qa_hooks.integrations.ray.shards import Shard, find_shards
 
 RETRIES = 3  # of a shard whose worker died
 PATIENCE = 8  # shards that may fail before one is finished
-KEPT: dict[str, ScoreBatches] = {}  # of a worker: the scorers that it has made
+KEPT: dict[str, ScoreBatches] = {}  # of a worker: the scorers that it has made for a call of score_dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,14 +219,14 @@ def _scored(
     gpus = 1 if device not in (None, "cpu") or (device is None and ray.cluster_resources().get("GPU")) else 0
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a worker stays
     task = ray.remote(scheduling_strategy="SPREAD", **options)(score_shard)
-    shared, remaining = ray.put(score), iter(waiting.items())
+    shared, call, remaining = ray.put(score), uuid.uuid4().hex, iter(waiting.items())
     running: dict[Any, Path] = {}
     failed: dict[str, str] = {}
     finished = 0
     while True:
         room = 2 * int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)) + 2 - len(running)  # it may change
         for path, shard in itertools.islice(remaining, max(0, room)):
-            running[task.remote(shared, shard, str(path))] = path
+            running[task.remote(shared, shard, str(path), call)] = path
         if not running:
             break
         for done in ray.wait(list(running))[0]:
@@ -248,8 +249,15 @@ def _scored(
         )
 
 
-def score_shard(score: ScoreBatches, shard: Shard, part: str) -> Counts:
+def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Counts:
     """Score a shard and write its part; what a worker does.
+
+    Args:
+        score: the scorers, as they came; those that this process has made for the same `call` are taken instead.
+        shard: what to read.
+        part: the file to write.
+        call: the name of this call of `score_dataset`: scorers of two calls may differ though their fingerprints agree,
+            for functions count by their names.
 
     Raises:
         RuntimeError: a folder that this machine does not see, or files that changed while they were read.
@@ -257,10 +265,9 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str) -> Counts:
     path = Path(part)
     if not (path.parent / MANIFEST).is_file():
         raise RuntimeError(f"{os.uname().nodename} does not see {path.parent}: it must be a folder that all share")
-    key = f"{score.fingerprint} {score.batch_size} {score.device}"
-    if key not in KEPT:  # a worker is asked many times, and makes the scorers once
+    if call not in KEPT:  # a worker is asked many times, and makes the scorers once
         KEPT.clear()
-    score = KEPT.setdefault(key, score)
+    score = KEPT.setdefault(call, score)
     columns: dict[str, list[float]] = {name: [] for name in score.names}
     names, problems = [], []
     for name, scores, problem in score.stream(shard.images()):
@@ -268,6 +275,10 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str) -> Counts:
         problems.append(problem)
         for column, value in scores.items():
             columns[column].append(value)
-    if shard.state_now() != shard.state:
+    try:
+        same = shard.state_now() == shard.state
+    except OSError:
+        same = False
+    if not same:
         raise RuntimeError("its files changed while they were read")
     return write_part(path, names, columns, problems)

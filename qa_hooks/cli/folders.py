@@ -188,7 +188,10 @@ def add_pick(commands: Commands) -> None:
         "  qa-hooks pick samples/ --scorer niqe_bsd100 --keep 100 --out best100/ --link",
     )
     pick.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
-    add_shared(pick, "--scorer", required=True)
+    chosen_by = pick.add_mutually_exclusive_group(required=True)
+    add_shared(chosen_by, "--scorer")
+    chosen_by.add_argument("--scores", metavar="TABLE", help="a table of `qa-hooks score` of DIR, instead of scoring")
+    pick.add_argument("--by", metavar="COLUMN", help="of that table; needed when it has several scorers")
     add_shared(pick, "--keep", default=0.9)
     add_shared(pick, "--grid")
     pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
@@ -210,7 +213,7 @@ def _pick(options: argparse.Namespace) -> None:
             options.out,
             device=read_device(options.device),
             resume=not options.overwrite,
-            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid"),
+            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid", "scores", "by"),
         )
     say_failures(picked.failures, where="all are in the JSON beside the table")
     say(picked.summary())

@@ -64,7 +64,7 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def add_shared(parser: argparse.ArgumentParser, name: str, **own: Any) -> None:
+def add_shared(parser: argparse._ActionsContainer, name: str, **own: Any) -> None:
     """An option of the table `SHARED`, with what is different in this command."""
     parser.add_argument(name, **{**SHARED[name], **own})
 

@@ -69,6 +69,29 @@ class ScoreTable:
                 return bool(scorer["higher_is_better"])
         return None
 
+    def chosen(self, column: str | None = None, higher_is_better: bool | None = None) -> tuple[str, bool]:
+        """The column to go by, the only raw one if none is named, and whether higher is better in it.
+
+        Raises:
+            ValueError: no such column, several to choose from, or a direction that is unknown or another one.
+        """
+        raw = [name for name in self.columns if not name.endswith("_calibrated")] or list(self.columns)
+        if column is None and len(raw) != 1:
+            raise ValueError(
+                "the table has several columns of scores, say which with --by (by=, column=): "
+                f"{', '.join(self.columns)}"
+            )
+        column = column or raw[0]
+        told = self.higher_is_better(column)
+        if told is None and higher_is_better is None:
+            raise ValueError(
+                f"the table does not say whether higher values of {column} are better: give --higher-is-better or "
+                "--lower-is-better (higher_is_better=)"
+            )
+        if None not in (told, higher_is_better) and told != higher_is_better:
+            raise ValueError(f"the table says that {'higher' if told else 'lower'} values of {column} are better")
+        return column, bool(told if told is not None else higher_is_better)
+
     def column(self, name: str) -> Tensor:
         """`(n,)` float32; `ValueError` that names the columns there are."""
         if name not in self.columns:
