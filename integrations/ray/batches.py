@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class ScoreBatches:
         self.scorers, self.column, self.reference, self.keep_images = scorers, column, reference, keep_images
         self.batch_size = check_count("batch_size", batch_size)
         self.device = None if device is None else str(device)
-        self._named: dict[str, Scorer] | None = name_scorers(scorers, self.device or _own_gpu())
+        self._named: dict[str, Scorer] | None = name_scorers(scorers, self.device or own_gpu())
         needing = [name for name, scorer in self._named.items() if "reference" in scorer.inputs]
         if bool(needing) != (reference is not None):
             raise ValueError(
@@ -128,14 +129,15 @@ class ScoreBatches:
     def stream(self, items: Iterable[Item]) -> Iterator[tuple[str, dict[str, float], str]]:
         """Name, scores and problem of each image, in order, with a few batches of images in memory at a time."""
         named = self._made()
-        for window in scored_windows(read_ahead(_read, items), named, self.batch_size, None):
-            for image in window:
-                columns = score_columns(image, named)
-                yield image.name, {name: (values or [np.nan])[0] for name, values in columns.items()}, image.problem
+        for window in scored_windows(read_ahead(read_item, items), named, self.batch_size, None):
+            raw = {name: [(image.scores[name] or [math.nan])[0] for image in window] for name in named}
+            columns = score_columns(raw, named)
+            for position, image in enumerate(window):
+                yield image.name, {name: values[position] for name, values in columns.items()}, image.problem
 
     def _made(self) -> dict[str, Scorer]:
         if self._named is None:
-            named = name_scorers(self.scorers, self.device or _own_gpu())
+            named = name_scorers(self.scorers, self.device or own_gpu())
             for fact, here in zip(self.facts, scorer_facts(named), strict=True):
                 if fact["fingerprint"] != here["fingerprint"]:
                     raise ValueError(
@@ -172,7 +174,8 @@ def _columns(batch: Any) -> dict[str, Any]:
     return {name: [row[name] for row in batch] for name in names}
 
 
-def _read(item: Item) -> PiecedImage:
+def read_item(item: Item) -> PiecedImage:
+    """An image that was read, or the problem that it had."""
     name, image, reference = item
     try:
         pixels = read_image(image)
@@ -209,7 +212,7 @@ def read_image(image: Any) -> Tensor:
     return tensor[0]
 
 
-def _own_gpu() -> str | None:
+def own_gpu() -> str | None:
     """The GPU that Ray has given to this process; None outside a worker of Ray, or without one."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized() or not torch.cuda.is_available():

@@ -8,10 +8,8 @@ killed, the same call skips.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import logging
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -29,9 +27,9 @@ from qa_hooks.folders.scoring.score_folder import Spec
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores, read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, SHOWN, Counts, part_path, read_counts, write_part
 from qa_hooks.integrations.ray.batches import ScoreBatches
+from qa_hooks.integrations.ray.cluster import check_device, cluster, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 
-RETRIES = 3  # of a shard whose worker died
 PATIENCE = 8  # shards that may fail before one is finished
 KEPT: dict[str, ScoreBatches] = {}  # of a worker: the scorers that it has made for a call of score_dataset
 
@@ -112,8 +110,7 @@ def score_dataset(
             f"source must be a path, got {type(source).__name__}; a data set of Ray takes "
             "dataset.map_batches(ScoreBatches, ...).write_parquet(...)"
         )
-    if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}: Ray gives each worker a GPU of its own")
+    check_device(device)
     shard_size, output = check_count("shard_size", shard_size), Path(output)
     score = ScoreBatches(scorers, batch_size=batch_size, device="cpu" if device == "cpu" else None)
     if output.exists() and not output.is_dir():
@@ -188,44 +185,17 @@ def _finish(
     return result
 
 
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected: to the user's own, to the cluster at an address, or to one that ends with this."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--engine ray needs Ray: pip install 'qa-hooks[ray]'") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet["include_dashboard"] = False
-    try:
-        ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
-        raise ValueError(f"no cluster of Ray at {address!r} ({error}): ray start --head starts one") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
 def _scored(
     ray: Any, score: ScoreBatches, waiting: dict[Path, Shard], device: str | None
 ) -> Iterator[tuple[Path, Counts]]:
     """Part and counts of each shard as they are finished; `RuntimeError` at the end when some were not."""
-    gpus = 1 if device not in (None, "cpu") or (device is None and ray.cluster_resources().get("GPU")) else 0
-    options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a worker stays
-    task = ray.remote(scheduling_strategy="SPREAD", **options)(score_shard)
+    task, room = remote(ray, score_shard, device)
     shared, call, remaining = ray.put(score), uuid.uuid4().hex, iter(waiting.items())
     running: dict[Any, Path] = {}
     failed: dict[str, str] = {}
     finished = 0
     while True:
-        room = 2 * int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)) + 2 - len(running)  # it may change
-        for path, shard in itertools.islice(remaining, max(0, room)):
+        for path, shard in itertools.islice(remaining, max(0, room() - len(running))):
             running[task.remote(shared, shard, str(path), call)] = path
         if not running:
             break
@@ -234,8 +204,7 @@ def _scored(
             try:
                 found = Counts(*ray.get(done))
             except ray.exceptions.RayError as error:
-                why = getattr(error, "cause", None) or error
-                failed[str(waiting[path])] = " ".join(str(why).split())[:300] or type(why).__name__
+                failed[str(waiting[path])] = reason(error)
             else:
                 finished += 1
                 yield path, found

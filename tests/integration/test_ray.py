@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from qa_hooks import GMMScorer, filter_scores, score_folder
+from qa_hooks import GMMScorer, KNNScorer, filter_scores, score_folder
 from qa_hooks.cli import main
 from qa_hooks.folders.scoring.shards import MANIFEST
 from qa_hooks.images import load_image, save_image
-from qa_hooks.integrations.ray import ScoreBatches, dataset, score_dataset
+from qa_hooks.integrations.ray import ScoreBatches, cluster, fit_dataset, score_dataset
 from qa_hooks.scorers import FunctionScorer, load_scorer
 from toy_scorers import brightness
 
@@ -124,7 +124,7 @@ def test_a_function_of_the_same_name_is_another_scorer(ray, folder, tmp_path):
 
 
 def test_a_shard_that_kills_every_worker_is_named_and_the_others_are_done(ray, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "RETRIES", 0)
+    monkeypatch.setattr(cluster, "RETRIES", 0)
     fine = score_dataset(folder, brightness(), tmp_path / "t", shard_size=30, progress=False)
     (lost, *_) = (tmp_path / "t").glob("part-*")
     lost.unlink()
@@ -185,6 +185,32 @@ def test_ray_data_takes_the_class(ray, folder, gmm):
         expected = scorer(load_image(path)[None]).item()
         assert found[path.name]["giqa_sgm"] == pytest.approx(expected, rel=1e-5)
         assert found[path.name]["problem"] == ""
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "neighbours"])
+def test_a_fit_does_not_depend_on_the_cut(ray, folder, kind):
+    def make():
+        return GMMScorer("random", components=1, pca=4) if kind == "gaussian" else KNNScorer("random")
+
+    found = [fit_dataset(folder, make(), shard_size=size, sample=30, progress=False) for size in (10, 1000)]
+    assert found[0].calibration is not None
+    assert found[0].fitted_size is None  # they have three
+    image = load_image(folder / "000.png")[None]
+    assert found[0](image).item() == pytest.approx(found[1](image).item(), rel=1e-4)
+    if kind == "gaussian":
+        pictures = [load_image(path)[None] for path in sorted(folder.rglob("*.png"))]
+        rows = torch.cat([found[0].extractor(picture / 255) for picture in pictures])
+        whole = make().fit_features(rows, calibration=None)
+        exact = fit_dataset(folder, make(), shard_size=20, calibration=None, progress=False)
+        assert exact(image).item() == pytest.approx(whole(image).item(), rel=1e-3)
+
+
+def test_what_cannot_be_fitted_is_named(ray, tmp_path):
+    with pytest.raises(TypeError, match="must be a GMMScorer or a KNNScorer, got FunctionScorer"):
+        fit_dataset(tmp_path, brightness())
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="at least 10 held-out images, got 0"):
+        fit_dataset(tmp_path, GMMScorer("random", components=1), progress=False)
 
 
 def test_where_all_are_bad_nothing_is_left(ray, tmp_path):

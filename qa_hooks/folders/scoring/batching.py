@@ -28,7 +28,7 @@ def scored_windows(
 
 
 def _measure(image: PiecedImage) -> tuple[int, int]:
-    return max(1, len(image.pieces)), sum(piece[0].numel() for piece in image.pieces)
+    return max(1, len(image.pieces)), sum(piece.shape[-2] * piece.shape[-1] for piece in image.pieces)
 
 
 def _score_window(
