@@ -110,6 +110,13 @@ def ground_truths(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
                     "scorer": create_scorer("niqe_bsd100")}  # fmt: skip
 
 
+def a_folder_of_photographs(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    (folder / "photos").mkdir()
+    for number, image in enumerate(photographs):
+        save_image(to_uint8(image), folder / "photos" / f"{number}.png")
+    return {}
+
+
 def a_pipeline(**_: Any) -> Scope:
     import tiny_pipelines
 
@@ -162,6 +169,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "afine.md": a_reference,
     "diffusion.md": a_pipeline,
     "trainers.md": lambda **_: {},
+    "scale.md": a_folder_of_photographs,
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
     "diffusers_scripts.md": "tests/integration/test_diffusers_scripts.py",
@@ -179,6 +187,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
+    "scale.md": lambda scope, folder: len(scope["best"]) == 2 and scope["scored"]["problem"][:] == [""] * 4,
 }
 
 
