@@ -14,6 +14,7 @@ from typing import Any
 from qa_hooks import __version__
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
+from qa_hooks.cli.agreeing import add_agree
 from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
@@ -29,6 +30,7 @@ COMMANDS = (
     add_pick,
     add_compare,
     add_watch,
+    add_agree,
     add_doctor,
     add_scorers,
     add_info,

@@ -2,10 +2,14 @@ from .agreeing import Agreement as Agreement
 from .agreeing import MetricDifference as MetricDifference
 from .agreeing import agreement as agreement
 from .agreeing import compare_metrics as compare_metrics
+from .joining import join_scores as join_scores
 from .pairs import Pairs as Pairs
 from .pairs import read_pairs as read_pairs
 from .reading import read_ratings as read_ratings
 from .reading_preferences import read_preferences as read_preferences
+from .report import AgreementReport as AgreementReport
+from .report import AgreementRow as AgreementRow
+from .reporting import report_agreement as report_agreement
 from .tables import Preference as Preference
 from .tables import Preferences as Preferences
 from .tables import Ratings as Ratings
