@@ -28,9 +28,7 @@ def add_agree(commands: Commands) -> None:
         "  qa-hooks agree mine.csv scores.csv --columns name=file rating=stars content=scene --better higher",
     )
     add_opinions(agree)
-    agree.add_argument(
-        "tables", metavar="TABLE", nargs="+", help="tables of `qa-hooks score`, or CSVs: path,METRIC"
-    )
+    agree.add_argument("tables", metavar="TABLE", nargs="+", help="tables of `qa-hooks score`, or CSVs: path,METRIC")
     for way in ("higher", "lower"):
         agree.add_argument(
             f"--{way}", nargs="+", default=[], metavar="METRIC", help=f"{way} is better, where a table does not say"

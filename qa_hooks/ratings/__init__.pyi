@@ -3,6 +3,7 @@ from .agreeing import MetricDifference as MetricDifference
 from .agreeing import agreement as agreement
 from .agreeing import compare_metrics as compare_metrics
 from .joining import join_scores as join_scores
+from .opinions import read_opinions as read_opinions
 from .pairs import Pairs as Pairs
 from .pairs import read_pairs as read_pairs
 from .reading import read_ratings as read_ratings
@@ -10,6 +11,8 @@ from .reading_preferences import read_preferences as read_preferences
 from .report import AgreementReport as AgreementReport
 from .report import AgreementRow as AgreementRow
 from .reporting import report_agreement as report_agreement
+from .selecting import select_metrics as select_metrics
+from .selection import Selection as Selection
 from .tables import Preference as Preference
 from .tables import Preferences as Preferences
 from .tables import Ratings as Ratings
