@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qa_hooks._base.files import whole_file
+
 Pixels = NDArray[np.float64]  # (H, W, 3) in [0, 255]
 HEIGHT, WIDTH = 384, 512
 CORNERS = {1: (126, 104), 3: (44, 73), 4: (206, 0), 6: (43, 66), 8: (4, 71), 19: (255, 0)}  # top, left; checked
@@ -114,6 +116,5 @@ def rebuild(kodak: Path, folder: Path) -> None:
                 target = folder / f"I{number:02}_{kind}_{level + 1}.png"
                 if not target.is_file():
                     random = np.random.default_rng([number, int(kind), level])
-                    partial = target.with_suffix(".partial")
-                    Image.fromarray(as_bytes(make(clean, level, random))).save(partial, "PNG")
-                    partial.replace(target)
+                    with whole_file(target) as partial:
+                        Image.fromarray(as_bytes(make(clean, level, random))).save(partial, "PNG")

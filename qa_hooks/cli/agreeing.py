@@ -72,7 +72,7 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
 
 def read_opinions_of(options: argparse.Namespace, images: str | None = None) -> Any:
     """The ratings or preferences that the options name."""
-    from qa_hooks.ratings.opinions import read_opinions
+    from qa_hooks.ratings.reading_opinions import read_opinions
 
     return read_opinions(
         options.ratings,

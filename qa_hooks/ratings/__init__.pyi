@@ -3,11 +3,13 @@ from .agreeing import MetricDifference as MetricDifference
 from .agreeing import agreement as agreement
 from .agreeing import compare_metrics as compare_metrics
 from .joining import join_scores as join_scores
-from .opinions import read_opinions as read_opinions
 from .pairs import Pairs as Pairs
 from .pairs import read_pairs as read_pairs
 from .reading import read_ratings as read_ratings
+from .reading_opinions import read_opinions as read_opinions
 from .reading_preferences import read_preferences as read_preferences
+from .reading_prompts import Prompts as Prompts
+from .reading_prompts import read_prompts as read_prompts
 from .report import AgreementReport as AgreementReport
 from .report import AgreementRow as AgreementRow
 from .reporting import report_agreement as report_agreement

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from qa_hooks._base.files import write_text
 from qa_hooks._base.text import printable
-from qa_hooks.drawing.intervals import Measured, interval_chart
+from qa_hooks.drawing.forest_plot import Measured, forest_plot
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.images import save_image
 from qa_hooks.ratings.agreeing import Agreement, MetricDifference
@@ -121,7 +121,8 @@ class AgreementReport:
         rows = [("", *statistics, *["ties"] * ties, "behind the best", "p (Holm)")]
         for metric in self.metrics:
             cells = [cell_text(self.value(metric, statistic)) for statistic in statistics]
-            cells += [f"{self.value(metric, 'accuracy').ties:.1%}"] * ties
+            if ties:
+                cells.append(f"{self.value(metric, 'accuracy').ties:.1%}")
             rows.append((metric, *cells, against.get(metric, "-"), p.get(metric, "-")))
         return text_table(rows)
 
@@ -148,7 +149,7 @@ class AgreementReport:
 
     def draw(self, path: str | Path) -> None:
         """Draw the deciding statistic of each metric with its interval as a PNG; nothing without matplotlib."""
-        picture = interval_chart(
+        picture = forest_plot(
             [Measured(name, *self.value(name)[:3], name in self.best) for name in self.metrics],
             title=f"agreement with people on {self.images} {self.unit}",
             x_label=f"{self.statistic}{' within contents' * bool(self.column)}; blue: cannot be told from the best",

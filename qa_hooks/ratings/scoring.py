@@ -115,16 +115,22 @@ def _scored(
     def start() -> None:
         begun.start({**dict.fromkeys(_left(table), ()), **everything}, resume=True)
 
-    with alone_at(table, start):
-        made = score_into(
-            table,
-            everything,
-            _reader(wanted, scorer),
-            {name: scorer},
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-        )
+    try:
+        with alone_at(table, start):
+            made = score_into(
+                table,
+                everything,
+                _reader(wanted, scorer),
+                {name: scorer},
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
+            )
+    except ValueError as error:  # none could be scored: the user knows files, not fingerprints
+        text = str(error)
+        for key, stimulus in wanted.items():
+            text = text.replace(key, str(stimulus.image))
+        raise ValueError(text) from error
     paths, values = made.per_image(name)
     return dict(zip(paths, values.tolist(), strict=True)), made.failures
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qa_hooks._base.checks import check_count
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.ratings.halving import successive_halving
 from qa_hooks.ratings.images import image_finder
@@ -61,6 +62,7 @@ def select_metrics(
     """
     if unknown := set(uses) - set(USES):
         raise ValueError(f"uses must be of {', '.join(USES)}, got {', '.join(sorted(unknown))}")
+    check_count("phases", phases)
     named = name_scorers(scorers, device, prompts=True)
     opinions, images = _with_images(opinions)
     needed = any("reference" in scorer.inputs for scorer in named.values())

@@ -54,7 +54,7 @@ def test_images_of_one_content_widen_the_interval():
 
 def truth_of(statistic: str) -> float:
     """The statistic of very many contents."""
-    scores, truth, content = rated(20_000, 10, 10**6)
+    scores, truth, _ = rated(20_000, 10, 10**6)
     if statistic == "accuracy":
         correct, decided, _ = credits(scores, truth, np.split(np.arange(len(truth)), 20_000))
         return float(correct.sum() / decided.sum())

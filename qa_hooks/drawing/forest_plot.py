@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     strong: bool = True
 
 
-def interval_chart(rows: Sequence[Measured], *, title: str = "", x_label: str = "", width: int = 760) -> Tensor | None:
+def forest_plot(rows: Sequence[Measured], *, title: str = "", x_label: str = "", width: int = 760) -> Tensor | None:
     """Draw the rows from the top to the bottom; those that do not stand out are grey.
 
     Returns:
@@ -35,7 +35,7 @@ def interval_chart(rows: Sequence[Measured], *, title: str = "", x_label: str = 
         ValueError: no row with a finite value.
 
     Example:
-        >>> interval_chart([Measured("psnr", 0.7, 0.6, 0.8), Measured("ssim", 0.5, 0.4, 0.6, False)]).shape[0]
+        >>> forest_plot([Measured("psnr", 0.7, 0.6, 0.8), Measured("ssim", 0.5, 0.4, 0.6, False)]).shape[0]
         3
     """
     known = [row for row in rows if np.isfinite(row.value)]
