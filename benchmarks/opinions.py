@@ -90,11 +90,11 @@ def crops_of(folder: Path) -> Tensor:
 def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
     """The scorers that are fitted, on crops of other photographs; kept in `out/scorers`."""
     crops, cache = crops_of(photos).float() / 255, out / "scorers"
-    specs: dict[str, dict[str, Any]] = {
+    specs: dict[str, dict[str, Any]] = {  # 600 crops are enough for three components of 64 dimensions
         "rank": {"type": "rank", "fit": photos},
         "giqa-knn (stages)": {"type": "giqa-knn", "extractor": "efficientnet_lite0-stages", "k": 1},
         "giqa-sgm (stages)": {"type": "giqa-sgm", "extractor": "efficientnet_lite0-stages"},
-        "giqa-gmm (stages)": {"type": "giqa-gmm", "extractor": "efficientnet_lite0-stages", "components": 3},
+        "giqa-gmm (stages)": {"type": "giqa-gmm", "extractor": "efficientnet_lite0-stages", "components": 3, "pca": 64},
         "giqa-knn (last layer)": {"type": "giqa-knn", "extractor": "efficientnet_lite0", "k": 1},
         "giqa-gmm (random)": {"type": "giqa-gmm", "extractor": "random", "components": 3},
     }

@@ -38,8 +38,12 @@ def test_one_phase_judges_everything():
 @pytest.mark.slow
 @pytest.mark.skipif("QA_HOOKS_RATINGS" not in os.environ, reason="QA_HOOKS_RATINGS=DIR names the real label files")
 @pytest.mark.parametrize("file", ["agiqa3k_data.csv", "kadid10k.txt", "pipal.txt", "koniq10k_distributions_sets.csv"])
-def test_halving_finds_the_winner_with_a_third_of_the_scorings(file):
-    """16 metrics made of the ratings and noise; each has its own noise, of which a part is shared by a content."""
+@pytest.mark.parametrize(("apart", "least"), [(1.12, 95), (1.03, 50)])
+def test_halving_finds_the_winner_with_a_third_of_the_scorings(file, apart, least):
+    """16 metrics made of the ratings and noise, of which a part is shared by a content; each has `apart` times more.
+
+    Where metrics are close, another one than the best may win: what is lost then is small.
+    """
     ratings = read_ratings(Path(os.environ["QA_HOOKS_RATINGS"]) / file)
     truth = ratings.goodness.numpy()
     truth = (truth - truth.mean()) / truth.std()
@@ -51,7 +55,7 @@ def test_halving_finds_the_winner_with_a_third_of_the_scorings(file):
         metrics = {}
         for rank in range(16):
             noise = g.normal(size=len(truth)) + 0.5 * g.normal(size=len(contents))[codes]
-            metrics[f"m{rank}"] = truth + 0.5 * 1.12**rank * noise
+            metrics[f"m{rank}"] = truth + 0.5 * apart**rank * noise
         made = []
 
         def judge(names, some, metrics=metrics, made=made):
@@ -74,5 +78,5 @@ def test_halving_finds_the_winner_with_a_third_of_the_scorings(file):
         f"{file}: the same winner in {same} of 100, {np.mean(shares):.1%} of the scorings, loses {max(near):.4f} SRCC"
     )
     assert np.mean(shares) <= 1 / 3
-    assert same >= 95
+    assert same >= least
     assert max(near) < 0.02
