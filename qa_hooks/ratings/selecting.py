@@ -48,7 +48,8 @@ def select_metrics(
         scorers: whatever `create_scorer` takes, one or several; they may need references or prompts, where the ratings
             have them.
         cache: a folder that keeps the scores by content: the same call goes on where an earlier one was stopped, and a
-            further scorer costs only its own scores.
+            further scorer costs only its own scores. A Python function is known by its name alone: give it another one
+            when it has changed.
         references: the folder of the reference images that the ratings name.
         uses: of "monitor" (agrees best), "reward" (the best that the doctor calls usable as one), "cheap" (the fastest
             that cannot be told from the best).

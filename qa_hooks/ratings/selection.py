@@ -81,8 +81,7 @@ class Selection:
             parts.append(f"{name} failed on {len(images)} images; the first, {image}: {message}")
         parts += ["", *(self._advice(use, name) for use, name in self.recommended.items())]
         if len(self.report.best) > 1:
-            parts.append("the choice among metrics that cannot be told apart is not one of the data: more contents, or")
-            parts[-1] += " another reason, must decide"
+            parts.append("These ratings do not decide between metrics that cannot be told from the best.")
         return "\n".join(parts)
 
     def _costs(self) -> str:
@@ -95,6 +94,6 @@ class Selection:
 
     def _advice(self, use: str, name: str | None) -> str:
         if name is None:
-            return f"as {use}: none of them; the doctor calls no metric usable as a reward"
+            return f"{use}: none of them; the doctor calls no metric usable as a reward"
         behind = "" if name in self.report.best else "; it agrees less with people than the best"
-        return f"as {use}: {name} ({WHY[use]}{behind})"
+        return f"{use}: {name} ({WHY[use]}{behind})"

@@ -56,7 +56,7 @@ def test_select_and_again(mine, tmp_path, capsys):
     pytest.importorskip("piq")
     assert main([*command, "--device", "cpu"]) == 0
     first = capsys.readouterr()
-    assert "as monitor: " in first.out
+    assert "monitor: " in first.out
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.txt", "report.json", "scores"}
     assert main([*command, "--device", "cpu"]) == 0
     assert "scores: 24 images" in first.err

@@ -82,7 +82,7 @@ def test_the_best_and_the_cheap(rated, tmp_path):
     assert found.recommended["cheap"] in found.report.best
     assert all(value > 0 for value in found.milliseconds.values())
     found.save(tmp_path / "out")
-    assert "as monitor: " in (tmp_path / "out" / "report.txt").read_text()
+    assert "monitor: " in (tmp_path / "out" / "report.txt").read_text()
     read = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
     assert read["recommended"] == found.recommended
     assert read["scorings"] == read["everything"] == 3 * CONTENTS * LEVELS
