@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, rebuild
 from qa_hooks.drawing.tables import text_table
+from qa_hooks.features import create_extractor
 from qa_hooks.functional import ssim
 from qa_hooks.images import list_images, load_image
 from qa_hooks.ratings import AgreementReport, Ratings, agreement, read_ratings, report_agreement
@@ -45,6 +46,21 @@ def published_ssim(images: Tensor, reference: Tensor) -> Tensor:
         for x in (images, reference)
     ]
     return ssim(*pair)
+
+
+def network_distance() -> Scorer:
+    """Distance of unit-length maps of EfficientNet-Lite0's stages: LPIPS's form without its weights, nothing fitted."""
+    extractor = create_extractor("efficientnet_lite0-stages")
+    network: Any = extractor.network
+
+    def distance(images: Tensor, reference: Tensor) -> Tensor:
+        total = images.new_zeros(len(images))
+        for a, b in zip(*(network.stages(extractor.prepare(x)) for x in (images, reference)), strict=True):
+            a, b = (nn.functional.normalize(maps, dim=1) for maps in (a, b))
+            total = total + (a - b).square().sum(1).mean((1, 2))
+        return total
+
+    return FunctionScorer(distance, name="distance in Lite0", higher_is_better=False, inputs={"reference"})
 
 
 def rebuilt(ratings: Path, stimuli: Path) -> Ratings:
@@ -125,6 +141,10 @@ def main(arguments: Sequence[str]) -> None:
             named[spec if spec in (*PLAIN, *PIQ) else scorer.name] = scorer
         except Exception as error:  # weights that cannot be had here, packages that are missing
             print(f"{spec} is left out: {str(error).splitlines()[0]}", flush=True)
+    try:
+        named["distance in Lite0"] = network_distance()
+    except ImportError as error:
+        print(f"the distance in Lite0 is left out: {error}", flush=True)
     if options.photos is not None:
         named.update(fitted(options.photos, options.out))
     named["ssim as published"] = FunctionScorer(
