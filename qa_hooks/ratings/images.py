@@ -90,17 +90,25 @@ def _agreement(path: PurePosixPath, name: PurePosixPath) -> int:
     return count
 
 
-def image_finder(folder: str | Path) -> NameFinder:
-    """Finds the image files below a folder; their paths are relative to it."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"images={str(folder)!r} is no folder")
-    paths = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(root).relative_to(folder)
-        paths += [(inside / name).as_posix() for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return NameFinder(paths, f"the folder {folder}")
+class ImageFinder:
+    """Finds the image file of each name below a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"images={str(folder)!r} is no folder")
+        paths = []
+        for root, folders, names in os.walk(self.folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = Path(root).relative_to(self.folder)
+            found = (name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+            paths += [(inside / name).as_posix() for name in found]
+        self.names = NameFinder(paths, f"the folder {folder}")
+
+    def find(self, name: str) -> Path | None:
+        """The one file of this name, as `NameFinder.find`."""
+        place = self.names.find(name)
+        return None if place is None else self.folder / place
 
 
 def find_images(names: Iterable[str], folder: str | Path) -> list[Path | None]:
@@ -109,5 +117,5 @@ def find_images(names: Iterable[str], folder: str | Path) -> list[Path | None]:
     Raises:
         ValueError: more than half of the images are missing, a name leads out of the folder, or fits two files.
     """
-    places = image_finder(folder).find_all(names)
+    places = ImageFinder(folder).names.find_all(names)
     return [None if place is None else Path(folder) / place for place in places]

@@ -12,7 +12,7 @@ import torch
 from qa_hooks._base.checks import check_count
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.ratings.halving import successive_halving
-from qa_hooks.ratings.images import image_finder
+from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.preference_reporting import together
 from qa_hooks.ratings.reporting import report_agreement
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
@@ -158,8 +158,8 @@ def _stimuli(
     by_name: dict[str, Path] = {}
     if references is not None and opinions.reference:
         wanted = list(dict.fromkeys(name for name in opinions.reference if name))
-        places = image_finder(references).find_all(wanted)
-        by_name = {name: Path(references) / place for name, place in zip(wanted, places, strict=True) if place}
+        places = find_images(wanted, references)
+        by_name = {name: place for name, place in zip(wanted, places, strict=True) if place is not None}
     found = {}
     for row, name in enumerate(opinions.names):
         reference = by_name.get(opinions.reference[row]) if opinions.reference else None
