@@ -56,7 +56,7 @@ def forest_plot(rows: Sequence[Measured], *, title: str = "", x_label: str = "",
             axes.plot([row.low, row.high], [place, place], color=color, linewidth=2, marker="|")
         axes.plot([row.value], [place], color=color, marker="o")
     axes.set_yticks(range(len(known)), [row.label.replace("$", r"\$") for row in known])
-    axes.invert_yaxis()
+    axes.set_ylim(len(known) - 0.5, -0.5)
     axes.set_title(title.replace("$", r"\$"), fontsize=LETTERS)
     axes.set_xlabel(x_label.replace("$", r"\$"), fontsize=LETTERS)
     axes.tick_params(labelsize=LETTERS - 1)

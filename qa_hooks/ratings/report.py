@@ -48,6 +48,7 @@ class AgreementReport:
         images: how many images (or pairs) every metric has scored.
         lacking: metric -> rated images that it has no score for; they are left out for all metrics.
         opinions: what the ratings are, in words.
+        unit, over: what is counted, and what the intervals leave out in turn.
     """
 
     rows: list[AgreementRow]
@@ -60,6 +61,7 @@ class AgreementReport:
     confidence: float
     lacking: dict[str, list[str]] = field(default_factory=dict)
     unit: str = "images"
+    over: str = "contents"
 
     @property
     def metrics(self) -> list[str]:
@@ -98,7 +100,7 @@ class AgreementReport:
         """The agreement of each metric, its comparison with the best, and tables by type, level and content."""
         lines = [
             self.opinions,
-            f"agreement on {self.images} {self.unit}; {self.confidence:.0%} intervals over contents",
+            f"agreement on {self.images} {self.unit}; {self.confidence:.0%} intervals over {self.over}",
         ]
         for metric, names in self.lacking.items():
             some = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -133,7 +135,7 @@ class AgreementReport:
         return f"{best} agrees best with people ({self.statistic}); cannot be told from it: {', '.join(others)}"
 
     def _by(self, column: str) -> str:
-        groups = sorted({row.group for row in self.rows if row.column == column and row.group is not None})
+        groups = [g for g in dict.fromkeys(r.group for r in self.rows if r.column == column) if g is not None]
         if column == "content":
             groups, left = [], f"\n{len(groups)} contents: the JSON has each"
         else:

@@ -12,6 +12,7 @@ from qa_hooks.ratings.clusters import FEWEST_CLUSTERS
 from qa_hooks.ratings.joining import scored_by_all
 from qa_hooks.ratings.preference_reporting import report_preferences
 from qa_hooks.ratings.report import POOLED, AgreementReport, AgreementRow
+from qa_hooks.ratings.rows import is_number
 from qa_hooks.ratings.statistics import CORRELATIONS, STATISTICS, Rows, credits, logistic
 from qa_hooks.ratings.tables import Preferences, Ratings
 
@@ -78,7 +79,7 @@ def report_agreement(
     columns = [name for name in by if getattr(kept, name)]
     cells: list[tuple[str, str | None, str]] = [(POOLED, None, statistic) for statistic in pooled]
     for column in columns:
-        values = sorted(set(getattr(kept, column)))
+        values = _in_order(getattr(kept, column))
         inside = [s for s in wanted if column == "content" or s in pooled]
         cells += [(column, group, s) for group in [*values, None] if len(values) > 1 for s in inside]
     decides = (pooled or [s for s in wanted if "content" in columns] or [""])[0]
@@ -106,7 +107,14 @@ def report_agreement(
     best += [row.b for row in compared if row.p > 1 - confidence]
     where = POOLED if pooled else "content"
     said = str(kept).splitlines()[0]
-    return AgreementReport(rows, compared, best, decides, where, len(kept), said, confidence, lacking)
+    over = f"{len(set(labels))} {cluster}s" if labels else "images, each on its own"
+    return AgreementReport(rows, compared, best, decides, where, len(kept), said, confidence, lacking, over=over)
+
+
+def _in_order(values: Sequence[str]) -> list[str]:
+    """Each value once: levels from 1 to 10 as numbers, names as names."""
+    once = set(values)
+    return sorted(once, key=float) if all(is_number(value) for value in once) else sorted(once)
 
 
 def _of_first(ratings: Ratings, scores: Mapping[str, Rows]) -> dict[str, Rows]:

@@ -10,6 +10,7 @@ accuracy        the share of pairs within a content that the metric orders as pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,7 +85,10 @@ def credits(values: Rows, truth: Rows, members: Sequence[NDArray[np.int64]]) -> 
 
 
 def logistic(x: Rows, y: Rows) -> Rows:
-    """`(b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2`, fitted by least squares, at `x`."""
+    """`(b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2`, fitted by least squares, at `x`.
+
+    A curve that falls is returned upside down: a metric that orders images the wrong way has a negative correlation.
+    """
     from scipy.optimize import OptimizeWarning, curve_fit
     from scipy.special import expit
 
@@ -95,11 +99,10 @@ def logistic(x: Rows, y: Rows) -> Rows:
     scaled = (x - middle) / scale  # so that a metric in thousands, or in millionths, starts where the others do
     start = (y.max(), y.min(), 0.0, 1.0)
     try:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)  # of the parameters' covariance, which nobody asks for
             fitted, _ = curve_fit(curve, scaled, y, start, maxfev=20_000)
     except (RuntimeError, TypeError) as error:  # TypeError: fewer rows than parameters
         raise ValueError(f"no logistic curve could be fitted ({error}); use plcc") from error
-    return np.asarray(curve(scaled, *fitted), dtype=np.float64)
+    values = np.asarray(curve(scaled, *fitted), dtype=np.float64)
+    return values if fitted[0] >= fitted[1] else -values

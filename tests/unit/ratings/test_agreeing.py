@@ -44,6 +44,12 @@ def test_the_logistic_fit_undoes_a_saturation():
     assert logits > 0.999
 
 
+def test_a_metric_of_the_wrong_direction_stays_negative_after_the_fit():
+    """A falling curve would make it look good."""
+    _, truth, _ = rated(12, 9, 0)
+    assert agreement(-truth, truth, statistic="plcc_logistic").value == pytest.approx(-1, abs=0.01)
+
+
 def test_images_of_one_content_widen_the_interval():
     scores, truth, content = rated(20, 25, 0)
     free, clustered = agreement(scores, truth), agreement(scores, truth, clusters=content)

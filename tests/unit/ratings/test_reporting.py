@@ -57,6 +57,13 @@ def test_a_group_named_mean_or_nothing_is_a_group(tmp_path):
     assert values[2] == pytest.approx((values[0] + values[1]) / 2)
 
 
+def test_levels_are_ordered_as_numbers():
+    ratings, scores = rated()
+    ratings.level[:] = [{"1": "9", "2": "10", "3": "11"}[level] for level in ratings.level]
+    report = report_agreement(ratings, scores, by=["level"], statistics=["srcc"], progress=False)
+    assert [row.group for row in report.rows if row.metric == "good"] == [None, "9", "10", "11", None]
+
+
 def test_the_text_and_the_json_say_the_same(tmp_path):
     ratings, scores = rated()
     scores["bad"][4] = float("nan")
@@ -65,7 +72,7 @@ def test_the_text_and_the_json_say_the_same(tmp_path):
     assert "good agrees best with people (srcc)" in text
     assert "bad has no score for 1 images, left out for all: 0_b_2.png" in text
     assert f"{report.value('good').value:.3f}" in text
-    assert "agreement on 59 images" in text
+    assert "agreement on 59 images; 95% intervals over 10 contents" in text
     report.save(tmp_path / "a.json")
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)  # no NaN, which is no JSON
     assert read["best"] == ["good"]
@@ -110,6 +117,7 @@ def test_without_contents_each_image_is_on_its_own():
     bare = Ratings(ratings.names, ratings.rating, True, "made up", "test")
     report = report_agreement(bare, scores, progress=False)
     assert report.value("good").clusters == 60
+    assert "intervals over images, each on its own" in str(report)
     assert "accuracy" not in {row.statistic for row in report.rows}
     with pytest.raises(ValueError, match="accuracy compares images of one content"):
         report_agreement(bare, scores, statistics=["accuracy"], progress=False)
