@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, place, say
+from qa_hooks.cli.options import Commands, Help, chosen, place, say
 
 STATISTICS = ("srcc", "krcc", "plcc", "plcc_logistic", "accuracy")
 COLUMNS = ("kind", "level", "content")
@@ -29,6 +29,7 @@ def add_agree(commands: Commands) -> None:
     )
     add_opinions(agree)
     agree.add_argument("tables", metavar="TABLE", nargs="+", help="tables of `qa-hooks score`, or CSVs: path,METRIC")
+    agree.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help="only these columns of the tables")
     for way in ("higher", "lower"):
         agree.add_argument(
             f"--{way}", nargs="+", default=[], metavar="METRIC", help=f"{way} is better, where a table does not say"
@@ -107,7 +108,7 @@ def _agree(options: argparse.Namespace) -> None:
     if options.report is not None:
         check_report(options.report)
     opinions = read_opinions_of(options)
-    scores = join_scores(opinions.names, options.tables, higher=options.higher, lower=options.lower)
+    scores = join_scores(opinions.names, options.tables, **chosen(options, "metrics", "higher", "lower"))
     report = report_agreement(opinions, scores, **judging(options))
     say(str(report))
     if options.json is not None:

@@ -17,6 +17,7 @@ def join_scores(
     names: Sequence[str],
     tables: Sequence[str | Path],
     *,
+    metrics: Sequence[str] = (),
     higher: Sequence[str] = (),
     lower: Sequence[str] = (),
 ) -> dict[str, Rows]:
@@ -25,6 +26,7 @@ def join_scores(
     Args:
         names: of the rated images; found in a table whatever their case, folder and suffix.
         tables: of `qa-hooks score`, or CSVs with a column `path` and columns of numbers.
+        metrics: only these columns; without it all but calibrated ones.
         higher, lower: columns in which higher, or lower, is better, where a table does not say.
 
     Returns:
@@ -39,11 +41,14 @@ def join_scores(
     if both := set(higher) & set(lower):
         raise ValueError(f"{', '.join(sorted(both))} cannot be better both higher and lower")
     said = {**dict.fromkeys(higher, True), **dict.fromkeys(lower, False)}
-    read = [(Path(path), read_scores(path)) for path in tables]
-    columns = [[c for c in table.columns if not c.endswith("_calibrated")] for _, table in read]
+    read = [(Path(path), _read(Path(path))) for path in tables]
+    columns = [
+        [c for c in table.columns if c in metrics or not (metrics or c.endswith("_calibrated"))] for _, table in read
+    ]
     every = [column for some in columns for column in some]
-    if unknown := set(said) - set(every):
-        raise ValueError(f"no table has a column {', '.join(sorted(unknown))}; they have {', '.join(every)}")
+    if unknown := (set(said) | set(metrics)) - set(every):
+        there = dict.fromkeys(column for _, table in read for column in table.columns)
+        raise ValueError(f"no table has a column {', '.join(sorted(unknown))}; they have {', '.join(there)}")
     found: dict[str, Rows] = {}
     for (path, table), own in zip(read, columns, strict=True):
         for column in own:
@@ -52,6 +57,15 @@ def join_scores(
                 raise ValueError(f"two tables are called {path.name} and have a column {column!r}: rename one of them")
             found[name] = _joined(names, path, table, column, said.get(column))
     return found
+
+
+def _read(path: Path) -> ScoreTable:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a table of scores")
+    table = read_scores(path)
+    if not len(table):
+        raise ValueError(f"{path} has no rows")
+    return table
 
 
 def _joined(names: Sequence[str], path: Path, table: ScoreTable, column: str, said: bool | None) -> Rows:

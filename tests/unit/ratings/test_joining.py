@@ -43,6 +43,12 @@ def test_columns_of_one_name_carry_their_tables(tmp_path):
     assert list(found) == ["m@a", "m@b"]
 
 
+def test_only_the_metrics_that_are_asked_for(tmp_path):
+    text = "path,m,m_calibrated,width\nI01_01_1.bmp,1,0.1,9\nI01_01_2.bmp,2,0.2,9\nI02_01_1.bmp,3,0.3,9\n"
+    found = join_scores(NAMES, [table(tmp_path / "a.csv", text)], metrics=["m"], higher=["m"])
+    assert {name: values.tolist() for name, values in found.items()} == {"m": [1, 2, 3]}
+
+
 @pytest.mark.parametrize(
     ("directions", "options", "message"),
     [
@@ -50,6 +56,7 @@ def test_columns_of_one_name_carry_their_tables(tmp_path):
         ({"m": True}, {"lower": ["m"]}, "says that m is better higher"),
         ({}, {"lower": ["m"], "higher": ["m"]}, "m cannot be better both"),
         ({}, {"higher": ["n"]}, "no table has a column n; they have m"),
+        ({}, {"metrics": ["n"]}, "no table has a column n; they have m"),
     ],
 )
 def test_a_direction_is_said_once(directions, options, message, tmp_path):
@@ -62,6 +69,10 @@ def test_the_table_of_another_set_is_refused(tmp_path):
     path = table(tmp_path / "a.csv", "path,m\nI01_01_1.bmp,1\nother.png,2\n")
     with pytest.raises(ValueError, match=r"2 of 3 images are not in .*is it the right one"):
         join_scores(NAMES, [path], higher=["m"])
+    with pytest.raises(ValueError, match="is a folder: name a table"):
+        join_scores(NAMES, [tmp_path])
+    with pytest.raises(ValueError, match="has no rows"):
+        join_scores(NAMES, [table(tmp_path / "b.csv", "path,m\n")])
     with pytest.raises(ValueError, match="name at least one table"):
         join_scores(NAMES, [])
 
