@@ -179,13 +179,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown(report: AgreementReport, times: dict[str, float]) -> str:
-    """The table of docs/judges.md."""
-    kinds = sorted({str(row.group) for row in report.rows if row.column == "kind" and row.group is not None})
-    heads = ["scorer", *(NAMES[kind] for kind in kinds), "mean of types", "all together", "pairs of a content", "ms"]
+    """The table of docs/judges.md; an asterisk marks what cannot be told from the best."""
+    kinds = [str(row.group) for row in report.rows if row[:1] == (report.metrics[0],) and row.column == "kind"
+             and row.group is not None and row.statistic == "srcc"]  # fmt: skip
+    heads = ["scorer", *(NAMES[kind] for kind in kinds), "mean of types", "all together", "pairs", "ms"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in report.metrics:
         found = [report.value(name, "srcc", "kind", kind) for kind in (*kinds, None)]
         found += [report.value(name, "srcc"), report.value(name, "accuracy")]
-        cells = [f"{one.value:.2f} ({one.low:.2f}, {one.high:.2f})" if np.isfinite(one.value) else "-" for one in found]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {times[name]:.0f} |")
+        cells = [f"{short(one.value)} ({short(one.low)}, {short(one.high)})" for one in found]
+        star = "*" if name in report.best else ""
+        lines.append(f"| {name}{star} | " + " | ".join(cells) + f" | {times[name]:.0f} |")
     return "\n".join(lines)
+
+
+def short(value: float) -> str:
+    """`.93`, `-.05`, `1.00`."""
+    return "-" if not np.isfinite(value) else f"{value:.2f}".replace("0.", ".", 1)
