@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, rebuild
+from qa_hooks._base.files import whole_file
 from qa_hooks.drawing.tables import text_table
-from qa_hooks.features import create_extractor
+from qa_hooks.features import create_extractor, extract_features
 from qa_hooks.functional import ssim
 from qa_hooks.images import list_images, load_image
 from qa_hooks.ratings import AgreementReport, Ratings, agreement, read_ratings, report_agreement
@@ -32,6 +34,7 @@ from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
 from qa_hooks.ratings.speed import milliseconds
 from qa_hooks.scorers import FunctionScorer, Scorer, create_scorer
+from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
 PLAIN = ("psnr", "ssim", "ms_ssim", "niqe_bsd100", "niqe", "lpips", "dists")
 PIQ = ("piq:vsi", "piq:fsim", "piq:gmsd", "piq:haarpsi", "piq:mdsi", "piq:vif")
@@ -124,6 +127,21 @@ def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
     return made
 
 
+def scores_in_features(named: dict[str, FeatureScorer], files: list[Path], out: Path) -> dict[str, Any]:
+    """Goodness of the images; scorers in the features of one network share them, and they are kept in `out`."""
+    found = {}
+    for name, scorer in named.items():
+        kept = out / "features" / f"{scorer.extractor.name}-{scorer.extractor.fingerprint}.safetensors"
+        if not kept.is_file():
+            print(f"features of {len(files)} images in {scorer.extractor.name}", flush=True)
+            values = extract_features(scorer.extractor, files, batch_size=8).values
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(kept) as partial:
+                save_file({"values": values.contiguous()}, partial)
+        found[name] = scorer.score_features(load_file(kept)["values"]).double().numpy()
+    return found
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kodak", type=Path, required=True, help="the 24 Kodak photographs")
@@ -145,8 +163,13 @@ def main(arguments: Sequence[str]) -> None:
         named["distance in Lite0"] = network_distance()
     except ImportError as error:
         print(f"the distance in Lite0 is left out: {error}", flush=True)
+    in_features: dict[str, FeatureScorer] = {}
     if options.photos is not None:
-        named.update(fitted(options.photos, options.out))
+        for name, scorer in fitted(options.photos, options.out).items():
+            if isinstance(scorer, FeatureScorer):
+                in_features[name] = scorer
+            else:
+                named[name] = scorer
     named["ssim as published"] = FunctionScorer(
         published_ssim, name="ssim as published", higher_is_better=True, inputs={"reference"}
     )
@@ -157,6 +180,8 @@ def main(arguments: Sequence[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores, problems = score_stimuli(stimuli, named, options.out / "scores")
+    files = [stimulus.image for stimulus in stimuli if stimulus is not None]
+    scores.update(scores_in_features(in_features, files, options.out))
     for name, failed in problems.items():
         print(f"{name} failed on {len(failed)} images; the first: {next(iter(failed.values()))}")
     types = check_types(ratings, scores)
@@ -169,7 +194,8 @@ def main(arguments: Sequence[str]) -> None:
     del scores["ssim as published"]
     report = report_agreement(kept, {name: values[passing] for name, values in scores.items()})
     there = [stimulus for stimulus in stimuli if stimulus is not None]
-    times = {name: milliseconds(named[name], there) for name in scores}
+    every: dict[str, Scorer] = {**named, **in_features}
+    times = {name: milliseconds(every[name], there) for name in scores}
     options.out.mkdir(parents=True, exist_ok=True)
     report.save(options.out / "opinions.json")
     (options.out / "types.json").write_text(json.dumps({"types": types, "milliseconds": times}, indent=1))
