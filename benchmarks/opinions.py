@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, rebuild
 from qa_hooks._base.files import whole_file
+from qa_hooks._base.hashing import fingerprint
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.features import create_extractor, extract_features
 from qa_hooks.functional import ssim
@@ -129,9 +130,9 @@ def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
 
 def scores_in_features(named: dict[str, FeatureScorer], files: list[Path], out: Path) -> dict[str, Any]:
     """Goodness of the images; scorers in the features of one network share them, and they are kept in `out`."""
-    found = {}
+    found, content = {}, fingerprint(*(path.read_bytes() for path in files))
     for name, scorer in named.items():
-        kept = out / "features" / f"{scorer.extractor.name}-{scorer.extractor.fingerprint}.safetensors"
+        kept = out / "features" / f"{scorer.extractor.name}-{scorer.extractor.fingerprint}-{content}.safetensors"
         if not kept.is_file():
             print(f"features of {len(files)} images in {scorer.extractor.name}", flush=True)
             values = extract_features(scorer.extractor, files, batch_size=8).values
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--photos", type=Path, help="photographs of other contents, to fit on")
     parser.add_argument("--out", type=Path, default=Path("runs/opinions"), help="stimuli, scores and the table")
     parser.add_argument("--scorers", nargs="*", default=[], help="further scorers, such as files of yours")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="scorers that take too long here")
     options = parser.parse_args(arguments)
     rebuild(options.kodak, options.out / "stimuli")
     ratings = rebuilt(options.ratings, options.out / "stimuli")
@@ -159,10 +161,6 @@ def main(arguments: Sequence[str]) -> None:
             named[spec if spec in (*PLAIN, *PIQ) else scorer.name] = scorer
         except Exception as error:  # weights that cannot be had here, packages that are missing
             print(f"{spec} is left out: {str(error).splitlines()[0]}", flush=True)
-    try:
-        named["distance in Lite0"] = network_distance()
-    except ImportError as error:
-        print(f"the distance in Lite0 is left out: {error}", flush=True)
     in_features: dict[str, FeatureScorer] = {}
     if options.photos is not None:
         for name, scorer in fitted(options.photos, options.out).items():
@@ -170,9 +168,14 @@ def main(arguments: Sequence[str]) -> None:
                 in_features[name] = scorer
             else:
                 named[name] = scorer
+    try:
+        named["distance in Lite0"] = network_distance()
+    except ImportError as error:
+        print(f"the distance in Lite0 is left out: {error}", flush=True)
     named["ssim as published"] = FunctionScorer(
         published_ssim, name="ssim as published", higher_is_better=True, inputs={"reference"}
     )
+    named = {name: scorer for name, scorer in named.items() if name not in options.leave_out}
     stimuli = [
         Stimulus(path, options.out / "stimuli" / f"{content.upper()}.png") if path is not None else None
         for path, content in zip(ratings.images, ratings.content, strict=True)
