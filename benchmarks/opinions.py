@@ -116,7 +116,6 @@ def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
         "giqa-sgm (stages)": {"type": "giqa-sgm", "extractor": "efficientnet_lite0-stages"},
         "giqa-gmm (stages)": {"type": "giqa-gmm", "extractor": "efficientnet_lite0-stages", "components": 3, "pca": 64},
         "giqa-knn (last layer)": {"type": "giqa-knn", "extractor": "efficientnet_lite0", "k": 1},
-        "giqa-gmm (random)": {"type": "giqa-gmm", "extractor": "random", "components": 3},
     }
     made = {}
     for name, spec in specs.items():

@@ -28,7 +28,7 @@ PSNRS = (33.0, 30.0, 27.0, 24.0, 21.0)
 BLURS = (0.6, 0.9, 1.4, 2.4, 4.5)
 QUALITIES = (60, 30, 14, 7, 4)
 TOLERANCE = 0.035
-# What the literature on TID2013 prints for PSNR and for SSIM (grey, after a mean of 2 x 2 pixels).
+# What the literature on TID2013 prints for PSNR and for SSIM (grey, after a mean of 2 x 2 pixels), quoted from memory.
 PUBLISHED = {
     "01": (0.929, 0.867),
     "06": (0.897, 0.750),
