@@ -37,7 +37,7 @@ from qa_hooks.ratings.speed import milliseconds
 from qa_hooks.scorers import FunctionScorer, Scorer, create_scorer
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
-PLAIN = ("psnr", "ssim", "ms_ssim", "niqe_bsd100", "niqe", "lpips", "dists")
+PLAIN = ("psnr", "ssim", "ms_ssim", "niqe_bsd100", "niqe", "lpips", "dists", "perceptual:hed")
 PIQ = ("piq:vsi", "piq:fsim", "piq:gmsd", "piq:haarpsi", "piq:mdsi", "piq:vif")
 CROP = 128
 GREY = (0.299, 0.587, 0.114)

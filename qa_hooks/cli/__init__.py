@@ -19,6 +19,7 @@ from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
+from qa_hooks.cli.reporting import add_report
 from qa_hooks.cli.selecting import add_select
 from qa_hooks.cli.watching import add_watch
 
@@ -31,6 +32,7 @@ COMMANDS = (
     add_pick,
     add_compare,
     add_watch,
+    add_report,
     add_agree,
     add_select,
     add_doctor,
