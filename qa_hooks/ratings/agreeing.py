@@ -1,6 +1,6 @@
 """How well a metric agrees with people, with intervals that know what the ratings share.
 
-The statistics are those of `qa_hooks.ratings.statistics`, the intervals those of `qa_hooks.ratings.clusters`. Two
+The statistics are those of `qa_hooks.ratings.statistics`, the intervals those of `qa_hooks.ratings.jackknife`. Two
 metrics are compared on the same rows with the same clusters left out, so what they share cancels; of many comparisons
 the p-values are corrected after Holm (1979).
 """
@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from qa_hooks.functional.intervals import jackknife_error, t_interval
-from qa_hooks.ratings.clusters import Clusters, Measured, measure
+from qa_hooks.ratings.jackknife import Clusters, Measured, measure
 from qa_hooks.ratings.statistics import STATISTICS, Rows, vector
 
 Numbers = Tensor | Sequence[float] | Rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qa_hooks.ratings.agreeing import Agreement, differences
-from qa_hooks.ratings.clusters import Clusters
+from qa_hooks.ratings.jackknife import Clusters
 from qa_hooks.ratings.joining import scored_by_all
 from qa_hooks.ratings.report import POOLED, AgreementReport, AgreementRow
 from qa_hooks.ratings.statistics import Rows

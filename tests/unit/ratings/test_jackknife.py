@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qa_hooks.ratings.clusters import BLOCKS, Clusters, Measured, measure
+from qa_hooks.ratings.jackknife import BLOCKS, Clusters, Measured, measure
 
 
 def rows(contents: int = 8, each: int = 6, seed: int = 0):
