@@ -14,12 +14,14 @@ from typing import Any
 from qa_hooks import __version__
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
+from qa_hooks.cli.agreeing import add_agree
 from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
 from qa_hooks.cli.options import Help
 from qa_hooks.cli.reporting import add_report
+from qa_hooks.cli.selecting import add_select
 from qa_hooks.cli.watching import add_watch
 
 __all__ = ["main"]
@@ -32,6 +34,8 @@ COMMANDS = (
     add_compare,
     add_watch,
     add_report,
+    add_agree,
+    add_select,
     add_doctor,
     add_scorers,
     add_info,
