@@ -185,13 +185,16 @@ class _Resampled:
             self.drawn[name] = np.array([correlate(values[row], truth[row]) for row in rows])
 
     def interval(self, drawn: Rows, confidence: float) -> tuple[float, float]:
-        """Quantiles of the draws, moved outwards for few clusters."""
-        from scipy.stats import norm
+        return cluster_interval(drawn, self.clusters, confidence)
 
-        g = self.clusters
-        share = float(norm.cdf(-np.sqrt(g / (g - 1)) * t_quantile(g - 1, confidence)))
-        low, high = np.nanquantile(drawn, [share, 1 - share])
-        return float(low), float(high)
+
+def cluster_interval(drawn: Rows, clusters: int, confidence: float) -> tuple[float, float]:
+    """Quantiles of a statistic's draws of so many clusters, moved outwards where these are few."""
+    from scipy.stats import norm
+
+    share = float(norm.cdf(-np.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1, confidence)))
+    low, high = np.nanquantile(drawn, [share, 1 - share])
+    return float(low), float(high)
 
 
 def _vector(name: str, values: Tensor | Sequence[float]) -> Rows:
