@@ -1,12 +1,14 @@
-"""A linear head on features, fitted to opinions of few images without believing them too much.
+"""A small head on features, fitted to opinions of few images without believing them too much.
 
-Each feature is centred and divided by its deviation; the head is linear, with a penalty on the square of its weights.
-How strong the penalty is decides by itself: whole contents are left out in turn, and the strength wins whose heads say
-best what people said of the contents left out. The same outputs, made without seeing what they are about, set the gain:
-a head that promises too much is turned down, one that is too timid up.
+    z = tanh((f - centre) / (2 deviation)),   outputs = [z, 2 (z^2 - mean of z^2)] @ weights.T + bias
 
-A linear head because it is what little data can carry: one optimum, no seed, the same on every machine. With more rows
-than features nothing changes; with fewer the work is done in as many dimensions as there are rows.
+Each feature is bounded, so that an image unlike all that people judged cannot score without end, and may be best in the
+middle: a sharp image has neither few edges nor noise for edges. The weights are penalised by their squares. How
+strongly decides by itself: whole contents are left out in turn, and the strength wins whose heads say best what people
+said of the contents left out. The same outputs, made without seeing what they are about, set the gain: a head that
+promises too much is turned down, one that is too timid up.
+
+There is no seed in the optimum: the head is the same on every machine, but for the contents that are left out together.
 """
 
 from __future__ import annotations
@@ -19,25 +21,28 @@ from torch import Tensor
 
 from qa_hooks.scorers.opinions.targets import Targets
 
-PENALTIES = tuple(10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5))  # the strongest first
+PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 15))  # the strongest first
 FOLDS = 5
 ITERATIONS = 200
 
 
 class Head(NamedTuple):
-    """`outputs = (features - centre) / width @ weights.T + bias`, float64.
-
-    `centre` and `width` are `(dim,)`, `weights` `(outputs, dim)`, `bias` `(outputs,)`.
-    """
+    """`centre`, `rate` and `level` are `(dim,)`, `weights` `(outputs, 2 dim)`, `bias` `(outputs,)`."""
 
     centre: Tensor
-    width: Tensor
+    rate: Tensor
+    level: Tensor
     weights: Tensor
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
         """`(n, dim)` -> `(n, outputs)`."""
-        return (features - self.centre) / self.width @ self.weights.T + self.bias
+        return self.bounded(features) @ self.weights.T + self.bias
+
+    def bounded(self, features: Tensor) -> Tensor:
+        """`(n, dim)` -> `(n, 2 dim)`, of which the weights take their sum."""
+        z = ((features - self.centre) * self.rate).tanh()
+        return torch.cat([z, 2 * (z.square() - self.level)], 1)
 
 
 def fit_head(features: Tensor, targets: Targets, contents: Sequence[int], *, seed: int = 0) -> tuple[Head, float]:
@@ -50,17 +55,19 @@ def fit_head(features: Tensor, targets: Targets, contents: Sequence[int], *, see
         seed: of the division of the contents.
 
     Returns:
-        The head, and the penalty.
+        The head in float64, and the penalty.
     """
     features, places = features.double(), torch.tensor(list(contents), dtype=torch.int64, device="cpu")
     folds = _folds(places, seed)
-    trials = [(penalty, _left_out(features, targets, folds, penalty)) for penalty in PENALTIES] if folds else []
-    judged = [(_mean_loss(targets, folds, outputs), penalty, outputs) for penalty, outputs in trials]
-    if not judged or judged[0][0] is None:
-        return _fitted(features, targets, PENALTIES[len(PENALTIES) // 2]), PENALTIES[len(PENALTIES) // 2]
-    _, penalty, outputs = min(judged, key=lambda trial: (trial[0], -trial[1]))
-    head = _fitted(features, targets, penalty)
-    gain, shift = _gain(targets, folds, outputs)
+    outputs = _left_out(features, targets, folds)
+    judged = {penalty: _mean_loss(targets, folds, said) for penalty, said in outputs.items()}
+    known = {penalty: loss for penalty, loss in judged.items() if loss is not None}
+    if not known:  # one content, or no pair within those left out together
+        penalty = PENALTIES[len(PENALTIES) // 2]
+        return _fitted(features, targets, [penalty])[penalty], penalty
+    penalty = min(known, key=lambda each: (known[each], -each))
+    head = _fitted(features, targets, [penalty])[penalty]
+    gain, shift = _gain(targets, folds, outputs[penalty])
     return head._replace(weights=head.weights * gain[:, None], bias=head.bias * gain + shift), penalty
 
 
@@ -68,47 +75,57 @@ def _folds(places: Tensor, seed: int) -> list[Tensor]:
     """Masks `(n,)` of the rows left out in turn; none where there is one content only."""
     names = places.unique()
     order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed), device="cpu")]
-    parts = order.tensor_split(min(FOLDS, len(names)))
-    return [torch.isin(places, part) for part in parts] if len(names) > 1 else []
+    return [torch.isin(places, part) for part in order.tensor_split(min(FOLDS, len(names)))] if len(names) > 1 else []
 
 
-def _left_out(features: Tensor, targets: Targets, folds: Sequence[Tensor], penalty: float) -> Tensor:
-    """`(n, outputs)`: what heads say of rows that they were not fitted on."""
-    outputs = targets.start().expand(len(features), -1).clone()
+def _left_out(features: Tensor, targets: Targets, folds: Sequence[Tensor]) -> dict[float, Tensor]:
+    """`(n, outputs)` by penalty: what heads say of rows that they were not fitted on."""
+    said = {penalty: targets.start().expand(len(features), -1).clone() for penalty in PENALTIES}
     for fold in folds:
-        if len(targets.within(~fold)) > 1:
-            outputs[fold] = _fitted(features[~fold], targets.within(~fold), penalty)(features[fold])
-    return outputs
+        kept = targets.within(~fold)
+        if len(kept) > 1:
+            for penalty, head in _fitted(features[~fold], kept, PENALTIES).items():
+                said[penalty][fold] = head(features[fold])
+    return said
 
 
 def _mean_loss(targets: Targets, folds: Sequence[Tensor], outputs: Tensor) -> float | None:
     """Over all that lies within a fold; None where nothing does."""
-    losses = torch.cat([targets.within(fold).losses(outputs[fold]) for fold in folds])
-    return float(losses.mean()) if len(losses) else None
+    losses = [targets.within(fold).losses(outputs[fold]) for fold in folds]
+    return float(torch.cat(losses).mean()) if sum(map(len, losses)) else None
 
 
-def _fitted(features: Tensor, targets: Targets, penalty: float) -> Head:
-    """The head with the least `mean loss + penalty * sum of squared weights`, in units of outputs and features."""
-    centre = features.mean(0)
-    width = features.std(0, correction=0)
-    width = torch.where(width > 1e-9 * (1 + centre.abs()), width, torch.inf)  # what does not vary says nothing
-    rows = (features - centre) / width
-    count, dim = rows.shape
-    basis = torch.linalg.svd(rows, full_matrices=False).Vh if count < dim else None
-    inner = rows if basis is None else rows @ basis.T
-    inner = inner / dim**0.5
+def _fitted(features: Tensor, targets: Targets, penalties: Sequence[float]) -> dict[float, Head]:
+    """For each penalty the head with the least `mean loss + penalty * sum of squared weights`, in the outputs' units.
+
+    With fewer rows than weights the work is done in as many dimensions as there are rows: the optimum lies there.
+    """
+    deviation = features.std(0, correction=0)
+    varies = deviation > 1e-9 * (1 + features.abs().mean(0))
+    rate = torch.where(varies, 1 / (2 * deviation.clamp_min(1e-300)), 0.0)  # what does not vary says nothing
+    blank = features.new_zeros(0)
+    head = Head(features.mean(0), rate, features.new_zeros(features.shape[1]), blank, blank)
+    head = head._replace(level=head.bounded(features)[:, features.shape[1] :].mean(0) / 2)
+    rows = head.bounded(features)
+    scale = rows.shape[1] ** 0.5
+    basis = torch.linalg.svd(rows, full_matrices=False).Vh if len(rows) < rows.shape[1] else None
+    inner = (rows if basis is None else rows @ basis.T) / scale
     units, start = targets.units(), targets.start()
     weights = inner.new_zeros(targets.outputs, inner.shape[1]).requires_grad_()
     bias = inner.new_zeros(targets.outputs).requires_grad_()
+    found = {}
+    for penalty in penalties:  # each begins where the one before has ended
 
-    def loss() -> Tensor:
-        outputs = start + units * (inner @ weights.T + bias)
-        value: Tensor = targets.losses(outputs).mean() + penalty * weights.square().sum()
-        return value
+        def loss(penalty: float = penalty) -> Tensor:
+            outputs = start + units * (inner @ weights.T + bias)
+            value: Tensor = targets.losses(outputs).mean() + penalty * weights.square().sum()
+            return value
 
-    _minimise(loss, [weights, bias])
-    found = weights.detach() / dim**0.5 * units[:, None]
-    return Head(centre, width, found if basis is None else found @ basis, start + units * bias.detach())
+        _minimise(loss, [weights, bias])
+        own = weights.detach() / scale * units[:, None]
+        own = own.clone() if basis is None else own @ basis
+        found[penalty] = head._replace(weights=own, bias=start + units * bias.detach())
+    return found
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
@@ -120,7 +137,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
         optimizer.zero_grad()
         value = loss()
         value.backward()
-        return value
+        return value.detach()
 
     optimizer.step(closure)
 
@@ -137,6 +154,7 @@ def _gain(targets: Targets, folds: Sequence[Tensor], outputs: Tensor) -> tuple[T
         return torch.cat([part.losses(said * gain + shift) for part, said in parts]).mean()
 
     _minimise(loss, [factor, shift])
-    if not float(factor) > 0 or not bool(shift.isfinite().all()):
-        return torch.cat([outputs.new_ones(1), rest]), outputs.new_zeros(targets.outputs)
-    return torch.cat([factor.detach(), rest]), shift.detach()
+    factor, shift = factor.detach(), shift.detach()
+    if not float(factor) > 0 or not bool(shift.isfinite().all()):  # what was left out taught nothing
+        return outputs.new_ones(targets.outputs), torch.zeros_like(shift)
+    return torch.cat([factor, rest]), shift

@@ -1,4 +1,4 @@
-"""A scorer fitted on people's opinions: a linear head on an extractor's features, in the units of the opinions.
+"""A scorer fitted on people's opinions: a small head on an extractor's features, in the units of the opinions.
 
 `qa_hooks.ratings.fit_mos` and `fit_pairs` (`qa-hooks fit mos`, `fit pairs`) make it: they divide the images by content
 and measure, on contents that took no part, how well it agrees with people. That number and its interval are in the
@@ -18,10 +18,11 @@ from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.filters import full_precision
 from qa_hooks.images import Range, as_tensor, check_images
 from qa_hooks.scorers.in_features import ScorerInFeatures
-from qa_hooks.scorers.opinions.head import fit_head
+from qa_hooks.scorers.opinions.head import Head, fit_head
 from qa_hooks.scorers.opinions.targets import Targets
 
 Own = TypeVar("Own", bound="OpinionScorer")
+HEAD = Head._fields
 FACTS = ("kind", "images", "opinions", "contents", "held_out", "penalty")
 
 
@@ -52,10 +53,12 @@ class OpinionScorer(ScorerInFeatures):
     """
 
     name = "opinion"
-    fitted = ("centre", "slope", "bias")
+    fitted = HEAD
     fit_call = "fit_mos(ratings) or fit_pairs(preferences) of qa_hooks.ratings"
     centre: Tensor
-    slope: Tensor
+    rate: Tensor
+    level: Tensor
+    weights: Tensor
     bias: Tensor
 
     def __init__(
@@ -79,7 +82,7 @@ class OpinionScorer(ScorerInFeatures):
 
     def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
         outputs = 2 if tensors["bias"].shape == (2,) else 1
-        return {"centre": (dim,), "slope": (outputs, dim), "bias": (outputs,)}
+        return {**dict.fromkeys(HEAD[:3], (dim,)), "weights": (outputs, 2 * dim), "bias": (outputs,)}
 
     def fit(self: Own, features: Features | Tensor, targets: Targets, contents: Sequence[int], *, seed: int = 0) -> Own:
         """Fit the head; what is held out and how well it agrees is for the caller (`qa_hooks.ratings.fit_mos`).
@@ -98,12 +101,8 @@ class OpinionScorer(ScorerInFeatures):
             if rank() == 0:
                 with torch.inference_mode(False), torch.enable_grad(), full_precision(values.device):
                     head, penalty = fit_head(values.detach().cpu().clone(), targets, list(contents), seed=seed)
-                found = {
-                    "centre": head.centre.float(),
-                    "slope": (head.weights / head.width).float(),
-                    "bias": head.bias.float(),
-                    "penalty": torch.tensor(penalty, dtype=torch.float64, device="cpu"),
-                }
+                found = {name: tensor.float() for name, tensor in head._asdict().items()}
+                found["penalty"] = torch.tensor(penalty, dtype=torch.float64, device="cpu")
         tensors = broadcast_tensors(found)
         self.facts["penalty"] = float(tensors.pop("penalty"))
         self._set(tensors)
@@ -111,7 +110,7 @@ class OpinionScorer(ScorerInFeatures):
         return self
 
     def score_rows(self, features: Tensor) -> Tensor:
-        return (features - self.centre) @ self.slope[0] + self.bias[0]
+        return self._head(features)[:, 0]
 
     def spread(self, images: Any) -> Tensor:
         """`(N,)` the standard deviation that people's ratings of these images would have, in units of the ratings.
@@ -126,8 +125,10 @@ class OpinionScorer(ScorerInFeatures):
             self._at_fitted_size(self._to_unit(check_images("images", as_tensor(images), floating=False)))
         )
         with full_precision(features.device):
-            logarithm: Tensor = (features - self.centre) @ self.slope[1] + self.bias[1]
-        return logarithm.exp()
+            return self._head(features)[:, 1].exp()
+
+    def _head(self, features: Tensor) -> Tensor:
+        return Head(self.centre, self.rate, self.level, self.weights, self.bias)(features)
 
     def extra_repr(self) -> str:
         said = f", {agreement_text(self.facts)}" if self.facts.get("held_out") else ""
