@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium through its driver's own protocol (W3C WebDriver), by the standard library."""
+"""A real browser for tests: headless Chromium by its driver's own protocol (W3C WebDriver)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,800"
-).split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,800",
+]  # fmt: skip
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
@@ -61,7 +61,9 @@ class Browser:
         """The value of a JavaScript expression as soon as it is true."""
         end = time.monotonic() + seconds
         while not (value := self.script(f"return {condition}")):
-            assert time.monotonic() < end, f"{condition} never was true: {self.script('return document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{condition} never was true: {self.script('return document.body.innerText')}"
+            )
             time.sleep(0.02)
         return value
 

@@ -58,7 +58,7 @@ class Command:
 
 
 def noise_of(window, names: list[str]) -> tuple[int, int]:
-    """The methods on the left and on the right, which the page does not tell: by the order in which the files are listed."""
+    """The methods on the left and on the right, which the page does not tell: by the order of the files."""
     shown = window.script("return [state.question.left, state.question.right]")
     return tuple(int(names[i].split("/")[0][-1]) for i in shown)
 
@@ -122,7 +122,8 @@ def test_thirty_pairs_a_second_tab_and_a_kill_lose_nothing(tmp_path):
     found = read_preferences(output, images=folder)
     assert len(found) == 30
     for pair in found:  # the noisier one never won
-        assert (pair.a.split("/")[1] == pair.b.split("/")[1]) and pair.content == Path(pair.a).stem
+        assert pair.a.split("/")[1] == pair.b.split("/")[1]
+        assert pair.content == Path(pair.a).stem
         assert pair.better == np.sign(int(pair.b.split("/")[0][-1]) - int(pair.a.split("/")[0][-1]))
     assert {pair.rater for pair in found} == {"anna"}
     assert {row["left"] for row in rows(output)} == {"a", "b"}  # sides are drawn

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks.scorers.opinions.targets import Targets
+from qa_hooks.scorers.opinions.targets import RatingTargets, Targets
 
 PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 15))  # the strongest first
 FOLDS = 5
-ITERATIONS = 200
+ITERATIONS = 100
 
 
 class Head(NamedTuple):
@@ -111,9 +111,19 @@ def _fitted(features: Tensor, targets: Targets, penalties: Sequence[float]) -> d
     basis = torch.linalg.svd(rows, full_matrices=False).Vh if len(rows) < rows.shape[1] else None
     inner = (rows if basis is None else rows @ basis.T) / scale
     units, start = targets.units(), targets.start()
+    found = {}
+
+    def keep(penalty: float, weights: Tensor, bias: Tensor) -> None:
+        own = weights.detach() / scale * units[:, None]
+        own = own.clone() if basis is None else own @ basis
+        found[penalty] = head._replace(weights=own, bias=start + units * bias.detach())
+
+    if isinstance(targets, RatingTargets) and targets.spread is None:
+        for penalty, solved in _least_squares(inner, (targets.rating - start) / units, penalties).items():
+            keep(penalty, *solved)
+        return found
     weights = inner.new_zeros(targets.outputs, inner.shape[1]).requires_grad_()
     bias = inner.new_zeros(targets.outputs).requires_grad_()
-    found = {}
     for penalty in penalties:  # each begins where the one before has ended
 
         def loss(penalty: float = penalty) -> Tensor:
@@ -122,15 +132,30 @@ def _fitted(features: Tensor, targets: Targets, penalties: Sequence[float]) -> d
             return value
 
         _minimise(loss, [weights, bias])
-        own = weights.detach() / scale * units[:, None]
-        own = own.clone() if basis is None else own @ basis
-        found[penalty] = head._replace(weights=own, bias=start + units * bias.detach())
+        keep(penalty, weights, bias)
     return found
+
+
+def _least_squares(rows: Tensor, wanted: Tensor, penalties: Sequence[float]) -> dict[float, tuple[Tensor, Tensor]]:
+    """Weights `(1, dim)` and bias `(1,)` with the least `mean squared error + penalty * sum of squared weights`."""
+    middle, level = rows.mean(0), wanted.mean()
+    u, s, vh = torch.linalg.svd(rows - middle, full_matrices=False)
+    along = u.T @ (wanted - level) / len(rows)
+    solved = {}
+    for penalty in penalties:
+        weights = (along * s / (s.square() / len(rows) + penalty)) @ vh
+        solved[penalty] = weights[None], (level - middle @ weights)[None]
+    return solved
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=ITERATIONS, history_size=20, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+        parameters,
+        max_iter=ITERATIONS,
+        history_size=20,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -143,7 +168,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
 
 
 def _gain(targets: Targets, folds: Sequence[Tensor], outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """`(outputs,)` factors and shifts with which outputs on contents left out would have been nearest to people's."""
+    """`(outputs,)` factors and shifts with which people's opinions of contents left out would have surprised least."""
     factor = outputs.new_ones(1).requires_grad_()
     shift = outputs.new_zeros(targets.outputs).requires_grad_()
     rest = outputs.new_ones(targets.outputs - 1)
@@ -151,7 +176,7 @@ def _gain(targets: Targets, folds: Sequence[Tensor], outputs: Tensor) -> tuple[T
 
     def loss() -> Tensor:
         gain = torch.cat([factor, rest])
-        return torch.cat([part.losses(said * gain + shift) for part, said in parts]).mean()
+        return torch.cat([part.surprises(said * gain + shift) for part, said in parts]).mean()
 
     _minimise(loss, [factor, shift])
     factor, shift = factor.detach(), shift.detach()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.opinions import fidelity_loss, normal_divergence
+from qa_hooks.functional.opinions import fidelity_loss, log_preference, normal_divergence
 
 LEAST_SPREAD = 0.05  # of the ratings' own deviation: two people who agree do not make an opinion certain
 
@@ -63,6 +63,10 @@ class RatingTargets:
         deviation = outputs[:, 1].exp()
         return normal_divergence(outputs[:, 0], deviation, self.rating, spread)
 
+    def surprises(self, outputs: Tensor) -> Tensor:
+        """The losses, which are least where what is expected is right."""
+        return self.losses(outputs)
+
 
 @dataclass(frozen=True)
 class PairTargets:
@@ -108,6 +112,14 @@ class PairTargets:
     def losses(self, outputs: Tensor) -> Tensor:
         """`(n, 1)` -> `(p,)` fidelity losses."""
         return fidelity_loss(outputs[self.first, 0] - outputs[self.second, 0], self.better, link=self.link)
+
+    def surprises(self, outputs: Tensor) -> Tensor:
+        """`(n, 1)` -> `(p,)` cross-entropies, least where probabilities are right.
+
+        The fidelity loss of opinions that are 0 or 1 is least at the square of the right odds: heads promise too much.
+        """
+        better, worse = log_preference(outputs[self.first, 0] - outputs[self.second, 0], link=self.link)
+        return -(self.better * better + (1 - self.better) * worse)
 
 
 Targets = RatingTargets | PairTargets
