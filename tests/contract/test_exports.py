@@ -31,9 +31,19 @@ NO_TENSORS = {
     "scorers": {"create_scorer": "a name in, a scorer out", "load_scorer": "a file in, a scorer out"},
     "weighting": {"Picked": "a result", "SelectedInstances": "a result"},
 }
-BASES = {"FullReferenceScorer", "FeatureScorer", "TrainedScorer", "LibraryScorer", "TableScorer"}
-# Their own class: the scorer inside has the row. LPIPS and DISTS need weights that are not in the package.
-WITHIN = {"CalibratedScorer", "PyIQAScorer", "TorchMetricsScorer", "PIQScorer", "LPIPS", "DISTS"}
+BASES = {"FullReferenceScorer", "FeatureScorer", "TrainedScorer", "LibraryScorer", "TableScorer", "ScorerInFeatures"}
+# Their own class: the scorer inside has the row. LPIPS and DISTS need weights that are not in the package; the scorers
+# of prompts are in tests/unit/scorers/test_prompt_scorers.py.
+WITHIN = {
+    "CalibratedScorer",
+    "PyIQAScorer",
+    "TorchMetricsScorer",
+    "PIQScorer",
+    "LPIPS",
+    "DISTS",
+    "ImscoreScorer",
+    "TransformersScorer",
+}
 
 
 def exports_with_a_row(package: str) -> set[str]:
