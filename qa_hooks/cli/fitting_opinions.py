@@ -17,6 +17,7 @@ from qa_hooks.cli.options import (
     add_shared,
     chosen,
     launched_processes,
+    place,
     read_device,
     say,
     scorer_file,
@@ -72,7 +73,9 @@ def add_pairs(kinds: Commands) -> None:
 
 def _add_rest(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     parser.add_argument("images", metavar="IMAGES", help="the folder of the images")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file to write"
+    )
     add_shared(
         parser, "--extractor", default=None, help=f"efficientnet_lite0-stages where it is installed; {EXTRACTORS}"
     )
