@@ -53,7 +53,8 @@ def posterior(count: int, answers: Sequence[Answer]) -> tuple[Rows, Rows]:
         mean = mean + step
         if float(np.abs(step).max()) < 1e-9:
             break
-    return mean, np.linalg.inv(precision)
+    covariance: Rows = np.linalg.inv(precision)
+    return mean, covariance
 
 
 def gains(mean: Rows, covariance: Rows, first: Sequence[int], second: Sequence[int]) -> Rows:

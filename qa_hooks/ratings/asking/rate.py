@@ -80,10 +80,12 @@ def rate(
                 f"{session.unknown} answers in {output} are about pairs that are not asked about here; they stay there"
             )
         server = AskingServer(session, images, port)
-        tell(f"{session.total} pairs of {len(asked)} contents, {session.answered} of them judged by {rater or 'you'}")
-        tell(f"open {server.url}")
-        tell(f"answers go to {output} (its names are relative to {root}); Ctrl-C ends, the same command goes on")
         try:
+            tell(
+                f"{session.total} pairs of {len(asked)} contents, {session.answered} of them judged by {rater or 'you'}"
+            )
+            tell(f"open {server.url}")
+            tell(f"answers go to {output} (its names are relative to {root}); Ctrl-C ends, the same command goes on")
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             pass

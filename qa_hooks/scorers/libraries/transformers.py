@@ -53,13 +53,14 @@ class TransformersScorer(LibraryScorer):
         import_library("transformers")
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+        processors: Any = AutoImageProcessor  # has no types
         spec = f"transformers:{metric}"
         with loading(spec), torch.random.fork_rng(devices=[]):
             try:
                 model = AutoModel.from_pretrained(metric, use_safetensors=True)
                 if not hasattr(model, "logit_scale"):
                     raise ValueError(f"{type(model).__name__} has no logit scale")
-                how = dict(AutoImageProcessor.from_pretrained(metric).to_dict())
+                how = dict(processors.from_pretrained(metric).to_dict())
                 tokenizer = AutoTokenizer.from_pretrained(metric)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{spec} is no CLIP-like model with all its files: {error}") from error
