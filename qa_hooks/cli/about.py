@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qa_hooks._base.text import printable
 from qa_hooks.cli.options import Commands, Help, chosen, place
 
 
@@ -62,7 +63,7 @@ def add_scorers(commands: Commands) -> None:
 def _scorers(options: argparse.Namespace) -> None:
     from qa_hooks.cli.inventory import table_of_files, table_of_scorers
 
-    print(table_of_files(options.files) if options.files else table_of_scorers(cost=not options.no_cost))
+    print(printable(table_of_files(options.files) if options.files else table_of_scorers(cost=not options.no_cost)))
 
 
 def add_info(commands: Commands) -> None:

@@ -124,20 +124,27 @@ def table_of_files(paths: Sequence[str]) -> str:
     """
     from qa_hooks.drawing.tables import text_table
     from qa_hooks.scorers.loading import read_header
-    from qa_hooks.scorers.opinions.scorer import agreement_text
+    from qa_hooks.scorers.opinions.scorer import agreement_text, check_facts
 
     rows = [("file", "class", "better", "features of", "calibration", "fitted on", "agreement with people")]
     for path in paths:
         header = read_header(path)
         options = header["options"]
-        facts = options.get("facts") or {}
-        fitted = f"{facts['images']} images of {facts['contents']} contents" if "images" in facts else "-"
+        facts, extractor = options.get("facts") or {}, options.get("extractor") or {}
+        try:
+            check_facts(dict(facts))
+            features = str(dict(extractor).get("name", "-"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved scorer: {error}") from error
+        fitted = (
+            f"{facts['images']} images of {facts['contents']} contents" if {"images", "contents"} <= set(facts) else "-"
+        )
         rows.append(
             (
                 path,
                 str(header["class"]),
                 "higher" if options.get("higher_is_better", header["kind"].higher_is_better) else "lower",
-                str((options.get("extractor") or {}).get("name", "-")),
+                features,
                 str(header.get("calibration") or "none"),
                 fitted,
                 agreement_text(facts) if facts else "-",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qa_hooks.cli import main
@@ -101,6 +102,18 @@ def test_bad_options_are_told_before_the_work(photos, tmp_path, capsys):
     assert "WHAT=COLUMN" in capsys.readouterr().err
     assert main(["scorers", str(photos / "stars.csv")]) == 1
     assert "not a whole safetensors file" in capsys.readouterr().err
+
+
+def test_a_file_that_somebody_made_up_is_refused(photos, tmp_path, capsys):
+    import json
+
+    from safetensors.torch import save_file
+
+    for options in ({"facts": {"held_out": {"srcc": 1}}}, {"facts": ["x"]}, {"extractor": "x"}, []):
+        header = {"format": "qa_hooks.scorer", "scorer": json.dumps({"class": "OpinionScorer", "options": options})}
+        save_file({"bias": torch.zeros(1)}, tmp_path / "odd.safetensors", header)
+        assert main(["scorers", str(tmp_path / "odd.safetensors")]) == 1
+        assert "is not a saved scorer" in capsys.readouterr().err
 
 
 def test_rate_tells_its_address_and_ends_without_loss(photos, tmp_path):

@@ -50,7 +50,7 @@ class AnswerFile:
     def add(self, row: Preference, *, left: str, seconds: float) -> None:
         """Add an answer; when this returns it is on disk."""
         fields = (row.a, row.b, f"{row.better:g}", row.content, row.rater, left, f"{seconds:.2f}")
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         try:
             data = _line(fields).encode()
             while data:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.checks import check_count, warn
-from qa_hooks._base.files import exclusive
+from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks.images import list_images
 from qa_hooks.ratings.asking.answers import AnswerFile
 from qa_hooks.ratings.asking.pairing import contents_by_name, references_by_content
@@ -67,6 +67,7 @@ def rate(
         raise ValueError("hidden compares with references: name their folder")
     if count is not None:
         check_count("count", count)
+    check_writable(Path(output).parent, name="output")
     images, root, start = _images(Path(folder), reference)
     names = [path.relative_to(root).as_posix() for path in images]
     asked, references = _pairs(names, start, by, hidden=hidden, pairs=pairs, root=root)
@@ -101,8 +102,9 @@ def _images(folder: Path, reference: str | Path | None) -> tuple[list[Path], Pat
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     images = [path for path in list_images(folder) if path.is_file()]
-    if odd := [path for path in images if not str(path.name).isprintable()]:
-        raise ValueError(f"{odd[0]!r} has characters in its name that a table cannot hold: rename it")
+    for name in (str(path.relative_to(folder)) for path in images):
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(f"the name {name!r} has characters or blanks that a table cannot hold: rename it")
     root = folder.resolve()
     images = [root / path.relative_to(folder) for path in images]
     if reference is None:

@@ -22,6 +22,8 @@ from qa_hooks.scorers.opinions.head import Head, fit_head
 from qa_hooks.scorers.opinions.targets import Targets
 
 Own = TypeVar("Own", bound="OpinionScorer")
+AGREEMENT = ("value", "low", "high", "n", "clusters")
+STATISTICS = ("srcc", "plcc", "accuracy")
 HEAD = Head._fields
 FACTS = ("kind", "images", "opinions", "contents", "held_out", "penalty")
 
@@ -74,8 +76,7 @@ class OpinionScorer(ScorerInFeatures):
         if not isinstance(higher_is_better, bool):
             raise TypeError(f"higher_is_better must be True or False, got {higher_is_better!r}")
         self.higher_is_better, self.scale, self.facts = higher_is_better, str(scale), dict(facts or {})
-        if unknown := set(self.facts) - set(FACTS):
-            raise ValueError(f"facts may hold {', '.join(FACTS)}, got {sorted(unknown)}")
+        check_facts(self.facts)
 
     def own_options(self) -> dict[str, Any]:
         return {"higher_is_better": self.higher_is_better, "scale": self.scale, "facts": self.facts}
@@ -134,6 +135,22 @@ class OpinionScorer(ScorerInFeatures):
         said = f", {agreement_text(self.facts)}" if self.facts.get("held_out") else ""
         fitted = "" if self._is_fitted else ", not fitted"
         return f"{self.name}, value_range={self.value_range}, extractor={self.extractor.name}{said}{fitted}"
+
+
+def check_facts(facts: Mapping[str, Any]) -> None:
+    """`ValueError` unless these could be the facts of a scorer of opinions; a file may hold anything."""
+    if unknown := set(facts) - set(FACTS):
+        raise ValueError(f"facts may hold {', '.join(FACTS)}, got {sorted(unknown)}")
+    held_out = facts.get("held_out", {})
+    if not isinstance(held_out, Mapping) or len(held_out) > len(STATISTICS):
+        raise ValueError(f"held_out must be a dictionary by statistic, got {type(held_out).__name__}")
+    for name, row in held_out.items():
+        numbers = [row.get(part) for part in AGREEMENT] if isinstance(row, Mapping) else []
+        if name not in STATISTICS or not numbers or not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"held_out must have the numbers {', '.join(AGREEMENT)} for {', '.join(STATISTICS)}")
+    for name in ("images", "opinions", "contents"):
+        if not isinstance(facts.get(name, 0), int):
+            raise ValueError(f"{name} must be a whole number, got {facts[name]!r}")
 
 
 def agreement_text(facts: Mapping[str, Any]) -> str:

@@ -234,6 +234,13 @@ def folder(tmp_path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.parametrize("name", ["two\nlines.png", " blank.png"])
+def test_names_that_a_table_cannot_hold_are_refused(folder, name):
+    Image.new("RGB", (8, 8)).save(folder / name)
+    with pytest.raises(ValueError, match="rename it"):
+        _images(folder, None)
+
+
 def test_references_are_shown_or_compared(folder):
     images, root, start = _images(folder, folder.parent / "references")
     names = [path.relative_to(root).as_posix() for path in images]
