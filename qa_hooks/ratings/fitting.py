@@ -210,7 +210,6 @@ def _finished(
         except ValueError as error:
             warn(f"{scorer.name} has no calibration, because on what is held out its {error}")
     images, text = scorer.facts["images"], agreement_text(scorer.facts)
-    LOG.info("fitted on %d images of %d contents: %s", images, scorer.facts["contents"], text)
     if images < FEW:
         warn(
             f"{scorer.name} was fitted on {images} images, which is little, and knows no more than its interval says: "

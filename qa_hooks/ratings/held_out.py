@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks.functional.intervals import wilson_interval
 from qa_hooks.ratings.agreeing import FEWEST_CLUSTERS, Agreement, cluster_interval
 from qa_hooks.ratings.tables import Preferences
 
@@ -84,6 +85,7 @@ def pair_agreement(
     """The share of pairs that scores put in people's order, with an interval over whole contents.
 
     A pair within one content counts as often as the content is drawn; a pair of two contents as often as both are.
+    Where every draw gives the same, the interval is Wilson's for as many independent pairs as there are contents.
 
     Args:
         difference: `(n,)`, goodness of a minus goodness of b; 0 counts one half.
@@ -119,4 +121,6 @@ def pair_agreement(
         drawn.append(float(weights @ correct / weights.sum()) if weights.sum() else float("nan"))
     value = float(correct.mean())
     low, high = cluster_interval(np.array(drawn), len(names), confidence)
+    if low == high:  # right, or wrong, everywhere: no draw can tell how far that goes
+        _, low, high = wilson_interval(value, len(names), confidence=confidence)
     return Agreement(value, min(low, value), max(high, value), int(decided.sum()), len(names))

@@ -255,6 +255,13 @@ def test_pair_agreement_is_the_share_and_its_interval_covers():
     assert (tied.value, tied.n) == (0.5, 20)
 
 
+def test_right_everywhere_is_no_certainty():
+    few = pair_agreement(torch.ones(20), torch.ones(20), [i // 4 for i in range(20)], [i // 4 for i in range(20)])
+    many = pair_agreement(torch.ones(400), torch.ones(400), [i // 4 for i in range(400)], [i // 4 for i in range(400)])
+    assert few.value == few.high == 1
+    assert few.low < 0.6 < 0.95 < many.low < 1
+
+
 def test_pairs_between_contents_have_wider_intervals_than_independent_ones():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randint(12, (2, 400), generator=generator).tolist()
