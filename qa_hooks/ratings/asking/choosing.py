@@ -53,7 +53,7 @@ def posterior(count: int, answers: Sequence[Answer]) -> tuple[Rows, Rows]:
         mean = mean + step
         if float(np.abs(step).max()) < 1e-9:
             break
-    covariance: Rows = np.linalg.inv(precision)
+    covariance: Rows = np.linalg.inv(precision).astype(np.float64)
     return mean, covariance
 
 
