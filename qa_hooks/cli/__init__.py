@@ -19,6 +19,7 @@ from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
 from qa_hooks.cli.rating import add_rate
+from qa_hooks.cli.reporting import add_report
 from qa_hooks.cli.watching import add_watch
 
 __all__ = ["main"]
@@ -31,6 +32,7 @@ COMMANDS = (
     add_pick,
     add_compare,
     add_watch,
+    add_report,
     add_doctor,
     add_scorers,
     add_info,

@@ -1,4 +1,4 @@
-"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`; `mos` and `pairs` are in `fitting_opinions`."""
+"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`; `afine`, `mos` and `pairs` are beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qa_hooks.cli.fitting_afine import add_afine
 from qa_hooks.cli.fitting_opinions import add_mos, add_pairs
 from qa_hooks.cli.options import (
     Commands,
@@ -52,6 +53,7 @@ def add_fit(commands: Commands) -> None:
     _add_niqe(kinds)
     add_mos(kinds)
     add_pairs(kinds)
+    add_afine(kinds)
 
 
 def _add_gmm(kinds: Commands) -> None:

@@ -2,6 +2,7 @@ from .agreeing import Agreement as Agreement
 from .agreeing import MetricDifference as MetricDifference
 from .agreeing import agreement as agreement
 from .agreeing import compare_metrics as compare_metrics
+from .comparing import as_comparisons as as_comparisons
 from .fitting import fit_mos as fit_mos
 from .fitting import fit_pairs as fit_pairs
 from .pairs import Pairs as Pairs

@@ -185,10 +185,10 @@ class _Resampled:
             self.drawn[name] = np.array([correlate(values[row], truth[row]) for row in rows])
 
     def interval(self, drawn: Rows, confidence: float) -> tuple[float, float]:
-        return cluster_interval(drawn, self.clusters, confidence)
+        return interval_of_draws(drawn, self.clusters, confidence)
 
 
-def cluster_interval(drawn: Rows, clusters: int, confidence: float) -> tuple[float, float]:
+def interval_of_draws(drawn: Rows, clusters: int, confidence: float) -> tuple[float, float]:
     """Quantiles of a statistic's draws of so many clusters, moved outwards where these are few."""
     from scipy.stats import norm
 

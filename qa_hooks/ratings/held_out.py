@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.functional.intervals import wilson_interval
-from qa_hooks.ratings.agreeing import FEWEST_CLUSTERS, Agreement, cluster_interval
+from qa_hooks.ratings.agreeing import FEWEST_CLUSTERS, Agreement, interval_of_draws
 from qa_hooks.ratings.tables import Preferences
 
 
@@ -120,7 +120,7 @@ def pair_agreement(
         weights = np.where(a == b, counts[a], counts[a] * counts[b])
         drawn.append(float(weights @ correct / weights.sum()) if weights.sum() else float("nan"))
     value = float(correct.mean())
-    low, high = cluster_interval(np.array(drawn), len(names), confidence)
+    low, high = interval_of_draws(np.array(drawn), len(names), confidence)
     if low == high:  # right, or wrong, everywhere: no draw can tell how far that goes
         _, low, high = wilson_interval(value, len(names), confidence=confidence)
     return Agreement(value, min(low, value), max(high, value), int(decided.sum()), len(names))
