@@ -20,6 +20,7 @@ from torch import nn
 from qa_hooks import GMMScorer, RankScorer, create_scorer
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.afine.checkpoint import random_checkpoint
+from tiny_clip import save_clip
 from toy_scorers import brightness
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ OFFLINE = {
     "photos/": "photos",
     "num_inference_steps=20": "num_inference_steps=2",
     "pyiqa:musiq": "niqe_bsd100",
+    "transformers:openai/clip-vit-base-patch32": "transformers:clip",
     "STEPS = 600": "STEPS = 4",
     "STEPS = 400": "STEPS = 16",
     "STEPS = 40\n": "STEPS = 4\n",
@@ -132,6 +134,11 @@ def a_pipeline(**_: Any) -> Scope:
             "training_step": lambda batch: sum(p.square().mean() for p in parameters)}  # fmt: skip
 
 
+def a_clip(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    save_clip(folder / "clip")
+    return {"create_scorer": create_scorer, "images": photographs[:2]}
+
+
 def a_reference(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     torch.save(random_checkpoint(), "afine.pth")
     (folder / "photos").mkdir()
@@ -162,6 +169,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "afine.md": a_reference,
     "diffusion.md": a_pipeline,
     "trainers.md": lambda **_: {},
+    "own_scorer.md": a_clip,
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
     "diffusers_scripts.md": "tests/integration/test_diffusers_scripts.py",
@@ -178,6 +186,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "sr.md": lambda scope, folder: scope["hooks"].step_count == 1 and scope["data"][0]["gt"].shape == (3, 128, 128),
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
+    "own_scorer.md": lambda scope, folder: scope["scores"].shape == (2,),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
 }
 
