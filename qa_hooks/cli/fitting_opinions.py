@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qa_hooks.cli.agreeing import add_opinions, read_opinions_of
 from qa_hooks.cli.options import (
     EXTRACTORS,
     Commands,
@@ -42,14 +43,7 @@ def add_mos(kinds: Commands) -> None:
         "  qa-hooks fit mos tid2013/mos_with_names.txt tid2013/distorted_images -o mine.safetensors\n"
         "  qa-hooks fit mos stars.csv photos --columns name=file rating=stars --better higher -o mine.safetensors",
     )
-    mos.add_argument("ratings", metavar="RATINGS", help="the file or folder of a published set, or a table of yours")
-    mos.add_argument("--format", default="auto", metavar="F", help="auto, or a set's name such as koniq-10k")
-    mos.add_argument("--rating", metavar="NAME", help="which of a file's several ratings, for example quality")
-    mos.add_argument(
-        "--columns", nargs="+", default=[], type=_column, metavar="WHAT=COLUMN",
-        help="of a table of yours: name=, rating=, and spread=, content=, rater= where it has them",
-    )  # fmt: skip
-    mos.add_argument("--better", choices=["higher", "lower"], help="the direction of a table of yours")
+    add_opinions(mos)
     _add_rest(mos, _fit_mos)
 
 
@@ -88,26 +82,14 @@ def _add_rest(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace
     parser.set_defaults(run=run, resumes=True)
 
 
-def _column(text: str) -> tuple[str, str]:
-    name, equals, column = text.partition("=")
-    if not (name and equals and column):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WHAT=COLUMN, such as rating=stars")
-    return name, column
-
-
 def _fit_mos(options: argparse.Namespace) -> None:
-    from qa_hooks.ratings import fit_mos, read_ratings
+    from qa_hooks.ratings import Ratings, fit_mos
 
     output = scorer_file(options.output)
-    better = None if options.better is None else options.better == "higher"
-    reading = chosen(options, "format", "images", "rating")
-    if options.columns:
-        if options.rating is not None or options.format != "auto":
-            raise ValueError("--columns is for a table of yours; --format and --rating are for published sets")
-        reading = {"images": options.images, "columns": dict(options.columns)}
-    _fitted(
-        options, output, lambda **how: fit_mos(read_ratings(options.ratings, **reading, higher_is_better=better), **how)
-    )
+    opinions = read_opinions_of(options, options.images)
+    if not isinstance(opinions, Ratings):
+        raise ValueError(f"{options.ratings} holds preferences, not ratings: qa-hooks fit pairs")
+    _fitted(options, output, lambda **how: fit_mos(opinions, **how))
 
 
 def _fit_pairs(options: argparse.Namespace) -> None:

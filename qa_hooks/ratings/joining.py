@@ -101,7 +101,8 @@ def scored_by_all(scores: Mapping[str, Rows], names: Sequence[str]) -> tuple[tor
     for metric, missing in lacking.items():
         if len(missing) > MOST_MISSING * len(names):
             raise ValueError(
-                f"{metric} has no score for {len(missing)} of {len(names)} images, such as {missing[0]!r}: leave it out"
+                f"{metric} has no score for {len(missing)} of {len(names)} images, such as {missing[0]!r}: leave it "
+                "out (--metrics names those to keep)"
             )
     mask = np.logical_and.reduce([np.isfinite(values) for values in scores.values()])
     return torch.from_numpy(mask), {metric: missing for metric, missing in lacking.items() if missing}
