@@ -63,8 +63,10 @@ def read_ratings(
     tables = [] if matlab else [read_table(file) for file in files_of(path)]
     if matlab and format not in ("auto", "aigciqa-2023"):
         raise ValueError(f"{path} is no {format}: .mat files are read as aigciqa-2023")
-    if columns is not None and rating is not None:
-        raise ValueError("rating= is for published sets; of a table of yours columns= says which column is the rating")
+    if columns is not None and (rating is not None or format != "auto"):
+        raise ValueError(
+            "format= and rating= are for published sets; of a table of yours columns= says which column is the rating"
+        )
     if columns is not None:
         parts = [_own(table, columns, higher_is_better, scale) for table in tables]
     else:

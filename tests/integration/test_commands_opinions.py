@@ -76,7 +76,7 @@ def test_pairs(photos, tmp_path, capsys):
         ("mos", "stars.csv", (), "none of the known forms|your own name its columns|columns="),
         ("mos", "stars.csv", ("--columns", "name=file", "rating=stars"), "higher_is_better"),
         ("mos", "stars.csv", ("--columns", "name=file", "rating=moons", "--better", "higher"), "no column 'moons'"),
-        ("mos", "stars.csv", (*OWN, "--format", "tid2013"), "--format and --rating are for published sets"),
+        ("mos", "stars.csv", (*OWN, "--format", "tid2013"), "format= and rating= are for published sets"),
         ("mos", "stars.csv", (*OWN, "--weights", "x.pth", "--held-out", "2"), "x.pth|unexpected|option"),
         ("mos", "nowhere.csv", OWN, "does not exist"),
         ("mos", "stars.csv", (*OWN, "--held-out", "7"), "held_out must be a share"),
