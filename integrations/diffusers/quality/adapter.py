@@ -1,0 +1,371 @@
+"""Quality as a dial: a frozen diffusion model takes target scores, and a user turns quality up when sampling.
+
+    adapter = QualityAdapter(unet, QualityTable.load("niqe.csv"))     # any UNet of Diffusers, DiT, SD3, Flux
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=1e-2)
+    q = adapter.of_images(table, files)                               # (N, 1), in standard deviations, more is better
+    for batch in loader:
+        adapter.condition(q[batch["index"]])                          # for the next call of the denoiser
+        loss = ...                                                    # the loop's own
+    adapter.save("dial.safetensors")
+
+    with adapter.quality(+1.5):
+        images = pipe(prompts).images
+
+The method is that of the IQA-Adapter (Abud et al., 2024): tokens made of the scores, and a second cross-attention to
+them beside the one to the text. Ours by default: a gate in each layer that starts at 0, so that an untrained adapter
+changes nothing, and a learned embedding for "no score given", which is not the same as "average".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qa_hooks._base.adapters import unwrapped
+from qa_hooks._base.checks import check_count, check_weight, warn
+from qa_hooks._base.frozen import KeepsFrozen
+from qa_hooks._base.random import OwnRandom
+from qa_hooks.data import QualityTable
+from qa_hooks.integrations.diffusers.quality.attention import TOKENS
+from qa_hooks.integrations.diffusers.quality.dial import Dial, Setting, check_setting
+from qa_hooks.integrations.diffusers.quality.embedding import check_recomputed
+from qa_hooks.integrations.diffusers.quality.files import read_adapter, write_adapter
+from qa_hooks.integrations.diffusers.quality.places import Places, find_places
+from qa_hooks.integrations.diffusers.quality.projector import QualityProjector
+from qa_hooks.integrations.diffusers.quality.rows import unconditional_rows
+from qa_hooks.integrations.diffusers.quality.sampling import QualitySample
+from qa_hooks.integrations.diffusers.quality.scores import Quality, QualityScores
+from qa_hooks.integrations.diffusers.quality.sources import Measures, measure_images, resolve_scores
+from qa_hooks.integrations.training_checks import check_sharded
+from qa_hooks.sources.batches import Source
+from qa_hooks.sources.samples import Sample
+
+PUBLISHED_DROPS = (0.01, 0.05, 0.01)
+
+
+class QualityAdapter(KeepsFrozen):
+    """Conditions a denoiser on quality scores. Its parameters are the adapter's alone; the denoiser is not changed.
+
+    Outside `condition` and `quality` the denoiser is the base model, bit for bit. Freeze the base yourself
+    (`unet.requires_grad_(False)`), since a LoRA beside the adapter may well be trained with it.
+
+    Args:
+        denoiser: a Diffusers UNet or transformer; in DDP, `torch.compile` or PEFT the network inside is taken.
+        scores: a `QualityTable`, or one for each score; scorers, or a feature extractor for the variant with
+            reference images (both with `images=`); or `QualityScores`.
+        images: the training images, which scorers or an extractor measure once, for the units of the dial.
+        form: "attention", tokens beside the text in every cross-attention; "embedding", added to the embedding of the
+            time; None takes attention where there is some.
+        init: "gated", each layer times a gate that starts at 0; "published", without: then an untrained adapter
+            already changes the images.
+        tokens: how many.
+        encoding: frequencies of the sine and cosine encoding, 10 in the paper; None for none.
+        hidden: a hidden layer of 128 with GELU in the projector.
+        drop: probabilities in training of dropping quality alone, the text alone, and both.
+        seed: of the new weights and of what is dropped; the global random state is not touched.
+
+    Attributes:
+        scores: names, directions, fingerprints, means and deviations (`QualityScores`).
+        denoiser: the network; not part of the adapter's parameters or state.
+
+    Raises:
+        TypeError, ValueError: a network without any place to attach, one with IP-Adapter or another quality adapter,
+            scores that are constant, arguments that do not fit.
+
+    Example:
+        >>> from diffusers import UNet2DModel
+        >>> unet = UNet2DModel(8, 1, 1, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+        ...                    up_block_types=("UpBlock2D",), norm_num_groups=4, layers_per_block=1)
+        >>> table = QualityTable(["a.png", "b.png"], torch.tensor([[3.0], [5.0]]), "niqe", False)
+        >>> adapter = QualityAdapter(unet, table)
+        >>> adapter.of_images(table, ["b.png"]).round(decimals=2)
+        tensor([[-0.7100]])
+        >>> x = torch.zeros(1, 1, 8, 8)
+        >>> with torch.no_grad(), adapter.quality(0.5):
+        ...     untrained = unet(x, 10).sample
+        >>> bool((untrained == unet(x, 10).sample).all())
+        True
+    """
+
+    scores: QualityScores
+    denoiser: nn.Module
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        scores: QualityTable | Sequence[QualityTable] | QualityScores | Measures,
+        *,
+        images: Source | None = None,
+        form: str | None = None,
+        init: str = "gated",
+        tokens: int = 2,
+        encoding: int | None = None,
+        hidden: bool = False,
+        drop: tuple[float, float, float] = PUBLISHED_DROPS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        inner = unwrapped(denoiser)
+        for part in inner.modules():
+            check_sharded(part)
+        object.__setattr__(self, "denoiser", inner)  # and so not a part of this module
+        self.scores, measures = resolve_scores(scores, images)
+        self.measures = [self.keep(part) for part in measures]
+        self.tokens, self.hidden = check_count("tokens", tokens), bool(hidden)
+        self.encoding = 0 if encoding is None else check_count("encoding", encoding)
+        if self.encoding and self.scores.reference:
+            raise ValueError("encoding= is for scores; the features of a reference image are taken as they are")
+        self.drop, self.random, self.seed = _check_drop(drop), OwnRandom(seed), int(seed)
+        self.dial, self._said_outside, self._said_unguided = Dial(), False, False
+        self.places: Places = find_places(inner, form, init, self.tokens, self.dial)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(self.seed)
+            self.projector = QualityProjector(
+                self.scores.widths, self.tokens, self.places.dim, frequencies=self.encoding, hidden=self.hidden
+            )
+            self.branches = nn.ModuleList(self.places.branches())
+        self.to(next(inner.parameters()).device)
+        self._handles = [
+            *self.places.attach(list(self.branches)),
+            inner.register_forward_pre_hook(self._before, with_kwargs=True),
+            inner.register_forward_hook(self._after, always_call=True),
+        ]
+
+    # -- the dial ----------------------------------------------------------------------------------------------------
+
+    def condition(self, q: Quality) -> Tensor:
+        """Set the quality of the next call of the denoiser, in a training loop; that call uses it up.
+
+        While the adapter is in training mode some rows are dropped (`drop`), from random numbers of its own.
+
+        Args:
+            q: `(N,)` or `(N, D)` in the units of `of_images`, NaN where a score is missing; one row for each image.
+
+        Returns:
+            `(N,)` bool on the CPU: the rows whose text is to be dropped as well. The loop does that, with the embedding
+            of its empty prompt; a loop with its own way of dropping texts leaves this alone.
+
+        Raises:
+            TypeError, ValueError: not such a tensor. From the denoiser's next call: another number of rows.
+        """
+        rows = self.scores.as_rows(q)
+        text = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+        if self.training:
+            draw = torch.rand(len(rows), generator=self.random.generator(), device="cpu")
+            alone, words, both = self.drop
+            text = (draw >= alone) & (draw < alone + words + both)
+            gone = (draw < alone) | ((draw >= alone + words) & (draw < alone + words + both))
+            rows = torch.where(gone[:, None].to(rows.device), torch.nan, rows)
+        self.dial.next = Setting(rows, guidance=False, once=True)
+        return text
+
+    @contextlib.contextmanager
+    def quality(
+        self, q: Quality, *, scale: float = 1.0, negative: float | None = None, guidance: bool | None = None
+    ) -> Iterator[QualityAdapter]:
+        """Inside this block the denoiser makes images of this quality; blocks may be nested.
+
+        With classifier-free guidance the unconditional rows get no quality, so that guidance is over quality, too.
+
+        Args:
+            q: standard deviations of the training images, more is better: a number for all scores, numbers by name
+                (the others are left open), or a tensor with a row for each image; None leaves all open.
+            scale: multiplies the branch; 0 is the base model, bit for bit and at its cost.
+            negative: s, about 0.5: the unconditional rows get -s q instead of no quality.
+            guidance: for a loop of your own: whether the first half of the rows is unconditional. In a pipeline of
+                Diffusers it is known.
+
+        Raises:
+            TypeError, ValueError: unknown names, a q that is not finite, `negative` with a scale of 0.
+        """
+        setting = check_setting(Setting(self.scores.as_rows(q), float(scale), negative, guidance))
+        if (odd := self.scores.outside(setting.q)) and not self._said_outside:
+            self._said_outside = True
+            warn(odd)
+        before, self.dial.now = self.dial.now, setting
+        try:
+            yield self
+        finally:
+            self.dial.now = before
+
+    def levels(self, count: int = 9, reach: float = 2.0) -> list[float]:
+        """Settings from low to high, evenly spaced, of which none lies outside the training images.
+
+        Args:
+            count: how many, at least 2.
+            reach: at most so many standard deviations either way.
+        """
+        low = max(-reach, float(self.scores.low.max()))
+        high = min(reach, float(self.scores.high.min()))
+        points = torch.linspace(low, high, check_count("count", count, least=2), device="cpu")
+        return [round(float(point), 4) for point in points]
+
+    def at(self, q: Quality, sample: Sample, **options: Any) -> QualitySample:
+        """A `sample(n, generator)` at this setting, for any monitor, comparison or table.
+
+        Example: `ScoreMonitor(scorer, sample=adapter.at(+1.5, sample), name="turned up")`.
+        """
+        return QualitySample(self, q, sample, options)
+
+    # -- units -------------------------------------------------------------------------------------------------------
+
+    def of_images(self, tables: QualityTable | Sequence[QualityTable], keys: Sequence[str] | None = None) -> Tensor:
+        """q `(N, D)` of training images from tables, once before training; NaN where a score is missing.
+
+        Args:
+            tables: of the scorers that the adapter is conditioned on.
+            keys: of the images, in the order of the data set, once or more; None for all of the first table.
+
+        Raises:
+            ValueError: other scorers, or images that a table lacks.
+        """
+        return self.scores.of_images(tables, keys)
+
+    def measure(self, images: Tensor) -> Tensor:
+        """q `(N, D)` of images, by the scorers or the extractor that the adapter was made with."""
+        return self.scores.standardise(measure_images(self.measures, images))
+
+    def encode(self, q: Tensor) -> Tensor:
+        """Tokens `(B, T, d)` of q `(B, D)`: the one way from a quality to the network, in training and in sampling."""
+        parameter = next(self.projector.parameters())
+        tokens: Tensor = self.projector(q.to(parameter.device, parameter.dtype))
+        return tokens
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, scorers, means and deviations as safetensors with a JSON header; nothing is pickled."""
+        write_adapter(path, dict(self.named_parameters()), self._facts())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        denoiser: nn.Module,
+        *,
+        scores: QualityTable | Sequence[QualityTable] | QualityScores | Measures | None = None,
+    ) -> QualityAdapter:
+        """Read what `save` wrote and attach it to a denoiser, in eval mode.
+
+        Args:
+            path: the file.
+            denoiser: of the same shape as the one that it was trained on.
+            scores: to go on training with: compared with the scorers in the file.
+
+        Raises:
+            ValueError: another file, a denoiser that it does not fit, or other scorers.
+        """
+        tensors, facts, known = read_adapter(path)
+        measures: Measures = []
+        if scores is not None:
+            given, measures = resolve_scores(scores, None, units=known)
+            known.check_same(given.names, given.fingerprints, "these are")
+        try:
+            adapter = cls(denoiser, known, **facts["options"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not hold a quality adapter: {error}") from error
+        adapter.measures = [adapter.keep(part) for part in measures]
+        own = dict(adapter.named_parameters())
+        places = facts.get("places")
+        shapes = {name: tuple(p.shape) for name, p in own.items()}
+        if places != list(adapter.places.names) or shapes != {n: tuple(t.shape) for n, t in tensors.items()}:
+            adapter.detach()
+            raise ValueError(
+                f"{path} was trained on another network: it has {len(places or [])} places and {len(tensors)} tensors, "
+                f"and this {type(adapter.denoiser).__name__} has {len(adapter.places.names)} and {len(own)}"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+        return adapter.eval()
+
+    def detach(self) -> None:
+        """Take the adapter off: the denoiser has its own processors again, and no hook of ours."""
+        for handle in self._handles:
+            handle.remove()
+        self.places.detach()
+
+    def get_extra_state(self) -> Tensor:
+        """For `state_dict`, and so for `accelerator.register_for_checkpointing(adapter)`: scorers, units and draws."""
+        text = json.dumps({**self._facts(), "draws": self.random.draws})
+        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The inverse; `ValueError` if the run that is resumed had other scorers, or other units of them."""
+        facts = json.loads(bytes(state.cpu().tolist()).decode())
+        saved = QualityScores.from_facts(facts["scores"])
+        self.scores.check_same(saved.names, saved.fingerprints, "the run to be resumed had")
+        near = {"rtol": 1e-4, "atol": 1e-6}
+        if not torch.allclose(saved.mean, self.scores.mean, **near) or not torch.allclose(
+            saved.deviation, self.scores.deviation, **near
+        ):
+            raise ValueError(
+                "the run to be resumed had other means or deviations of its scores: its training images were others, "
+                "and one unit of the dial is not the same"
+            )
+        self.random.draws = int(facts["draws"])
+
+    def _facts(self) -> dict[str, Any]:
+        options = {"form": self.places.form, "init": self.places.init, "tokens": self.tokens, "hidden": self.hidden}
+        options |= {"encoding": self.encoding or None, "drop": list(self.drop), "seed": self.seed}
+        return {"scores": self.scores.facts(), "options": options, "places": list(self.places.names)}
+
+    # -- the denoiser's calls ----------------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if TOKENS in (kwargs.get("cross_attention_kwargs") or {}):
+            return None  # a recorded call is made again
+        setting = self.dial.take()
+        if setting is None:
+            return None
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        call = dict(zip(names, args, strict=False)) | kwargs
+        tokens = self.encode(self._rows(setting, call))
+        check_recomputed(module, self.places.embeddings)
+        return self.places.put(tokens, setting.scale, args, kwargs)
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.places.clear()
+
+    def _rows(self, setting: Setting, call: dict[str, Any]) -> Tensor:
+        """q of each row of a call: `(B, D)`."""
+        sample = call.get("sample", call.get("hidden_states"))
+        if not isinstance(sample, Tensor):
+            raise ValueError(f"{type(self.denoiser).__name__} was called without a sample")
+        count, q = len(sample), setting.q
+        if setting.once:
+            if len(q) != count:
+                raise ValueError(f"condition() was given {len(q)} rows, and the denoiser was called with {count}")
+            return q
+        null = getattr(getattr(self.denoiser, "config", None), "num_embeds_ada_norm", None)
+        dropped = unconditional_rows(call, count, len(q), setting.guidance, null).to(q.device)
+        shown = 2 if bool(dropped.any()) and len(q) > 1 else 1
+        if len(q) > 1 and len(q) * shown != count:
+            raise ValueError(f"quality() was given {len(q)} rows, and the denoiser was called with {count}")
+        rows = q.expand(count, -1) if len(q) == 1 else q.repeat(shown, 1)
+        if setting.negative is None:
+            return torch.where(dropped[:, None], torch.nan, rows)
+        if not bool(dropped.any()) and not self._said_unguided:
+            self._said_unguided = True
+            warn("negative= has no effect here: without guidance there are no unconditional rows (said once)")
+        return torch.where(dropped[:, None], -setting.negative * rows, rows)
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(self.scores.names)}, {self.places.form} at {len(self.places.names)} places"
+
+
+def _check_drop(drop: Sequence[float]) -> tuple[float, float, float]:
+    try:
+        alone, text, both = (check_weight("drop", part) for part in drop)
+    except TypeError:
+        raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}") from None
+    if alone + text + both > 1:
+        raise ValueError(f"drop must add up to at most 1, got {drop!r}")
+    return alone, text, both

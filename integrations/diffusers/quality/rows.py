@@ -1,0 +1,77 @@
+"""Which rows of a denoiser's call are unconditional: they get no quality, or the negative one.
+
+A pipeline with classifier-free guidance calls its denoiser with twice the images. Which half is which is read off the
+pipeline that is running; a loop of one's own says `guidance=True` or `False`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THREE = "do_perturbed_attention_guidance"
+
+
+def unconditional_rows(
+    call: dict[str, Any], rows: int, settings: int, guidance: bool | None, null_label: int | None
+) -> Tensor:
+    """`(rows,)` bool.
+
+    Args:
+        call: the arguments of the denoiser's call by name.
+        rows: its batch size.
+        settings: for how many images q was given; 1 for all alike.
+        guidance: what the user says: True, the first half is unconditional; None, nothing.
+        null_label: the class that stands for none.
+
+    Raises:
+        ValueError: guidance in a form in which the rows are not known.
+    """
+    labels = call.get("class_labels")
+    if null_label is not None and isinstance(labels, Tensor):
+        return (labels == null_label).cpu()
+    if guidance is None:
+        guidance = _from_pipeline(rows)
+    if guidance is None and settings > 1:
+        guidance = rows == 2 * settings
+    if guidance is None:
+        sample = call.get("sample", call.get("hidden_states"))
+        half = rows // 2
+        if isinstance(sample, Tensor) and rows == 2 * half and torch.equal(sample[:half], sample[half:]):
+            raise ValueError(
+                "both halves of this batch are the same, as in classifier-free guidance: say which it is, "
+                "quality(q, guidance=True) with the unconditional half first, or guidance=False"
+            )
+        guidance = False
+    if guidance and rows % 2:
+        raise ValueError(f"guidance needs an even number of rows, unconditional first, got {rows}")
+    unconditional = torch.zeros(rows, dtype=torch.bool, device="cpu")
+    unconditional[: rows // 2] = guidance
+    return unconditional
+
+
+def _from_pipeline(rows: int) -> bool | None:
+    """Whether the Diffusers pipeline that is running guides; None where none is."""
+    from diffusers import DiffusionPipeline
+
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        local = frame.f_locals
+        owner = local.get("self")
+        if isinstance(owner, DiffusionPipeline):
+            name, latents = type(owner).__name__, local.get("latents")
+            times = rows / len(latents) if isinstance(latents, Tensor) and latents.ndim > 2 else None
+            if getattr(owner, THREE, False) or times not in (None, 1, 2):
+                raise ValueError(f"{name} puts more than two kinds of rows into one call: quality is not supported")
+            if local.get("do_true_cfg"):
+                raise ValueError(
+                    f"{name} calls its network once for the prompt and once for the negative one (true_cfg_scale), and "
+                    "the two cannot be told apart: use true_cfg_scale=1"
+                )
+            guided = local.get("do_classifier_free_guidance", getattr(owner, "do_classifier_free_guidance", None))
+            return bool(guided) if guided is not None else times == 2
+        frame = frame.f_back
+    return None
