@@ -53,25 +53,33 @@ def unconditional_rows(
     return unconditional
 
 
-def _from_pipeline(rows: int) -> bool | None:
-    """Whether the Diffusers pipeline that is running guides; None where none is."""
+def running_pipeline() -> tuple[Any, dict[str, Any]] | None:
+    """The Diffusers pipeline whose call we are in, and the variables of that call; None outside of one."""
     from diffusers import DiffusionPipeline
 
     frame: Any = sys._getframe(1)
     while frame is not None:
-        local = frame.f_locals
-        owner = local.get("self")
+        owner = frame.f_locals.get("self")
         if isinstance(owner, DiffusionPipeline):
-            name, latents = type(owner).__name__, local.get("latents")
-            times = rows / len(latents) if isinstance(latents, Tensor) and latents.ndim > 2 else None
-            if getattr(owner, THREE, False) or times not in (None, 1, 2):
-                raise ValueError(f"{name} puts more than two kinds of rows into one call: quality is not supported")
-            if local.get("do_true_cfg"):
-                raise ValueError(
-                    f"{name} calls its network once for the prompt and once for the negative one (true_cfg_scale), and "
-                    "the two cannot be told apart: use true_cfg_scale=1"
-                )
-            guided = local.get("do_classifier_free_guidance", getattr(owner, "do_classifier_free_guidance", None))
-            return bool(guided) if guided is not None else times == 2
+            return owner, frame.f_locals
         frame = frame.f_back
     return None
+
+
+def _from_pipeline(rows: int) -> bool | None:
+    """Whether the pipeline that is running guides; None where none is."""
+    running = running_pipeline()
+    if running is None:
+        return None
+    owner, local = running
+    name, latents = type(owner).__name__, local.get("latents")
+    times = rows / len(latents) if isinstance(latents, Tensor) and latents.ndim > 2 else None
+    if getattr(owner, THREE, False) or times not in (None, 1, 2):
+        raise ValueError(f"{name} puts more than two kinds of rows into one call: quality is not supported there")
+    if local.get("do_true_cfg"):
+        raise ValueError(
+            f"{name} calls its network once for the prompt and once for the negative one (true_cfg_scale), and the two "
+            "cannot be told apart: use true_cfg_scale=1"
+        )
+    guided = local.get("do_classifier_free_guidance", getattr(owner, "do_classifier_free_guidance", None))
+    return bool(guided) if guided is not None else times == 2
