@@ -1,8 +1,8 @@
 """The rival of the prompt: quality words, as in the tags of many published models.
 
-    words = QualityWords()
-    captions = words.add(captions, q)                       # in training, q of each image
-    images = pipe(words.add(prompts, +1.5)).images          # at sampling
+words = QualityWords()
+captions = words.add(captions, q)                       # in training, q of each image
+images = pipe(words.add(prompts, +1.5)).images          # at sampling
 """
 
 from __future__ import annotations
