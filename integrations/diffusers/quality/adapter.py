@@ -362,10 +362,10 @@ class QualityAdapter(KeepsFrozen):
 
 
 def _check_drop(drop: Sequence[float]) -> tuple[float, float, float]:
-    try:
-        alone, text, both = (check_weight("drop", part) for part in drop)
-    except TypeError:
-        raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}") from None
+    parts = tuple(drop) if isinstance(drop, Sequence) and not isinstance(drop, str) else ()
+    if len(parts) != 3:
+        raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}")
+    alone, text, both = (check_weight("drop", part) for part in parts)
     if alone + text + both > 1:
         raise ValueError(f"drop must add up to at most 1, got {drop!r}")
     return alone, text, both

@@ -1,12 +1,12 @@
-"""The rival without training: the gradient of a score steers the sampling (Dhariwal and Nichol 2021; Bansal et al. 2023).
+"""The rival without training: the gradient of a score steers the sampling.
 
     eps <- eps - strength sqrt(1 - abar_t) grad_z Q(decode(x_0(z))),      |grad| clipped
 
     with GradientGuidance(scorer, strength=2.0).around(pipe):
         images = pipe(prompts).images
 
-It needs no data and costs a backward pass through denoiser and decoder in each step. It raises the score that it follows
-in any way it can, so judge its images by another score as well.
+It needs no data, and in each step it costs a backward pass through denoiser and decoder. It raises the score that it
+follows in any way it can, so judge its images by another score as well (Dhariwal and Nichol 2021; Bansal et al. 2023).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class GradientGuidance:
             images = to_images(clean[conditional.to(x.device)], decode)
             score = self.scorer.goodness(images).sum()
             gradient = torch.autograd.grad(score, x)[0].float()
-        if kind != "flow_prediction":
-            gradient = gradient / n
+        if kind == "flow_prediction":
+            gradient = gradient * n  # with respect to z = x / n, whose variance is that of the other kinds
         gradient = gradient[conditional.to(x.device)]
         norms = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         gradient = gradient * (self.clip / norms).clamp(max=1).view(-1, *(1,) * (x.ndim - 1))
