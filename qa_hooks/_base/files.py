@@ -147,7 +147,8 @@ def read_safetensors(
         format: what the header must have under "format"; None leaves that to the caller.
 
     Raises:
-        ValueError: no such file, a broken one, or one of another format; the message names it.
+        ValueError: no such file, a broken one, one of another format, or numbers that are not finite; the message
+            names it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -161,6 +162,9 @@ def read_safetensors(
         raise ValueError(f"{path} {complaint}: {error}") from error
     if format is not None and metadata.get("format") != format:
         raise ValueError(f"{path} {complaint}: its format is {metadata.get('format')!r}, expected {format!r}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path} {complaint}: {name!r} holds numbers that are not finite")
     return tensors, metadata
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qa_hooks.cli.options import Commands, Help, chosen
+from qa_hooks.cli.options import Commands, Help, chosen, place
 
 
 def add_demo(commands: Commands) -> None:
@@ -17,7 +17,13 @@ def add_demo(commands: Commands) -> None:
         "About a minute and a half on two cores with the defaults; nothing is downloaded.",
         epilog="example:\n  qa-hooks demo --out runs/demo --variants plain ssim --steps 600",
     )
-    demo.add_argument("--out", default="runs/demo", help="folder for TensorBoard runs, samples.png and results.json")
+    demo.add_argument(
+        "--out",
+        type=place,
+        default="runs/demo",
+        metavar="DIR",
+        help="folder for TensorBoard runs, samples.png and results.json",
+    )
     demo.add_argument("--data", help="a folder of images instead of the digits; subfolders are its classes")
     demo.add_argument("--variants", nargs="+", default=["plain", "ssim", "niqe"], metavar="V", help="plain, ssim, niqe")
     demo.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run of each variant per seed")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, read_device, say
+from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, place, read_device, say
 
 NOT_OF_THE_SCORER = {
     "command",
@@ -72,7 +72,7 @@ def _add_knn(kinds: Commands) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(parser, "--extractor")
     add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
@@ -136,7 +136,8 @@ def _add_snapshot(kinds: Commands) -> None:
     )
     snapshot.add_argument("folder", metavar="DIR", help="a folder of snapshots, one image per file")
     snapshot.add_argument("--real", required=True, metavar="DIR", help="real images, prepared like the run's own data")
-    snapshot.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    snapshot.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
+    add_shared(snapshot, "--grid")
     snapshot.add_argument(
         "--targets", default="ordinal", choices=["ordinal", "binary", "regression"], help="MBC, BC, IR"
     )
@@ -158,8 +159,10 @@ def _add_snapshot(kinds: Commands) -> None:
 
 
 def _fit_snapshot(options: argparse.Namespace) -> None:
+    from qa_hooks.scorers.giqa.snapshot_images import split_snapshots
+
     spec = {"ordinal": "giqa-mbc", "binary": "giqa-bc", "regression": "giqa-ir"}[options.targets]
-    scorer = _fitted(options, spec, options.folder, real=options.real)
+    scorer = _fitted(options, spec, split_snapshots(options.folder, options.grid), real=options.real)
     say(f"{options.output}: {scorer.name}")
 
 
@@ -174,7 +177,7 @@ def _add_rank(kinds: Commands) -> None:
         epilog="example:\n  qa-hooks fit rank photos/ -o rank.safetensors",
     )
     rank.add_argument("folder", metavar="DIR", help="a folder of good images, sub-folders included")
-    rank.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    rank.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(rank, "--grid")
     rank.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps")
     rank.add_argument(
@@ -207,7 +210,14 @@ def _add_niqe(kinds: Commands) -> None:
         epilog="example:\n  qa-hooks fit niqe photos/ -o niqe.safetensors --name photos",
     )
     niqe.add_argument("folder", metavar="DIR", help="a folder of photographs")
-    niqe.add_argument("-o", "--output", required=True, help="the file to write, for example niqe.safetensors")
+    niqe.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=place,
+        metavar="FILE",
+        help="the file to write, for example niqe.safetensors",
+    )
     add_shared(niqe, "--grid")
     niqe.add_argument("--name", help="of the model; scores are called niqe_NAME (default: the folder's name)")
     niqe.add_argument("--block", type=int, default=96, help="side of the blocks in pixels")

@@ -76,6 +76,13 @@ class Reference:
         metadata = {"format": FORMAT, "count": str(self.count), "data": self.data, "extractor": self.extractor}
         write_safetensors(path, self._tensors(), metadata)
 
+    def _check_shapes(self) -> None:
+        """`ValueError` where the parts do not fit each other."""
+        d = self.rows.shape[-1]
+        found = [tuple(part.shape) for part in (self.mean, self.covariance, self.rows, self.shapes)]
+        if found != [(d,), (d, d), (len(self.rows), d), (len(self.shapes), 4)] or not len(self.rows) <= self.count > 1:
+            raise ValueError(f"{self.count} images, and a mean, covariance, rows and shapes of {found}")
+
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "covariance": self.covariance, "rows": self.rows, "shapes": self.shapes}
 
@@ -86,7 +93,9 @@ class Reference:
         try:
             no_shapes = torch.zeros(0, 4, dtype=torch.int64, device="cpu")
             tensors.setdefault("shapes", no_shapes)  # files of before have none
-            return cls(int(facts["count"]), data=facts["data"], extractor=facts["extractor"], **tensors)
+            loaded = cls(int(facts["count"]), data=facts["data"], extractor=facts["extractor"], **tensors)
+            loaded._check_shapes()
+            return loaded
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a reference: {error}") from error
 

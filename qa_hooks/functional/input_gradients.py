@@ -199,7 +199,13 @@ def _leaf(critic: Critic, points: Tensor) -> Tensor:
         weights = [p.dtype for module in modules_of(critic) for p in module.parameters() if p.is_floating_point()]
         if points.dtype not in weights and (weights or torch.is_autocast_enabled(points.device.type)):
             points = points.float()
-    return points.requires_grad_(True)
+    try:
+        return points.requires_grad_(True)
+    except RuntimeError as error:  # torch has no public way to ask whether it transforms a function
+        raise ValueError(
+            "a gradient penalty cannot be transformed by torch.func (grad, vmap, hessian): it takes a gradient itself. "
+            "Differentiate it by .backward() or torch.autograd.grad"
+        ) from error
 
 
 _NO_DERIVATIVE = ("torch::autograd::NotImplemented", "torch::autograd::Error")

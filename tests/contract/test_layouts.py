@@ -32,11 +32,7 @@ def outcome(threads: int, *arguments) -> list[Tensor] | str:
         return type(error).__name__
 
 
-# Not met, and not understood: the gradient of piq's VSI of expanded channels is off by 2.5e-3 on two threads.
-NOT_MET = pytest.mark.xfail(reason="piq's VSI: gradient off by 2.5e-3 where 1e-3 is wanted")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=NOT_MET) if n == "piq:vsi" else n for n in ROWS])
+@pytest.mark.parametrize("name", ROWS)
 def test_every_layout_gives_the_numbers_of_the_contiguous_tensor(name):
     row, wrong, compared = ROWS[name], [], 0
     for turn, (n, layout) in enumerate(itertools.product(row.batches, LAYOUTS)):

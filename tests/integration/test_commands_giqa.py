@@ -17,7 +17,7 @@ import torch
 
 from qa_hooks.cli import main
 from qa_hooks.folders import read_scores
-from qa_hooks.images import load_image, save_image, to_uint8
+from qa_hooks.images import load_image, make_grid, save_image, to_uint8
 from qa_hooks.scorers import load_scorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +217,36 @@ def test_fit_snapshot(tmp_path, digits, capsys):
     fresh = to_uint8(digits[200:240], (-1, 1))
     assert scorer(fresh).mean() > scorer(torch.randint(0, 256, fresh.shape, dtype=torch.uint8)).mean()
     assert run(["score", tmp_path / "real", "--scorer", output, "-o", tmp_path / "s.csv"], capsys)[0] == 0
+
+
+def test_fit_snapshot_cuts_grids(tmp_path, digits, capsys):
+    """Grids of 8 x 4 samples, as trainers write them, are worth their cells; as they are they are warned of."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "samples").mkdir()
+    for index, image in enumerate(to_uint8(digits[:60], (-1, 1))):
+        save_image(image, tmp_path / "real" / f"{index}.png")
+    for step in (100, 200):
+        noise = torch.randint(0, 256, (32, 1, 16, 16), dtype=torch.uint8)
+        save_image(make_grid(noise, columns=8, padding=2), tmp_path / "samples" / f"{step}.png")
+    arguments = ["fit", "snapshot", tmp_path / "samples", "--real", tmp_path / "real", "--classifiers", "2"]
+    cut = tmp_path / "cut.safetensors"
+    code, _, err = run([*arguments, "--steps", "10", "--grid", "8x4+2", "-o", cut], capsys)
+    assert code == 0, err
+    assert load_scorer(cut).shape == (1, 16, 16)
+    code, _, err = run([*arguments, "--steps", "10", "-o", tmp_path / "whole.safetensors"], capsys)
+    assert code == 1  # two pictures are too few
+    assert "looks like a grid of many images (8x4" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--out", "-"], *(["fit", kind, "images", "-o", "-"] for kind in ("gmm", "knn", "niqe", "rank"))],
+)
+def test_what_no_terminal_can_show_is_not_sent_to_one(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "it cannot be written to the terminal" in capsys.readouterr().err
 
 
 def test_a_json_scorer_tiles_and_overwrite(tmp_path, photographs, capsys):

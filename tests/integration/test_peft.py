@@ -22,6 +22,7 @@ from qa_hooks.integrations.peft import (
     scale_lora,
     without_lora,
 )
+from toy_adapters import rand
 
 
 class SmallSR(nn.Module):
@@ -124,10 +125,6 @@ def flux():
 def small_sr():
     torch.manual_seed(0)
     return SmallSR().requires_grad_(False)  # torch's attention takes another kernel when something needs gradients
-
-
-def rand(*shape):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
 
 IDS = torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(2.0))

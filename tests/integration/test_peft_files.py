@@ -19,16 +19,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_a
 from safetensors.torch import load_file, save_file
 
 from qa_hooks.integrations.peft import inject_lora, load_lora, lora_parameters, save_adapter_only, save_lora
-
-
-def rand(*shape):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def randomise(parameters) -> None:
-    with torch.no_grad():
-        for index, parameter in enumerate(parameters):
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+from toy_adapters import rand, randomise
 
 
 def unet() -> UNet2DConditionModel:
@@ -83,7 +74,7 @@ def test_every_option_comes_back(options, tmp_path):
         n for n, p in network.named_parameters() if p.requires_grad
     }
     assert not torch.allclose(out(fresh), out(unet()), atol=1e-3)
-    randomise(parameters)
+    randomise(parameters, seed=7)
     assert [id(p) for p in load_lora(fresh, path)] == [id(p) for p in parameters]  # resumed in place
     assert torch.equal(out(fresh), out(network))
     reader = unet()
@@ -100,7 +91,7 @@ def test_every_option_is_resumed(options, tmp_path):
     handle = save_adapter_only(accelerator, accelerator.prepare(network))
     accelerator.save_state(str(tmp_path / "state"))
     expected = out(network)
-    randomise(lora_parameters(network))
+    randomise(lora_parameters(network), seed=7)
     assert not torch.equal(out(network), expected)
     accelerator.load_state(str(tmp_path / "state"))
     assert torch.equal(out(network), expected)

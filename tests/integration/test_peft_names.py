@@ -21,18 +21,7 @@ from qa_hooks.integrations.peft import (
     scale_lora,
     without_lora,
 )
-
-
-def rand(*shape):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def randomise(parameters, seed: int = 0) -> None:
-    with torch.no_grad():
-        for index, parameter in enumerate(parameters):
-            parameter.copy_(
-                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * seed + index))
-            )
+from toy_adapters import rand, randomise
 
 
 def plain() -> nn.Sequential:

@@ -14,25 +14,7 @@ from torch.nn import functional as F
 pytest.importorskip("peft")
 
 from qa_hooks.integrations.peft import inject_lora, save_lora
-
-
-def rand(*shape):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def randomise(parameters) -> None:
-    with torch.no_grad():
-        for index, parameter in enumerate(parameters):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
-
-
-def adapted(network: nn.Module) -> set[str]:
-    return {name.split(".lora_A")[0] for name, _ in network.named_parameters() if ".lora_A" in name}
-
-
-def around(body: nn.Module, channels: int = 8) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), body)
+from toy_adapters import adapted, around, rand, randomise
 
 
 class ReadsPast(nn.Module):

@@ -158,13 +158,13 @@ class SnapshotScorer(TrainedScorer):
     ) -> Own:
         """Train the network, measure it on held-out images, and fit the calibration on the held-out real ones.
 
-        It trains where the scorer is: `scorer.to("cuda")` first for torchvision's networks. The images are held in
-        memory as bytes. With several processes the first one trains and the others wait for its result, so the timeout
-        of the process group must be longer than the training.
+        It trains where the scorer is: `scorer.to("cuda")` first for torchvision's networks. The images are held as
+        bytes. The first process trains; the others wait, so their group's timeout must be longer than the training.
 
         Args:
             snapshots: a folder that `SnapshotCollector` or any trainer wrote, one image a file, the iteration in the
-                names (`qa_hooks.sources.snapshots.step_of`); or a pair of images `(n, C, H, W)` and iterations `(n,)`.
+                names (`qa_hooks.sources.snapshots.step_of`); or a pair: images `(n, C, H, W)` or files, and their
+                iterations `(n,)`.
             real: real images: a tensor, a folder, files, a dataset or a loader.
             steps, batch_size, lr: options of the training; a batch is half real and half generated. 300, 600 and 1200
                 steps ranked 0.79, 0.82 and 0.84 of the demo's pairs right.
@@ -181,7 +181,7 @@ class SnapshotScorer(TrainedScorer):
             Itself.
 
         Raises:
-            ValueError: fewer than 20 snapshots or real images, snapshots all of one iteration, values not finite.
+            ValueError: fewer than 20 snapshots or real images, all of one iteration, values not finite.
         """
         check_fit(steps=steps, batch_size=batch_size, held_out=held_out, calibration=calibration)
         check_count("max_images", max_images, least=MIN_REAL)

@@ -16,13 +16,14 @@ from qa_hooks._base.checks import check_size, warn
 from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out
+from qa_hooks.sources.grids import cut, warn_of_grids
 from qa_hooks.sources.snapshots import list_snapshots
 
 READ_BATCH = 64
 MIN_SIDE = 8
 
 Shape = tuple[int, int, int]
-Snapshots = str | Path | tuple[Tensor, Tensor | Sequence[int]]
+Snapshots = str | Path | tuple[Tensor | Sequence[str | Path], Tensor | Sequence[int]]
 
 
 class Read(NamedTuple):
@@ -51,30 +52,46 @@ def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     return check_size(sides)
 
 
-def split_snapshots(snapshots: Snapshots) -> tuple[Source, Tensor]:
+def split_snapshots(snapshots: Snapshots, grid: str | None = None) -> tuple[Source, Tensor]:
     """A folder or a pair -> a source of images, and the iteration of each position, int64 `(n,)`.
+
+    Args:
+        snapshots: a folder; or a pair of images, as a tensor `(n, C, H, W)` or as files, and iterations `(n,)`.
+        grid: of a folder: cut its pictures, as `qa_hooks.sources.grids.find_images` does; None warns of grids.
 
     Raises:
         TypeError, ValueError: neither, no images, or iterations that do not go with them.
     """
     if isinstance(snapshots, (str, Path)):
         paths, steps = list_snapshots(snapshots)
-        return paths, torch.tensor(steps, device="cpu", dtype=torch.int64)
-    if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and isinstance(snapshots[0], Tensor)):
+        if grid is None:
+            warn_of_grids(paths)
+            return paths, torch.tensor(steps, device="cpu", dtype=torch.int64)
+        cells = [(cell, step) for path, step in zip(paths, steps, strict=True) for cell in cut([path], grid)]
+        return [cell for cell, _ in cells], torch.tensor([step for _, step in cells], device="cpu", dtype=torch.int64)
+    if not (isinstance(snapshots, (tuple, list)) and len(snapshots) == 2 and _are_images(snapshots[0])):
         raise TypeError(
-            "snapshots must be a folder, or a pair (images (n, C, H, W), iterations (n,)), got "
+            "snapshots must be a folder, or a pair (images (n, C, H, W) or files, iterations (n,)), got "
             f"{type(snapshots).__name__}"
         )
-    images, iterations = check_images("snapshots", snapshots[0], floating=False), snapshots[1]
+    images, iterations = snapshots
+    if isinstance(images, Tensor):
+        images = check_images("snapshots", images, floating=False)
     if not isinstance(iterations, Tensor):
         iterations = torch.from_numpy(np.asarray(iterations))
-    if iterations.shape != images.shape[:1]:
+    if iterations.shape != (len(images),):
         raise ValueError(
             f"every snapshot needs its iteration: {len(images)} images, iterations of shape {tuple(iterations.shape)}"
         )
     if iterations.is_complex() or not bool((torch.isfinite(iterations) & (iterations >= 0)).all()):
         raise ValueError("iterations must be numbers that are finite and not negative")
     return images, iterations.cpu()
+
+
+def _are_images(value: Any) -> bool:
+    """Whether it is a tensor, or a list of files."""
+    files = isinstance(value, list) and bool(value) and all(isinstance(path, (str, Path)) for path in value)
+    return files or isinstance(value, Tensor)
 
 
 def input_shape(

@@ -344,11 +344,15 @@ def test_halving_lora_ends_the_alarm(crops):
 
 
 @pytest.mark.filterwarnings("ignore:.*images are of one colour")
-def test_a_base_with_lora_is_asked_with_its_adapter_off(crops):
-    pytest.importorskip("peft")
+@pytest.mark.parametrize("style", [False, True], ids=["plain", "above a frozen style"])
+def test_a_base_with_lora_is_asked_with_the_trained_adapter_off(crops, style):
+    peft = pytest.importorskip("peft")
     from qa_hooks.integrations.peft import inject_lora
 
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1))
+    if style:  # an adapter of somebody else's, which the base keeps
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0", "2"], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, net, "style").requires_grad_(False)
     inputs = crops[:32]
     with torch.no_grad():
         before = (inputs + net(inputs)).clamp(0, 1)

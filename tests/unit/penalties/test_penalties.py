@@ -383,6 +383,10 @@ class TestEveryCall:
         with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
             GradientPenalty(value_range=UNIT)(critic, *batch)
 
+    def test_a_transformed_function_is_named(self, critic, batch):
+        with pytest.raises(ValueError, match=r"cannot be transformed by torch\.func .*: it takes a gradient itself"):
+            torch.func.grad(lambda fake: GradientPenalty(value_range=UNIT)(critic, batch[0], fake))(batch[1])
+
     def test_inside_a_compiled_function_it_is_refused_or_right(self, critic, batch):
         """Newer versions of torch pass the refusal on; older ones fall back to running the function uncompiled."""
         penalty = GradientPenalty(value_range=UNIT)
