@@ -12,8 +12,8 @@ and on the score as a reward. Gradient guidance trains nothing. Each row is aske
 
 The score that all of them follow was trained on degradations (`RankScorer`); the held-out one is a distance of NIQE
 features from those of clean crops. Where the first rises and the second does not, the row attacks its metric, and the
-table says so. It ends with the table, a strip of one seed over the levels for each row, and a TensorBoard run. What came
-out is in docs/quality_dial.md.
+table says so. It ends with the table, a strip of one seed over the levels for each row, and a TensorBoard run. What
+came out is in docs/quality_dial.md.
 """
 
 from __future__ import annotations
@@ -153,7 +153,11 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
         adapter = QualityAdapter(model.unet, world.table, drop=(0.1, 0.0, 0.0), seed=seed, **FORMS[name])
         q = adapter.of_images(world.table)
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=3e-3, weight_decay=1e-2)
-        for losses, _ in world.batches(model, steps, seed=seed, name=name, before=lambda i: _conditioned(adapter, q[i])):  # fmt: skip
+
+        def condition(index: Tensor) -> None:
+            adapter.condition(q[index])
+
+        for losses, _ in world.batches(model, steps, seed=seed, name=name, before=condition):
             step(optimizer, losses.mean())
         return lambda level: (model, adapter.quality(level), None), steps
     if name == "gradient guidance":
@@ -192,10 +196,6 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
     for losses, index in world.batches(model, steps, seed=seed, name=name, rows=best):
         step(optimizer, (weights[index] * losses).mean())
     return lambda level: (model, nullcontext(), None), steps
-
-
-def _conditioned(adapter: QualityAdapter, q: Tensor) -> None:
-    adapter.condition(q)
 
 
 def _levels(world: World) -> list[float]:

@@ -90,14 +90,16 @@ def naturalness_of(clean: Tensor) -> FunctionScorer:
 
     def features(images: Tensor) -> Tensor:
         enlarged = F.interpolate(images, size=2 * SIDE, mode="bicubic")
-        return niqe_features(255 * to_grey(enlarged)).flatten(1).double()
+        rows: Tensor = niqe_features(255 * to_grey(enlarged)).flatten(1).double()
+        return rows
 
     rows = torch.cat([features(part) for part in clean.split(256)])
     mean, inverse = rows.mean(0), torch.linalg.inv(rows.T.cov() + 1e-3 * torch.eye(rows.shape[1]))
 
     def distance(images: Tensor) -> Tensor:
         centred = features(images) - mean
-        return (centred @ inverse * centred).sum(1).clamp_min(1e-12).sqrt().float()
+        squared: Tensor = (centred @ inverse * centred).sum(1)
+        return squared.clamp_min(1e-12).sqrt().float()
 
     return FunctionScorer(distance, name="naturalness", higher_is_better=False)
 

@@ -263,7 +263,7 @@ class QualityAdapter(KeepsFrozen):
             ValueError: another file, a denoiser that it does not fit, or other scorers.
         """
         tensors, facts, known = read_adapter(path)
-        measures: Measures = []
+        measures: list[Any] = []
         if scores is not None:
             given, measures = resolve_scores(scores, None, units=known)
             known.check_same(given.names, given.fingerprints, "these are")
@@ -302,10 +302,8 @@ class QualityAdapter(KeepsFrozen):
         facts = json.loads(bytes(state.cpu().tolist()).decode())
         saved = QualityScores.from_facts(facts["scores"])
         self.scores.check_same(saved.names, saved.fingerprints, "the run to be resumed had")
-        near = {"rtol": 1e-4, "atol": 1e-6}
-        if not torch.allclose(saved.mean, self.scores.mean, **near) or not torch.allclose(
-            saved.deviation, self.scores.deviation, **near
-        ):
+        pairs = ((saved.mean, self.scores.mean), (saved.deviation, self.scores.deviation))
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs):
             raise ValueError(
                 "the run to be resumed had other means or deviations of its scores: its training images were others, "
                 "and one unit of the dial is not the same"
@@ -362,7 +360,7 @@ class QualityAdapter(KeepsFrozen):
 
 
 def _check_drop(drop: Sequence[float]) -> tuple[float, float, float]:
-    parts = tuple(drop) if isinstance(drop, Sequence) and not isinstance(drop, str) else ()
+    parts = tuple(drop) if isinstance(drop, list | tuple) else ()
     if len(parts) != 3:
         raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}")
     alone, text, both = (check_weight("drop", part) for part in parts)

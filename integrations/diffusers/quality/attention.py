@@ -30,11 +30,7 @@ class CrossAttentionBranch(nn.Module):
 
     def __init__(self, attention: Any, *, gated: bool) -> None:
         super().__init__()
-        for name in ("to_k", "to_v"):
-            weight = base_layer(getattr(attention, name)).weight.detach().float().cpu()
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            layer.weight = nn.Parameter(weight.clone())
-            self.add_module(name, layer)
+        self.to_k, self.to_v = _copied(attention.to_k), _copied(attention.to_v)
         self.gate = nn.Parameter(torch.zeros((), dtype=torch.float32)) if gated else None
 
     def forward(self, attention: Any, query: Tensor, tokens: Tensor, scale: float) -> Tensor:
@@ -46,14 +42,22 @@ class CrossAttentionBranch(nn.Module):
             )
 
         def heads(x: Tensor) -> Tensor:
-            return x.to(query.dtype).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            split: Tensor = x.to(query.dtype).unflatten(-1, (attention.heads, -1))
+            return split.transpose(1, 2)
 
         q, k, v = heads(query), heads(self.to_k(tokens)), heads(self.to_v(tokens))
         q = q if attention.norm_q is None else attention.norm_q(q)
         k = k if attention.norm_k is None else attention.norm_k(k)
         out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale).transpose(1, 2).flatten(2)
-        factor: Tensor | float = scale if self.gate is None else scale * self.gate.to(out.dtype)
-        return factor * out
+        return scale * out if self.gate is None else scale * self.gate.to(out.dtype) * out
+
+
+def _copied(layer: Any) -> nn.Linear:
+    """A projection without bias that starts as the text's, in float32."""
+    weight = base_layer(layer).weight.detach().float().cpu()
+    copy = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    copy.weight = nn.Parameter(weight.clone())
+    return copy
 
 
 class QualityProcessor:

@@ -45,7 +45,8 @@ class EmbeddingHook:
             return None
         if output.ndim != 2 or len(output) != len(self.tokens):
             raise ValueError(f"the embedding is {tuple(output.shape)} for {len(self.tokens)} rows of quality")
-        return output + (self.scale * self.branch(self.tokens)).to(output.dtype)
+        added: Tensor = (self.scale * self.branch(self.tokens)).to(output.dtype)
+        return output + added
 
 
 def embeddings(denoiser: nn.Module) -> dict[str, nn.Module]:

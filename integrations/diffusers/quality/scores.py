@@ -19,7 +19,7 @@ from qa_hooks.data import QualityTable
 from qa_hooks.data.candidates import some
 from qa_hooks.data.weights import only_candidate
 
-Quality = float | Mapping[str, float] | Sequence[float] | Tensor | None
+Quality = float | Mapping[str, float] | list[float] | tuple[float, ...] | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,11 @@ class QualityScores:
                 f"the score {names[i]!r} is constant ({float(values[known[:, i], i][0]):g}) over the training images: "
                 "a dial needs images of different quality"
             )
-        ends = [torch.stack([(f(c) - m) / d for c, m, d in zip(columns, mean, deviation, strict=True)])
-                for f in (torch.min, torch.max)]  # fmt: skip
-        tensors = [t.float() for t in (mean, deviation, *ends)]
+        low = torch.stack([(c.min() - m) / d for c, m, d in zip(columns, mean, deviation, strict=True)])
+        high = torch.stack([(c.max() - m) / d for c, m, d in zip(columns, mean, deviation, strict=True)])
         marks = tuple(fingerprints) if fingerprints is not None else ("",) * len(names)
-        return cls(names, tuple(map(bool, higher_is_better)), marks, *tensors, reference)
+        directions = tuple(map(bool, higher_is_better))
+        return cls(names, directions, marks, mean.float(), deviation.float(), low.float(), high.float(), reference)
 
     @classmethod
     def of_tables(cls, tables: QualityTable | Sequence[QualityTable]) -> QualityScores:
@@ -160,7 +160,7 @@ class QualityScores:
             rows = torch.tensor([[float(q.get(name, torch.nan)) for name in self.names]], dtype=torch.float32)
             if any(float(value) != float(value) for value in q.values()):
                 raise ValueError(f"q must be numbers, got {dict(q)}; leave out a score that is not to be set")
-        elif isinstance(q, Tensor) or (isinstance(q, Sequence) and not isinstance(q, str)):
+        elif isinstance(q, Tensor | list | tuple):
             rows = torch.as_tensor(q).detach().float()
             rows = rows[:, None].expand(-1, width) if rows.ndim == 1 else rows
         elif isinstance(q, bool) or not isinstance(q, (int, float)):
@@ -225,7 +225,8 @@ class QualityScores:
             raise ValueError("the means and deviations are not one finite number for each score")
         if bool((tensors[1] <= 0).any()):
             raise ValueError("a deviation is not positive")
-        return cls(names, directions, marks, *tensors, reference)
+        mean, deviation, low, high = tensors
+        return cls(names, directions, marks, mean, deviation, low, high, reference)
 
 
 def _listed(tables: QualityTable | Sequence[QualityTable]) -> list[QualityTable]:

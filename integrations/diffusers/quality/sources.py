@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ def resolve_scores(
     """
     if isinstance(scores, QualityScores):
         return scores, []
-    listed = [scores] if isinstance(scores, QualityTable | Scorer | FeatureExtractor) else scores
-    listed = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else [listed]
+    listed: list[Any] = list(scores) if isinstance(scores, list | tuple) else [scores]
     if listed and all(isinstance(part, QualityTable) for part in listed):
         if images is not None:
             raise ValueError("images= goes with scorers; a table has its images' scores already")
@@ -58,7 +58,8 @@ def resolve_scores(
         [part.fingerprint for part in listed],
     )
     if units is not None:
-        return QualityScores(*map(tuple, facts), units.mean, units.deviation, units.low, units.high, reference), listed
+        named = replace(units, names=tuple(facts[0]), higher_is_better=tuple(facts[1]), fingerprints=tuple(facts[2]))
+        return replace(named, reference=reference), listed
     if images is None:
         raise ValueError(f"give images=, the training images, so that the units of {facts[0]} are known")
     rows = [(positions, measure_images(listed, part).cpu()) for positions, part in image_batches(images)]
