@@ -680,3 +680,18 @@ def test_units_can_be_given():
     scores = QualityScores.of(torch.tensor([[1.0], [3.0]]), ["mine"], [True])
     assert QualityAdapter(plain_unet(), scores).scores.mean.tolist() == [2.0]
     assert F.mse_loss(scores.standardise(torch.tensor([[2.0]])), torch.zeros(1, 1)) == 0
+
+
+def test_numbers_of_numpy_and_a_detached_adapter():
+    import numpy as np
+
+    adapter = QualityAdapter(plain_unet(), table())
+    for q in (np.float32(1.0), np.array(1.0), torch.tensor(1.0), [1.0], np.array([1.0])):
+        with adapter.quality(q):
+            assert adapter.dial.now.q.tolist() == [[1.0]]
+    with pytest.raises(TypeError, match=r"list of the images' keys, got the text '0\.png'"):
+        adapter.of_images(table(), "0.png")
+    adapter.detach()
+    for use in (lambda: adapter.condition(torch.zeros(1)), lambda: adapter.quality(1.0).__enter__()):
+        with pytest.raises(ValueError, match="has been detached"):
+            use()

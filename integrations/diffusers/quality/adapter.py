@@ -122,7 +122,8 @@ class QualityAdapter(KeepsFrozen):
         self.encoding = 0 if encoding is None else check_count("encoding", encoding)
         if self.encoding and self.scores.reference:
             raise ValueError("encoding= is for scores; the features of a reference image are taken as they are")
-        self.drop, self.random, self.seed = _check_drop(drop), OwnRandom(seed), int(seed)
+        self.drop, self.seed = _check_drop(drop), check_count("seed", seed, least=0)
+        self.random = OwnRandom(self.seed)
         self.dial, self._said_outside, self._said_unguided = Dial(), False, False
         self.places: Places = find_places(inner, form, init, self.tokens, self.dial)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -155,6 +156,7 @@ class QualityAdapter(KeepsFrozen):
         Raises:
             TypeError, ValueError: not such a tensor. From the denoiser's next call: another number of rows.
         """
+        self._check_attached()
         rows = self.scores.as_rows(q)
         text = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
         if self.training:
@@ -185,7 +187,8 @@ class QualityAdapter(KeepsFrozen):
         Raises:
             TypeError, ValueError: unknown names, a q that is not finite, `negative` with a scale of 0.
         """
-        setting = check_setting(Setting(self.scores.as_rows(q), float(scale), negative, guidance))
+        self._check_attached()
+        setting = check_setting(Setting(self.scores.as_rows(q), scale, negative, guidance))
         if (odd := self.scores.outside(setting.q)) and not self._said_outside:
             self._said_outside = True
             warn(odd)
@@ -290,6 +293,7 @@ class QualityAdapter(KeepsFrozen):
         """Take the adapter off: the denoiser has its own processors again, and no hook of ours."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         self.places.detach()
 
     def get_extra_state(self) -> Tensor:
@@ -354,6 +358,10 @@ class QualityAdapter(KeepsFrozen):
             self._said_unguided = True
             warn("negative= has no effect here: without guidance there are no unconditional rows (said once)")
         return torch.where(dropped[:, None], -setting.negative * rows, rows)
+
+    def _check_attached(self) -> None:
+        if not self._handles:
+            raise ValueError("this adapter has been detached from its network: make another one, or load its file")
 
     def extra_repr(self) -> str:
         return f"{', '.join(self.scores.names)}, {self.places.form} at {len(self.places.names)} places"

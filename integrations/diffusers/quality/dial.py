@@ -44,7 +44,7 @@ class Dial:
 
 def check_setting(setting: Setting) -> Setting:
     """The setting itself; `ValueError` where its numbers make no sense together."""
-    check_weight("scale", setting.scale)
+    setting = setting._replace(scale=check_weight("scale", setting.scale))
     if setting.negative is not None:
         check_weight("negative", setting.negative)
         if not setting.scale:

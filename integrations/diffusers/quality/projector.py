@@ -20,8 +20,8 @@ def encode(q: Tensor, frequencies: int) -> Tensor:
     """Sines and cosines of `(B, D)` beside the values: `(B, D, 1 + 2 frequencies)`.
 
     Example:
-        >>> encode(torch.tensor([[0.5]]), 1).round(decimals=3)
-        tensor([[[ 0.5000,  1.0000, -0.0000]]])
+        >>> encode(torch.tensor([[0.0]]), 1)
+        tensor([[[0., 0., 1.]]])
     """
     angles = math.pi * q[..., None] * 2.0 ** torch.arange(frequencies, device=q.device, dtype=q.dtype)
     return torch.cat([q[..., None], angles.sin(), angles.cos()], dim=-1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,6 +133,8 @@ class QualityScores:
         """
         tables = _listed(tables)
         self.check_same([t.scorer_name for t in tables], [t.fingerprint for t in tables], "the tables hold")
+        if isinstance(keys, str):
+            raise TypeError(f"keys must be a list of the images' keys, got the text {keys!r}")
         order = list(tables[0]) if keys is None else [str(key) for key in keys]
         for table in tables:
             lacking = [key for key in order if key not in table]
@@ -160,10 +164,10 @@ class QualityScores:
             rows = torch.tensor([[float(q.get(name, torch.nan)) for name in self.names]], dtype=torch.float32)
             if any(float(value) != float(value) for value in q.values()):
                 raise ValueError(f"q must be numbers, got {dict(q)}; leave out a score that is not to be set")
-        elif isinstance(q, Tensor | list | tuple):
+        elif isinstance(q, Tensor | list | tuple | np.ndarray) and np.ndim(q):
             rows = torch.as_tensor(q).detach().float()
             rows = rows[:, None].expand(-1, width) if rows.ndim == 1 else rows
-        elif isinstance(q, bool) or not isinstance(q, (int, float)):
+        elif isinstance(q, bool) or not isinstance(q, Real | Tensor | np.ndarray):
             raise TypeError(f"q must be a number, numbers by name, or a tensor (n, {width}), got {type(q).__name__}")
         else:
             rows = torch.full((1, width), float(q))
