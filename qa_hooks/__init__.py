@@ -6,8 +6,22 @@ top of pure functions (`qa_hooks.functional`), features (`qa_hooks.features`) an
 are resolved when they are first used, so importing the package costs next to nothing; `__init__.pyi` lists them.
 """
 
+import difflib
+from typing import Any
+
 import lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _lazy(name)
+    except AttributeError as error:
+        if name.startswith("_"):
+            raise
+        close = difflib.get_close_matches(name, __all__, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise AttributeError(f"qa_hooks has no {name!r}{meant}", name=name) from error

@@ -104,8 +104,10 @@ def test_the_public_names_resolve():
     for name in qa_hooks.__all__:
         assert getattr(qa_hooks, name) is not None
         assert name in dir(qa_hooks)
-    with pytest.raises(AttributeError, match="nonsense"):
+    with pytest.raises(AttributeError, match=r"^qa_hooks has no 'nonsense'$"):
         _ = qa_hooks.nonsense
+    with pytest.raises(AttributeError, match="has no 'GMMScorrer'; did you mean GMMScorer"):
+        _ = qa_hooks.GMMScorrer
 
 
 @pytest.mark.parametrize("package", sorted({name for name, path in MODULES.items() if path.name == "__init__.py"}))
