@@ -45,10 +45,10 @@ def train(unet, parameters, images: torch.Tensor, steps: int, seed: int, before=
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        index = torch.randint(len(images), (64,), generator=generator)
+        index = torch.randint(len(images), (32,), generator=generator)
         if before is not None:
             before(index)
-        condition = {"encoder_hidden_states": TEXT.expand(64, -1, -1)}
+        condition = {"encoder_hidden_states": TEXT.expand(32, -1, -1)}
         loss = denoising_loss(unet, SCHEDULER, images[index], condition=condition, generator=generator).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -71,7 +71,7 @@ def test_scores_follow_the_dial():
     kinds |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
     sizes = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
     unet = UNet2DConditionModel(8, 1, 1, cross_attention_dim=8, **sizes, **kinds)
-    train(unet, unet.parameters(), images, 1200, seed=0)
+    train(unet, unet.parameters(), images, 900, seed=0)
     unet.requires_grad_(False).eval()
     extractor = create_extractor({"type": "random", "width": 4})
     real = extractor((images + 1) / 2)
@@ -85,7 +85,7 @@ def test_scores_follow_the_dial():
     for seed in range(3):
         adapter = QualityAdapter(unet, table, drop=(0.1, 0.0, 0.0), seed=seed)
         q = adapter.of_images(table)
-        train(unet, adapter.parameters(), images, 500, seed, before=lambda index, a=adapter, q=q: a.condition(q[index]))
+        train(unet, adapter.parameters(), images, 400, seed, before=lambda index, a=adapter, q=q: a.condition(q[index]))
         levels = adapter.levels(9)
         with_q = []
         for level in levels:

@@ -19,7 +19,6 @@ changes nothing, and a learned embedding for "no score given", which is not the 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,17 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import unwrapped
-from qa_hooks._base.checks import check_count, check_weight, warn
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.frozen import KeepsFrozen
 from qa_hooks._base.random import OwnRandom
 from qa_hooks.data import QualityTable
-from qa_hooks.integrations.diffusers.quality.attention import TOKENS
-from qa_hooks.integrations.diffusers.quality.dial import Dial, Setting, check_setting
-from qa_hooks.integrations.diffusers.quality.embedding import check_recomputed
-from qa_hooks.integrations.diffusers.quality.files import read_adapter, write_adapter
+from qa_hooks.integrations.diffusers.quality.calls import Calls
+from qa_hooks.integrations.diffusers.quality.dial import Dial, Setting, check_drop, check_setting, draw_drops
+from qa_hooks.integrations.diffusers.quality.files import check_fits, read_adapter, write_adapter
 from qa_hooks.integrations.diffusers.quality.places import Places, find_places
 from qa_hooks.integrations.diffusers.quality.projector import QualityProjector
-from qa_hooks.integrations.diffusers.quality.rows import unconditional_rows
 from qa_hooks.integrations.diffusers.quality.sampling import QualitySample
 from qa_hooks.integrations.diffusers.quality.scores import Quality, QualityScores
 from qa_hooks.integrations.diffusers.quality.sources import Measures, measure_images, resolve_scores
@@ -122,9 +119,9 @@ class QualityAdapter(KeepsFrozen):
         self.encoding = 0 if encoding is None else check_count("encoding", encoding)
         if self.encoding and self.scores.reference:
             raise ValueError("encoding= is for scores; the features of a reference image are taken as they are")
-        self.drop, self.seed = _check_drop(drop), check_count("seed", seed, least=0)
+        self.drop, self.seed = check_drop(drop), check_count("seed", seed, least=0)
         self.random = OwnRandom(self.seed)
-        self.dial, self._said_outside, self._said_unguided = Dial(), False, False
+        self.dial, self._said_outside = Dial(), False
         self.places: Places = find_places(inner, form, init, self.tokens, self.dial)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(self.seed)
@@ -133,11 +130,7 @@ class QualityAdapter(KeepsFrozen):
             )
             self.branches = nn.ModuleList(self.places.branches())
         self.to(next(inner.parameters()).device)
-        self._handles = [
-            *self.places.attach(list(self.branches)),
-            inner.register_forward_pre_hook(self._before, with_kwargs=True),
-            inner.register_forward_hook(self._after, always_call=True),
-        ]
+        self.calls = Calls(inner, self.dial, self.places, list(self.branches), self.encode)
 
     # -- the dial ----------------------------------------------------------------------------------------------------
 
@@ -156,14 +149,11 @@ class QualityAdapter(KeepsFrozen):
         Raises:
             TypeError, ValueError: not such a tensor. From the denoiser's next call: another number of rows.
         """
-        self._check_attached()
+        self.calls.check_attached()
         rows = self.scores.as_rows(q)
         text = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
         if self.training:
-            draw = torch.rand(len(rows), generator=self.random.generator(), device="cpu")
-            alone, words, both = self.drop
-            text = (draw >= alone) & (draw < alone + words + both)
-            gone = (draw < alone) | ((draw >= alone + words) & (draw < alone + words + both))
+            gone, text = draw_drops(len(rows), self.drop, self.random.generator())
             rows = torch.where(gone[:, None].to(rows.device), torch.nan, rows)
         self.dial.next = Setting(rows, guidance=False, once=True)
         return text
@@ -187,7 +177,7 @@ class QualityAdapter(KeepsFrozen):
         Raises:
             TypeError, ValueError: unknown names, a q that is not finite, `negative` with a scale of 0.
         """
-        self._check_attached()
+        self.calls.check_attached()
         setting = check_setting(Setting(self.scores.as_rows(q), scale, negative, guidance))
         if (odd := self.scores.outside(setting.q)) and not self._said_outside:
             self._said_outside = True
@@ -276,14 +266,11 @@ class QualityAdapter(KeepsFrozen):
             raise ValueError(f"{path} does not hold a quality adapter: {error}") from error
         adapter.measures = [adapter.keep(part) for part in measures]
         own = dict(adapter.named_parameters())
-        places = facts.get("places")
-        shapes = {name: tuple(p.shape) for name, p in own.items()}
-        if places != list(adapter.places.names) or shapes != {n: tuple(t.shape) for n, t in tensors.items()}:
+        try:
+            check_fits(path, facts, tensors, own, adapter.places.names)
+        except ValueError:
             adapter.detach()
-            raise ValueError(
-                f"{path} was trained on another network: it has {len(places or [])} places and {len(tensors)} tensors, "
-                f"and this {type(adapter.denoiser).__name__} has {len(adapter.places.names)} and {len(own)}"
-            )
+            raise
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
@@ -291,10 +278,7 @@ class QualityAdapter(KeepsFrozen):
 
     def detach(self) -> None:
         """Take the adapter off: the denoiser has its own processors again, and no hook of ours."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self.places.detach()
+        self.calls.remove()
 
     def get_extra_state(self) -> Tensor:
         """For `state_dict`, and so for `accelerator.register_for_checkpointing(adapter)`: scorers, units and draws."""
@@ -304,14 +288,7 @@ class QualityAdapter(KeepsFrozen):
     def set_extra_state(self, state: Tensor) -> None:
         """The inverse; `ValueError` if the run that is resumed had other scorers, or other units of them."""
         facts = json.loads(bytes(state.cpu().tolist()).decode())
-        saved = QualityScores.from_facts(facts["scores"])
-        self.scores.check_same(saved.names, saved.fingerprints, "the run to be resumed had")
-        pairs = ((saved.mean, self.scores.mean), (saved.deviation, self.scores.deviation))
-        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs):
-            raise ValueError(
-                "the run to be resumed had other means or deviations of its scores: its training images were others, "
-                "and one unit of the dial is not the same"
-            )
+        self.scores.check_resumed(QualityScores.from_facts(facts["scores"]))
         self.random.draws = int(facts["draws"])
 
     def _facts(self) -> dict[str, Any]:
@@ -319,59 +296,5 @@ class QualityAdapter(KeepsFrozen):
         options |= {"encoding": self.encoding or None, "drop": list(self.drop), "seed": self.seed}
         return {"scores": self.scores.facts(), "options": options, "places": list(self.places.names)}
 
-    # -- the denoiser's calls ----------------------------------------------------------------------------------------
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if TOKENS in (kwargs.get("cross_attention_kwargs") or {}):
-            return None  # a recorded call is made again
-        setting = self.dial.take()
-        if setting is None:
-            return None
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        call = dict(zip(names, args, strict=False)) | kwargs
-        tokens = self.encode(self._rows(setting, call))
-        check_recomputed(module, self.places.embeddings)
-        return self.places.put(tokens, setting.scale, args, kwargs)
-
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.places.clear()
-
-    def _rows(self, setting: Setting, call: dict[str, Any]) -> Tensor:
-        """q of each row of a call: `(B, D)`."""
-        sample = call.get("sample", call.get("hidden_states"))
-        if not isinstance(sample, Tensor):
-            raise ValueError(f"{type(self.denoiser).__name__} was called without a sample")
-        count, q = len(sample), setting.q
-        if setting.once:
-            if len(q) != count:
-                raise ValueError(f"condition() was given {len(q)} rows, and the denoiser was called with {count}")
-            return q
-        null = getattr(getattr(self.denoiser, "config", None), "num_embeds_ada_norm", None)
-        dropped = unconditional_rows(call, count, len(q), setting.guidance, null).to(q.device)
-        shown = 2 if bool(dropped.any()) and len(q) > 1 else 1
-        if len(q) > 1 and len(q) * shown != count:
-            raise ValueError(f"quality() was given {len(q)} rows, and the denoiser was called with {count}")
-        rows = q.expand(count, -1) if len(q) == 1 else q.repeat(shown, 1)
-        if setting.negative is None:
-            return torch.where(dropped[:, None], torch.nan, rows)
-        if not bool(dropped.any()) and not self._said_unguided:
-            self._said_unguided = True
-            warn("negative= has no effect here: without guidance there are no unconditional rows (said once)")
-        return torch.where(dropped[:, None], -setting.negative * rows, rows)
-
-    def _check_attached(self) -> None:
-        if not self._handles:
-            raise ValueError("this adapter has been detached from its network: make another one, or load its file")
-
     def extra_repr(self) -> str:
         return f"{', '.join(self.scores.names)}, {self.places.form} at {len(self.places.names)} places"
-
-
-def _check_drop(drop: Sequence[float]) -> tuple[float, float, float]:
-    parts = tuple(drop) if isinstance(drop, list | tuple) else ()
-    if len(parts) != 3:
-        raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}")
-    alone, text, both = (check_weight("drop", part) for part in parts)
-    if alone + text + both > 1:
-        raise ValueError(f"drop must add up to at most 1, got {drop!r}")
-    return alone, text, both

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_weight
@@ -54,3 +55,28 @@ def check_setting(setting: Setting) -> Setting:
         if bool(setting.q.isnan().all()):
             raise ValueError("negative= needs a q to turn round, and none is given")
     return setting
+
+
+def check_drop(drop: Any) -> tuple[float, float, float]:
+    """Three probabilities that add up to at most 1; `ValueError` otherwise."""
+    parts = tuple(drop) if isinstance(drop, list | tuple) else ()
+    if len(parts) != 3:
+        raise ValueError(f"drop must be three probabilities (quality, text, both), got {drop!r}")
+    alone, text, both = (check_weight("drop", part) for part in parts)
+    if alone + text + both > 1:
+        raise ValueError(f"drop must add up to at most 1, got {drop!r}")
+    return alone, text, both
+
+
+def draw_drops(count: int, drop: tuple[float, float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which rows lose their quality, and which their text: two `(count,)` bool.
+
+    Args:
+        count: rows.
+        drop: probabilities of losing quality alone, the text alone, and both.
+        generator: of the one number that decides for a row.
+    """
+    alone, text, both = drop
+    draw = torch.rand(count, generator=generator, device="cpu")
+    first, second, third = draw < alone, draw < alone + text, draw < alone + text + both
+    return first | (third & ~second), third & ~first

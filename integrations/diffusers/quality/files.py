@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +43,19 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], Q
     if broken:
         raise ValueError(f"{path} {complaint}: {broken[0]} is not finite")
     return tensors, facts, scores
+
+
+def check_fits(
+    path: str | Path,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    names: Sequence[str],
+) -> None:
+    """`ValueError` unless the tensors of a file are those of an adapter at these places."""
+    places = facts.get("places")
+    if places != list(names) or {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in own.items()}:
+        raise ValueError(
+            f"{path} was trained on another network: it has {len(places or [])} places and {len(tensors)} tensors, and "
+            f"this one has {len(names)} and {len(own)}"
+        )

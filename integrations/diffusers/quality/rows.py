@@ -12,7 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks.integrations.diffusers.quality.dial import Setting
+
 THREE = "do_perturbed_attention_guidance"
+
+
+def quality_rows(setting: Setting, call: dict[str, Any], null_label: int | None) -> tuple[Tensor, Tensor]:
+    """q of each row of a denoiser's call `(B, D)`, and which rows are unconditional `(B,)`.
+
+    Args:
+        setting: of the dial.
+        call: the arguments by name.
+        null_label: the class that stands for none.
+
+    Raises:
+        ValueError: another number of rows than q was given for, or guidance whose rows are not known.
+    """
+    sample = call.get("sample", call.get("hidden_states"))
+    if not isinstance(sample, Tensor):
+        raise ValueError("the denoiser was called without a sample")
+    count, q = len(sample), setting.q
+    if setting.once:
+        if len(q) != count:
+            raise ValueError(f"condition() was given {len(q)} rows, and the denoiser was called with {count}")
+        return q, torch.zeros(count, dtype=torch.bool, device="cpu")
+    dropped = unconditional_rows(call, count, len(q), setting.guidance, null_label).to(q.device)
+    times = 2 if bool(dropped.any()) else 1
+    if len(q) > 1 and len(q) * times != count:
+        raise ValueError(f"quality() was given {len(q)} rows, and the denoiser was called with {count}")
+    rows = q.expand(count, -1) if len(q) == 1 else q.repeat(times, 1)
+    instead = torch.full_like(rows, torch.nan) if setting.negative is None else -setting.negative * rows
+    return torch.where(dropped[:, None], instead, rows), dropped
 
 
 def unconditional_rows(

@@ -206,6 +206,16 @@ class QualityScores:
                     "its numbers mean something else"
                 )
 
+    def check_resumed(self, saved: QualityScores) -> None:
+        """`ValueError` unless a run with these saved scores can go on with ours."""
+        self.check_same(saved.names, saved.fingerprints, "the run to be resumed had")
+        pairs = ((saved.mean, self.mean), (saved.deviation, self.deviation))
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs):
+            raise ValueError(
+                "the run to be resumed had other means or deviations of its scores: its training images were others, "
+                "and one unit of the dial is not the same"
+            )
+
     def facts(self) -> dict[str, Any]:
         """What JSON holds of it."""
         return {
