@@ -53,6 +53,7 @@ FORMS = {
     "adapter, gated": {"init": "gated"},
     "adapter, time embedding": {"form": "embedding"},
 }
+FIXED = ["base", "weights", "filtering", "reward fine-tuning"]  # have one setting, whatever level they are asked for
 ROWS = [*FORMS, "gradient guidance", "quality words", "weights", "filtering", "reward fine-tuning"]
 REWARD_CALLS = 5  # denoiser calls of one image's training step with a reward, in units of an ordinary step's three
 
@@ -62,11 +63,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="photographs, or a subfolder of 32 x 32 images for each class")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=400, help="of each row")
+    parser.add_argument("--base-steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=200, help="of each row")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=64, help="images for each level of quality")
-    parser.add_argument("--sampling-steps", type=int, default=12)
+    parser.add_argument("--samples", type=int, default=50, help="images for each level of quality")
+    parser.add_argument("--sampling-steps", type=int, default=10)
     parser.add_argument("--crops", type=int, default=3000)
     parser.add_argument("--strength", type=float, default=30.0, help="of gradient guidance at the highest level")
     parser.add_argument("--out", type=Path, default=Path("runs/quality_dial"))
@@ -82,7 +83,9 @@ class World:
     """Data, scorers and the base model, which all rows share."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.scheduler = args, DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+        self.args = args
+        options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+        self.scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", **options)
         self.crops = load_graded_crops(args.data, count=args.crops)
         fit = {"steps": 5 if args.tiny else 800, "crop": 32, "crops": 1, "warn_below": 0, "progress": False}
         self.scorer = RankScorer().fit(self.crops.clean, **fit)
@@ -95,14 +98,17 @@ class World:
         torch.manual_seed(0)
         self.base = ClassModel(self.crops.classes)
         optimizer = torch.optim.AdamW(self.base.parameters(), lr=1e-3)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.base_steps, pct_start=0.1)
+        rate = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 2e-3, args.base_steps, pct_start=min(0.3, 50 / args.base_steps)
+        )
         for losses, _ in self.batches(self.base, args.base_steps, seed=0, name="base model"):
             step(optimizer, losses.mean())
             rate.step()
         self.base.requires_grad_(False).eval()
         seen = {name: scorer.goodness(self.crops.images) for name, scorer in self.judges().items()}
         for name, values in seen.items():
-            print(f"{name} against the level of degradation: Spearman {spearmanr(values, -self.crops.levels)[0]:.2f}")
+            correlation = spearmanr(values, -self.crops.levels)[0]
+            print(f"{name} against the level of degradation: Spearman {correlation:.2f}", flush=True)
 
     def judges(self) -> dict[str, Any]:
         return {"rank": self.scorer, "held-out": self.held_out}
@@ -204,25 +210,26 @@ def _levels(world: World) -> list[float]:
     return [round(float(x), 4) for x in torch.linspace(max(-2.0, float(low)), min(2.0, float(high)), 9)]
 
 
-def judge(world: World, sampler: Any, seed: int) -> tuple[dict[str, Any], list[Tensor]]:
+def judge(world: World, name: str, sampler: Any, seed: int) -> tuple[dict[str, Any], list[Tensor]]:
     """Scores at each level, and distances at the level nearest to the data's mean and at the highest."""
     levels, found, sheets = _levels(world), {"levels": _levels(world), "rank": [], "held-out": []}, []
     middle = min(range(9), key=lambda i: abs(levels[i]))
     for place, level in enumerate(levels):
-        model, block, word = sampler(level)
-        with block:
-            images = world.sample(model, world.args.samples, 1000 + seed, word)
-        for name, scorer in world.judges().items():
-            found[name].append(float(scorer.goodness(images).mean()))
+        if place == 0 or name not in FIXED:
+            model, block, word = sampler(level)
+            with block:
+                images = world.sample(model, world.args.samples, 1000 + seed, word)
+        for judge_name, scorer in world.judges().items():
+            found[judge_name].append(float(scorer.goodness(images).mean()))
         sheets.append(to_uint8(images[:6]))
         if place in (middle, 8):
             features = world.extractor(to_uint8(images).float() / 255)
             values = measure(features, world.reference, ["fd", "pr"], extractor=world.extractor)
             end = "mean" if place == middle else "top"
             found |= {f"{key} at {end}": values[key].value for key in ("fd", "precision", "recall")}
-    for name in ("rank", "held-out"):
-        moves = max(found[name]) - min(found[name]) > 1e-6
-        found[f"spearman {name}"] = float(spearmanr(levels, found[name])[0]) if moves else None
+    for judge_name in world.judges():
+        scores = found[judge_name]
+        found[f"spearman {judge_name}"] = None if name in FIXED else float(spearmanr(levels, scores)[0])
     return found, sheets
 
 
@@ -238,7 +245,7 @@ def main() -> None:
                 (lambda level: (world.base, nullcontext(), None), 0) if name == "base" else train_row(world, name, seed)
             )
             trained = time.process_time() - begun
-            found, sheets = judge(world, sampler, seed)
+            found, sheets = judge(world, name, sampler, seed)
             found |= {"train s": trained, "sample s": time.process_time() - begun - trained, "steps": steps}
             results.setdefault(name, []).append(found)
             for place, level in enumerate(found["levels"]):

@@ -107,7 +107,7 @@ def naturalness_of(clean: Tensor) -> FunctionScorer:
 class ClassModel(nn.Module):
     """A UNet of Diffusers with cross-attention over a token for each class, and the tokens."""
 
-    def __init__(self, classes: int, width: int = 32) -> None:
+    def __init__(self, classes: int, width: int = 24) -> None:
         super().__init__()
         diffusers: Any = importlib.import_module("diffusers")
         self.unet = diffusers.UNet2DConditionModel(
