@@ -695,3 +695,29 @@ def test_numbers_of_numpy_and_a_detached_adapter():
     for use in (lambda: adapter.condition(torch.zeros(1)), lambda: adapter.quality(1.0).__enter__()):
         with pytest.raises(ValueError, match="has been detached"):
             use()
+
+
+def test_it_follows_a_pipeline_that_is_moved_later():
+    network = plain_unet()
+    adapter = QualityAdapter(network, table())
+    parameters = list(adapter.parameters())
+    network.to("meta")
+    adapter.eval().condition(torch.zeros(2))
+    output = network(torch.zeros(2, 1, 8, 8, device="meta"), torch.zeros(2, device="meta")).sample
+    assert output.device.type == "meta"
+    assert {p.device.type for p in adapter.parameters()} == {"meta"}
+    assert len(parameters) == len(list(adapter.parameters()))
+
+
+def test_a_compiled_network_takes_it(sd):
+    unet = sd[0].unet
+    adapter = wake(QualityAdapter(unet, table()))
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 16)
+    with torch.no_grad(), adapter.quality(0.5, guidance=False):
+        expected = unet(x, 5, text).sample
+        compiled = torch.compile(unet, backend="eager")
+        torch.testing.assert_close(compiled(x, 5, text).sample, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad(), adapter.quality(-0.5, guidance=False):
+        lower = unet(x, 5, text).sample
+        torch.testing.assert_close(compiled(x, 5, text).sample, lower, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(lower, expected)

@@ -130,7 +130,7 @@ class QualityAdapter(KeepsFrozen):
             )
             self.branches = nn.ModuleList(self.places.branches())
         self.to(next(inner.parameters()).device)
-        self.calls = Calls(inner, self.dial, self.places, list(self.branches), self.encode)
+        self.calls = Calls(inner, self.dial, self.places, self)
 
     # -- the dial ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,22 +22,14 @@ class Calls:
         denoiser: the network.
         dial: where it stands.
         places: where the tokens go.
-        branches: what is trained at each place.
-        encode: q `(B, D)` -> tokens.
+        adapter: the module whose `encode` makes tokens of q, and whose `branches` are trained at the places.
     """
 
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        dial: Dial,
-        places: Places,
-        branches: Sequence[Any],
-        encode: Callable[[Tensor], Tensor],
-    ) -> None:
-        self.denoiser, self.dial, self.places, self.encode = denoiser, dial, places, encode
+    def __init__(self, denoiser: nn.Module, dial: Dial, places: Places, adapter: Any) -> None:
+        self.denoiser, self.dial, self.places, self.adapter = denoiser, dial, places, adapter
         self._said_unguided = False
         self._handles = [
-            *places.attach(branches),
+            *places.attach(list(adapter.branches)),
             denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
             denoiser.register_forward_hook(self._after, always_call=True),
         ]
@@ -63,7 +54,11 @@ class Calls:
             return None
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         call = dict(zip(names, args, strict=False)) | kwargs
-        tokens = self.encode(self._rows(setting, call))
+        rows = self._rows(setting, call)
+        device = call["sample" if "sample" in call else "hidden_states"].device
+        if next(self.adapter.parameters()).device != device:
+            self.adapter.to(device)  # the pipeline was moved after the adapter was attached
+        tokens = self.adapter.encode(rows)
         check_recomputed(module, self.places.embeddings)
         return self.places.put(tokens, setting.scale, args, kwargs)
 

@@ -48,7 +48,7 @@ class QualityProjector(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         missing = torch.stack([group.isnan().any(1) for group in q.split(self.widths, dim=1)], 1)
-        gone = missing.repeat_interleave(torch.tensor(self.widths, device=q.device), dim=1)
+        gone = torch.cat([missing[:, i : i + 1].expand(-1, width) for i, width in enumerate(self.widths)], 1)
         encoded = encode(torch.where(gone, 0.0, q), self.frequencies) * ~gone[..., None]
         features = torch.cat([encoded.flatten(1), missing.to(q)], 1)
         projected: Tensor = self.project(features)
