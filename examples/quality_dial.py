@@ -54,7 +54,7 @@ FORMS = {
     "adapter, time embedding": {"form": "embedding"},
 }
 FIXED = ["base", "weights", "filtering", "reward fine-tuning"]  # have one setting, whatever level they are asked for
-ROWS = [*FORMS, "gradient guidance", "quality words", "weights", "filtering", "reward fine-tuning"]
+ROWS = [*FORMS, "gradient guidance", "quality words", "reward fine-tuning", "filtering", "weights"]
 REWARD_CALLS = 5  # denoiser calls of one image's training step with a reward, in units of an ordinary step's three
 
 
@@ -63,8 +63,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="photographs, or a subfolder of 32 x 32 images for each class")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=200, help="of each row")
+    parser.add_argument("--base-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=120, help="of each row")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--samples", type=int, default=50, help="images for each level of quality")
     parser.add_argument("--sampling-steps", type=int, default=10)
@@ -87,7 +87,7 @@ class World:
         options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
         self.scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", **options)
         self.crops = load_graded_crops(args.data, count=args.crops)
-        fit = {"steps": 5 if args.tiny else 800, "crop": 32, "crops": 1, "warn_below": 0, "progress": False}
+        fit = {"steps": 5 if args.tiny else 400, "crop": 32, "crops": 1, "warn_below": 0, "progress": False}
         self.scorer = RankScorer().fit(self.crops.clean, **fit)
         self.held_out = naturalness_of(self.crops.clean)
         scores = torch.cat([self.scorer(part) for part in self.crops.images.split(256)])
