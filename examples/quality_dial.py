@@ -263,10 +263,20 @@ def main() -> None:
     print(table_of(results))
 
 
+def verdict_of(runs: list[dict[str, Any]]) -> str:
+    """What the correlations say: a dial moves its own score (0.9) and one that is held out (0.7)."""
+    own, other = ([run[f"spearman {name}"] for run in runs] for name in ("rank", "held-out"))
+    if None in own + other:
+        return "no dial"
+    if sum(own) / len(own) < 0.9:
+        return "does not follow q"
+    return "follows q" if sum(other) / len(other) >= 0.7 else "attacks its metric"
+
+
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
     """The table of docs/quality_dial.md, means and deviations over seeds."""
     head = ["row", "mean rank score", "at lowest q", "at highest q", "Spearman", "held-out Spearman", "FD at mean",
-            "precision", "recall", "FD at top", "train CPU s", "sample CPU s"]  # fmt: skip
+            "precision", "recall", "FD at top", "train CPU s", "sample CPU s", "verdict"]  # fmt: skip
     lines = []
     for name, runs in results.items():
 
@@ -277,7 +287,7 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
         lines.append([
             name, cell(lambda r: sum(r["rank"]) / 9), cell(lambda r: r["rank"][0]), cell(lambda r: r["rank"][-1]),
             *map(cell, ("spearman rank", "spearman held-out", "fd at mean", "precision at mean", "recall at mean")),
-            *map(cell, ("fd at top", "train s", "sample s")),
+            *map(cell, ("fd at top", "train s", "sample s")), verdict_of(runs),
         ])  # fmt: skip
     return write_table(head, lines)
 
