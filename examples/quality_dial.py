@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=50, help="images for each level of quality")
     parser.add_argument("--sampling-steps", type=int, default=10)
     parser.add_argument("--crops", type=int, default=3000)
-    parser.add_argument("--strength", type=float, default=30.0, help="of gradient guidance at the highest level")
+    parser.add_argument("--strength", type=float, default=2.0, help="of gradient guidance at the highest level")
     parser.add_argument("--out", type=Path, default=Path("runs/quality_dial"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, one seed")
     args = parser.parse_args()

@@ -81,6 +81,17 @@ def test_it_is_the_formula(kind):
     torch.testing.assert_close(noise_after - noise_before, -0.1 * s / n * gradient, rtol=2e-2, atol=2e-4)
 
 
+def test_steps_without_an_image_are_left_alone():
+    """A cosine schedule ends at a = 5e-5: there any change would be 20,000 times as large in the image."""
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    torch.manual_seed(0)
+    network, x = Denoiser(), 0.15 * torch.randn(2, 3, 6, 6)
+    plain = [network(x, t)[0] for t in (999, 500)]
+    with GradientGuidance(contrast(), 1.0).around(network, scheduler=scheduler, guidance=False):
+        assert torch.equal(network(x, 999)[0], plain[0])
+        assert not torch.equal(network(x, 500)[0], plain[1])
+
+
 def test_it_raises_its_score_in_a_pipeline_and_clips():
     pipe, call = tiny.stable_diffusion()
     scorer, base = contrast(), tiny.sample(*tiny.stable_diffusion())

@@ -5,6 +5,8 @@
     with GradientGuidance(scorer, strength=2.0).around(pipe):
         images = pipe(prompts).images
 
+Steps in which less than 5 % of the signal is image are left alone: a change there is multiplied by 1 / a in the image.
+
 It needs no data, and in each step it costs a backward pass through denoiser and decoder. It raises the score that it
 follows in any way it can, so judge its images by another score as well (Dhariwal and Nichol 2021; Bansal et al. 2023).
 """
@@ -32,6 +34,10 @@ from qa_hooks.integrations.diffusers.prediction import (
 )
 from qa_hooks.integrations.diffusers.quality.rows import running_pipeline, unconditional_rows
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
+
+FAINTEST = (
+    0.05  # a / sqrt(a^2 + s^2) below which there is no image to follow, and a step multiplies any change by 1 / a
+)
 
 
 class GradientGuidance:
@@ -123,6 +129,7 @@ class GradientGuidance:
         norms = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         gradient = gradient * (self.clip / norms).clamp(max=1).view(-1, *(1,) * (x.ndim - 1))
         gradient = gradient.repeat(len(x) // len(gradient), *(1,) * (x.ndim - 1))  # both halves of guidance alike
+        gradient = torch.where(a / n >= FAINTEST, gradient, torch.zeros_like(gradient))
         change = self._in_units(kind, -self.strength * (s / n) * gradient, a, s, n).to(predicted.dtype)
         new = predicted.detach().clone()
         new[:, : x.shape[1]] += change
@@ -134,4 +141,4 @@ class GradientGuidance:
         if kind == "epsilon":
             return change
         factor = {"v_prediction": n / a, "sample": -s / a}.get(kind, (a + s) / a)
-        return torch.where(a > 0, change * factor, torch.zeros_like(change))
+        return torch.where(a > 0, change * factor, torch.zeros_like(change))  # a = 0: nothing of the image is left
