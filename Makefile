@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow coverage fuzz lint map bench clean
+.PHONY: demo test test-slow coverage fuzz lint map docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m qa_hooks demo $(ARGS)
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev
 map:
 	$(PYTHON) tests/map_imports.py
 
+# The documentation as a site in build/site; nothing in it comes from another host, and index.html opens from the folder.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
@@ -50,6 +54,10 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) -e ".[docs]"
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -275,8 +275,8 @@ def verdict_of(runs: list[dict[str, Any]]) -> str:
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
     """The table of docs/quality_dial.md, means and deviations over seeds."""
-    head = ["row", "mean rank score", "mean held-out score", "at lowest q", "at highest q", "Spearman", "held-out Spearman", "FD at mean",
-            "precision", "recall", "FD at top", "train CPU s", "sample CPU s", "verdict"]  # fmt: skip
+    head = ["row", "mean rank score", "mean held-out score", "rank at lowest q", "rank at highest q", "Spearman"]
+    head += ["held-out Spearman", "FD at mean", "precision", "recall", "FD at top", "train CPU s", "sample CPU s"]
     lines = []
     for name, runs in results.items():
 
@@ -284,12 +284,13 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
             values = [key(run) if callable(key) else run[key] for run in runs]
             return "-" if any(value is None for value in values) else mean_std(values)
 
-        lines.append([
-            name, cell(lambda r: sum(r["rank"]) / 9), cell(lambda r: sum(r["held-out"]) / 9), cell(lambda r: r["rank"][0]), cell(lambda r: r["rank"][-1]),
-            *map(cell, ("spearman rank", "spearman held-out", "fd at mean", "precision at mean", "recall at mean")),
-            *map(cell, ("fd at top", "train s", "sample s")), verdict_of(runs),
-        ])  # fmt: skip
-    return write_table(head, lines)
+        means = [
+            cell(lambda run, judge_name=judge_name: sum(run[judge_name]) / 9) for judge_name in ("rank", "held-out")
+        ]
+        ends = [cell(lambda run, place=place: run["rank"][place]) for place in (0, -1)]
+        keys = ["spearman rank", "spearman held-out", "fd at mean", "precision at mean", "recall at mean", "fd at top"]
+        lines.append([name, *means, *ends, *map(cell, [*keys, "train s", "sample s"]), verdict_of(runs)])
+    return write_table([*head, "verdict"], lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from ranks import two_ranks
 
@@ -31,6 +32,7 @@ def on_two(rank: int) -> dict:
     return result
 
 
+@pytest.mark.filterwarnings("ignore:a ranking scorer has .* images to learn from")
 def test_two_processes_fit_what_one_does(tmp_path):
     first, second = two_ranks(on_two, tmp_path)
     alone = fit(images())

@@ -289,6 +289,7 @@ class Raw(DDIMPipeline):
         return ImagePipelineOutput(images=(x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
 
+@pytest.mark.filterwarnings("ignore:.*has no best value, and this loss no ceiling")
 def test_images_in_another_range_are_converted_everywhere():
     pipe = Raw(unet().eval(), DDIMScheduler(clip_sample=False))
     sampled = PipelineSampler(pipe, num_inference_steps=3)(4, rng())
@@ -331,6 +332,7 @@ def test_a_range_that_cannot_be_known_is_refused():
             pipe(generator=rng())
 
 
+@pytest.mark.filterwarnings("ignore:.*has no best value, and this loss no ceiling")
 def test_a_sample_in_another_range_than_the_reward_is_told():
     weight = nn.Linear(1, 1, bias=False)
     bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)

@@ -135,10 +135,11 @@ def score_into(
     Raises:
         ValueError: not one image could be scored.
     """
-    with together():
+    with together():  # nobody writes before all have looked at what is done: the shares are shares of one list
         table = GrowingTable(output, left_spec(output) or {})
         done = table.done()
-        mine = [name for name in sorted(current) if name not in done][rank() :: world_size()]
+    mine = [name for name in sorted(current) if name not in done][rank() :: world_size()]
+    with together():
         failed = 0
         with Progress("scores", len(mine), shown=progress) as bar, table.appender(rank()) as out:
             for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
