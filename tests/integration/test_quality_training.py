@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path):
 
 
 def test_what_a_step_and_a_sample_cost():
-    """Counted in products, which no other process slows: the adapter at most 10 % more, scale 0 nothing."""
+    """Counted in products, which no other process slows: the adapter at most 10 % more, and scale 0 nothing."""
     torch.manual_seed(0)
     kinds = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "mid_block_type": "UNetMidBlock2DCrossAttn"}
     kinds |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
