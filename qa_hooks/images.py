@@ -192,7 +192,7 @@ def as_tensor(images: Any) -> Tensor:
         from qa_hooks._base.decoding import pixels_of
 
         return _from_array(pixels_of(images))
-    if isinstance(images, Iterable):
+    if isinstance(images, Iterable) and not isinstance(images, (str, bytes)):
         parts = [as_tensor(image) for image in images]
         if not parts:
             raise ValueError("images is empty")

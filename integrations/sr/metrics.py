@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ def framework_metrics(framework: Framework) -> list[Callable[..., float]]:
 
 
 def _metric(framework: Framework, spec: str) -> Callable[..., float]:
-    name = f"calculate_qa_{spec.replace('-', '_')}"
+    name = f"calculate_qa_{re.sub(r'[-:]', '_', spec)}"
 
     def metric(
         img: np.ndarray[Any, Any],

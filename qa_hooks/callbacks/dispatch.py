@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import rank
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
+from qa_hooks.callbacks.settings import TAG, settings_text
 from qa_hooks.writers import GuardedWriter
 
 
@@ -41,8 +43,10 @@ class Dispatch:
                         f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
                     )
 
-    def check_pictures(self, writer: GuardedWriter) -> None:
-        """Warn of callbacks that draw pictures for nobody."""
+    def begin(self, writer: GuardedWriter, track: Mapping[str, Any], step: int) -> None:
+        """Before the first step: the clock starts, the log has the settings, pictures that nobody sees are told."""
+        self.budget.start(step)
+        writer.text(TAG, settings_text(self.active, track), step)
         idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]
         if idle and writer.name is None and rank() == 0:
             warn(

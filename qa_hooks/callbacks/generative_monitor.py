@@ -18,12 +18,12 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference, make_reference
-from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs
+from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs, higher_is_better
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
-from qa_hooks.writers import make_tag
+from qa_hooks.writers import describe, make_tag
 
 
 class GenerativeMonitor(Monitor):
@@ -177,6 +177,10 @@ class GenerativeMonitor(Monitor):
         self.last = {"step": ctx.step}
         for key, value in found.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+            better = "higher" if higher_is_better(key) else "lower"
+            if not self._told:
+                text = f"{value.spec}; {better} is better; 95 % interval on the page CUSTOM SCALARS"
+                describe(ctx.writer, make_tag("eval", f"{value.name}_n={value.n}", "value"), text)
             for stat in ("value", "low", "high"):
                 tag = make_tag("eval", f"{value.name}_n={value.n}", stat)
                 ctx.writer.scalar(tag, getattr(value, stat), ctx.step)

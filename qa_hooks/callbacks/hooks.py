@@ -250,8 +250,7 @@ class Hooks:
             raise RuntimeError("these hooks are closed; make new ones for another run")
         if not self._running:
             self._running = True
-            self._callbacks.budget.start(step)
-            self._callbacks.check_pictures(self._writer)
+            self._callbacks.begin(self._writer, self.track, step)
             atexit.register(_write_at_exit, weakref.ref(self), os.getpid())
             self._dispatch(self._callbacks.start, self._context(images))
         self.step_count = step

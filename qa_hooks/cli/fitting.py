@@ -1,4 +1,4 @@
-"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`."""
+"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`; `fit afine` is in `fitting_afine`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qa_hooks.cli.fitting_afine import add_afine
 from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, place, read_device, say
 
 NOT_OF_THE_SCORER = {
@@ -38,6 +39,7 @@ def add_fit(commands: Commands) -> None:
     _add_snapshot(kinds)
     _add_rank(kinds)
     _add_niqe(kinds)
+    add_afine(kinds)
 
 
 def _add_gmm(kinds: Commands) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from qa_hooks.scorers.catalogue import Entry
 
 
+SLOW = 0.2  # seconds for one image
+
+
 def describe_environment() -> str:
     """Versions of the package, Python and the libraries it uses, which extras are installed, and the devices.
 
@@ -94,6 +97,7 @@ def table_of_scorers(*, cost: bool = True) -> str:
         needs = [
             *(["fitting"] if entry.needs_fit else []),
             *(["a download"] if name == "niqe" or entry.weights else []),
+            *entry.files[-1:],
             *entry.requires,
         ]
         measured = cost and not entry.needs_fit and not missing
@@ -121,14 +125,17 @@ def _missing(name: str, entry: Entry) -> str:
 
     absent = [package for package in entry.requires if _version(package) == "missing"]
     if absent:
-        return f"pip install {' '.join(absent)}"
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / entry.weights
+        return entry.install or f"pip install {' '.join(absent)}"
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if entry.files and not any((folder / file).is_file() for file in entry.files):
+        return f"put {entry.files[-1]} into {folder}"
+    weights = folder / entry.weights
     absent_weights = find_original() is None if name == "niqe" else bool(entry.weights) and not weights.is_file()
     return "downloads when first used" if absent_weights else ""
 
 
 def _milliseconds(name: str, *, side: int = 256, batch: int = 8, runs: int = 3) -> float:
-    """The fastest of a few runs, per image; the first, which warms up, does not count."""
+    """The fastest of a few runs, per image, after one that warms up; slow scorers get one image, once."""
     import torch
 
     from qa_hooks.scorers import create_scorer
@@ -138,10 +145,14 @@ def _milliseconds(name: str, *, side: int = 256, batch: int = 8, runs: int = 3) 
     images = torch.rand(batch, 3, side, side, generator=generator, device="cpu", dtype=torch.float32)
     reference = torch.rand(images.shape, generator=generator, device="cpu", dtype=torch.float32)
     inputs = {"reference": reference} if "reference" in scorer.inputs else {}
-    times = []
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        scorer(images[:count], **{name: value[:count] for name, value in inputs.items()})
+        return time.perf_counter() - start
+
     with torch.no_grad():
-        for _ in range(runs + 1):
-            start = time.perf_counter()
-            scorer(images, **inputs)
-            times.append(time.perf_counter() - start)
-    return 1000 * min(times[1:]) / batch
+        if seconds(1) > SLOW:
+            return 1000 * seconds(1)
+        seconds(batch)
+        return 1000 * min(seconds(batch) for _ in range(runs)) / batch

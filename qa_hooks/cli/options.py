@@ -55,6 +55,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--scorer": {"type": scorer_spec, "metavar": "SPEC", "help": SCORER},
     "--reference": {"metavar": "DIR", "help": "references under the same names, for psnr, ssim, ..."},
     "--overwrite": {"action": "store_true", "help": "score anew instead of continuing an existing table"},
+    "--strict": {"action": "store_true", "help": "exit code 3 when there were images that could not be used"},
     "--keep": {"type": share, "metavar": "F", "help": "a share (1: all), or a number of images"},
     "--extractor": {"default": "random", "metavar": "E", "help": EXTRACTORS},
     "--metrics": {"type": read_metrics, "metavar": "M"},
@@ -99,6 +100,9 @@ def say(text: object, *, error: bool = False) -> None:
     """Print an outcome, or on stderr what went wrong; once, also under several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+UNUSED = 3  # exit code of --strict
 
 
 def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20) -> None:

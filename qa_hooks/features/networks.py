@@ -52,10 +52,17 @@ class RandomNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = []
+        for maps in self.stages(images):
+            features += [maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()]
+        return (torch.cat(features, 1) + 0.01).log()
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The rectified maps of the four scales, `(N, C, h, w)` each."""
+        found = []
         for layer in self.layers:
             images = F.relu_(layer(F.pad(images, (1, 1, 1, 1), mode="replicate")))
-            features += [images.mean((2, 3)), (images.var((2, 3), correction=0) + 1e-6).sqrt()]
-        return (torch.cat(features, 1) + 0.01).log()
+            found.append(images)
+        return found
 
 
 def random_network(seed: int = 0, width: int = 32) -> nn.Module:
@@ -112,7 +119,7 @@ def torchvision_network(name: str, weights: str | Path | None = "DEFAULT", *, do
     parent, _, key = last[-1].rpartition(".")
     setattr(network.get_submodule(parent), key, nn.Identity())
     if path is not None:
-        state = _plain_state(_read(path))
+        state = _plain_state(read_state(path))
         _load(network, {k: v for k, v in state.items() if not k.startswith(last[-1] + ".")}, path)
     return network
 
@@ -194,7 +201,7 @@ def inception(weights: str | Path | None = None, *, download: bool = True) -> nn
 
     def state(url: str, **_options: Any) -> Any:
         if weights is not None:
-            return _read(Path(weights))
+            return read_state(Path(weights))
         if not download:
             _check_cached("inception", url)
         try:
@@ -236,6 +243,11 @@ class ClassToken(nn.Module):
         hidden: Tensor = self.network(pixel_values=images).last_hidden_state
         return hidden[:, 0]
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The patches' tokens after each block, as `(N, C, patches, 1)`."""
+        hidden = self.network(pixel_values=images, output_hidden_states=True).hidden_states
+        return [tokens[:, 1:].transpose(1, 2).unsqueeze(3) for tokens in hidden[1:]]
+
 
 def dinov2(name: str, weights: str | Path | None = "DEFAULT", *, download: bool = True) -> nn.Module:
     """DINOv2 from Hugging Face, or from a folder on disk; its files are safetensors."""
@@ -257,7 +269,7 @@ def dinov2(name: str, weights: str | Path | None = "DEFAULT", *, download: bool 
             raise RuntimeError(_no_download(name, error)) from error
 
 
-def _read(path: Path) -> Any:
+def read_state(path: Path) -> Any:
     """A state dict from safetensors or, without unpickling objects, from a torch file."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")

@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from qa_hooks._base.checks import check_count
-from qa_hooks.features.extractor import FeatureExtractor, create_named
+from qa_hooks.features.extractor import FeatureExtractor, create_extractor, create_named
 from qa_hooks.features.networks import untrained_size
 
 LARGEST_SIDE = 2048  # to which images may be resized
 LARGEST_UNTRAINED = 200_000_000  # weights of a network that no file on this machine holds
 LARGEST_WIDTH = 256  # of the random network: 6 million weights
+
+
+def saved_extractor(
+    saved: Mapping[str, Any], given: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None
+) -> FeatureExtractor:
+    """The extractor of a file's header, or the one that is given in its place, which must have its fingerprint.
+
+    Raises:
+        ValueError: as `rebuild_extractor`, or another fingerprint.
+    """
+    if isinstance(given, nn.Module) and not isinstance(given, FeatureExtractor):
+        given = create_extractor(given, name=saved["name"])
+    made = rebuild_extractor(saved) if given is None else create_extractor(given)
+    if made.fingerprint != saved["fingerprint"]:
+        raise ValueError(
+            f"it was fitted in features of {saved['name']} (fingerprint {saved['fingerprint']}), and the extractor "
+            f"is {made.name} (fingerprint {made.fingerprint}): other weights or preprocessing"
+        )
+    return made
 
 
 def rebuild_extractor(saved: Mapping[str, Any]) -> FeatureExtractor:

@@ -3,6 +3,7 @@ from .comparing.compare_folders import compare_folders as compare_folders
 from .picking.filter_table import filter_scores as filter_scores
 from .picking.pick_folder import PickedFolder as PickedFolder
 from .picking.pick_folder import pick_folder as pick_folder
+from .reporting.report import report_runs as report_runs
 from .scoring.score_folder import score_folder as score_folder
 from .scoring.score_table import ScoreTable as ScoreTable
 from .scoring.score_table import read_scores as read_scores

@@ -1,3 +1,4 @@
+from .afine import AFINELoss as AFINELoss
 from .full_reference import MSSSIMLoss as MSSSIMLoss
 from .full_reference import SSIMDistanceLoss as SSIMDistanceLoss
 from .full_reference import SSIMLoss as SSIMLoss

@@ -150,7 +150,7 @@ def _sriqa(table: Table, _which: str) -> Ratings:
     names, values = (list(column) for column in zip(*table.rows, strict=True))
     return Ratings(
         names, numbers(values, table), True, "0 to 100 within each content: compare within one content only",
-        "sriqa-bench", content=[table.path.stem] * len(names),
+        "sriqa-bench", content=[table.path.stem] * len(names), across_contents=False,
     )  # fmt: skip
 
 

@@ -1,3 +1,7 @@
+from .afine.comparisons import Comparisons as Comparisons
+from .afine.comparisons import ladder_comparisons as ladder_comparisons
+from .afine.fitted import FittedAFINE as FittedAFINE
+from .afine.published import AFINE as AFINE
 from .calibration import Calibration as Calibration
 from .create import create_scorer as create_scorer
 from .full_reference import MSSSIM as MSSSIM
@@ -13,5 +17,6 @@ from .giqa.snapshot import SnapshotScorer as SnapshotScorer
 from .loading import load_scorer as load_scorer
 from .niqe.model import NaturalnessModel as NaturalnessModel
 from .niqe.scorer import NIQE as NIQE
+from .perceptual import PerceptualDistance as PerceptualDistance
 from .rank.scorer import RankScorer as RankScorer
 from .scorer import Scorer as Scorer

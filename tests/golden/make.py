@@ -26,11 +26,13 @@ from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.features import Features, create_extractor, extract_features
 from qa_hooks.functional.niqe import FeatureConfig
 from qa_hooks.scorers import (
+    AFINE,
     MSSSIM,
     NIQE,
     PSNR,
     SSIM,
     BCScorer,
+    FittedAFINE,
     GMMScorer,
     IRScorer,
     KNNScorer,
@@ -39,8 +41,10 @@ from qa_hooks.scorers import (
     RankScorer,
     Scorer,
     SnapshotScorer,
+    ladder_comparisons,
     load_scorer,
 )
+from qa_hooks.scorers.afine.checkpoint import random_checkpoint
 from qa_hooks.sources.fingerprint import data_fingerprint
 
 EXTRACTOR = {"type": "random", "width": 1}
@@ -126,6 +130,19 @@ def _rank() -> RankScorer:
     return scorer
 
 
+def _afine() -> AFINE:
+    scorer = AFINE(random_checkpoint(depth=1, patch=8, positions=5, hidden=2), part="distance")
+    _repeat_weights(scorer.clip)
+    return scorer
+
+
+def _fitted_afine() -> FittedAFINE:
+    made = ladder_comparisons(list(pictures(3, 32)))
+    scorer = FittedAFINE(EXTRACTOR).fit_comparisons(made, steps=2, warn_below=0, progress=False)
+    _repeat_weights(scorer.network)
+    return scorer
+
+
 def _naturalness() -> NaturalnessModel:
     grey = pictures(40, 64, channels=1).double()
     return NaturalnessModel.fit(grey.split(4), FeatureConfig.niqe(32), sharpness=0, shrink=0.1, progress=False)
@@ -168,6 +185,8 @@ def makers() -> dict[str, Callable[[], Any]]:
         "snapshot-calibrated": lambda: _calibrated(_snapshots(SnapshotScorer("binary", channels=3)), "sigmoid"),
         "rank": _rank,
         "rank-calibrated": lambda: _calibrated(_rank(), "ecdf"),
+        "afine": _afine,
+        "afine-fitted": _fitted_afine,
         "features": lambda: extract_features(create_extractor(EXTRACTOR), pictures(7, 32), progress=False),
         "reference": lambda: make_reference(create_extractor(EXTRACTOR), pictures(20, 32), progress=False, rows=8),
     }

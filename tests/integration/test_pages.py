@@ -19,6 +19,7 @@ from torch import nn
 
 from qa_hooks import GMMScorer, RankScorer, create_scorer
 from qa_hooks.images import save_image, to_uint8
+from qa_hooks.scorers.afine.checkpoint import random_checkpoint
 from toy_scorers import brightness
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +152,15 @@ def a_dial(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     return scope | names | {"conditioned": brightness("bright"), "held_out": brightness("held out")}
 
 
+def a_reference(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    torch.save(random_checkpoint(), "afine.pth")
+    (folder / "photos").mkdir()
+    for number, image in enumerate(photographs):
+        save_image(to_uint8(image[None])[0], folder / "photos" / f"{number}.png")
+    target = photographs[:2, :, :64, :64]
+    return {"target": target, "pred": (target * 0.9).requires_grad_()}
+
+
 def hooks_of_a_gan(digits: torch.Tensor, **_: Any) -> Scope:
     from qa_hooks import Hooks, ScoreMonitor
 
@@ -169,6 +179,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "checkpoints.md": checkpoints,
     "scores.md": lambda digits, **_: {"real_images": digits[:300], "samples": digits[300:340]},
     "sr.md": ground_truths,
+    "afine.md": a_reference,
     "diffusion.md": a_pipeline,
     "quality_dial.md": a_dial,
     "trainers.md": lambda **_: {},
@@ -186,6 +197,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "checkpoints.md": lambda scope, folder: scope["monitor"].last == {},  # the loop is the reader's: below
     "scores.md": lambda scope, folder: len(scope["best"]) == 36,
     "sr.md": lambda scope, folder: scope["hooks"].step_count == 1 and scope["data"][0]["gt"].shape == (3, 128, 128),
+    "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
     "quality_dial.md": lambda scope, folder: (folder / "dial.safetensors").is_file() and len(scope["images"]) == 2,
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
@@ -205,7 +217,12 @@ def given(digits, photographs, tmp_path, monkeypatch) -> dict[str, Any]:
     return {"digits": digits, "photographs": photographs, "folder": tmp_path}
 
 
-@pytest.mark.filterwarnings("ignore:a component has about", "ignore:.*and wants at least", "ignore:rank puts too few")
+@pytest.mark.filterwarnings(
+    "ignore:a component has about",
+    "ignore:.*and wants at least",
+    "ignore:rank puts too few",
+    "ignore:afine_random puts",
+)
 @pytest.mark.parametrize(
     "path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.parent.name + "/" + path.name
 )

@@ -103,6 +103,9 @@ def test_as_tensor_takes_what_people_have():
             as_tensor(bad)
     with pytest.raises(ValueError, match="one size"):
         as_tensor([array, array[:1]])
+    for name in ("photo.png", "a", b"a", ["photo.png"]):  # letters are strings themselves, without end
+        with pytest.raises(TypeError, match=r"images must be a tensor, .* got (str|bytes)"):
+            as_tensor(name)
 
 
 def test_files_round_trip_and_broken_ones_are_named(tmp_path):

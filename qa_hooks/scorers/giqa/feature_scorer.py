@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks.features import FeatureExtractor, Features, create_extractor, extract_features
-from qa_hooks.features.rebuilding import rebuild_extractor
+from qa_hooks.features.rebuilding import saved_extractor
 from qa_hooks.functional.filters import full_precision
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration, check_method
@@ -40,6 +40,7 @@ class FeatureScorer(Scorer):
         value_range: what the numbers of the images mean.
     """
 
+    takes_extractor = True
     fitted: tuple[str, ...] = ()
     higher_is_better = True
     score_range = None
@@ -181,14 +182,7 @@ class FeatureScorer(Scorer):
         """Rebuild, with the extractor of the file or one that is given and has the same fingerprint."""
         options = dict(options)
         saved = options.pop("extractor")
-        if isinstance(extractor, nn.Module) and not isinstance(extractor, FeatureExtractor):
-            extractor = create_extractor(extractor, name=saved["name"])
-        made = rebuild_extractor(saved) if extractor is None else create_extractor(extractor)
-        if made.fingerprint != saved["fingerprint"]:
-            raise ValueError(
-                f"it was fitted in features of {saved['name']} (fingerprint {saved['fingerprint']}), and the extractor "
-                f"is {made.name} (fingerprint {made.fingerprint}): other weights or preprocessing"
-            )
+        made = saved_extractor(saved, extractor)
         scorer = cls(made, **options, value_range=value_range)
         if set(tensors) != set(cls.fitted):
             raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(cls.fitted)}")

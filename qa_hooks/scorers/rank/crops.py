@@ -35,7 +35,7 @@ class Crops(NamedTuple):
         none = torch.zeros(0, 3, side, side, dtype=torch.uint8, device="cpu")
         return cls(none, torch.zeros(0, dtype=torch.int64, device="cpu"))
 
-    def split(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    def split(self, share: float, seed: int, *, what: str = "a ranking scorer") -> tuple[Tensor, Tensor]:
         """Crops that are held out, and the others; no image has crops in both.
 
         Raises:
@@ -44,7 +44,7 @@ class Crops(NamedTuple):
         images = self.origin.unique()
         if len(images) < 2:
             raise ValueError(
-                f"a ranking scorer needs at least two images, one to hold out, got {len(images)} that is large enough "
+                f"{what} needs at least two images, one to hold out, got {len(images)} that is large enough "
                 "and not flat (crop= sets the side of the crops)"
             )
         order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")]
@@ -54,7 +54,15 @@ class Crops(NamedTuple):
 
 
 def read_crops(
-    source: Source, value_range: Range, *, side: int, count: int, limit: int, seed: int, progress: bool = True
+    source: Source,
+    value_range: Range,
+    *,
+    side: int,
+    count: int,
+    limit: int,
+    seed: int,
+    what: str = "a ranking scorer",
+    progress: bool = True,
 ) -> Crops:
     """`count` random crops of each of at most `limit` images; what is broken, too small or flat is left out.
 
@@ -80,7 +88,7 @@ def read_crops(
         warn(f"{small} of {read} images are smaller than crop={side} and were left out")
     if 2 <= read - small < WANTED:
         warn(
-            f"a ranking scorer has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
+            f"{what} has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
             "learns these images, and what is measured on the held-out ones says little"
         )
     warn_left_out(failures)

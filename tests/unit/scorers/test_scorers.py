@@ -229,7 +229,7 @@ class TestFiles:
         for name, entry in SPECS.items():
             assert issubclass(entry.kind, Scorer), name
             assert set(entry.options) <= set(inspect.signature(entry.kind).parameters), name
-            assert entry.needs_fit == (name.startswith("giqa-") or name == "rank")
+            assert entry.needs_fit == (name.startswith("giqa-") or name in ("rank", "afine-fitted"))
 
 
 @pytest.mark.parametrize("use", ["scorer", "OHEM", "ScoreLoss"])

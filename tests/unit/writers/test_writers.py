@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from qa_hooks.callbacks import Hooks
-from qa_hooks.writers import GROUPS, MemoryWriter, TensorBoardWriter, WandbWriter, make_tag
+from qa_hooks.writers import (
+    GROUPS,
+    MemoryWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    describe,
+    make_tag,
+    read_run_log,
+)
+from qa_hooks.writers.run_log import RunLog
 
 
 def fill(writer) -> None:
@@ -222,4 +231,59 @@ def test_values_with_bounds_are_drawn_as_bands(tmp_path):
     charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
     assert list(charts) == ["qa_eval/fd_random_n=64", "qa_eval/kid"]
     series = charts["qa_eval/kid"]
-    assert (series.lower, series.value, series.upper) == tuple(f"qa_eval/kid/{p}" for p in ("low", "value", "high"))
+    assert (series.lower, series.value, series.upper) == ("qa_zones/kid/low", "qa_eval/kid/value", "qa_zones/kid/high")
+    # TensorBoard's margin chart draws nothing for a tag with one of these.
+    assert not [tag for tag in events.Tags()["scalars"] if set(tag) & set("()[]{} ")]
+    assert sorted(tag for tag in events.Tags()["scalars"] if tag.startswith("qa_eval/")) == [
+        "qa_eval/fd_random_n=64/value",
+        "qa_eval/kid/value",
+    ]
+
+
+def test_what_a_tag_means_is_written_once(tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    writer = TensorBoardWriter(tmp_path)
+    describe(writer, "qa_eval/a/mean", "lower is better")
+    for step in (1, 2):
+        writer.scalar("qa_eval/a/mean", 0.5 * step, step)
+        writer.scalar("qa_eval/b/mean", 1.0, step)
+    writer.text("qa_hooks/settings", "**callbacks**", 1)
+    writer.close()
+    (file,) = tmp_path.glob("*tfevents*")
+    values = [value for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    told = {value.tag: value.metadata.summary_description for value in values if value.metadata.summary_description}
+    assert told == {"qa_eval/a/mean": "lower is better"}
+    assert scalars(tmp_path, "qa_eval/a/mean") == [(1, 0.5), (2, 1.0)]
+    assert scalars(tmp_path, "qa_eval/b/mean") == [(1, 1.0), (2, 1.0)]
+    assert any(value.tag.startswith("qa_hooks/settings") for value in values)
+    describe(MemoryWriter(), "qa_eval/a/mean", "a writer without a place for it")
+
+
+class TestTheLinesOfARun:
+    def test_a_value_has_its_interval_beside_it(self, tmp_path):
+        writer = TensorBoardWriter(tmp_path)
+        for step in (1, 2):
+            writer.scalar("qa_loss/a/mean", 0.25, step)
+            for part, value in (("value", 2.0 * step), ("low", 1.0), ("high", torch.inf)):
+                writer.scalar(f"qa_eval/fd/{part}", value, step)
+        writer.close()
+        assert read_run_log(tmp_path) == {
+            "qa_loss/a/mean": [{"step": 1, "value": 0.25}, {"step": 2, "value": 0.25}],
+            "qa_eval/fd/value": [{"step": n, "value": 2.0 * n, "low": 1.0, "high": None} for n in (1, 2)],
+        }
+
+    def test_a_run_that_goes_on_replaces_what_it_makes_again(self, tmp_path):
+        for steps, value in ((range(1, 8), 1.0), (range(5, 11), 2.0)):
+            log = RunLog(tmp_path)
+            for step in steps:
+                log.scalar("qa_loss/a/mean", value, step)
+            log.flush()
+            with (tmp_path / "metrics.jsonl").open("a") as file:
+                file.write('{"step": 99, "ta')  # a killed run
+        found = [(line["step"], line["value"]) for line in read_run_log(tmp_path)["qa_loss/a/mean"]]
+        assert found == [(step, 1.0 if step < 5 else 2.0) for step in range(1, 11)]
+
+    def test_another_folder_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"holds no metrics\.jsonl: it is no folder that Hooks"):
+            read_run_log(tmp_path)

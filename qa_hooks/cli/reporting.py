@@ -1,0 +1,29 @@
+"""`qa-hooks report`."""
+
+from __future__ import annotations
+
+import argparse
+
+from qa_hooks.cli.options import Commands, Help, place, say
+
+
+def add_report(commands: Commands) -> None:
+    """The parser of `qa-hooks report`."""
+    report = commands.add_parser(
+        "report",
+        help="one page of HTML about one run or several",
+        formatter_class=Help,
+        description="Curves with their 95 % bands, last values, pictures over time, the best checkpoint, alarms and\n"
+        "settings, in one file without links to others, to be mailed. A run is a folder that Hooks(log_dir=...) or\n"
+        "qa-hooks watch wrote.",
+        epilog="example:\n  qa-hooks report runs/a runs/b -o report.html",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    report.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .html file")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from qa_hooks.folders import report_runs
+
+    say(str(report_runs(options.runs, options.output)))

@@ -1,0 +1,181 @@
+"""`report_runs`: one page of HTML about one run or several, to be opened from a disk or mailed."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qa_hooks._base.files import check_writable, write_text
+from qa_hooks.folders.reporting.curves import curve
+from qa_hooks.writers import read_run_log
+
+GROUPS = {
+    "qa_eval": "Measured",
+    "qa_loss": "Losses and penalties",
+    "qa_train": "Training",
+    "qa_weight": "Weights",
+    "qa_perf": "Cost",
+}
+SHOWN = 4  # pictures of a tag: the first, the last, and between
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { border: 1px solid #ccc; padding: .3em .6em; text-align: left }
+td.number { text-align: right; font-variant-numeric: tabular-nums } .alarm { color: #a00 }
+.curves { display: flex; flex-wrap: wrap; gap: 8px } .curves svg { width: 380px; height: auto }
+figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top } figure img { max-width: 280px }
+pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wrap }
+"""
+
+
+class Run(NamedTuple):
+    """What a folder of a run holds.
+
+    Attributes:
+        name: the folder's, with as much of its path as tells it from the others.
+        values: lines by tag (`read_run_log`).
+        pictures: `(step, PNG)` by tag.
+        settings: text of the run's settings; "" where it has none.
+        best: what each `best.json` below the folder says.
+        alarms: what `alarms.jsonl` says.
+    """
+
+    name: str
+    values: dict[str, list[dict[str, Any]]]
+    pictures: dict[str, list[tuple[int, bytes]]]
+    settings: str
+    best: list[dict[str, Any]]
+    alarms: list[dict[str, Any]]
+
+
+def report_runs(runs: Sequence[str | Path], output: str | Path) -> Path:
+    """Write a page with the last values, curves with their bands, pictures, the best checkpoint, alarms and settings.
+
+    Nothing in it comes from another file or host.
+
+    Args:
+        runs: folders that `Hooks(log_dir=...)` or `qa-hooks watch` wrote.
+        output: the .html file.
+
+    Returns:
+        The output's path.
+
+    Raises:
+        ValueError: no runs, two of one folder, or a folder without values.
+        ImportError: matplotlib is not installed.
+    """
+    folders, output = [Path(run) for run in runs], Path(output)
+    if not folders or len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"runs must be folders that differ, got {[str(folder) for folder in folders]}")
+    if output.suffix != ".html" or output.is_dir():
+        raise ValueError(f"output must be a file ending in .html, got {str(output)!r}")
+    check_writable(output.parent, name="output")
+    read = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    write_text(output, page(read))
+    return output
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read one run; what is missing is left out, but for the values."""
+    from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
+
+    values = read_run_log(folder)
+    events = EventAccumulator(str(folder), size_guidance={IMAGES: 0, TENSORS: 0})
+    events.Reload()
+    tags = events.Tags()
+    pictures = {
+        tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]
+    }
+    written = [tag for tag in tags["tensors"] if tag.startswith("qa_hooks/settings")]
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(written[0])] if written else []
+    best = [_json(path) for path in sorted(folder.rglob("best.json"))]
+    alarms = folder / "alarms.jsonl"
+    raised = [json.loads(line) for line in alarms.read_text().splitlines()] if alarms.is_file() else []
+    return Run(name, values, pictures, texts[-1] if texts else "", [found for found in best if found], raised)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole HTML."""
+    title = ", ".join(run.name for run in runs)
+    parts = [f"<h1>{html.escape(title)}</h1>", _summary(runs)]
+    for group, heading in GROUPS.items():
+        tags = sorted({tag for run in runs for tag in run.values if tag.startswith(f"{group}/")})
+        if tags:
+            charts = "\n".join(_chart(runs, tag) for tag in tags)
+            parts.append(f'<h2>{heading}</h2><div class="curves">{charts}</div>')
+    for run in runs:
+        parts += _pictures(run)
+        if run.settings:
+            parts.append(f"<h2>Settings of {html.escape(run.name)}</h2><pre>{html.escape(run.settings)}</pre>")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    """The last values with their intervals, one column for each run; the best checkpoints; the alarms."""
+    tags = sorted({tag for run in runs for tag in run.values if tag.startswith("qa_eval/")})
+    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+    rows = [f"<tr><th>last value</th>{head}</tr>"]
+    for tag in tags:
+        cells = "".join(f'<td class="number">{_last(run.values.get(tag, []))}</td>' for run in runs)
+        rows.append(f"<tr><td>{html.escape(tag.removeprefix('qa_eval/'))}</td>{cells}</tr>")
+    lines = []
+    for run in runs:
+        name = html.escape(run.name)
+        for best in run.best:
+            key = html.escape(str(best.get("metric", best.get("key", "value"))))
+            lines.append(f"<li>{name}: best {key} at step {best.get('step')}: {_interval(best)}</li>")
+        lines += [f'<li class="alarm">{name}: {html.escape(_words(alarm))}</li>' for alarm in run.alarms]
+    return f"<table>{''.join(rows)}</table><ul>{''.join(lines)}</ul>"
+
+
+def _pictures(run: Run) -> list[str]:
+    parts = [f"<h2>Pictures of {html.escape(run.name)}</h2>"] if run.pictures else []
+    for tag, found in sorted(run.pictures.items()):
+        chosen = sorted({round(n * (len(found) - 1) / max(1, SHOWN - 1)) for n in range(SHOWN)})
+        figures = "".join(_figure(*found[n]) for n in chosen)
+        parts.append(f"<h3>{html.escape(tag.removeprefix('qa_images/'))}</h3>{figures}")
+    return parts
+
+
+def _figure(step: int, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>step {step}</figcaption></figure>'
+
+
+def _chart(runs: Sequence[Run], tag: str) -> str:
+    return curve({run.name: run.values[tag] for run in runs if tag in run.values}, tag)
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"{_interval(lines[-1])} <small>(step {lines[-1]['step']})</small>" if lines else ""
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    def number(key: str) -> str:
+        return "nan" if found.get(key) is None else f"{found[key]:.4g}"
+
+    return number("value") + (f" [{number('low')}, {number('high')}]" if found.get("low") is not None else "")
+
+
+def _words(alarm: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in alarm.items())
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that differ."""
+    parts = [folder.resolve().parts for folder in folders]
+    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of another program
+        return {}
+    return found if isinstance(found, dict) else {}

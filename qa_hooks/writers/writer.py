@@ -1,0 +1,131 @@
+"""What Hooks writes to: the protocol of a writer, one that keeps everything in memory, and one that survives errors.
+
+A writer has four methods: `scalar`, `image`, `histogram` and `close`. It may have three more: `flush`, which is called
+when a checkpoint is saved, `describe`, which says what a tag means, and `text`. x is the optimizer step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from qa_hooks._base.checks import warn
+from qa_hooks._base.files import check_writable
+
+
+class Writer(Protocol):
+    """What Hooks writes to; any object with these methods will do."""
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One number."""
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        """One picture, uint8 `(C, H, W)`."""
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """A set of numbers `(n,)`."""
+
+    def close(self) -> None:
+        """Write what is pending."""
+
+
+def check_writer(writer: Any) -> None:
+    """`TypeError` unless it has the methods of a `Writer`."""
+    missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
+    if missing:
+        raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
+
+
+def describe(writer: Writer, tag: str, text: str) -> None:
+    """Say what the numbers of a tag mean, to a writer that shows it; before the tag's first number."""
+    if hasattr(writer, "describe"):
+        writer.describe(tag, text)
+
+
+class MemoryWriter:
+    """Keeps everything in lists: for tests, notebooks and tables at the end of a run.
+
+    Example:
+        >>> writer = MemoryWriter()
+        >>> writer.scalar("qa_loss/ssim/mean", 0.5, 3)
+        >>> writer.scalars["qa_loss/ssim/mean"]
+        [(3, 0.5)]
+    """
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+        self.images: dict[str, list[tuple[int, Tensor]]] = {}
+        self.histograms: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.setdefault(tag, []).append((step, float(value)))
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self.images.setdefault(tag, []).append((step, image))
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self.histograms.setdefault(tag, []).append((step, values))
+
+    def close(self) -> None:
+        """Do nothing: nothing is pending."""
+
+
+class GuardedWriter:
+    """A writer for which a full disk, a vanished folder or a lost connection ends the logging, not the training."""
+
+    def __init__(self, writer: Writer | None) -> None:
+        self._writer = writer
+
+    @property
+    def name(self) -> str | None:
+        """The class of the writer; None if there is no writer, or if it was given up after an error."""
+        return None if self._writer is None else type(self._writer).__name__
+
+    def check(self) -> str:
+        """Whether it can write, in words: the writer is flushed, and a folder of its own must be writable."""
+        if self._writer is None:
+            return "nowhere: give log_dir= or writer="
+        folder = getattr(self._writer, "log_dir", None)
+        try:
+            check_writer(self._writer)
+            if folder is not None:
+                check_writable(folder)
+            if hasattr(self._writer, "flush"):
+                self._writer.flush()
+        except Exception as error:
+            return f"{self.name} FAILS: {type(error).__name__}: {error}"
+        return f"{self.name}{f' in {folder}' if folder is not None else ''}"
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self._try("scalar", tag, float(value), step)
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self._try("image", tag, image, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._try("histogram", tag, values, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        if hasattr(self._writer, "text"):
+            self._try("text", tag, text, step)
+
+    def describe(self, tag: str, text: str) -> None:
+        if hasattr(self._writer, "describe"):
+            self._try("describe", tag, text)
+
+    def flush(self) -> None:
+        if hasattr(self._writer, "flush"):
+            self._try("flush")
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, method)(*arguments)
+        except OSError as error:
+            self._writer = None
+            warn(f"logging is switched off for the rest of the run: {type(error).__name__}: {error}")

@@ -1,0 +1,80 @@
+"""`qa-hooks report`: one page about one run or several, which holds all that it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from qa_hooks import Hooks, SampleGrid, ScoreMonitor
+from qa_hooks.cli import main
+from qa_hooks.folders import report_runs
+from qa_hooks.writers import TensorBoardWriter
+from toy_scorers import brightness
+
+pytest.importorskip("matplotlib")
+
+
+def sample(n, generator):
+    return torch.rand(n, 3, 16, 16, generator=generator)
+
+
+@pytest.fixture
+def run(tmp_path):
+    hooks = Hooks([ScoreMonitor(brightness(), sample=sample, n=8, every=1), SampleGrid(sample, every=1, n=4)],
+                  log_dir=tmp_path / "a")  # fmt: skip
+    for _ in range(6):
+        hooks.step()
+    hooks.close()
+    (tmp_path / "a" / "best").mkdir()
+    best = {"metric": "mean", "value": 0.5, "low": 0.25, "high": 0.75, "step": 3}
+    (tmp_path / "a" / "best" / "best.json").write_text(json.dumps(best))
+    (tmp_path / "a" / "alarms.jsonl").write_text('{"step": 4, "alarm": "<script>fd</script> above 80"}\n')
+    return tmp_path / "a"
+
+
+def test_the_page_holds_everything(run, tmp_path):
+    page = report_runs([run], tmp_path / "report.html").read_text()
+    assert "best mean at step 3: 0.5 [0.25, 0.75]" in page
+    assert "alarm &lt;script&gt;fd&lt;/script&gt; above 80" in page
+    assert "<script" not in page
+    assert re.search(r"brightness/mean</td><td class=\"number\">0\.5\d* \[0\.\d+, 0\.\d+\]", page)
+    assert len(re.findall("<svg", page)) >= 2
+    assert [int(step) for step in re.findall("<figcaption>step (\\d+)", page)] == [1, 3, 4, 6]
+    assert "SampleGrid(samples, every=1)" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page.replace('xlink:href="#', 'href="#'))
+
+
+def test_two_runs_are_one_curve_each(run, tmp_path):
+    writer = TensorBoardWriter(tmp_path / "b" / "a")  # the same name in another folder
+    for step in (1, 2, 3):
+        writer.scalar("qa_eval/brightness/mean", torch.nan if step == 2 else 0.1, step)
+    writer.close()
+    page = report_runs([run, tmp_path / "b" / "a"], tmp_path / "report.html").read_text()
+    assert f"<h1>{tmp_path.name}/a, b/a</h1>" in page
+    assert page.count("<th>") == 3
+    assert page == report_runs([run, tmp_path / "b" / "a"], tmp_path / "again.html").read_text()
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 1
+    assert "holds no metrics.jsonl: it is no folder that Hooks(log_dir=...)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "output", "message"),
+    [
+        ([], "r.html", "runs must be folders that differ"),
+        (["a", "a"], "r.html", "runs must be folders that differ"),
+        (["a"], "r.pdf", r"must be a file ending in \.html"),
+        (["none"], "r.html", r"holds no metrics\.jsonl"),
+    ],
+)
+def test_bad_arguments(run, tmp_path, names, output, message):
+    with pytest.raises(ValueError, match=message):
+        report_runs([tmp_path / name for name in names], tmp_path / output)
+    assert not (tmp_path / output).exists()
