@@ -32,7 +32,7 @@ from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import Range, save_image, to_uint8
 from qa_hooks.integrations.diffusers.quality.adapter import QualityAdapter
 from qa_hooks.integrations.diffusers.quality.pictures import draw_strip
-from qa_hooks.ratings.agreeing import CORRELATIONS
+from qa_hooks.ratings.statistics import spearman
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range
@@ -255,12 +255,12 @@ class QualityCurve(DialMonitor):
             found.append((level, *interval))
         points = torch.tensor(found, dtype=torch.float64, device="cpu")
         moves = float(points[:, 1].max() - points[:, 1].min()) > 1e-6
-        spearman = CORRELATIONS["srcc"](np.array(self.levels), sign * points[:, 1].numpy()) if moves else 0.0
-        self.last[f"{scorer.name}_spearman"] = spearman
-        ctx.writer.scalar(make_tag("eval", f"{scorer.name}_against_q", "spearman"), spearman, ctx.step)
+        order = spearman(np.array(self.levels), sign * points[:, 1].numpy()) if moves else 0.0
+        self.last[f"{scorer.name}_spearman"] = order
+        ctx.writer.scalar(make_tag("eval", f"{scorer.name}_against_q", "spearman"), order, ctx.step)
         if ctx.rank == 0:
             lines = [Line(points[:, [0, end]], GREY) for end in (2, 3)] + [Line(points[:, :2], dots=True)]
-            title = f"{scorer.name}, Spearman {spearman:.2f}, and its 95 % interval"
+            title = f"{scorer.name}, Spearman {order:.2f}, and its 95 % interval"
             if (picture := chart(lines, title=title, x_label="q", y_label=scorer.name)) is not None:
                 ctx.writer.image(make_tag("images", self.name, scorer.name), picture, ctx.step)
 
