@@ -20,6 +20,7 @@ from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
 from qa_hooks.cli.options import Help
+from qa_hooks.cli.rating import add_rate
 from qa_hooks.cli.reporting import add_report
 from qa_hooks.cli.selecting import add_select
 from qa_hooks.cli.watching import add_watch
@@ -27,6 +28,7 @@ from qa_hooks.cli.watching import add_watch
 __all__ = ["main"]
 COMMANDS = (
     add_demo,
+    add_rate,
     add_fit,
     add_score,
     add_filter,

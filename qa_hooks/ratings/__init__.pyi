@@ -3,6 +3,8 @@ from .agreeing import MetricDifference as MetricDifference
 from .agreeing import agreement as agreement
 from .agreeing import compare_metrics as compare_metrics
 from .comparing import as_comparisons as as_comparisons
+from .fitting import fit_mos as fit_mos
+from .fitting import fit_pairs as fit_pairs
 from .joining import join_scores as join_scores
 from .pairs import Pairs as Pairs
 from .pairs import read_pairs as read_pairs

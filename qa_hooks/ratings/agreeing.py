@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from qa_hooks.functional.clusters import Measured
 from qa_hooks.functional.intervals import jackknife_error, t_interval
-from qa_hooks.ratings.jackknife import Clusters, Measured, measure
+from qa_hooks.ratings.jackknife import Clusters, measure
 from qa_hooks.ratings.statistics import STATISTICS, Rows, vector
 
 Numbers = Tensor | Sequence[float] | Rows

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qa_hooks._base.checks import check_count
-from qa_hooks.ratings.jackknife import FEWEST_CLUSTERS
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS
 
 GROWTH = 3
 

@@ -1,68 +1,19 @@
-"""Intervals of a statistic over rows that come in clusters: whole clusters are left out in turn.
-
-Images of one content (one reference, one prompt) are not independent: a metric that fails on one content fails on all
-its images. So the jackknife leaves out whole contents, and the error is taken where the statistic is about normal:
-
-    z = atanh(r) of a correlation, logit(p) of a share;   z +- t_{g-1} error(z), and back          (Fisher 1921)
-
-A bootstrap of whole clusters was tried first. Its quantiles, moved outwards for few clusters, held the true value in
-89 % of 600 simulations with 20 contents (Pearson's correlation), the jackknife in 93 %; docs/judges.md has the table.
-"""
+"""A statistic of agreement without each cluster of rows in turn; `qa_hooks.functional.clusters` makes the interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qa_hooks.functional.intervals import (
-    Interval,
-    jackknife_error,
-    jackknife_subsets,
-    t_interval,
-    wilson_interval,
-)
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured
+from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.ratings.statistics import CORRELATIONS, Rows, credits, logistic
 
-FEWEST_CLUSTERS = 5
 BLOCKS = 200  # clusters that are more than so many are left out several at a time
 Indices = NDArray[np.int64]
-
-
-class Measured(NamedTuple):
-    """A statistic of all rows, and its values `(blocks,)` without each block of clusters; `pairs` of a share."""
-
-    value: float
-    without: Rows
-    clusters: int
-    pairs: float = 0.0
-    ties: float = 0.0
-
-    def interval(self, confidence: float) -> Interval:
-        """The interval of the value, which lies within [-1, 1] or, of a share, within [0, 1]."""
-        degrees = len(self.without) - 1
-        if self.pairs and self.value in (0.0, 1.0):
-            return wilson_interval(self.value, self.clusters, confidence=confidence)
-        to, back = (self._logit, _sigmoid) if self.pairs else (_atanh, math.tanh)
-        error = jackknife_error([to(value) for value in self.without])
-        _, low, high = t_interval(to(self.value), error, degrees=degrees, confidence=confidence)
-        return Interval(self.value, min(back(low), self.value), max(back(high), self.value))
-
-    def _logit(self, share: float) -> float:
-        """Where a block holds all the pairs in the wrong order, the others have a share of 1."""
-        share = (share * self.pairs + 0.5) / (self.pairs + 1)
-        return math.log(share / (1 - share))
-
-
-def _atanh(value: float) -> float:
-    return math.atanh(max(-1 + 1e-12, min(1 - 1e-12, value)))
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
 
 
 class Clusters:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qa_hooks.drawing.progress import Progress
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS
 from qa_hooks.ratings.agreeing import Agreement, MetricDifference, agreement, compare_metrics
-from qa_hooks.ratings.jackknife import FEWEST_CLUSTERS
 from qa_hooks.ratings.joining import scored_by_all
 from qa_hooks.ratings.preference_reporting import report_preferences
 from qa_hooks.ratings.report import POOLED, AgreementReport, AgreementRow

@@ -116,21 +116,11 @@ def test_strict_says_by_its_code_that_images_could_not_be_used(command, tmp_path
         (tmp_path / folder).mkdir()
         for number in range(12):
             save_image(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8), tmp_path / folder / f"{number}.png")
+    a, b, table = (str(tmp_path / name) for name in ("a", "b", "t.csv"))
     end = {
-        "score": [
-            "score",
-            str(tmp_path / "b"),
-            "--scorer",
-            "niqe_bsd100",
-            "-o",
-            str(tmp_path / "t.csv"),
-            "--overwrite",
-        ],
-        "compare": ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--metrics", "fd"],
+        "score": ["score", b, "--reference", a, "--scorer", "psnr", "-o", table, "--overwrite"],
+        "compare": ["compare", a, b, "--metrics", "fd"],
     }[command]
-    if command == "score":
-        end[3] = '{"type": "psnr"}'
-        end += ["--reference", str(tmp_path / "a")]
     assert main([*end, "--strict"]) == 0
     (tmp_path / "b" / "broken.png").write_bytes(b"\x89PNG")
     if command == "score":

@@ -20,6 +20,7 @@ from torch import nn
 from qa_hooks import GMMScorer, RankScorer, create_scorer
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.afine.checkpoint import random_checkpoint
+from tiny_clip import save_clip
 from toy_scorers import brightness
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ OFFLINE = {
     "photos/": "photos",
     "num_inference_steps=20": "num_inference_steps=2",
     "pyiqa:musiq": "niqe_bsd100",
+    "transformers:openai/clip-vit-base-patch32": "transformers:clip",
     "STEPS = 600": "STEPS = 4",
     "STEPS = 400": "STEPS = 16",
     "STEPS = 40\n": "STEPS = 4\n",
@@ -152,6 +154,11 @@ def a_dial(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     return scope | names | {"conditioned": brightness("bright"), "held_out": brightness("held out")}
 
 
+def a_clip(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    save_clip(folder / "clip")
+    return {"create_scorer": create_scorer, "images": photographs[:2]}
+
+
 def a_reference(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     torch.save(random_checkpoint(), "afine.pth")
     (folder / "photos").mkdir()
@@ -183,6 +190,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "diffusion.md": a_pipeline,
     "quality_dial.md": a_dial,
     "trainers.md": lambda **_: {},
+    "own_scorer.md": a_clip,
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
     "diffusers_scripts.md": "tests/integration/test_diffusers_scripts.py",
@@ -200,6 +208,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
     "quality_dial.md": lambda scope, folder: (folder / "dial.safetensors").is_file() and len(scope["images"]) == 2,
+    "own_scorer.md": lambda scope, folder: scope["scores"].shape == (2,),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
 }
 
