@@ -134,6 +134,26 @@ def a_pipeline(**_: Any) -> Scope:
             "training_step": lambda batch: sum(p.square().mean() for p in parameters)}  # fmt: skip
 
 
+def a_dial(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    """A clean photograph among blurred ones, so that its score is more than 1.5 deviations above the mean."""
+    from qa_hooks.functional.degradations import blur
+
+    (folder / "photos").mkdir()
+    images = [photographs[0], *(blur(photographs[0], 2.0 + 0.1 * k) for k in range(9))]
+    for number, image in enumerate(images):
+        save_image(to_uint8(image[None], (0, 1))[0], folder / "photos" / f"{number}.png")
+    scope = a_pipeline()
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 16)
+    names = {"noisy": latents, "noise": torch.randn(2, 4, 8, 8), "timesteps": torch.tensor([5, 50]), "text": text}
+    names |= {"files": [f"{number}.png" for number in range(10)], "loader": [{"index": torch.tensor([0, 3])}] * 2}
+    names |= {
+        "mse_loss": nn.functional.mse_loss,
+        "prompts": ["a", "b"],
+        "sample": lambda n, rng: torch.rand(n, 3, 8, 8),
+    }
+    return scope | names | {"conditioned": brightness("bright"), "held_out": brightness("held out")}
+
+
 def a_clip(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     save_clip(folder / "clip")
     return {"create_scorer": create_scorer, "images": photographs[:2]}
@@ -168,6 +188,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "sr.md": ground_truths,
     "afine.md": a_reference,
     "diffusion.md": a_pipeline,
+    "quality_dial.md": a_dial,
     "trainers.md": lambda **_: {},
     "own_scorer.md": a_clip,
 }
@@ -186,6 +207,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "sr.md": lambda scope, folder: scope["hooks"].step_count == 1 and scope["data"][0]["gt"].shape == (3, 128, 128),
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
+    "quality_dial.md": lambda scope, folder: (folder / "dial.safetensors").is_file() and len(scope["images"]) == 2,
     "own_scorer.md": lambda scope, folder: scope["scores"].shape == (2,),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
 }
