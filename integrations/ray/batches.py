@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,14 @@ from qa_hooks.images import as_tensor, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.windows import read_ahead
 
-Item = tuple[str, Any, Any]  # name, image, reference; an exception stands for what could not be read
+
+class Item(NamedTuple):
+    """A row on its way to the scorers; an exception stands for an image that could not be read."""
+
+    name: str
+    image: Any
+    reference: Any = None
+    prompt: Any = None
 
 
 class ScoreBatches:
@@ -38,7 +45,7 @@ class ScoreBatches:
         scorers: one or several: whatever `create_scorer` takes.
         column: of the images: bytes of files, paths, `{"bytes": ..., "path": ...}`, PIL images, uint8 arrays
             `(H, W, C)`, or tensors `(C, H, W)`, uint8 or in the scorers' range.
-        reference: the column of the references, for scorers that need one.
+        reference, prompt: the columns of the references and of the prompts, for scorers that need them.
         batch_size: images at a time, of one size; large ones come in smaller batches.
         device: where the scorers run. None: on the GPU that Ray has given to this process, otherwise where they are.
         keep_images: leave the images in the rows. By default they are dropped, for they are what is large.
@@ -61,22 +68,25 @@ class ScoreBatches:
         column: str = "image",
         *,
         reference: str | None = None,
+        prompt: str | None = None,
         batch_size: int = 32,
         device: str | torch.device | None = None,
         keep_images: bool = False,
     ) -> None:
-        self.scorers, self.column, self.reference, self.keep_images = scorers, column, reference, keep_images
+        self.scorers, self.column, self.keep_images = scorers, column, keep_images
+        self.reference, self.prompt = reference, prompt
         self.batch_size = check_count("batch_size", batch_size)
         self.device = None if device is None else str(device)
-        self._named: dict[str, Scorer] | None = name_scorers(scorers, self.device or own_gpu())
-        needing = [name for name, scorer in self._named.items() if "reference" in scorer.inputs]
-        if bool(needing) != (reference is not None):
-            raise ValueError(
-                f"{', '.join(needing)} compares with references: give ScoreBatches their column as reference=; "
-                "score_dataset and --engine ray score images alone"
-                if needing
-                else f"reference={reference!r} was given, but {', '.join(self._named)} takes none"
-            )
+        self._named: dict[str, Scorer] | None = self._make()
+        for what, given in (("reference", reference), ("prompt", prompt)):
+            needing = [name for name, scorer in self._named.items() if what in scorer.inputs]
+            if needing and given is None:
+                raise ValueError(
+                    f"{', '.join(needing)} needs a {what}: give ScoreBatches the column of the {what}s as "
+                    f"{what}=; score_dataset and --engine ray score images alone"
+                )
+            if given is not None and not needing:
+                raise ValueError(f"{what}={given!r} was given, but {', '.join(self._named)} takes none")
         self.facts = scorer_facts(self._named)
 
     def __call__(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -95,12 +105,14 @@ class ScoreBatches:
         """
         columns = _columns(batch)
         images = self._column(columns, self.column)
-        references = [None] * len(images) if self.reference is None else self._column(columns, self.reference)
-        if len(references) != len(images):
-            raise ValueError(f"column {self.reference!r} has {len(references)} rows, {self.column!r} has {len(images)}")
+        rows: list[Any] = [[""] * len(images), images]
+        for name in (self.reference, self.prompt):
+            rows.append([None] * len(images) if name is None else self._column(columns, name))
+            if len(rows[-1]) != len(images):
+                raise ValueError(f"column {name!r} has {len(rows[-1])} rows, {self.column!r} has {len(images)}")
         scored: dict[str, Any] = {name: [] for name in self.names}
         problems = []
-        for _, scores, problem in self.stream(("", *pair) for pair in zip(images, references, strict=True)):
+        for _, scores, problem in self.stream(Item(*row) for row in zip(*rows, strict=True)):
             for name, score in scores.items():
                 scored[name].append(score)
             problems.append(problem)
@@ -137,7 +149,7 @@ class ScoreBatches:
 
     def _made(self) -> dict[str, Scorer]:
         if self._named is None:
-            named = name_scorers(self.scorers, self.device or own_gpu())
+            named = self._make()
             for fact, here in zip(self.facts, scorer_facts(named), strict=True):
                 if fact["fingerprint"] != here["fingerprint"]:
                     raise ValueError(
@@ -146,6 +158,9 @@ class ScoreBatches:
                     )
             self._named = named
         return self._named
+
+    def _make(self) -> dict[str, Scorer]:
+        return name_scorers(self.scorers, self.device or own_gpu(), prompts=self.prompt is not None)
 
     def _column(self, columns: Mapping[str, Any], name: str) -> Any:
         if name not in columns:
@@ -176,16 +191,18 @@ def _columns(batch: Any) -> dict[str, Any]:
 
 def read_item(item: Item) -> PiecedImage:
     """An image that was read, or the problem that it had."""
-    name, image, reference = item
+    name, image, reference, prompt = item
     try:
         pixels = read_image(image)
         references = [] if reference is None else [read_image(reference)]
+        if prompt is not None and not isinstance(prompt, str):
+            raise TypeError(f"its prompt must be a text, got {type(prompt).__name__}")
         if references and references[0].shape[1:] != pixels.shape[1:]:
             raise ValueError(f"its reference is {tuple(references[0].shape)}, itself it is {tuple(pixels.shape)}")
     except Exception as error:  # the parsers raise what they like; one bad image must not end the run
         told = str(error).removeprefix(f"{image} ") if isinstance(image, str | Path) else str(error)
         return PiecedImage(name, [], [], [], problem=" ".join(told.split()) or type(error).__name__)
-    return PiecedImage(name, [pixels], references, [(0, 0)])
+    return PiecedImage(name, [pixels], references, [(0, 0)], prompt=prompt or "")
 
 
 def read_image(image: Any) -> Tensor:

@@ -55,4 +55,5 @@ def remote(ray: Any, function: Callable[..., Any], device: str | None) -> tuple[
 def reason(error: BaseException) -> str:
     """What went wrong in a task, in one line."""
     why = getattr(error, "cause", None) or error
-    return " ".join(str(why).split())[:300] or type(why).__name__
+    told = " ".join(str(why).split()).partition(" traceback: ")[0]
+    return told[:300] or type(why).__name__

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qa_hooks._base.arrays import LARGEST
 from qa_hooks._base.containers import KEYS, file_state, is_container
@@ -19,6 +19,7 @@ from qa_hooks._base.decoding import IMAGE_SUFFIXES
 from qa_hooks._base.files import walk_files
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.images import list_images
+from qa_hooks.integrations.ray.batches import Item
 from qa_hooks.sources.grids import warn_of_grids
 
 PARQUET, TAR = (".parquet",), (".tar", ".tgz", ".tar.gz")
@@ -54,15 +55,15 @@ class Shard(NamedTuple):
         states = [(name, file_state(Path(self.root, name))) for name in self.files]
         return fingerprint(json.dumps([states, self.groups, self.column]))
 
-    def images(self) -> Iterator[tuple[str, Any, None]]:
-        """Name and image of each row, and no reference; an exception stands for what could not be read."""
+    def images(self) -> Iterator[Item]:
+        """Name and image of each row; an exception stands for what could not be read."""
         path = Path(self.root, self.files[0])
         if self.groups is not None:
             yield from _rows(path, self)
         elif _is_archive(path):
             yield from _members(path, self.files[0])
         else:
-            yield from ((name, Path(self.root, name), None) for name in self.files)
+            yield from (Item(name, Path(self.root, name)) for name in self.files)
 
 
 def find_shards(source: str | Path, *, column: str | None = None, shard_size: int = 4096) -> list[Shard]:
@@ -166,7 +167,7 @@ def _shards_of(path: Path, root: Path, column: str | None, shard_size: int) -> I
             begin, first, rows = group, first + rows, 0
 
 
-def _rows(path: Path, shard: Shard) -> Iterator[tuple[str, Any, None]]:
+def _rows(path: Path, shard: Shard) -> Iterator[Item]:
     from pyarrow.parquet import ParquetFile
 
     name, number = shard.files[0], shard.first
@@ -178,13 +179,13 @@ def _rows(path: Path, shard: Shard) -> Iterator[tuple[str, Any, None]]:
                     if isinstance(value, dict) and not value.get("bytes"):
                         value = value.get("path")
                     # A relative path is one beside the file.
-                    yield f"{name}/{number:06d}", path.parent / value if isinstance(value, str) else value, None
+                    yield Item(f"{name}/{number:06d}", path.parent / value if isinstance(value, str) else value)
                     number += 1
     except Exception as error:  # pyarrow has many
-        yield f"{name}/{number:06d}", ValueError(f"the file cannot be read from here on: {error}"), None
+        yield Item(f"{name}/{number:06d}", ValueError(f"the file cannot be read from here on: {error}"))
 
 
-def _members(path: Path, name: str) -> Iterator[tuple[str, Any, None]]:
+def _members(path: Path, name: str) -> Iterator[Item]:
     last = ""
     try:
         with tarfile.open(path, "r|*") as archive:
@@ -193,12 +194,12 @@ def _members(path: Path, name: str) -> Iterator[tuple[str, Any, None]]:
                 if not member.isfile() or not _is_image(last):
                     continue
                 if member.size > LARGEST:
-                    yield f"{name}/{last}", ValueError(f"it has {member.size} bytes, more than {LARGEST}"), None
+                    yield Item(f"{name}/{last}", ValueError(f"it has {member.size} bytes, more than {LARGEST}"))
                     continue
                 file = archive.extractfile(member)
-                yield f"{name}/{last}", b"" if file is None else file.read(), None
+                yield Item(f"{name}/{last}", b"" if file is None else file.read())
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        yield name, ValueError(f"the file cannot be read behind {last or 'its beginning'}: {error}"), None
+        yield Item(name, ValueError(f"the file cannot be read behind {last or 'its beginning'}: {error}"))
 
 
 def _is_image(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qa_hooks._base.text import printable
 from qa_hooks.cli.options import Commands, Help, chosen, place
 
 
@@ -50,16 +51,19 @@ def add_scorers(commands: Commands) -> None:
         formatter_class=Help,
         description="What --scorer and create_scorer() know. The cost is measured here and now, for one 256 x 256\n"
         "image in a batch of 8 on the CPU, of those that need neither fitting nor a download.",
-        epilog="example:\n  qa-hooks scorers",
+        epilog="examples:\n  qa-hooks scorers\n  qa-hooks scorers mine.safetensors",
+    )
+    scorers.add_argument(
+        "files", nargs="*", metavar="FILE", help="saved scorers, shown instead: what they are and how well they agree"
     )
     scorers.add_argument("--no-cost", action="store_true", help="do not measure, which takes a few seconds")
     scorers.set_defaults(run=_scorers)
 
 
 def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.cli.inventory import table_of_scorers
+    from qa_hooks.cli.inventory import table_of_files, table_of_scorers
 
-    print(table_of_scorers(cost=not options.no_cost))
+    print(printable(table_of_files(options.files) if options.files else table_of_scorers(cost=not options.no_cost)))
 
 
 def add_info(commands: Commands) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qa_hooks._base.text import printable
 from qa_hooks.cli.options import (
+    UNUSED,
     Commands,
     Help,
     add_device,
@@ -57,17 +58,17 @@ def add_score(commands: Commands) -> None:
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
     add_shared(score, "--reference")
     add_shared(score, "--overwrite")
+    add_shared(score, "--strict")
     add_device(score, batch_size=32)
     score.set_defaults(run=_score, resumes=True)
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace) -> int:
     from qa_hooks.folders import score_folder
 
     _refuse_options_of_others(options)
     if options.engine == "ray":
-        _score_with_ray(options)
-        return
+        return _score_with_ray(options)
     piped = options.output == "-"
     if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("-o - needs one process: several work on one file, name it")
@@ -88,9 +89,10 @@ def _score(options: argparse.Namespace) -> None:
     say_failures(table.failures, where="all are in the JSON beside the table")
     for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
         say(text, error=piped)
+    return UNUSED if options.strict and table.failures else 0
 
 
-def _score_with_ray(options: argparse.Namespace) -> None:
+def _score_with_ray(options: argparse.Namespace) -> int:
     from qa_hooks.integrations.ray import score_dataset
 
     scored = score_dataset(
@@ -104,6 +106,7 @@ def _score_with_ray(options: argparse.Namespace) -> None:
     all_are = f"all are in the column problem of {options.output}"
     say_failures(scored.failures, where=all_are, total=scored.problems)
     say(f"{options.output}: {scored.summary()}")
+    return UNUSED if options.strict and scored.problems else 0
 
 
 def _refuse_options_of_others(options: argparse.Namespace) -> None:

@@ -149,7 +149,7 @@ def test_only_what_changed_is_scored_again(ray, folder, tmp_path, capsys):
     third = score_dataset(images, brightness(), tmp_path / "t", shard_size=8, progress=False, resume=False)
     assert third.skipped == 0
     assert main([*command, "--engine", "ray", "-o", str(tmp_path / "u")]) == 1
-    assert "psnr compares with references" in capsys.readouterr().err
+    assert "psnr needs a reference" in capsys.readouterr().err
 
 
 def test_the_command(ray, folder, gmm, tmp_path, capsys):

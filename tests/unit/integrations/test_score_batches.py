@@ -19,6 +19,7 @@ from qa_hooks.images import save_image
 from qa_hooks.integrations.ray import ScoreBatches, score_dataset
 from qa_hooks.integrations.ray.dataset import score_shard
 from qa_hooks.integrations.ray.shards import cut, find_shards
+from qa_hooks.scorers import Scorer
 from toy_scorers import brightness
 
 
@@ -33,7 +34,7 @@ def encoded(level: int) -> bytes:
 
 
 def read(shards) -> list[tuple[str, object]]:
-    return [(name, image) for shard in shards for name, image, _ in shard.images()]
+    return [(name, image) for shard in shards for name, image, *_ in shard.images()]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,23 @@ def test_references_and_calibrations():
     assert rows["giqa_sgm_calibrated"] == pytest.approx(scorer.calibrated()(images[:5]).numpy(), rel=1e-4)
 
 
+def test_prompts_come_from_a_column():
+    class Length(Scorer):
+        name, higher_is_better, inputs = "length", True, frozenset({"prompt"})
+
+        def score(self, images, prompt):
+            return torch.tensor([float(len(text)) for text in prompt])
+
+    rows = ScoreBatches(Length(), prompt="caption")({"image": [pixels(1)] * 3, "caption": ["a", "bcd", 5]})
+    assert rows["length"][:2].tolist() == [1, 3]
+    assert "its prompt must be a text, got int" in rows["problem"][2]
+    assert rows["caption"] == ["a", "bcd", 5]
+    with pytest.raises(ValueError, match="prompt"):
+        ScoreBatches(Length())
+    with pytest.raises(ValueError, match="takes none"):
+        ScoreBatches(brightness(), prompt="caption")
+
+
 def test_what_is_wrong_with_a_batch_is_named():
     score = ScoreBatches(brightness())
     with pytest.raises(TypeError, match="a batch must be columns"):
@@ -131,7 +149,7 @@ def test_what_is_wrong_with_a_batch_is_named():
         score({"image": [pixels(1)], "brightness": [1]})
     with pytest.raises(ValueError, match="row 1 has the columns b, the first has image"):
         score([{"image": pixels(1)}, {"b": 1}])
-    with pytest.raises(ValueError, match="psnr compares with references"):
+    with pytest.raises(ValueError, match="psnr needs a reference"):
         ScoreBatches("psnr")
     with pytest.raises(ValueError, match="takes none"):
         ScoreBatches(brightness(), reference="clean")
