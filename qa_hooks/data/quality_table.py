@@ -193,9 +193,9 @@ class QualityTable:
             ValueError: another file, a table whose run was interrupted, or no such column.
         """
         spec = left_spec(Path(path)) or {}
-        if not spec:
+        if not spec or not isinstance(spec.get("sets", {}), dict):
             raise ValueError(f"{path} is no quality table: QualityTable.compute(data, scorer, path) makes one")
-        if not isinstance(spec.get("sets"), dict):
+        if "sets" not in spec:
             return cls._of_scores(read_scores(path), column)
         if column not in (None, spec["scorers"][0]["name"]):
             raise ValueError(f"the table has no column {column!r}, only {spec['scorers'][0]['name']}")
