@@ -115,6 +115,10 @@ def score_dataset(
     score = ScoreBatches(scorers, batch_size=batch_size, device="cpu" if device == "cpu" else None)
     if output.exists() and not output.is_dir():
         raise ValueError(f"output must be a folder, {str(output)!r} is a file")
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"output={str(output)!r} lies in {source}, where its files would be taken for data: choose another"
+        )
     shards = find_shards(source, column=column, shard_size=shard_size)
     check_writable(output, name="output")
     spec = {

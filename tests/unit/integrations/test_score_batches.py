@@ -279,12 +279,14 @@ def test_what_is_no_source_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"takes dataset\.map_batches"):
         score_dataset([1, 2], brightness(), tmp_path / "t")
     save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "a.png")
-    (tmp_path / "file").touch()
+    (tmp_path.parent / "no_folder").touch()
     for options, message in (({"device": "cuda:1"}, "device must be"), ({"shard_size": 0}, "shard_size must be")):
         with pytest.raises(ValueError, match=message):
             score_dataset(tmp_path, brightness(), tmp_path / "t", **options)
+    with pytest.raises(ValueError, match="lies in"):
+        score_dataset(tmp_path, brightness(), tmp_path / "t")
     with pytest.raises(ValueError, match="output must be a folder"):
-        score_dataset(tmp_path, brightness(), tmp_path / "file")
+        score_dataset(tmp_path, brightness(), tmp_path.parent / "no_folder")
 
 
 def test_a_source_that_changes_while_it_is_read_gives_no_part(tmp_path):
