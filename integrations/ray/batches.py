@@ -174,8 +174,6 @@ class ScoreBatches:
 def _columns(batch: Any) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return dict(batch)
-    if type(batch).__name__ == "LazyBatch":  # of the `datasets` library
-        return {name: batch[name] for name in batch}
     if not isinstance(batch, list | tuple) or not all(isinstance(row, Mapping) for row in batch):
         raise TypeError(
             "a batch must be columns {'image': [...]} or a list of rows {'image': ...}, got "
@@ -234,4 +232,8 @@ def own_gpu() -> str | None:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized() or not torch.cuda.is_available():
         return None
-    return "cuda" if ray.get_runtime_context().get_assigned_resources().get("GPU", 0) else None
+    try:
+        given = ray.get_runtime_context().get_assigned_resources()
+    except AssertionError:  # the process that gives out the work
+        return None
+    return "cuda" if given.get("GPU", 0) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import platform
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -237,7 +237,7 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
     """
     path = Path(part)
     if not (path.parent / MANIFEST).is_file():
-        raise RuntimeError(f"{os.uname().nodename} does not see {path.parent}: it must be a folder that all share")
+        raise RuntimeError(f"{platform.node()} does not see {path.parent}: it must be a folder that all share")
     if call not in KEPT:  # a worker is asked many times, and makes the scorers once
         KEPT.clear()
     score = KEPT.setdefault(call, score)

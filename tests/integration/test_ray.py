@@ -7,6 +7,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qa_hooks.cli import main
 from qa_hooks.folders.scoring.shards import MANIFEST
 from qa_hooks.images import load_image, save_image
 from qa_hooks.integrations.ray import ScoreBatches, cluster, fit_dataset, score_dataset
+from qa_hooks.integrations.ray.batches import own_gpu
 from qa_hooks.scorers import FunctionScorer, load_scorer
 from toy_scorers import brightness
 
@@ -185,6 +187,15 @@ def test_ray_data_takes_the_class(ray, folder, gmm):
         expected = scorer(load_image(path)[None]).item()
         assert found[path.name]["giqa_sgm"] == pytest.approx(expected, rel=1e-5)
         assert found[path.name]["problem"] == ""
+
+
+def test_a_gpu_is_taken_where_ray_has_given_one(ray, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_gpu() is None  # this process gives out the work
+    for given, expected in (({"GPU": 1.0}, "cuda"), ({"CPU": 1.0}, None)):
+        context = SimpleNamespace(get_assigned_resources=lambda given=given: given)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
+        assert own_gpu() == expected
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "neighbours"])
