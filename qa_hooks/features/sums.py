@@ -50,8 +50,7 @@ class FeatureSums:
         self.size_of_sample = check_count("sample", sample)
         self.moments = Moments(dim)
         self.sizes: set[Size] = set()
-        nothing = torch.zeros(0, dim, dtype=torch.float32, device="cpu")
-        self._samples = [(torch.zeros(0, dtype=torch.float64, device="cpu"), nothing) for _ in range(2)]
+        self._samples = [_Lowest(dim, sample) for _ in range(2)]
 
     def update(self, names: Sequence[str], rows: Tensor, size: Size | None = None) -> None:
         """Add rows `(n, dim)` of the images with these names, which must differ over the whole data set.
@@ -67,8 +66,8 @@ class FeatureSums:
         self.moments.update(rows[~held])
         if not bool(rows.isfinite().all()):
             raise ValueError("rows hold non-finite values")
-        for number, chosen in enumerate((~held, held)):
-            self._keep(number, places[chosen], rows[chosen])
+        for kept, chosen in zip(self._samples, (~held, held), strict=True):
+            kept.add(places[chosen], rows[chosen])
         self.sizes |= {size} if size is not None else set()
 
     def merge(self, other: FeatureSums) -> None:
@@ -78,24 +77,46 @@ class FeatureSums:
             raise ValueError(f"sums with (dim, held_out, sample, seed) {others} cannot be added to {own}")
         if other.moments.count:
             self.moments.merge(other.moments.count, other.moments.mean(), other.moments.scatter())
-        for number, (places, rows) in enumerate(other._samples):
-            self._keep(number, places, rows)
+        for kept, others_kept in zip(self._samples, other._samples, strict=True):
+            kept.add(*others_kept.lowest())
         self.sizes |= other.sizes
 
     @property
     def fitted(self) -> Tensor:
         """`(m, dim)` float32: a sample of the rows that are fitted, in the order of their places."""
-        return self._samples[0][1]
+        return self._samples[0].lowest()[1]
 
     @property
     def held(self) -> Tensor:
         """`(m, dim)` float32: a sample of the rows that are held out, in the order of their places."""
-        return self._samples[1][1]
+        return self._samples[1].lowest()[1]
 
     def _place(self, name: str) -> float:
         return int(fingerprint(f"{self.seed} {name}"), 16) / 2**64
 
-    def _keep(self, number: int, places: Tensor, rows: Tensor) -> None:
-        places, rows = (torch.cat(pair) for pair in zip(self._samples[number], (places, rows), strict=True))
-        order = places.argsort(stable=True)[: self.size_of_sample]
-        self._samples[number] = (places[order], rows[order])
+
+class _Lowest:
+    """The rows with the lowest places, at most `size` of them; rows wait until there are enough to sort."""
+
+    WAITING = 2048
+
+    def __init__(self, dim: int, size: int) -> None:
+        self.size = size
+        self._places = [torch.zeros(0, dtype=torch.float64, device="cpu")]
+        self._rows = [torch.zeros(0, dim, dtype=torch.float32, device="cpu")]
+
+    def add(self, places: Tensor, rows: Tensor) -> None:
+        if len(self._places[0]) == self.size:  # what lies above all that are kept will not come in
+            near = places < self._places[0][-1]
+            places, rows = places[near], rows[near]
+        self._places.append(places)
+        self._rows.append(rows)
+        if sum(map(len, self._places[1:])) >= self.WAITING:
+            self.lowest()
+
+    def lowest(self) -> tuple[Tensor, Tensor]:
+        """Places and rows, in the order of the places."""
+        places = torch.cat(self._places)
+        order = places.argsort(stable=True)[: self.size]
+        self._places, self._rows = [places[order]], [torch.cat(self._rows)[order]]
+        return self._places[0], self._rows[0]
