@@ -67,8 +67,8 @@ def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000, se
         groups = (photographs.train, photographs.fit, photographs.held_out)
         parts = [_crops(g, n, generator) for g, n in zip(groups, (count, count // 3, count // 6), strict=True)]
     images = parts[0]
-    levels = torch.randint(LEVELS, (len(images),), generator=generator)
-    kinds = torch.randint(len(KINDS), (len(images),), generator=generator)
+    levels = torch.randint(LEVELS, (len(images),), generator=generator, device="cpu")
+    kinds = torch.randint(len(KINDS), (len(images),), generator=generator, device="cpu")
     graded = images.clone()
     for kind, name in enumerate(KINDS):
         for level in range(1, LEVELS):
@@ -77,7 +77,7 @@ def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000, se
                 graded[rows] = degrade(images[rows], name, level, generator=generator)
     if labels is None:
         brightness = images.mean((1, 2, 3))
-        labels = torch.bucketize(brightness, torch.quantile(brightness, torch.tensor([1 / 3, 2 / 3])))
+        labels = torch.bucketize(brightness, torch.quantile(brightness, brightness.new_tensor([1 / 3, 2 / 3])))
         return GradedCrops(graded, levels, labels, parts[1], parts[2], CLASSES)
     return GradedCrops(graded, levels, labels[: len(images)], parts[1], parts[2], int(labels.max()) + 1)
 
@@ -94,7 +94,8 @@ def naturalness_of(clean: Tensor) -> FunctionScorer:
         return rows
 
     rows = torch.cat([features(part) for part in clean.split(256)])
-    mean, inverse = rows.mean(0), torch.linalg.inv(rows.T.cov() + 1e-3 * torch.eye(rows.shape[1]))
+    ridge = 1e-3 * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    mean, inverse = rows.mean(0), torch.linalg.inv(rows.T.cov() + ridge)
 
     def distance(images: Tensor) -> Tensor:
         centred = features(images) - mean
@@ -151,8 +152,8 @@ def _crops(photographs: list[Tensor], count: int, generator: torch.Generator) ->
     ]
     found: list[Tensor] = []
     for _ in range(20 * count):
-        image = halves[int(torch.randint(len(halves), (), generator=generator))]
-        y, x = (int(torch.randint(side - SIDE + 1, (), generator=generator)) for side in image.shape[1:])
+        image = halves[int(torch.randint(len(halves), (), generator=generator, device="cpu"))]
+        y, x = (int(torch.randint(side - SIDE + 1, (), generator=generator, device="cpu")) for side in image.shape[1:])
         crop = image[:, y : y + SIDE, x : x + SIDE]
         if float(crop.std()) > 0.05:
             found.append(crop)
@@ -167,10 +168,11 @@ def _of_classes(folder: Path, count: int, generator: torch.Generator) -> tuple[T
     images, labels = [], []
     for label, name in enumerate(names):
         paths = list_images(name)
-        for index in torch.randperm(len(paths), generator=generator)[: math.ceil(count / len(names))].tolist():
+        order = torch.randperm(len(paths), generator=generator, device="cpu")
+        for index in order[: math.ceil(count / len(names))].tolist():
             images.append(load_image(paths[index]).float().expand(3, -1, -1) / 255)
             labels.append(label)
     if any(image.shape[1:] != (SIDE, SIDE) for image in images) or len(images) < 10:
         raise ValueError(f"{folder} must have subfolders of images of {SIDE} x {SIDE} pixels, at least 10 of them")
-    order = torch.randperm(len(images), generator=generator)
-    return torch.stack(images)[order], torch.tensor(labels)[order]
+    order = torch.randperm(len(images), generator=generator, device="cpu")
+    return torch.stack(images)[order], torch.tensor(labels, dtype=torch.int64, device="cpu")[order]

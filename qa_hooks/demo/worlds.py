@@ -47,7 +47,8 @@ def run_sr_demo(out: str | Path, *, steps: int = 300, seed: int = 0) -> list[dic
     check_count("steps", steps)
     out = Path(out)
     check_writable(out, name="out")
-    train, held_out = (torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images)
+    images = (torch.tensor(image, dtype=torch.uint8, device="cpu") for image in load_sample_images().images)
+    train, held_out = (image.permute(2, 0, 1).float() / 255 for image in images)
     low = bicubic_degradation(held_out[:, : held_out.shape[1] // SCALE * SCALE], SCALE)[None]
     niqe = create_scorer("niqe_bsd100")
     rows, strip = [], {}
@@ -128,7 +129,7 @@ def run_diffusion_demo(
             optimizer = torch.optim.AdamW(adapters, lr=1e-3)
 
             def trained(generator: torch.Generator, pipe: Any = pipe) -> Tensor:
-                noise = torch.randn(32, 1, 16, 16, generator=generator)
+                noise = torch.randn(32, 1, 16, 16, generator=generator, dtype=torch.float32, device="cpu")
                 return reward_sample(pipe.unet, pipe.scheduler, noise, num_steps=10, method="last", k=1)
 
             loss_of = ScoreLoss(scorer, ceiling=ceiling)
@@ -167,7 +168,9 @@ def _crops(image: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         found = []
         for _ in range(BATCH):
-            top, left = (int(torch.randint(side - CROP, (), generator=generator)) for side in image.shape[1:])
+            top, left = (
+                int(torch.randint(side - CROP, (), generator=generator, device="cpu")) for side in image.shape[1:]
+            )
             found.append(image[:, top : top + CROP, left : left + CROP])
         hr = torch.stack(found)
         yield torch.stack([bicubic_degradation(crop, SCALE) for crop in hr]), hr

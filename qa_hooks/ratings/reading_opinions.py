@@ -47,7 +47,7 @@ def read_opinions(
     if split not in ratings.split:
         there = ", ".join(sorted(set(ratings.split))) or "none"
         raise ValueError(f"{path} has no split {split!r}; its splits are {there}")
-    return ratings.select(torch.tensor([own == split for own in ratings.split], device="cpu"))
+    return ratings.select(torch.tensor([own == split for own in ratings.split], device="cpu", dtype=torch.bool))
 
 
 def _holds_preferences(path: Path) -> bool:

@@ -197,7 +197,7 @@ class QualityAdapter(KeepsFrozen):
         """
         low = max(-reach, float(self.scores.low.max()))
         high = min(reach, float(self.scores.high.min()))
-        points = torch.linspace(low, high, check_count("count", count, least=2), device="cpu")
+        points = torch.linspace(low, high, check_count("count", count, least=2), device="cpu", dtype=torch.float32)
         return [round(float(point), 4) for point in points]
 
     def at(self, q: Quality, sample: Sample, **options: Any) -> QualitySample:

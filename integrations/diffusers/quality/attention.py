@@ -31,7 +31,7 @@ class CrossAttentionBranch(nn.Module):
     def __init__(self, attention: Any, *, gated: bool) -> None:
         super().__init__()
         self.to_k, self.to_v = _copied(attention.to_k), _copied(attention.to_v)
-        self.gate = nn.Parameter(torch.zeros((), dtype=torch.float32)) if gated else None
+        self.gate = nn.Parameter(torch.zeros((), dtype=torch.float32, device="cpu")) if gated else None
 
     def forward(self, attention: Any, query: Tensor, tokens: Tensor, scale: float) -> Tensor:
         """What is added before the output projection, `(B, n, inner)`, in the query's type."""

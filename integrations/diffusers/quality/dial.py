@@ -77,6 +77,6 @@ def draw_drops(count: int, drop: tuple[float, float, float], generator: torch.Ge
         generator: of the one number that decides for a row.
     """
     alone, text, both = drop
-    draw = torch.rand(count, generator=generator, device="cpu")
+    draw = torch.rand(count, generator=generator, device="cpu", dtype=torch.float32)
     first, second, third = draw < alone, draw < alone + text, draw < alone + text + both
     return first | (third & ~second), third & ~first

@@ -214,12 +214,14 @@ class QualityCurve(DialMonitor):
                 if self.extractor is not None:
                     pixels = to_uint8(images, self.value_range).to(self.extractor.mean.device)
                     columns.append(self.extractor(pixels).cpu())
-                where = torch.tensor([[place, start + index] for index in range(len(images))], device="cpu")
+                where = torch.tensor(
+                    [[place, start + index] for index in range(len(images))], device="cpu", dtype=torch.int64
+                )
                 rows.append(torch.cat([part.double() for part in (where, *columns)], 1))
         return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float64, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        width = int(gather_rows(torch.tensor([part.shape[1]], device="cpu")).max())
+        width = int(gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64)).max())
         rows = gather_rows(part if len(part) else part.new_zeros(0, width))
         rows = rows[(rows[:, 0] * self.n + rows[:, 1]).argsort()]
         self.last = {"step": ctx.step}

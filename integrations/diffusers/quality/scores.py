@@ -154,23 +154,26 @@ class QualityScores:
         """
         width = len(self.mean)
         if q is None:
-            return torch.full((1, width), torch.nan)
+            return torch.full((1, width), torch.nan, dtype=torch.float32, device="cpu")
         if self.reference and not (isinstance(q, Tensor) and q.ndim == 2):
             raise ValueError("this adapter was trained on reference images: give quality(adapter.measure(image))")
         if isinstance(q, Mapping):
             unknown = sorted(set(q) - set(self.names))
             if unknown or not q:
                 raise ValueError(f"this adapter knows the scores {list(self.names)}, got {unknown or 'none'}")
-            rows = torch.tensor([[float(q.get(name, torch.nan)) for name in self.names]], dtype=torch.float32)
+            rows = torch.tensor(
+                [[float(q.get(name, torch.nan)) for name in self.names]], dtype=torch.float32, device="cpu"
+            )
             if any(float(value) != float(value) for value in q.values()):
                 raise ValueError(f"q must be numbers, got {dict(q)}; leave out a score that is not to be set")
         elif isinstance(q, Tensor | list | tuple | np.ndarray) and np.ndim(q):
-            rows = torch.as_tensor(q).detach().float()
+            given = q if isinstance(q, Tensor) else torch.tensor(q, dtype=torch.float32, device="cpu")
+            rows = given.detach().float()
             rows = rows[:, None].expand(-1, width) if rows.ndim == 1 else rows
         elif isinstance(q, bool) or not isinstance(q, Real | Tensor | np.ndarray):
             raise TypeError(f"q must be a number, numbers by name, or a tensor (n, {width}), got {type(q).__name__}")
         else:
-            rows = torch.full((1, width), float(q))
+            rows = torch.full((1, width), float(q), dtype=torch.float32, device="cpu")
             if rows.isnan().any():
                 raise ValueError("q is not a number: None stands for a quality that is not set")
         if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
@@ -229,7 +232,9 @@ class QualityScores:
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> QualityScores:
         """The inverse of `facts`; `ValueError` where they do not fit together."""
-        tensors = [torch.tensor(facts[n], dtype=torch.float32) for n in ("mean", "deviation", "low", "high")]
+        tensors = [
+            torch.tensor(facts[n], dtype=torch.float32, device="cpu") for n in ("mean", "deviation", "low", "high")
+        ]
         names, directions, marks = (tuple(facts[n]) for n in ("names", "higher_is_better", "fingerprints"))
         reference = bool(facts["reference"])
         shapes = {tuple(t.shape) for t in tensors}

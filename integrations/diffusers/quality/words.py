@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class QualityWords:
         self.levels = tuple(levels)
         if isinstance(levels, str) or len(self.levels) < 2:
             raise ValueError(f"levels must be at least two words, from the worst to the best, got {levels!r}")
-        default = [0.0] if len(self.levels) == 2 else torch.linspace(-1.5, 1.5, len(self.levels) - 1).tolist()
+        default = [0.0] if len(self.levels) == 2 else np.linspace(-1.5, 1.5, len(self.levels) - 1).tolist()
         self.edges = default if edges is None else [float(edge) for edge in edges]
         if len(self.edges) != len(self.levels) - 1 or self.edges != sorted(set(self.edges)):
             raise ValueError(f"edges must be {len(self.levels) - 1} ascending numbers, got {edges!r}")
@@ -46,7 +47,7 @@ class QualityWords:
         Raises:
             ValueError: q that is NaN, which has no word.
         """
-        q = torch.as_tensor(q, dtype=torch.float32).flatten()
+        q = torch.as_tensor(q, dtype=torch.float32, device="cpu").flatten()
         if q.isnan().any():
             raise ValueError(f"{int(q.isnan().sum())} of {len(q)} images have no score and so no word: leave them out")
         return torch.bucketize(q, torch.tensor(self.edges, dtype=torch.float32, device=q.device), right=True)

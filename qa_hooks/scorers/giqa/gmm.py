@@ -144,7 +144,8 @@ class GMMScorer(FeatureScorer):
             factor = across.diagonal().rsqrt()
         dtype = torch.float32 if len(across) <= MAX_FLOAT32_DIM else torch.float64
         rows = (mean - center.double())[None] @ basis.double()
-        tensors = {"log_weights": torch.zeros(1, device="cpu"), "means": rows, "factors": factor[None].contiguous()}
+        weights = torch.zeros(1, device="cpu", dtype=dtype)
+        tensors = {"log_weights": weights, "means": rows, "factors": factor[None].contiguous()}
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         empty = torch.zeros(0, 0, dtype=torch.float32, device="cpu")
         return {**tensors, "center": center, "basis": empty if self.pca is None else basis.contiguous()}
