@@ -241,7 +241,10 @@ def main() -> None:
 
     args.scale = args.scale or {"small": 3, "realesr": 2}[args.network]
     if args.network == "realesr":
-        starting_net(args, 0)  # tells now what is missing
+        try:
+            starting_net(args, 0)
+        except (ImportError, OSError, ValueError) as error:
+            parser.error(f"--network realesr: {error}")
     elif args.weights is not None:
         parser.error("--weights are Real-ESRGAN's: add --network realesr")
     args.out.mkdir(parents=True, exist_ok=True)
