@@ -48,8 +48,8 @@ class Setting(NamedTuple):
 
 SETTINGS = (
     Setting("random", "random"),
-    Setting("last layer, resized to 224", "efficientnet_lite0"),
     *(Setting(f"{name}, native size", STAGES, None, levels) for name, levels in LEVELS_READ.items()),
+    Setting("last layer, resized to 224", "efficientnet_lite0"),
     Setting("six stages, resized to 224", STAGES, 224, (0, 6)),
 )
 MODELS: dict[str, Callable[[Any], Any]] = {

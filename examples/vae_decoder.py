@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks
+from qa_hooks.demo.autoencoder import decode, encode, small_vae, tile_ratio, train_vae
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import load_photographs
 from qa_hooks.demo.tables import write_table
@@ -44,7 +45,6 @@ from qa_hooks.scorers import NIQE, PSNR, SSIM, RankScorer, create_scorer, load_s
 
 SIDE, WATCHED = 96, 16  # of the crops; how many the tile alarm looks at
 RUNS = ("L1 + L2", "SSIM", "perceptual", "NIQE", "RankScorer", "critic")
-PERIODS = (2, 4, 8)
 LIMIT = 1.15  # the alarm's: over what the photographs themselves have
 
 
@@ -67,36 +67,10 @@ def crops(photographs: list[Tensor], count: int, seed: int) -> Iterator[Tensor]:
         yield torch.stack(cut)
 
 
-def small_vae() -> Any:
-    """An AutoencoderKL of 0.7 million parameters: 96x96x3 -> 24x24x4 -> 96x96x3."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
-        norm_num_groups=8,
-        latent_channels=4,
-        mid_block_add_attention=False,
-    )
-
-
 def load_vae(args: argparse.Namespace, seed: int) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(args.vae or args.out / f"vae-seed{seed}").eval()
-
-
-def encode(vae: Any, images: Tensor) -> Tensor:
-    """The means of the latents of images in [0, 1]."""
-    with torch.no_grad():
-        latents: Tensor = vae.encode(images * 2 - 1).latent_dist.mode()
-    return latents
-
-
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    images: Tensor = vae.decode(latents).sample
-    return images / 2 + 0.5
 
 
 def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
@@ -109,16 +83,8 @@ def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
         progress.put(args.rank_steps)
         return
     torch.manual_seed(job.seed)
-    vae, batches = small_vae(), crops(photographs.train, args.batch, job.seed)
-    optimizer = torch.optim.Adam(vae.parameters(), 1e-3)
-    for _ in range(args.base_steps):
-        images = next(batches)
-        posterior = vae.encode(images * 2 - 1).latent_dist
-        loss = F.l1_loss(decode(vae, posterior.sample()), images) + 1e-6 * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        progress.put(1)
+    vae = small_vae()
+    train_vae(vae, crops(photographs.train, args.batch, job.seed), steps=args.base_steps, progress=progress)
     vae.save_pretrained(args.out / f"vae-seed{job.seed}")
 
 
@@ -155,20 +121,6 @@ class Critic:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-
-
-def tile_ratio(images: Tensor) -> float:
-    """How much stronger the strongest phase of a period is than the mean of its phases: 1 without any tiles.
-
-    For each period, rows and columns: the mean difference of neighbours, by where in the period they stand.
-    """
-    ratios = []
-    for turned in (images, images.transpose(2, 3)):
-        steps = turned.diff(dim=3).abs().mean((0, 1, 2))
-        for period in PERIODS:
-            whole = steps[: len(steps) // period * period].view(-1, period).mean(0)
-            ratios.append(float(whole.max() / whole.mean().clamp_min(1e-8)))
-    return max(ratios)
 
 
 def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:

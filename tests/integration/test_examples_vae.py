@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa_hooks.demo.autoencoder import PERIODS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,7 +42,7 @@ def test_the_tile_ratio_is_that_of_a_loop(example):
     found = []
     for rows in (images, images.transpose(2, 3)):
         width = rows.shape[3]
-        for period in example.PERIODS:
+        for period in PERIODS:
             whole = (width - 1) // period * period
             phases = []
             for phase in range(period):
