@@ -161,6 +161,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "sr.md": ground_truths,
     "afine.md": a_reference,
     "diffusion.md": a_pipeline,
+    "guards.md": lambda **_: {"torch": torch},
     "trainers.md": lambda **_: {},
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
@@ -178,6 +179,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "sr.md": lambda scope, folder: scope["hooks"].step_count == 1 and scope["data"][0]["gt"].shape == (3, 128, 128),
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
+    "guards.md": lambda scope, folder: scope["guard"](torch.zeros(8, 3, 72, 72)) is True,
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
 }
 
