@@ -6,6 +6,7 @@ refused by name. The format is that of ncnn's wiki, "param and model file struct
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class Layer:
             raise ValueError(f"layer {self.name} ({self.kind}): option {key} should be one number, got {found}")
         return found[0]
 
+    def whole(self, key: int, default: int | None = None) -> int:
+        """The option `key`, which must be a whole number and not negative."""
+        found = self.number(key, default)
+        if found < 0 or found != int(found):
+            raise ValueError(f"layer {self.name} ({self.kind}): option {key} should be a whole number, got {found:g}")
+        return int(found)
+
 
 class NCNNNetwork(nn.Module):
     """The network of a pair of files: images `(N, C, H, W)` -> images or features, with gradients.
@@ -69,8 +77,10 @@ class NCNNNetwork(nn.Module):
             if layer.kind == "Convolution":
                 self.learned[str(place)] = _convolution(layer, reader)
             elif layer.kind == "PReLU":
-                module = nn.PReLU(int(layer.number(0)))
-                module.weight.data = reader.plain(module.num_parameters)
+                slopes = reader.plain(layer.whole(0))
+                with torch.device("meta"):
+                    module = nn.PReLU(len(slopes))
+                module.weight = nn.Parameter(slopes)
                 self.learned[str(place)] = module
             open_maps = (open_maps - set(layer.inputs)) | set(layer.outputs)
         if len(open_maps) != 1 or not layers or [layer.kind for layer in layers].count("Input") != 1:
@@ -130,6 +140,8 @@ def _layer(words: list[str]) -> Layer:
     for word in words[4 + reads + writes :]:
         left, _, right = word.partition("=")
         key, values = int(left), tuple(float(value) for value in right.split(","))
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"layer {name} ({kind}): {word} is not a finite number")
         if key <= ARRAYS:
             key, length, values = ARRAYS - key, values[0], values[1:]
             if length != len(values):
@@ -153,25 +165,25 @@ def _check(layer: Layer, known: set[str]) -> None:
         raise ValueError(f"layer {layer.name} ({layer.kind}): {len(layer.inputs)} inputs, {len(layer.outputs)} outputs")
     if layer.kind == "Interp":
         scales = layer.number(1), layer.number(2)
-        if layer.number(0) not in INTERPOLATION or scales[0] != scales[1] or not 0 < scales[0] <= 16:
+        if layer.whole(0) not in INTERPOLATION or scales[0] != scales[1] or not 0 < scales[0] <= 16:
             raise ValueError(f"layer {layer.name}: interpolation {layer.options} is not read here")
     additions = {"BinaryOp": 0, "Eltwise": 1}
-    if layer.kind in additions and layer.number(0, 0) != additions[layer.kind]:
+    if layer.kind in additions and layer.whole(0, 0) != additions[layer.kind]:
         raise ValueError(f"layer {layer.name} ({layer.kind}): only additions are read, not operation {layer.number(0)}")
     if layer.kind == "Eltwise" and len(layer.options.get(1, layer.inputs)) != len(layer.inputs):
         raise ValueError(f"layer {layer.name}: {len(layer.options[1])} coefficients for {len(layer.inputs)} maps")
-    if layer.kind == "Concat" and layer.number(0, 0) != 0:
+    if layer.kind == "Concat" and layer.whole(0, 0) != 0:
         raise ValueError(f"layer {layer.name}: only channels are concatenated, not axis {layer.number(0):g}")
-    if layer.kind == "PixelShuffle" and layer.number(0) < 1:
+    if layer.kind == "PixelShuffle" and layer.whole(0) < 1:
         raise ValueError(f"layer {layer.name}: pixels are shuffled by 1 or more, not {layer.number(0):g}")
 
 
 def _run(layer: Layer, maps: list[Tensor]) -> Tensor:
     match layer.kind:
         case "PixelShuffle":
-            return F.pixel_shuffle(maps[0], int(layer.number(0)))
+            return F.pixel_shuffle(maps[0], layer.whole(0))
         case "Interp":
-            return F.interpolate(maps[0], scale_factor=layer.number(1), mode=INTERPOLATION[int(layer.number(0))])
+            return F.interpolate(maps[0], scale_factor=layer.number(1), mode=INTERPOLATION[layer.whole(0)])
         case "BinaryOp":
             return maps[0] + maps[1]
         case "Eltwise":
@@ -184,15 +196,15 @@ def _run(layer: Layer, maps: list[Tensor]) -> Tensor:
 
 def _convolution(layer: Layer, reader: _Weights) -> nn.Module:
     """A convolution, with its activation behind it if it has one."""
-    width, kernel, size = (int(layer.number(key)) for key in (0, 1, 6))
+    width, kernel, size = (layer.whole(key) for key in (0, 1, 6))
     before, rest = divmod(size, max(1, width * kernel**2))
     if min(width, kernel, size) < 1 or rest:
         raise ValueError(f"layer {layer.name}: {size} weights for {width} channels of {kernel} x {kernel}")
-    kind, slope = int(layer.number(9, 0)), layer.options.get(10, (0.0,))[0]
+    kind, slope = layer.whole(9, 0), layer.options.get(10, (0.0,))[0]
     if kind not in (0, 1, 2):
         raise ValueError(f"layer {layer.name}: activation {kind} is not read here")
     with torch.device("meta"):
-        module = nn.Conv2d(before, width, kernel, padding=int(layer.number(4, 0)), bias=bool(layer.number(5, 0)))
+        module = nn.Conv2d(before, width, kernel, padding=layer.whole(4, 0), bias=bool(layer.whole(5, 0)))
     state = {"weight": reader.tagged(size).view(width, before, kernel, kernel)}
     if module.bias is not None:
         state["bias"] = reader.plain(width)

@@ -121,6 +121,12 @@ def test_lora_reaches_its_convolutions():
         ("2 1 h i out", "2 1 h i out 0=2", "only additions"),
         ("0=1 1=2.0e+00", "0=9 1=2.0e+00", "interpolation"),
         ("6=432", "6=4320", "channels|weights end"),
+        ("0=4\nSplit            s1", "0=4.5\nSplit            s1", "whole number, got 4.5"),
+        ("0=4\nSplit            s1", "0=1e15\nSplit            s1", "weights end"),
+        ("0=4\nSplit            s1", "0=inf\nSplit            s1", "0=inf is not a finite number"),
+        ("4=1 5=1 6=108", "4=-233 5=1 6=108", "whole number, got -233"),
+        ("6=108", "6=nan", "6=nan is not a finite number"),
+        ("0=2\nInterp", "0=0\nInterp", "shuffled by 1 or more"),
         ("BinaryOp ", "Concat ", None),  # this one fits
     ],
 )
