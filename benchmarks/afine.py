@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.afine_speed import speed
-from qa_hooks.functional.clusters import cluster_interval
+from qa_hooks.functional.clusters import share_interval
 from qa_hooks.functional.degradations import blur, jpeg
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Comparisons, FittedAFINE, create_scorer, ladder_comparisons
@@ -219,7 +219,7 @@ def show(
     """One line of the table: the mean over seeds with an interval over contents, and the values of the seeds."""
     cells, table[label] = [], {}
     for case, seeds in found.items():
-        interval = cluster_interval(torch.stack(seeds).mean(0), cases[case].pair_content)
+        interval = share_interval(torch.stack(seeds).mean(0), cases[case].pair_content)
         each = [float(values.mean()) for values in seeds]
         table[label][case] = {"value": interval.value, "low": interval.low, "high": interval.high, "seeds": each}
         spread = " (" + " ".join(f"{value:.3f}" for value in each) + ")" if len(each) > 1 else ""

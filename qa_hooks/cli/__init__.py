@@ -14,16 +14,21 @@ from typing import Any
 from qa_hooks import __version__
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
+from qa_hooks.cli.agreeing import add_agree
 from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
+from qa_hooks.cli.options import Help
+from qa_hooks.cli.rating import add_rate
 from qa_hooks.cli.reporting import add_report
+from qa_hooks.cli.selecting import add_select
 from qa_hooks.cli.watching import add_watch
 
 __all__ = ["main"]
 COMMANDS = (
     add_demo,
+    add_rate,
     add_fit,
     add_score,
     add_filter,
@@ -31,6 +36,8 @@ COMMANDS = (
     add_compare,
     add_watch,
     add_report,
+    add_agree,
+    add_select,
     add_doctor,
     add_scorers,
     add_info,
@@ -85,13 +92,34 @@ def _words_on_stderr(who: str) -> Iterator[None]:
         logger.propagate = propagate
 
 
+class _PrintCompletion(argparse.Action):
+    """Prints the shell's script and ends, as --version does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("--print-completion needs shtab: pip install 'qa-hooks[completion]'")
+        print(shtab.complete(parser, shell=str(values)))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qa-hooks",
         description="Image-quality feedback for training loops; and folders of images scored, filtered and picked.",
-        epilog="qa-hooks COMMAND --help explains a command, with an example.",
+        formatter_class=Help,
+        epilog="qa-hooks COMMAND --help explains a command, with an example.\n\n"
+        "exit codes: 0 it worked; 1 bad input, with a message; 2 a wrong option; 3 an alarm (watch --once), or images\n"
+        "that could not be used (--strict); 130 Ctrl-C: where a command says so, the same command goes on.",
     )
     parser.add_argument("--version", action="version", version=f"qa-hooks {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=["bash", "zsh"],
+        help='completion for the shell: eval "$(qa-hooks --print-completion bash)"',
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

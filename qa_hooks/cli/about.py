@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qa_hooks._base.text import printable
 from qa_hooks.cli.options import Commands, Help, chosen, place
 
 
@@ -11,23 +12,25 @@ def add_demo(commands: Commands) -> None:
     """The parser of `qa-hooks demo`."""
     demo = commands.add_parser(
         "demo",
-        help="train WGAN-GP on digits, plain and with QAGAN's penalties, and compare",
+        help="a minute or two: a GAN, a super-resolution network or a diffusion model, with a table and a picture",
         formatter_class=Help,
-        description="Trains each variant as a one-thread process, logs to TensorBoard, and prints a table. "
-        "About a minute and a half on two cores with the defaults; nothing is downloaded.",
-        epilog="example:\n  qa-hooks demo --out runs/demo --variants plain ssim --steps 600",
+        description="gan: WGAN-GP on handwritten digits, plain and with QAGAN's penalties. sr: a network that doubles\n"
+        "the side of a photograph, with and without an SSIM loss. diffusion: a model of digits, tuned on a score with\n"
+        "and without a KL term. Each logs to TensorBoard and prints a table; nothing is downloaded.",
+        epilog="examples:\n  qa-hooks demo --variants plain ssim --steps 600\n  qa-hooks demo diffusion",
     )
+    demo.add_argument("world", nargs="?", default="gan", choices=["gan", "sr", "diffusion"], help="which demo")
     demo.add_argument(
         "--out",
         type=place,
         default="runs/demo",
         metavar="DIR",
-        help="folder for TensorBoard runs, samples.png and results.json",
+        help="folder for TensorBoard runs and pictures",
     )
     demo.add_argument("--data", help="a folder of images instead of the digits; subfolders are its classes")
     demo.add_argument("--variants", nargs="+", default=["plain", "ssim", "niqe"], metavar="V", help="plain, ssim, niqe")
     demo.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run of each variant per seed")
-    demo.add_argument("--steps", type=int, default=1200, help="generator steps of a run")
+    demo.add_argument("--steps", type=int, help="steps of a run (default: gan 1200, sr 300, diffusion 600)")
     demo.add_argument("--equal", default="steps", choices=["steps", "time"], help="what the variants have in common")
     demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32 or 64")
     demo.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
@@ -36,10 +39,17 @@ def add_demo(commands: Commands) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from qa_hooks.demo import run_demo
+    from qa_hooks.demo import run_demo, run_diffusion_demo, run_sr_demo
 
-    names = ("out", "data", "steps", "equal", "size", "limit", "jobs")
-    run_demo(variants=tuple(options.variants), seeds=tuple(options.seeds), **chosen(options, *names))
+    steps = {} if options.steps is None else {"steps": options.steps}
+    if options.world == "gan":
+        names = ("out", "data", "equal", "size", "limit", "jobs")
+        run_demo(variants=tuple(options.variants), seeds=tuple(options.seeds), **steps, **chosen(options, *names))
+        return
+    if options.data is not None:
+        raise ValueError(f"--data is for demo gan, not for demo {options.world}")
+    run = {"sr": run_sr_demo, "diffusion": run_diffusion_demo}[options.world]
+    run(f"{options.out}/{options.world}", seed=options.seeds[0], **steps)
 
 
 def add_scorers(commands: Commands) -> None:
@@ -50,16 +60,19 @@ def add_scorers(commands: Commands) -> None:
         formatter_class=Help,
         description="What --scorer and create_scorer() know. The cost is measured here and now, for one 256 x 256\n"
         "image in a batch of 8 on the CPU, of those that need neither fitting nor a download.",
-        epilog="example:\n  qa-hooks scorers",
+        epilog="examples:\n  qa-hooks scorers\n  qa-hooks scorers mine.safetensors",
+    )
+    scorers.add_argument(
+        "files", nargs="*", metavar="FILE", help="saved scorers, shown instead: what they are and how well they agree"
     )
     scorers.add_argument("--no-cost", action="store_true", help="do not measure, which takes a few seconds")
     scorers.set_defaults(run=_scorers)
 
 
 def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.cli.inventory import table_of_scorers
+    from qa_hooks.cli.inventory import table_of_files, table_of_scorers
 
-    print(table_of_scorers(cost=not options.no_cost))
+    print(printable(table_of_files(options.files) if options.files else table_of_scorers(cost=not options.no_cost)))
 
 
 def add_info(commands: Commands) -> None:

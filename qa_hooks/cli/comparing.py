@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from qa_hooks.cli.options import (
+    UNUSED,
     Commands,
     Help,
     add_device,
@@ -59,11 +60,12 @@ def add_compare(commands: Commands) -> None:
         "--report", type=place, metavar="FILE", help="also draw histograms, best and worst images (PNG)"
     )
     compare.add_argument("--cache", metavar="DIR", help="keep features there; what has not changed is not made again")
+    add_shared(compare, "--strict")
     add_device(compare, batch_size=64)
     compare.set_defaults(run=_compare)
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace) -> int:
     from qa_hooks._base.files import check_writable
     from qa_hooks.folders.comparing.compare_folders import compare_folders
     from qa_hooks.folders.comparing.report import check_report, write_report
@@ -82,12 +84,15 @@ def _compare(options: argparse.Namespace) -> None:
             device=read_device(options.device),
             **chosen(options, *names),
         )
+    parts = (result.real, *result.folders)
+    code = UNUSED if options.strict and any(part.failures | part.refused for part in parts) else 0
     if os.environ.get("RANK", "0") != "0":
-        return
-    for part in (result.real, *result.folders):
+        return code
+    for part in parts:
         say_failures(part.failures | part.refused, label=part.label, where="--json FILE has all")
     say(str(result))
     if options.json is not None:
         result.save(options.json)
     if options.report is not None:
         write_report(result, options.report)
+    return code

@@ -1,4 +1,4 @@
-"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`; `fit afine` is in `fitting_afine`."""
+"""`qa-hooks fit gmm | knn | niqe | rank | snapshot`; `afine`, `mos` and `pairs` are beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks.cli.fitting_afine import add_afine
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, place, read_device, say
+from qa_hooks.cli.fitting_opinions import add_mos, add_pairs
+from qa_hooks.cli.options import (
+    Commands,
+    Help,
+    add_device,
+    add_held_out,
+    add_shared,
+    launched_processes,
+    place,
+    read_device,
+    say,
+    scorer_file,
+)
 
 NOT_OF_THE_SCORER = {
     "command",
@@ -39,6 +51,8 @@ def add_fit(commands: Commands) -> None:
     _add_snapshot(kinds)
     _add_rank(kinds)
     _add_niqe(kinds)
+    add_mos(kinds)
+    add_pairs(kinds)
     add_afine(kinds)
 
 
@@ -79,14 +93,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
-    _add_held_out(parser)
+    add_held_out(parser)
     add_device(parser, batch_size=64)
-
-
-def _add_held_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--held-out", type=float, default=0.2, metavar="F", help="share kept for the calibration")
-    parser.add_argument("--calibration", default="ecdf", choices=["ecdf", "minmax", "sigmoid"], help="map to [0, 1]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the fit")
 
 
 def _pca(text: str) -> float | int | None:
@@ -99,14 +107,10 @@ def _pca(text: str) -> float | int | None:
 
 def _fitted(options: argparse.Namespace, spec: str, source: Any, **given: Any) -> Any:
     """Fit with the command's options, by `create_scorer`, and save."""
-    from qa_hooks._base.files import check_writable
     from qa_hooks._base.processes import rank
     from qa_hooks.scorers import create_scorer
 
-    output = Path(options.output)
-    if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"output must be a file ending in .safetensors, got {options.output!r}")
-    check_writable(output.parent, name="output")  # before the long work, not after it
+    output = scorer_file(options.output)
     own = {name: value for name, value in vars(options).items() if name not in NOT_OF_THE_SCORER}
     with launched_processes():
         scorer = create_scorer({"type": spec, **own}, fit=source, device=read_device(options.device), **given)
@@ -155,7 +159,7 @@ def _add_snapshot(kinds: Commands) -> None:
         help="the step from which on images count as the run's best",
     )
     snapshot.add_argument("--flip", action="store_true", help="mirror half of the images; not for digits or text")
-    _add_held_out(snapshot)
+    add_held_out(snapshot)
     add_device(snapshot, batch_size=64)
     snapshot.set_defaults(run=_fit_snapshot)
 
@@ -189,7 +193,7 @@ def _add_rank(kinds: Commands) -> None:
     rank.add_argument(
         "--limit", type=int, default=1000, dest="max_images", metavar="N", help="use at most so many, taken evenly"
     )
-    _add_held_out(rank)
+    add_held_out(rank)
     add_device(rank, batch_size=12)
     rank.set_defaults(run=_fit_rank)
 

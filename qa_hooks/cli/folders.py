@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qa_hooks._base.text import printable
 from qa_hooks.cli.options import (
+    UNUSED,
     Commands,
     Help,
     add_device,
@@ -46,11 +47,12 @@ def add_score(commands: Commands) -> None:
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
     add_shared(score, "--reference")
     add_shared(score, "--overwrite")
+    add_shared(score, "--strict")
     add_device(score, batch_size=32)
     score.set_defaults(run=_score, resumes=True)
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace) -> int:
     from qa_hooks.folders import score_folder
 
     piped = options.output == "-"
@@ -73,6 +75,7 @@ def _score(options: argparse.Namespace) -> None:
     say_failures(table.failures, where="all are in the JSON beside the table")
     for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
         say(text, error=piped)
+    return UNUSED if options.strict and table.failures else 0
 
 
 def _write_out(data: bytes) -> None:

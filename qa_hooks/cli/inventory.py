@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,45 @@ def table_of_scorers(*, cost: bool = True) -> str:
                 ", ".join(needs) or "nothing",
                 "yes" if not missing else f"no: {missing}",
                 f"{_milliseconds(name):.1f}" if measured else "-",
+            )
+        )
+    return text_table(rows, numbers=False)
+
+
+def table_of_files(paths: Sequence[str]) -> str:
+    """A table of saved scorers: class, direction, extractor, calibration, and agreement with people where it is known.
+
+    The extractors are not made, so that a file is shown also where they are not installed.
+
+    Raises:
+        ValueError: a file that is no saved scorer; the message names it.
+    """
+    from qa_hooks.drawing.tables import text_table
+    from qa_hooks.scorers.loading import read_header
+    from qa_hooks.scorers.opinions.scorer import agreement_text, check_facts
+
+    rows = [("file", "class", "better", "features of", "calibration", "fitted on", "agreement with people")]
+    for path in paths:
+        header = read_header(path)
+        options = header["options"]
+        facts, extractor = options.get("facts") or {}, options.get("extractor") or {}
+        try:
+            check_facts(dict(facts))
+            features = str(dict(extractor).get("name", "-"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved scorer: {error}") from error
+        fitted = (
+            f"{facts['images']} images of {facts['contents']} contents" if {"images", "contents"} <= set(facts) else "-"
+        )
+        rows.append(
+            (
+                path,
+                str(header["class"]),
+                "higher" if options.get("higher_is_better", header["kind"].higher_is_better) else "lower",
+                features,
+                str(header.get("calibration") or "none"),
+                fitted,
+                agreement_text(facts) if facts else "-",
             )
         )
     return text_table(rows, numbers=False)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.text import printable
@@ -55,6 +56,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--scorer": {"type": scorer_spec, "metavar": "SPEC", "help": SCORER},
     "--reference": {"metavar": "DIR", "help": "references under the same names, for psnr, ssim, ..."},
     "--overwrite": {"action": "store_true", "help": "score anew instead of continuing an existing table"},
+    "--strict": {"action": "store_true", "help": "exit code 3 when there were images that could not be used"},
     "--keep": {"type": share, "metavar": "F", "help": "a share (1: all), or a number of images"},
     "--extractor": {"default": "random", "metavar": "E", "help": EXTRACTORS},
     "--metrics": {"type": read_metrics, "metavar": "M"},
@@ -73,6 +75,24 @@ def add_device(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
     """`--device` and `--batch-size`."""
     add_shared(parser, "--device")
     add_shared(parser, "--batch-size", default=batch_size)
+
+
+def add_held_out(parser: argparse.ArgumentParser, *, share: float = 0.2, of: str = "share") -> None:
+    """`--held-out`, `--calibration` and `--seed`."""
+    parser.add_argument("--held-out", type=float, default=share, metavar="F", help=f"{of} kept for the calibration")
+    parser.add_argument("--calibration", default="ecdf", choices=["ecdf", "minmax", "sigmoid"], help="map to [0, 1]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the fit")
+
+
+def scorer_file(name: str) -> Path:
+    """`--output` of a scorer, which can be written: known before the long work, not after it."""
+    from qa_hooks._base.files import check_writable
+
+    output = Path(name)
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ValueError(f"output must be a file ending in .safetensors, got {name!r}")
+    check_writable(output.parent, name="output")
+    return output
 
 
 def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -99,6 +119,9 @@ def say(text: object, *, error: bool = False) -> None:
     """Print an outcome, or on stderr what went wrong; once, also under several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+UNUSED = 3  # exit code of --strict
 
 
 def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20) -> None:

@@ -44,6 +44,7 @@ class QualityTable:
         corners: `(n, 2)` int64, x and y of each tile's upper left corner; None without tiles.
         contents: sample -> K fingerprints of its files' content, None where one is missing.
         failures: what could not be scored -> why.
+        fingerprint: of the scorer; "" where it is not known.
 
     Example:
         >>> table = QualityTable(["a.png", "b.png"], torch.tensor([[3.0, 5.0], [4.0, 2.0]]), "niqe", False)
@@ -59,6 +60,7 @@ class QualityTable:
     corners: Tensor | None = None
     contents: Contents = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.keys):
@@ -210,6 +212,7 @@ class QualityTable:
             None if table.tiles is None else torch.tensor(places, device="cpu", dtype=torch.int64),
             sets,
             _name_failures(table.failures, sets),
+            scorer.get("fingerprint", ""),
         )
 
     def check(self, sets: Sequence[CandidateSet], *, content: bool = False) -> None:

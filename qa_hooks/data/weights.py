@@ -55,7 +55,7 @@ def quality_weights(
     """
     if isinstance(scores, QualityTable):
         higher_is_better, score_range = _direction(scores, higher_is_better), score_range or scores.score_range
-        scores = _only_candidate(scores)
+        scores = only_candidate(scores)
     if not isinstance(scores, Tensor) or not (scores.is_floating_point() or scores.dtype == torch.int64):
         raise TypeError(
             f"scores must be a tensor (N,) of numbers, got {getattr(scores, 'dtype', type(scores).__name__)}"
@@ -102,7 +102,8 @@ def _direction(table: QualityTable, asked: bool | None) -> bool:
     return table.higher_is_better
 
 
-def _only_candidate(table: QualityTable) -> Tensor:
+def only_candidate(table: QualityTable) -> Tensor:
+    """`(n,)` raw scores of a table with one candidate for each sample; `ValueError` for any other."""
     if table.candidates != 1:
         raise ValueError(
             f"the table has {table.candidates} candidates per sample, and a sample needs one score: pass "

@@ -1,54 +1,84 @@
-"""The mean of values that come in clusters, with an interval that knows it.
+"""Intervals of a statistic over rows that come in clusters: whole clusters are left out in turn.
 
-Pairs of one picture are not independent: a metric that fails on one picture fails on all its pairs. So whole clusters
-are drawn, with replacement. The quantiles are moved outwards so that few clusters do not make a short interval
-(Hesterberg 2015, section 4).
+Images of one content (one reference, one prompt) are not independent: a metric that fails on one content fails on all
+its images. So the jackknife leaves out whole contents, and the error is taken where the statistic is about normal:
+
+    z = atanh(r) of a correlation, logit(p) of a share;   z +- t_{g-1} error(z), and back          (Fisher 1921)
+
+A bootstrap of whole clusters was tried first. Its quantiles, moved outwards for few clusters, held the true value in
+89 % of 600 simulations with 20 contents (Pearson's correlation), the jackknife in 93 %; docs/judges.md has the table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
-from qa_hooks.functional.intervals import Interval, t_quantile
+from qa_hooks.functional.intervals import Interval, jackknife_error, t_interval, wilson_interval
 from qa_hooks.functional.numerics import as_doubles
 
-FEWEST = 5
+FEWEST_CLUSTERS = 5
 
 
-def cluster_interval(
-    values: Tensor | Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    confidence: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
+class Measured(NamedTuple):
+    """A statistic of all rows, and its values `(blocks,)` without each block of clusters; `pairs` of a share."""
+
+    value: float
+    without: NDArray[np.float64]
+    clusters: int
+    pairs: float = 0.0
+    ties: float = 0.0
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """The interval of the value, which lies within [-1, 1] or, of a share, within [0, 1]."""
+        degrees = len(self.without) - 1
+        if self.pairs and self.value in (0.0, 1.0):
+            return wilson_interval(self.value, self.clusters, confidence=confidence)
+        to, back = (self._logit, _sigmoid) if self.pairs else (_atanh, math.tanh)
+        error = jackknife_error([to(value) for value in self.without])
+        _, low, high = t_interval(to(self.value), error, degrees=degrees, confidence=confidence)
+        return Interval(self.value, min(back(low), self.value), max(back(high), self.value))
+
+    def _logit(self, share: float) -> float:
+        """Where a block holds all the pairs in the wrong order, the others have a share of 1."""
+        share = (share * self.pairs + 0.5) / (self.pairs + 1)
+        return math.log(share / (1 - share))
+
+
+def _atanh(value: float) -> float:
+    return math.atanh(max(-1 + 1e-12, min(1 - 1e-12, value)))
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+
+
+def share_interval(
+    correct: Tensor | Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
-    """The mean over all values, and its interval.
+    """The share of what is right, over all values, and its interval.
 
     Args:
-        values: `(n,)`, finite; for an accuracy 1, 0, and 1/2 for a tie.
+        correct: `(n,)` in [0, 1]: 1, 0, and 1/2 for a tie.
         clusters: n labels; values with one label belong together. Below five clusters the interval is NaN.
         confidence: between 0 and 1.
-        draws: bootstrap samples.
-        seed: of them; the global random state is not touched.
 
     Raises:
-        ValueError: no values, values that are not finite, another number of labels.
+        ValueError: no values, values outside [0, 1], another number of labels.
 
     Example:
-        >>> found = cluster_interval([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0], list("aabbcde"))
-        >>> round(found.value, 3), found.low < found.value < found.high
+        >>> found = share_interval([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0], list("aabbcde"))
+        >>> round(found.value, 3), 0 < found.low < found.value < found.high < 1
         (0.714, True)
     """
-    from scipy.stats import norm
-
-    numbers = as_doubles(values).numpy()
-    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
-        raise ValueError(f"values must be finite numbers (n,) with n > 0, got the shape {numbers.shape}")
+    numbers = as_doubles(correct).numpy()
+    if numbers.ndim != 1 or not len(numbers) or not ((numbers >= 0) & (numbers <= 1)).all():
+        raise ValueError(f"values must be numbers (n,) in [0, 1] with n > 0, got the shape {numbers.shape}")
     if len(clusters) != len(numbers):
         raise ValueError(f"clusters has {len(clusters)} labels for {len(numbers)} values")
     if not 0 < confidence < 1:
@@ -56,11 +86,8 @@ def cluster_interval(
     places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
     members = np.array([places[label] for label in clusters])
     sums, counts = np.bincount(members, numbers), np.bincount(members)
-    value, g = float(numbers.mean()), len(places)
-    if g < FEWEST:
+    value = float(numbers.mean())
+    if len(places) < FEWEST_CLUSTERS:
         return Interval(value, float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).integers(0, g, (check_count("draws", draws), g))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    share = float(norm.cdf(-np.sqrt(g / (g - 1)) * t_quantile(g - 1, confidence)))
-    low, high = np.quantile(means, [share, 1 - share])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    without = (sums.sum() - sums) / (counts.sum() - counts)
+    return Measured(value, without, len(places), pairs=float(len(numbers))).interval(confidence)

@@ -135,7 +135,7 @@ def from_parquet(path: Path) -> Preferences:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError("Parquet files are read through datasets: pip install datasets") from error
+        raise ImportError("Parquet files are read through pyarrow: pip install 'qa-hooks[ratings]'") from error
     wanted = ["caption", "image_0_uid", "image_1_uid", "label_0", "has_label"]
     columns = set(parquet.read_schema(path).names)
     if missing := [name for name in wanted[:4] if name not in columns]:

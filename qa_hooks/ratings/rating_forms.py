@@ -150,7 +150,7 @@ def _sriqa(table: Table, _which: str) -> Ratings:
     names, values = (list(column) for column in zip(*table.rows, strict=True))
     return Ratings(
         names, numbers(values, table), True, "0 to 100 within each content: compare within one content only",
-        "sriqa-bench", content=[table.path.stem] * len(names),
+        "sriqa-bench", content=[table.path.stem] * len(names), across_contents=False,
     )  # fmt: skip
 
 
@@ -237,7 +237,8 @@ def recognise(table: Table) -> str:
     if not fitting:
         raise ValueError(
             f"{table.path} has none of the known forms ({', '.join(FORMS)}); its first line is {shown}. For a table of "
-            'your own name its columns: read_ratings(path, columns={"name": ..., "rating": ...}, higher_is_better=...)'
+            "your own name its columns and direction: --columns name=COLUMN rating=COLUMN --better higher (in Python "
+            'columns={"name": ..., "rating": ...}, higher_is_better=True)'
         )
     raise ValueError(f"{table.path} could be {' or '.join(fitting)} ({shown}): say format=")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qa_hooks.ratings.aigciqa import is_aigciqa, read_aigciqa
 from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.rating_forms import FORMS, files_of, numbers, recognise
 from qa_hooks.ratings.rows import Table, read_table
@@ -33,7 +34,8 @@ def read_ratings(
     """Read ratings; the first rows are logged with what they were taken for.
 
     Args:
-        path: the file of a published set, a folder of them (sets with one file a reference), or a table of yours.
+        path: the file of a published set, a folder of them (sets with one file a reference; AIGCIQA2023's .mat files
+            with their index), or a table of yours; text or .xlsx.
         format: "auto", or one of the names in `qa_hooks.ratings.rating_forms.FORMS`: "agiqa-3k", "agiqa-1k",
             "aigiqa-20k", "aigciqa-2023", "agin", "koniq-10k", "tid2013", "kadid-10k", "pipal", "collection",
             "sriqa-bench".
@@ -57,13 +59,20 @@ def read_ratings(
         >>> ratings.names, ratings.rating.tolist()
         (['a.png', 'b.png'], [4.0, 2.0])
     """
-    tables = [read_table(file) for file in files_of(path)]
+    matlab = columns is None and is_aigciqa(Path(path))
+    tables = [] if matlab else [read_table(file) for file in files_of(path)]
+    if matlab and format not in ("auto", "aigciqa-2023"):
+        raise ValueError(f"{path} is no {format}: .mat files are read as aigciqa-2023")
+    if columns is not None and (rating is not None or format != "auto"):
+        raise ValueError(
+            "format= and rating= are for published sets; of a table of yours columns= says which column is the rating"
+        )
     if columns is not None:
         parts = [_own(table, columns, higher_is_better, scale) for table in tables]
     else:
         if scale:
             raise ValueError("scale= is for a table of yours, with columns=")
-        parts = [_published(table, format, rating) for table in tables]
+        parts = [read_aigciqa(Path(path), rating)] if matlab else [_published(t, format, rating) for t in tables]
         if higher_is_better is not None and higher_is_better != parts[0].higher_is_better:
             known = "higher" if parts[0].higher_is_better else "lower"
             raise ValueError(

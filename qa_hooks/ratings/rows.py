@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
+from qa_hooks.ratings.workbooks import workbook_rows
 
 
 class Table(NamedTuple):
@@ -43,14 +44,33 @@ def is_number(field: str) -> bool:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a table.
+    """Read a table: text with commas, tabs or blanks, or an Excel workbook (.xlsx, through openpyxl).
 
     Raises:
         ValueError: no such file, no text in UTF-8, no rows, or rows of several lengths, which are named by their line.
+        ImportError: a workbook, and openpyxl is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
+    if path.suffix.lower() == ".json":
+        raise ValueError(f"{path} is JSON, which has no ratings: read_preferences or read_prompts reads it")
+    rows = workbook_rows(path) if path.suffix.lower() == ".xlsx" else _text_rows(path)
+    rows = [[field.strip() for field in row] for row in rows if any(field.strip() for field in row)]
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    has_header = not any(is_image(field) or is_number(field) for field in rows[0])
+    header, rows = (rows[0], rows[1:]) if has_header else ([], rows)
+    width = len(header or rows[0])
+    odd = [number for number, row in enumerate(rows, 2 if header else 1) if len(row) != width]
+    if odd:
+        raise ValueError(f"{path}: row {odd[0]} has another number of fields than {width}; a comma without quotes?")
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows")
+    return Table(path, header, rows)
+
+
+def _text_rows(path: Path) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -62,16 +82,5 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path} is empty")
     if "," in lines[0] or "\t" in lines[0]:
         separator = "," if "," in lines[0] else "\t"
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True) if row]
-    else:
-        rows = [line.split() for line in lines]
-    rows = [[field.strip() for field in row] for row in rows if any(field.strip() for field in row)]
-    has_header = not any(is_image(field) or is_number(field) for field in rows[0])
-    header, rows = (rows[0], rows[1:]) if has_header else ([], rows)
-    width = len(header or rows[0])
-    odd = [number for number, row in enumerate(rows, 2 if header else 1) if len(row) != width]
-    if odd:
-        raise ValueError(f"{path}: row {odd[0]} has another number of fields than {width}; a comma without quotes?")
-    if not rows:
-        raise ValueError(f"{path} has a header and no rows")
-    return Table(path, header, rows)
+        return [row for row in csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True) if row]
+    return [line.split() for line in lines]

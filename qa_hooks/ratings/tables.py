@@ -35,6 +35,8 @@ class Ratings:
         reference: the names of the reference images.
         images: the files on disk; None where none was looked for or found.
         format: which form the file has.
+        across_contents: whether ratings of different contents can be compared; where they are scaled within each
+            content, only images of one content can.
     """
 
     names: list[str]
@@ -52,6 +54,7 @@ class Ratings:
     reference: list[str] = field(default_factory=list)
     prompt: list[str] = field(default_factory=list)
     images: list[Path | None] = field(default_factory=list)
+    across_contents: bool = True
 
     def __post_init__(self) -> None:
         for name in TEXTS:
@@ -79,6 +82,15 @@ class Ratings:
         }
         spread = self.spread[rows] if self.spread is not None else None
         return replace(self, names=[self.names[i] for i in rows], rating=self.rating[rows], spread=spread, **columns)
+
+    def mean_opinion(self) -> Ratings:
+        """Each image once, with the mean of its raters' ratings; without a spread."""
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(self.names):
+            rows.setdefault(name, []).append(row)
+        first = self.select([own[0] for own in rows.values()])
+        means = torch.stack([self.rating[own].mean() for own in rows.values()])
+        return replace(first, rating=means, spread=None, spread_scale="", rater=[])
 
     def as_pairs(self, *, within: str = "content", least: float = 0.0) -> Preferences:
         """All pairs of images of one content, the better one first known from the ratings.

@@ -17,6 +17,7 @@ from .giqa.snapshot import SnapshotScorer as SnapshotScorer
 from .loading import load_scorer as load_scorer
 from .niqe.model import NaturalnessModel as NaturalnessModel
 from .niqe.scorer import NIQE as NIQE
+from .opinions.scorer import OpinionScorer as OpinionScorer
 from .perceptual import PerceptualDistance as PerceptualDistance
 from .rank.scorer import RankScorer as RankScorer
 from .scorer import Scorer as Scorer

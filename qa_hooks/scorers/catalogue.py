@@ -71,5 +71,6 @@ SPECS: dict[str, Entry] = {
 
 
 SAVED = {entry.cls: entry for entry in SPECS.values()} | {
-    "SnapshotScorer": Entry(f"{_HERE}.giqa.snapshot", "SnapshotScorer", needs_fit=True)
+    "SnapshotScorer": Entry(f"{_HERE}.giqa.snapshot", "SnapshotScorer", needs_fit=True),
+    "OpinionScorer": Entry(f"{_HERE}.opinions.scorer", "OpinionScorer", needs_fit=True),
 }

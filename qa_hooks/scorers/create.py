@@ -33,7 +33,8 @@ def create_scorer(
 
     Args:
         spec: a name ("niqe_bsd100", "giqa-gmm", ...), a metric of another library ("pyiqa:musiq",
-            "torchmetrics:arniqa", "piq:gmsd"), the path of a saved scorer ("scorer.safetensors"), a mapping
+            "torchmetrics:arniqa", "piq:gmsd", "imscore:pickscore", "transformers:MODEL"), the path of a saved
+            scorer ("scorer.safetensors"), a mapping
             `{"type": name, option: value, ...}`, or a scorer, which is returned as it is. A mapping may hold the
             keywords below, and options of the scorer's `fit`.
         value_range: what the numbers of the images mean.
@@ -79,7 +80,8 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
         raise ValueError(
             f"unknown scorer {str(spec)!r}; known are {', '.join(SPECS)}, metrics of other libraries such as "
-            "'pyiqa:musiq', 'torchmetrics:arniqa' and 'piq:gmsd', or the path of a .safetensors file"
+            "'pyiqa:musiq', 'torchmetrics:arniqa', 'piq:gmsd', 'imscore:pickscore' and "
+            "'transformers:MODEL', or the path of a .safetensors file"
         )
     allowed = ("extractor",) if saved else tuple(given) if entry is not None and entry.needs_fit else ()
     needless = [f"{name}=" for name, value in given.items() if value is not None and name not in allowed]

@@ -46,17 +46,10 @@ def load_scorer(
         ValueError: not such a file, or a broken one; the message names it.
     """
     tensors, metadata = read_safetensors(path, "is not a whole safetensors file")
-    try:
-        header = parse_header(metadata.get("scorer", "null"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") == NATURALNESS:
         scorer: Scorer = SPECS["niqe"].kind(pristine=str(path), value_range=value_range)
         return scorer
-    if metadata.get("format") != FORMAT or not isinstance(header, dict):
-        raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    if str(header.get("class")) not in SAVED:
-        raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(SAVED)}")
+    header = _header(path, metadata)
     own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
     try:
         scorer = _rebuilt(SAVED[header["class"]].kind, dict(header["options"]), own, value_range, extractor)
@@ -70,6 +63,31 @@ def load_scorer(
         raise ValueError(f"other_sizes must be one of {OTHER_SIZES}, got {other_sizes!r}")
     scorer.other_sizes = other_sizes
     return scorer
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What a saved scorer says of itself: "class", "options", "calibration", "size"; and its class under "kind".
+
+    Raises:
+        ValueError: not such a file, or a broken one; the message names it.
+    """
+    _, metadata = read_safetensors(path, "is not a whole safetensors file")
+    header = _header(path, metadata)
+    if not isinstance(header.get("options"), dict):
+        raise ValueError(f"{path} is not a saved scorer: it has no options")
+    return {**header, "kind": SAVED[header["class"]].kind}
+
+
+def _header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = parse_header(metadata.get("scorer", "null"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT or not isinstance(header, dict):
+        raise ValueError(f"{path} is not a saved scorer: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    if str(header.get("class")) not in SAVED:
+        raise ValueError(f"{path} holds a scorer of the unknown class {header.get('class')!r}; known: {sorted(SAVED)}")
+    return header
 
 
 def _rebuilt(

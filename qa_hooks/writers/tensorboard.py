@@ -10,7 +10,7 @@ from torch import Tensor
 from qa_hooks._base.files import check_writable
 from qa_hooks.writers.run_log import RunLog
 
-BANDS = "qa_bands"  # the group of the ends of intervals, which are drawn as bands and not read one by one
+ZONES = "qa_zones"  # the ends of intervals, drawn as bands and not read one by one; the name sorts last
 
 
 class TensorBoardWriter:
@@ -21,7 +21,7 @@ class TensorBoardWriter:
     TensorBoard would forget theirs as well.
 
     Each value has one card. The ends of its interval, `/low` and `/high`, are drawn as a band around its curve, on the
-    page CUSTOM SCALARS; their own cards are in the group `qa_bands`.
+    page CUSTOM SCALARS; their own cards are in the group `qa_zones`.
 
     Args:
         log_dir: the run's folder; made when it is missing.
@@ -47,7 +47,7 @@ class TensorBoardWriter:
     def scalar(self, tag: str, value: float, step: int) -> None:
         writer = self._open(step)
         base, _, stat = tag.rpartition("/")
-        low, high = (f"{BANDS}/{base.partition('/')[2]}/{end}" for end in ("low", "high"))
+        low, high = (f"{ZONES}/{base.partition('/')[2]}/{end}" for end in ("low", "high"))
         self._add(writer, {"low": low, "high": high}.get(stat, tag), tag, float(value), step)
         self._log.scalar(tag, float(value), step)
         if stat in ("value", "mean"):

@@ -19,9 +19,12 @@ from qa_hooks.features.hed import MEAN, STD, HEDNetwork
 from qa_hooks.functional import FeatureConfig
 from qa_hooks.scorers.afine.checkpoint import random_checkpoint
 from qa_hooks.scorers.libraries.adapter import LIBRARIES
+from qa_hooks.scorers.libraries.imscore import ImscoreScorer
 from qa_hooks.scorers.libraries.piq import PIQScorer
 from qa_hooks.scorers.libraries.pyiqa import PyIQAScorer
 from qa_hooks.scorers.libraries.torchmetrics import TorchMetricsScorer
+from qa_hooks.scorers.libraries.transformers import TransformersScorer
+from qa_hooks.scorers.opinions.targets import RatingTargets
 
 EXTRACTOR = {"type": "random", "width": 4}
 
@@ -82,6 +85,18 @@ class PyIQAMetric(nn.Module):
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         return -(images - reference).square().flatten(1).mean(1)
+
+
+@cache
+def opinion() -> scorers.OpinionScorer:
+    return fit_opinion(real_images())
+
+
+def fit_opinion(images: Tensor) -> scorers.OpinionScorer:
+    """The rating is how bright an image is."""
+    scorer = scorers.OpinionScorer(EXTRACTOR)
+    ratings = images.mean((1, 2, 3)).double().cpu()
+    return scorer.fit(scorer.extractor(images.float()), RatingTargets(ratings), list(range(len(images))))
 
 
 def compared(make: Callable[[], scorers.Scorer], inputs: Callable[[int], Inputs] | None = None) -> Row:
@@ -159,6 +174,8 @@ SCORERS: dict[str, Row] = {
     "IRScorer": alone(lambda: snapshot(scorers.IRScorer)),
     "RankScorer": alone(rank),
     "RankScorer fit": score_after(fit_rank),
+    "OpinionScorer": alone(opinion),
+    "OpinionScorer fit": score_after(fit_opinion),
     "NaturalnessModel": Row(
         lambda x: scorers.NaturalnessModel.fit([x], FeatureConfig.niqe(32), progress=False).mean,
         lambda n: (torch.rand(60, 1, 32, 32, generator=seeded(4)),),
@@ -174,7 +191,13 @@ SCORERS: dict[str, Row] = {
 # The adapters: every metric of the tables that brings its weights along. The others share the adapter's code.
 DOWNLOADS = {"brisque", "lpips", "dists", "pieapp", "clip-iqa", "arniqa", "clip-score"}
 LARGE = {"ms-ssim", "iw-ssim"}  # a pyramid that needs large images
-ADAPTERS: dict[str, type[Any]] = {"piq": PIQScorer, "torchmetrics": TorchMetricsScorer, "pyiqa": PyIQAScorer}
+ADAPTERS: dict[str, type[Any]] = {
+    "piq": PIQScorer,
+    "torchmetrics": TorchMetricsScorer,
+    "pyiqa": PyIQAScorer,
+    "imscore": ImscoreScorer,
+    "transformers": TransformersScorer,
+}
 assert set(ADAPTERS) == set(LIBRARIES)
 # How far two layouts may differ. VSI's gradient follows its least input: images changed by 1e-6 move it by 1e-3 of its
 # largest number, so that sums in another order, which move the others by less than 1e-3, move it by 2.5e-3.

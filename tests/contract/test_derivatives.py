@@ -16,7 +16,7 @@ from contract.layouts import numbers
 pytestmark = pytest.mark.filterwarnings("ignore")
 OURS = [name for name, row in ROWS.items() if row.gradient and not name.startswith(("piq:", "torchmetrics:"))]
 # Without curvature between their kinks, or with networks of that kind, computed in float32: differences tell nothing.
-PIECEWISE = ("GMM", "KNN", "Snapshot", "MBC", "BC", "IR", "Rank", "HGGT", "SSIMPenalty", "Calibration")
+PIECEWISE = ("GMM", "KNN", "Snapshot", "MBC", "BC", "IR", "Rank", "Opinion", "HGGT", "SSIMPenalty", "Calibration")
 PIECEWISE += ("AFINE", "FittedAFINE", "PerceptualDistance")  # rectified features
 CURVED = [name for name in OURS if not name.split(".")[-1].startswith(PIECEWISE)]
 TWICE = {  # these must not refuse a second backward pass

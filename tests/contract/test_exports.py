@@ -36,9 +36,27 @@ NO_TENSORS = {
     },
     "weighting": {"Picked": "a result", "SelectedInstances": "a result"},
 }
-BASES = {"AdaptiveScorer", "FullReferenceScorer", "FeatureScorer", "TrainedScorer", "LibraryScorer", "TableScorer"}
-# Their own class: the scorer inside has the row. LPIPS and DISTS need weights that are not in the package.
-WITHIN = {"CalibratedScorer", "PyIQAScorer", "TorchMetricsScorer", "PIQScorer", "LPIPS", "DISTS"}
+BASES = {
+    "AdaptiveScorer",
+    "FullReferenceScorer",
+    "FeatureScorer",
+    "TrainedScorer",
+    "LibraryScorer",
+    "TableScorer",
+    "ScorerInFeatures",
+}
+# Their own class: the scorer inside has the row. LPIPS and DISTS need weights that are not in the package; the scorers
+# of prompts are in tests/unit/scorers/test_prompt_scorers.py.
+WITHIN = {
+    "CalibratedScorer",
+    "PyIQAScorer",
+    "TorchMetricsScorer",
+    "PIQScorer",
+    "LPIPS",
+    "DISTS",
+    "ImscoreScorer",
+    "TransformersScorer",
+}
 
 
 def exports_with_a_row(package: str) -> set[str]:

@@ -38,6 +38,7 @@ from qa_hooks.scorers import (
     KNNScorer,
     MBCScorer,
     NaturalnessModel,
+    OpinionScorer,
     RankScorer,
     Scorer,
     SnapshotScorer,
@@ -45,6 +46,7 @@ from qa_hooks.scorers import (
     load_scorer,
 )
 from qa_hooks.scorers.afine.checkpoint import random_checkpoint
+from qa_hooks.scorers.opinions.targets import RatingTargets
 from qa_hooks.sources.fingerprint import data_fingerprint
 
 EXTRACTOR = {"type": "random", "width": 1}
@@ -130,6 +132,16 @@ def _rank() -> RankScorer:
     return scorer
 
 
+def _opinion(*, spread: bool) -> OpinionScorer:
+    features = _features()
+    rating = features.values[:, 0].double()
+    targets = RatingTargets(rating, rating.abs() + 0.1 if spread else None)
+    agreement = {"value": 0.5, "low": 0.1, "high": 0.8, "n": 12, "clusters": 6}
+    facts = {"kind": "ratings", "images": 60, "opinions": 60, "contents": 30, "held_out": {"srcc": agreement}}
+    scorer = OpinionScorer(EXTRACTOR, scale="stars", facts=facts)
+    return scorer.fit(features, targets, [row // 2 for row in range(len(features))])
+
+
 def _afine() -> AFINE:
     scorer = AFINE(random_checkpoint(depth=1, patch=8, positions=5, hidden=2), part="distance")
     _repeat_weights(scorer.clip)
@@ -185,6 +197,8 @@ def makers() -> dict[str, Callable[[], Any]]:
         "snapshot-calibrated": lambda: _calibrated(_snapshots(SnapshotScorer("binary", channels=3)), "sigmoid"),
         "rank": _rank,
         "rank-calibrated": lambda: _calibrated(_rank(), "ecdf"),
+        "opinion": lambda: _opinion(spread=False),
+        "opinion-calibrated": lambda: _calibrated(_opinion(spread=True), "ecdf"),
         "afine": _afine,
         "afine-fitted": _fitted_afine,
         "features": lambda: extract_features(create_extractor(EXTRACTOR), pictures(7, 32), progress=False),

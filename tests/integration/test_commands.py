@@ -108,3 +108,33 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "qa_hooks", "info"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.startswith("qa_hooks")
+
+
+@pytest.mark.parametrize("command", ["score", "compare"])
+def test_strict_says_by_its_code_that_images_could_not_be_used(command, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(12):
+            save_image(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8), tmp_path / folder / f"{number}.png")
+    a, b, table = (str(tmp_path / name) for name in ("a", "b", "t.csv"))
+    end = {
+        "score": ["score", b, "--reference", a, "--scorer", "psnr", "-o", table, "--overwrite"],
+        "compare": ["compare", a, b, "--metrics", "fd"],
+    }[command]
+    assert main([*end, "--strict"]) == 0
+    (tmp_path / "b" / "broken.png").write_bytes(b"\x89PNG")
+    if command == "score":
+        (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG")
+    assert main(end) == 0
+    assert main([*end, "--strict"]) == 3
+    assert "1 images with problems" in capsys.readouterr().err
+
+
+def test_completion_is_a_script_that_the_shell_reads(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as end:
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "report" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

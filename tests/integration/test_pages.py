@@ -20,6 +20,7 @@ from torch import nn
 from qa_hooks import GMMScorer, RankScorer, create_scorer
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.afine.checkpoint import random_checkpoint
+from tiny_clip import save_clip
 from toy_scorers import brightness
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ OFFLINE = {
     "photos/": "photos",
     "num_inference_steps=20": "num_inference_steps=2",
     "pyiqa:musiq": "niqe_bsd100",
+    "transformers:openai/clip-vit-base-patch32": "transformers:clip",
     "STEPS = 600": "STEPS = 4",
     "STEPS = 400": "STEPS = 16",
     "STEPS = 40\n": "STEPS = 4\n",
@@ -132,6 +134,31 @@ def a_pipeline(**_: Any) -> Scope:
             "training_step": lambda batch: sum(p.square().mean() for p in parameters)}  # fmt: skip
 
 
+def a_dial(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    """A clean photograph among blurred ones, so that its score is more than 1.5 deviations above the mean."""
+    from qa_hooks.functional.degradations import blur
+
+    (folder / "photos").mkdir()
+    images = [photographs[0], *(blur(photographs[0], 2.0 + 0.1 * k) for k in range(9))]
+    for number, image in enumerate(images):
+        save_image(to_uint8(image[None], (0, 1))[0], folder / "photos" / f"{number}.png")
+    scope = a_pipeline()
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 16)
+    names = {"noisy": latents, "noise": torch.randn(2, 4, 8, 8), "timesteps": torch.tensor([5, 50]), "text": text}
+    names |= {"files": [f"{number}.png" for number in range(10)], "loader": [{"index": torch.tensor([0, 3])}] * 2}
+    names |= {
+        "mse_loss": nn.functional.mse_loss,
+        "prompts": ["a", "b"],
+        "sample": lambda n, rng: torch.rand(n, 3, 8, 8),
+    }
+    return scope | names | {"conditioned": brightness("bright"), "held_out": brightness("held out")}
+
+
+def a_clip(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    save_clip(folder / "clip")
+    return {"create_scorer": create_scorer, "images": photographs[:2]}
+
+
 def a_reference(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
     torch.save(random_checkpoint(), "afine.pth")
     (folder / "photos").mkdir()
@@ -162,7 +189,9 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "afine.md": a_reference,
     "diffusion.md": a_pipeline,
     "guards.md": lambda **_: {"torch": torch},
+    "quality_dial.md": a_dial,
     "trainers.md": lambda **_: {},
+    "own_scorer.md": a_clip,
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
     "diffusers_scripts.md": "tests/integration/test_diffusers_scripts.py",
@@ -180,6 +209,8 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
     "diffusion.md": lambda scope, folder: (folder / "adapter" / "pytorch_lora_weights.safetensors").is_file(),
     "guards.md": lambda scope, folder: scope["guard"](torch.zeros(8, 3, 72, 72)) is True,
+    "quality_dial.md": lambda scope, folder: (folder / "dial.safetensors").is_file() and len(scope["images"]) == 2,
+    "own_scorer.md": lambda scope, folder: scope["scores"].shape == (2,),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -51,12 +52,14 @@ def _score_window(
 def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | torch.device | None) -> None:
     """Score one batch; when it is refused, image by image, so that only the guilty are without a score."""
     device = device or scorer.device or torch.device("cpu")
-    inputs = {}
+    inputs: dict[str, Any] = {}
     pieces = torch.stack([image.pieces[index] for image, index in batch]).to(device)
     if "reference" in scorer.inputs:
         reference = torch.stack([image.references[index] for image, index in batch]).to(device)
         channels = max(pieces.shape[1], reference.shape[1])  # a grey image and its colour reference, or the reverse
         pieces, inputs["reference"] = (t.expand(-1, channels, -1, -1) for t in (pieces, reference))
+    if "prompt" in scorer.inputs:
+        inputs["prompt"] = [image.prompt for image, _ in batch]
     try:
         scores = scorer(pieces, **inputs).tolist()
     except Exception as error:  # scorers may be anybody's code, and one bad image must not end the run

@@ -170,8 +170,10 @@ def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> It
         yield [*(corner if tiled else ()), *map(number, values)]
 
 
-def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | None) -> dict[str, Scorer]:
-    """Scorers by a name that is unique among them, on the device; `ValueError` for one that a folder cannot feed."""
+def name_scorers(
+    scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False
+) -> dict[str, Scorer]:
+    """Scorers by a name that is unique among them, on the device; `ValueError` for one that wants absent `prompts`."""
     specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
     if not specs:
         raise ValueError("scorers is empty: give at least one")
@@ -183,7 +185,7 @@ def name_scorers(scorers: Spec | Sequence[Spec], device: str | torch.device | No
         name = f"{scorer.name}@{Path(spec).stem}" if is_file and names.count(scorer.name) > 1 else scorer.name
         if name in named:
             raise ValueError(f"two scorers are called {name!r}: score them into two tables")
-        if "prompt" in scorer.inputs:
+        if "prompt" in scorer.inputs and not prompts:
             raise ValueError(f"{name} needs a prompt for each image, which a folder does not have")
         named[name] = scorer.to(device) if device is not None else scorer
     return named

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import warn
-from qa_hooks.functional.clusters import cluster_interval
+from qa_hooks.functional.clusters import share_interval
 from qa_hooks.scorers.afine.comparisons import Comparisons
 from qa_hooks.scorers.afine.heads import FidelityHead, Heads, Level
 from qa_hooks.scorers.afine.looking import Statistics, moments
@@ -192,7 +192,7 @@ def held_out_agreement(found: Distances, items: Comparisons) -> dict[str, float]
         return {"accuracy": float("nan"), "low": float("nan"), "high": float("nan"), "pairs": 0.0}
     gap = found.distance[decided.pairs[:, 1]] - found.distance[decided.pairs[:, 0]]
     right = (0.5 + 0.5 * gap.sign() * (2 * decided.better - 1).sign()).double()
-    interval = cluster_interval(right, decided.pair_content)
+    interval = share_interval(right, decided.pair_content)
     return {
         "accuracy": interval.value,
         "low": interval.low,

@@ -31,6 +31,8 @@ COVARIANCES = ("full", "diag")
 class GMMScorer(FeatureScorer):
     """Log-likelihood under a Gaussian mixture of real features.
 
+    Agreement with people's ratings: docs/judges.md.
+
     Args:
         extractor: from `create_extractor`, or its name.
         components: Gaussians; 7 for LSUN and Cityscapes, 70 for FFHQ in the paper; 1 is the SGM baseline.

@@ -30,6 +30,8 @@ VARIANTS = {"paper": "euclidean", "official_code": "l1"}
 class KNNScorer(FeatureScorer):
     """Inverse distances to the k nearest real images.
 
+    Agreement with people's ratings: docs/judges.md.
+
     Args:
         extractor: from `create_extractor`, or its name.
         k: neighbours; 1 for FFHQ and Cityscapes, 3500 for 200,000 images of LSUN in the paper.

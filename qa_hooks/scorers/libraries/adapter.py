@@ -1,4 +1,5 @@
-"""Metrics of other libraries as scorers: `create_scorer("pyiqa:musiq")`, `"torchmetrics:arniqa"`, `"piq:gmsd"`.
+"""Metrics of other libraries as scorers: `create_scorer("pyiqa:musiq")`, `"torchmetrics:arniqa"`, `"piq:gmsd"`,
+`"imscore:pickscore"`, `"transformers:MODEL"`.
 
 What differs between the libraries is settled here, once: scores per image and never a batch's mean, the published
 direction and range, [0, 1] images whatever the user's range is, a frozen network in eval mode that follows
@@ -30,6 +31,8 @@ LIBRARIES = {
     "pyiqa": ("qa_hooks.scorers.libraries.pyiqa", "PyIQAScorer"),
     "torchmetrics": ("qa_hooks.scorers.libraries.torchmetrics", "TorchMetricsScorer"),
     "piq": ("qa_hooks.scorers.libraries.piq", "PIQScorer"),
+    "imscore": ("qa_hooks.scorers.libraries.imscore", "ImscoreScorer"),
+    "transformers": ("qa_hooks.scorers.libraries.transformers", "TransformersScorer"),
 }
 
 

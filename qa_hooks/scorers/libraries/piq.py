@@ -20,6 +20,8 @@ _EACH = {"reduction": "none"}
 class PIQScorer(TableScorer):
     """A metric of PIQ by its name, with PIQ's own defaults ("piq:ssim" downsamples large images, for example).
 
+    Agreement with people's ratings: docs/judges.md.
+
     Example:
         >>> from qa_hooks.scorers import create_scorer
         >>> scorer = create_scorer("piq:gmsd")  # doctest: +SKIP

@@ -65,6 +65,8 @@ class TorchMetricsScorer(TableScorer):
 class LPIPS(TorchMetricsScorer):
     """Learned perceptual image patch similarity (Zhang et al. 2018), lower is better; version 0.1 of the weights.
 
+    Agreement with people's ratings: docs/judges.md.
+
     Args:
         net: the backbone: "alex" to report, "vgg" to optimise (both by the authors' advice), or "squeeze".
         value_range: what the numbers of the images mean.
@@ -79,6 +81,8 @@ class LPIPS(TorchMetricsScorer):
 
 class DISTS(TorchMetricsScorer):
     """Deep image structure and texture similarity (Ding et al. 2020), lower is better: tolerant of resampled texture.
+
+    Agreement with people's ratings: docs/judges.md.
 
     Args:
         value_range: what the numbers of the images mean.

@@ -43,6 +43,8 @@ COLORS = ("gray", *_LUMA)
 class NIQE(Scorer):
     """Natural Image Quality Evaluator, differentiable with its true gradient.
 
+    Agreement with people's ratings: docs/judges.md.
+
     Args:
         pristine: "bsd100", fitted on photographs of the Berkeley data set, part of this package; "original", the
             authors' parameters, which are looked for and downloaded (`qa_hooks.scorers.niqe.original`); the path of a

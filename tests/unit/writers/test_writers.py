@@ -231,7 +231,7 @@ def test_values_with_bounds_are_drawn_as_bands(tmp_path):
     charts = {chart.title: chart.margin.series[0] for chart in layout.category[0].chart}
     assert list(charts) == ["qa_eval/fd_random_n=64", "qa_eval/kid"]
     series = charts["qa_eval/kid"]
-    assert (series.lower, series.value, series.upper) == ("qa_bands/kid/low", "qa_eval/kid/value", "qa_bands/kid/high")
+    assert (series.lower, series.value, series.upper) == ("qa_zones/kid/low", "qa_eval/kid/value", "qa_zones/kid/high")
     # TensorBoard's margin chart draws nothing for a tag with one of these.
     assert not [tag for tag in events.Tags()["scalars"] if set(tag) & set("()[]{} ")]
     assert sorted(tag for tag in events.Tags()["scalars"] if tag.startswith("qa_eval/")) == [

@@ -1,0 +1,56 @@
+"""Ratings as a fit wants them: one row for each image that is there, with the spread where it can be used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from qa_hooks.ratings.tables import Ratings
+
+LOG = logging.getLogger("qa_hooks")
+OF_THE_PROMPT = ("align", "correspond")  # in the scale of ratings that are about more than the image
+OWN_UNITS = ("", "the rating's own")
+FEWEST_RATERS = 3  # whose deviation is taken for the spread of opinions
+
+
+def one_row_an_image(ratings: Ratings) -> Ratings:
+    """Rows whose image was found, several raters' ratings of one image as their mean and deviation.
+
+    Raises:
+        ValueError: no images, ratings of how well images fit their prompts, spreads that are negative.
+    """
+    if any(word in ratings.scale.lower() for word in OF_THE_PROMPT):
+        raise ValueError(
+            f"these ratings ({ratings.scale}) are about images together with their prompts, and the features of an "
+            "image know no prompt: take the ratings of quality, or a prompt scorer "
+            "(create_scorer('transformers:MODEL'))"
+        )
+    if not ratings.images:
+        raise ValueError("the ratings have no images: read_ratings(path, images=FOLDER)")
+    there = [row for row, path in enumerate(ratings.images) if path is not None]
+    if len(there) < len(ratings):
+        LOG.warning("%d of %d rated images are missing and left out", len(ratings) - len(there), len(ratings))
+    ratings = ratings.select(there)
+    if ratings.spread is not None and ratings.spread_scale not in OWN_UNITS:
+        LOG.warning("the spreads are in other units (%s) than the ratings, and are not used", ratings.spread_scale)
+        ratings = replace(ratings, spread=None)
+    if ratings.rater:
+        ratings = _mean_of_raters(ratings)
+    if ratings.spread is not None and not bool((ratings.spread >= 0).all()):
+        bad = [ratings.names[row] for row in (~(ratings.spread >= 0)).nonzero().flatten()]
+        raise ValueError(f"{len(bad)} spreads are negative or not numbers; the first is of {bad[0]}")
+    return ratings
+
+
+def _mean_of_raters(ratings: Ratings) -> Ratings:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(ratings.names):
+        rows.setdefault(name, []).append(row)
+    first = ratings.select([own[0] for own in rows.values()])
+    each = [ratings.rating[own] for own in rows.values()]
+    spread = None
+    if min(len(said) for said in each) >= FEWEST_RATERS:
+        spread = torch.stack([said.std(correction=1) for said in each])
+    return replace(first, rating=torch.stack([said.mean() for said in each]), spread=spread, rater=[])

@@ -1,0 +1,173 @@
+"""How well several metrics agree with people: every statistic, of all images and by type, level and content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qa_hooks.drawing.progress import Progress
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS
+from qa_hooks.ratings.agreeing import Agreement, MetricDifference, agreement, compare_metrics
+from qa_hooks.ratings.joining import scored_by_all
+from qa_hooks.ratings.preference_reporting import report_preferences
+from qa_hooks.ratings.report import POOLED, AgreementReport, AgreementRow
+from qa_hooks.ratings.rows import is_number
+from qa_hooks.ratings.statistics import CORRELATIONS, STATISTICS, Rows, credits, logistic
+from qa_hooks.ratings.tables import Preferences, Ratings
+
+FEWEST_OF_A_CURVE = 10  # images that a logistic curve of four parameters is fitted on
+
+
+def report_agreement(
+    opinions: Ratings | Preferences,
+    scores: Mapping[str, Rows],
+    *,
+    statistics: Sequence[str] = STATISTICS,
+    by: Sequence[str] = ("kind", "level", "content"),
+    cluster: str = "content",
+    confidence: float = 0.95,
+    progress: bool = True,
+) -> AgreementReport:
+    """Agreement of several metrics with people, on the images that all of them have scored.
+
+    Args:
+        opinions: ratings, or preferences (of which there is one statistic, the accuracy).
+        scores: goodness by metric, NaN where there is none: `(n,)` for the rows of ratings, or for the `names` of
+            preferences.
+        statistics: which; the first one decides which metric is best.
+        by: the columns by whose values the agreement is also told; those that the ratings lack are left out.
+        cluster: the column whose values belong together: "content", "prompt", "rater"; "" where every image is on its
+            own. Ratings by several raters are averaged first, unless the cluster is the rater.
+        confidence: of the intervals.
+        progress: show a bar when stderr is a terminal.
+
+    Raises:
+        ValueError: a metric without spread or without scores for most images, fewer than five clusters.
+
+    Example:
+        >>> import torch
+        >>> ratings = Ratings([f"{i}.png" for i in range(40)], torch.arange(40.0), True, "1 to 40", "made up",
+        ...     content=[str(i // 4) for i in range(40)])
+        >>> report = report_agreement(ratings, {"good": np.arange(40.0), "bad": np.sin(np.arange(40.0))})
+        >>> report.best, report.value("good").value
+        (['good'], 1.0)
+    """
+    if not scores:
+        raise ValueError("there is no metric to compare with people")
+    if unknown := [name for name in statistics if name not in STATISTICS]:
+        raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
+    if not statistics:
+        raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
+    if isinstance(opinions, Preferences):
+        return report_preferences(opinions, scores, confidence=confidence)
+    if opinions.rater and cluster != "rater":
+        opinions, scores = opinions.mean_opinion(), _of_first(opinions, scores)
+    mask, lacking = scored_by_all(scores, opinions.names)
+    kept = opinions.select(mask)
+    if not len(kept):
+        raise ValueError("no image has a score of every metric")
+    scores = {name: values[mask.numpy()] for name, values in scores.items()}
+    labels = getattr(kept, cluster) if cluster else None
+    if cluster and not labels and cluster != "content":
+        raise ValueError(f"these ratings have no {cluster}")
+    labels = labels or None
+    wanted = [s for s in statistics if s != "accuracy" or labels is not None]
+    if not wanted:
+        raise ValueError("accuracy compares images of one content, which these ratings do not tell")
+    pooled = wanted if kept.across_contents else [s for s in wanted if s == "accuracy"]
+    columns = [name for name in by if getattr(kept, name)]
+    cells: list[tuple[str, str | None, str]] = [(POOLED, None, statistic) for statistic in pooled]
+    for column in columns:
+        values = _in_order(getattr(kept, column))
+        inside = [s for s in wanted if column == "content" or s in pooled]
+        cells += [(column, group, s) for group in [*values, None] if len(values) > 1 for s in inside]
+    decides = (pooled or [s for s in wanted if "content" in columns] or [""])[0]
+    if not decides:
+        raise ValueError(f"{kept.scale}: ask for accuracy, or with by=['content'] for means within contents")
+    truth = kept.goodness.numpy()
+    rows: list[AgreementRow] = []
+    with Progress("agreement", len(scores) * len(cells), unit="number", shown=progress) as bar:
+        for metric, of_metric in scores.items():
+            for column, group, statistic in cells:
+                own = getattr(kept, column) if column else None
+                rows.append(
+                    AgreementRow(metric, column, group, statistic, *_found(
+                        metric, of_metric, truth, labels, own, group, statistic, confidence
+                    ))
+                )  # fmt: skip
+                bar.update(1)
+    compared: list[MetricDifference] = []
+    if len(scores) > 1:
+        within = None if pooled else kept.content
+        compared = compare_metrics(
+            scores, truth, statistic=decides, clusters=labels, groups=within, confidence=confidence
+        )
+    best = [compared[0].a if compared else next(iter(scores))]
+    best += [row.b for row in compared if row.p > 1 - confidence]
+    where = POOLED if pooled else "content"
+    said = str(kept).splitlines()[0]
+    over = f"{len(set(labels))} {cluster}s" if labels else "images, each on its own"
+    return AgreementReport(rows, compared, best, decides, where, len(kept), said, confidence, lacking, over=over)
+
+
+def _in_order(values: Sequence[str]) -> list[str]:
+    """Each value once: levels from 1 to 10 as numbers, names as names."""
+    once = set(values)
+    return sorted(once, key=float) if all(is_number(value) for value in once) else sorted(once)
+
+
+def _of_first(ratings: Ratings, scores: Mapping[str, Rows]) -> dict[str, Rows]:
+    """The scores of the images in the order in which `mean_opinion` has them."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(ratings.names):
+        first.setdefault(name, row)
+    return {metric: values[list(first.values())] for metric, values in scores.items()}
+
+
+def _found(
+    metric: str,
+    values: Rows,
+    truth: Rows,
+    labels: Sequence[str] | None,
+    own: Sequence[str] | None,
+    group: str | None,
+    statistic: str,
+    confidence: float,
+) -> tuple[Agreement, str]:
+    """The number of one cell, and why there is none."""
+    rows = np.arange(len(truth))
+    if own is not None and group is not None:
+        rows = np.array([row for row, label in enumerate(own) if label == group])
+    clusters = [labels[row] for row in rows.tolist()] if labels is not None else None
+    count = len(rows) if clusters is None else len(set(clusters))
+    groups = own if group is None else None
+    try:
+        if statistic == "plcc_logistic" and len(rows) < FEWEST_OF_A_CURVE:
+            raise ValueError(f"a logistic curve needs {FEWEST_OF_A_CURVE} images, got {len(rows)}")
+        if count < FEWEST_CLUSTERS and own is not None:
+            return _value_only(values[rows], truth[rows], statistic, clusters, count), ""
+        return agreement(
+            values[rows], truth[rows], statistic=statistic, clusters=clusters, groups=groups, confidence=confidence
+        ), ""
+    except ValueError as error:
+        if own is None:
+            raise ValueError(f"{metric}: {error}") from error
+        return Agreement(float("nan"), float("nan"), float("nan"), len(rows), count), str(error)
+
+
+def _value_only(values: Rows, truth: Rows, statistic: str, clusters: Sequence[str] | None, count: int) -> Agreement:
+    """Too few clusters for an interval."""
+    unknown = float("nan")
+    if len(values) < 2 or np.ptp(truth) == 0:
+        raise ValueError("fewer than two different ratings")
+    if statistic == "accuracy":
+        labels = np.array(clusters)
+        members = [np.flatnonzero(labels == label) for label in dict.fromkeys(clusters or [])]
+        correct, decided, ties = credits(values, truth, members)
+        value = float(correct.sum() / decided.sum())
+        return Agreement(value, unknown, unknown, len(values), count, ties)
+    if np.ptp(values) == 0:
+        raise ValueError(f"the metric is {values[0]:g} everywhere")
+    fitted = logistic(values, truth) if statistic == "plcc_logistic" else values
+    return Agreement(CORRELATIONS[statistic](fitted, truth), unknown, unknown, len(values), count)
