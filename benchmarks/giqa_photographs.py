@@ -6,8 +6,8 @@ the other.
 Every second photograph (by name) is for fitting, the others are judged: neighbouring levels of blur, noise, JPEG and
 down-sampling, of which the less degraded one should score higher (0.5 is chance, ties count half). One half of the
 judged photographs chooses the best setting by its mean over the four kinds; the table has every setting on the other
-half, with 95 % intervals that resample photographs. Results are in DIR/results.json as they come; the same command goes
-on behind the last one. `--tiny` takes few crops and scikit-image's photographs.
+half, with 95 % intervals that leave out whole photographs. Results are in DIR/results.json as they come; the same
+command goes on behind the last one. `--tiny` takes few crops and scikit-image's photographs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.results import Results
 from qa_hooks._base.files import write_text
 from qa_hooks.demo.tables import write_table
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
-from qa_hooks.functional.clusters import cluster_interval
+from qa_hooks.functional.clusters import share_interval
 from qa_hooks.functional.degradations import LEVELS, chain
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import NIQE, GMMScorer, KNNScorer, RankScorer
@@ -99,7 +99,7 @@ def judged(scores: Tensor, photograph: list[int]) -> dict[str, Any]:
     rest = [owner for owner in owners if owner % 2]
     found: dict[str, Any] = {"chosen by": float(torch.stack([row[chooses].mean() for row in pairs.values()]).mean())}
     for kind, row in [*pairs.items(), ("mean", torch.stack(list(pairs.values())).mean(0))]:
-        interval = cluster_interval(row[~chooses], rest)
+        interval = share_interval(row[~chooses], rest)
         found[kind] = [interval.value, interval.low, interval.high]
     return found
 
@@ -222,7 +222,10 @@ def main(arguments: list[str]) -> None:
     if options.images is None and not options.tiny:
         parser.error("name a folder of photographs, --images DIR, or add --tiny")
     side, crops, steps = (96, 4, 20) if options.tiny else (options.side, options.crops, options.rank_steps)
-    images = photographs(options.images, side)
+    try:
+        images = photographs(options.images, side)
+    except (OSError, ValueError) as error:
+        parser.error(f"--images: {error}")
     if len(images) < 20 or crops < 3 or side < 96:
         parser.error(
             f"20 photographs of {side} pixels or more, 3 crops and sides of 96 are the least, got {len(images)}"

@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ def load_training(folder: str | None, limit: int) -> Tensor:
     if folder is not None:
         paths = list_images(folder)
         chosen = paths[:: max(1, len(paths) // limit)][:limit]  # of every class
-        images = [load_image(path) for path in chosen]
+        with ThreadPoolExecutor() as pool:  # of small files most of the time is not Python's
+            images = list(pool.map(load_image, chosen))
         wrong = next((p for p, image in zip(chosen, images, strict=True) if image.shape[1:] != (32, 32)), None)
         if wrong is not None or len(images) < 400:
-            raise SystemExit(f"--data: at least 400 images of 32x32 are needed, got {len(images)}; see {wrong}")
+            raise ValueError(f"--data: at least 400 images of 32x32 are needed, got {len(images)}; see {wrong}")
         return torch.stack([image.expand(3, -1, -1) for image in images])
     from skimage import data
 
@@ -132,8 +134,9 @@ def main(arguments: list[str]) -> None:
     machine = header(["pytorch-msssim", "piq", "kornia", "pyiqa"], torch.get_num_threads())
     settings = {"machine": machine, "tiny": options.tiny, "data": options.data, "seeds": options.seeds}
     try:
+        images = load_training(options.data, 400 if options.tiny else 50_000)
         results = Results(options.out, settings)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     warnings.simplefilter("ignore")
     print(machine, flush=True)
@@ -143,7 +146,6 @@ def main(arguments: list[str]) -> None:
 
     measure_all(results, options.tiny, over)
     if not over() and TRAINING not in results:
-        images = load_training(options.data, 400 if options.tiny else 50_000)
         seeds = options.seeds[:1] if options.tiny else options.seeds
         n, every = (200, 10) if options.tiny else (5000, 500)
         named = "scikit-image's crops" if options.data is None else Path(options.data).name

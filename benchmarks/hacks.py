@@ -41,6 +41,7 @@ from qa_hooks.demo.tables import write_table
 from qa_hooks.features import create_extractor
 from qa_hooks.functional import precision_recall, ssim
 from qa_hooks.functional.intervals import wilson_interval
+from qa_hooks.images import list_images
 
 HONEST = "honest"
 FALLEN = 0.8  # of SSIM, and of the recall there was
@@ -212,10 +213,12 @@ def main(arguments: list[str]) -> None:
         parser.error("--hours, --seeds and --honest must be more than 0")
     size: Size = TINY if options.tiny else FULL
     try:
+        if options.data is not None and len(list_images(options.data)) < 10:
+            raise ValueError(f"--data {options.data} has fewer than 10 photographs")
         guards = OURS if options.guard is None else {options.guard: guard_of(options.guard)}
         settings = {"size": size, "data": options.data, "guards": list(guards)}
         results = Results(options.out if options.guard is None else options.out / _folder(options.guard), settings)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

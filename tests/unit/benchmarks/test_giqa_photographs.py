@@ -36,8 +36,11 @@ def test_accuracies_are_those_of_a_loop_and_the_halves_are_apart():
 
 def test_a_perfect_order_is_1_and_its_reverse_0():
     levels = torch.arange(study.LEVELS, 0, -1.0).view(1, -1, 1).expand(4, -1, 12)
-    assert study.judged(levels, list(range(12)))["mean"] == [1.0, 1.0, 1.0]
-    assert study.judged(-levels, list(range(12)))["mean"] == [0.0, 0.0, 0.0]
+    best, worst = (study.judged(scores, list(range(12)))["mean"] for scores in (levels, -levels))
+    assert best[0] == best[2] == 1.0
+    assert worst[0] == worst[1] == 0.0
+    assert best[1] == pytest.approx(1 - worst[2])  # of six photographs
+    assert 0.5 < best[1] < 1
 
 
 def test_the_columns_of_stages_are_their_statistics():
@@ -83,6 +86,8 @@ def test_a_stopped_study_goes_on_and_says_who_was_chosen(tmp_path, monkeypatch):
         (["--out", "x"], "--images DIR, or add --tiny"),
         (["--out", "x", "--images", "FOLDER"], "are the least, got 2"),
         (["--tiny"], "--out"),
+        (["--out", "x", "--images", "no_such_folder"], "no_such_folder"),
+        (["--out", __file__, "--tiny"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_run_is_said(arguments, words, tmp_path, capsys):

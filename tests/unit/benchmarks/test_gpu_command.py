@@ -86,7 +86,13 @@ def test_a_wrong_number_is_found():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "--out"), (["--out", "x"], "add --tiny"), (["--out", "x", "--tiny", "--minutes", "0"], "more than 0")],
+    [
+        ([], "--out"),
+        (["--out", "x"], "add --tiny"),
+        (["--out", "x", "--tiny", "--minutes", "0"], "more than 0"),
+        (["--out", "x", "--tiny", "--data", "no_such_folder"], "no_such_folder"),
+        (["--out", __file__, "--tiny"], "cannot be written"),
+    ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA only")
 def test_what_cannot_be_run_is_said(arguments, words, capsys):
@@ -100,7 +106,7 @@ def test_a_folder_of_other_images_is_refused(tmp_path):
 
     for number in range(3):
         save_image(torch.zeros(3, 16, 16, dtype=torch.uint8), tmp_path / f"{number}.png")
-    with pytest.raises(SystemExit, match="400 images of 32x32"):
+    with pytest.raises(ValueError, match="400 images of 32x32"):
         gpu.load_training(str(tmp_path), 100)
 
 

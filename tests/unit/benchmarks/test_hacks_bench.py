@@ -125,6 +125,8 @@ def test_it_goes_on_where_it_was_and_takes_a_guard_of_ones_own(tmp_path, quick, 
         (["--guard", "no_such_module:make"], "cannot be imported"),
         (["--guard", "math:pi"], "cannot be called"),
         (["--hours", "0"], "more than 0"),
+        (["--data", "no_such_folder"], "no_such_folder"),
+        (["--out", __file__], "cannot be written"),
         (["--generators", "VAE"], "invalid choice"),
     ],
 )
