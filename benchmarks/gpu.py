@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ TRAINING = "training"
 
 def work(tiny: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Checks and measurements in their order."""
-    yield from gpu_checks.checks(tiny)
+    for name, run in gpu_checks.checks(tiny):
+        yield name, partial(gpu_checks.without_tf32, run)
     yield from gpu_speed.measurements(tiny)
 
 

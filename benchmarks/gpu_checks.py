@@ -55,6 +55,16 @@ def checks(tiny: bool) -> Iterator[tuple[str, Callable[[], Finding]]]:
         yield f"no synchronisation: {name}", partial(silent, call)
 
 
+def without_tf32(run: Callable[[], Finding]) -> Finding:
+    """A check with convolutions in true float32; on a GPU most of its error would be TF32's otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return run()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def niqe(batch: Tensor) -> Tensor:
     """NIQE's scores; its gradient jumps where a coefficient changes its sign, so only values are compared."""
     return NIQE().to(batch.device)(batch)

@@ -131,3 +131,11 @@ def test_all_of_it_runs(tmp_path):
     assert not [name for name, result in found.items() if result["ok"] is False and "float64" in name]
     assert not [name for name, result in found.items() if "trace" in result]
     assert {row["variant"] for row in found["training"]["rows"]} == {"plain", "SSIM", "NIQE, hinge"}
+
+
+def test_checks_run_without_tf32_and_leave_the_setting_as_it_was():
+    before = torch.backends.cudnn.allow_tf32
+    assert gpu_checks.without_tf32(lambda: torch.backends.cudnn.allow_tf32) is False
+    with pytest.raises(ZeroDivisionError):
+        gpu_checks.without_tf32(lambda: 1 / 0)
+    assert torch.backends.cudnn.allow_tf32 == before
