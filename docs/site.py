@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("callbacks", "losses", "penalties", "weighting", "scorers", "rewards", "ratings", "data", "evaluation",
          "folders", "features", "functional", "images", "writers", "integrations.accelerate", "integrations.diffusers",
-         "integrations.lightning", "integrations.peft", "integrations.sr", "integrations.stylegan",
+         "integrations.lightning", "integrations.peft", "integrations.ray", "integrations.sr", "integrations.stylegan",
          "integrations.transformers")  # fmt: skip
 
 

@@ -10,6 +10,7 @@
                     adapter="reward" for an adapter on top of others
                     save_adapter_only(accelerator, model): save_state without the base
                     reduce_gradients(parameters), sync_adapter(optimizer): the gradient over several processes
+    ray             score_dataset(source, scorers, "scores/"): data sets scored on many machines; ScoreBatches
     sr              register("basicsr" | "traiNNer" | "neosr"), launch(...): parts for their configs
     stylegan        QALoss, chosen by class name
 

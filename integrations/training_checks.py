@@ -1,4 +1,4 @@
-"""Ways of training under which a gradient would be wrong or missing: refused by name before the first step."""
+"""Ways of training under which a gradient would be wrong or missing, or weights are in parts: refused by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+GATHER = (
+    "on all ranks state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
+    "torch.distributed.checkpoint.state_dict, on one of them load it into an unsharded copy with the same adapter"
+)
 REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
 
 
@@ -34,6 +38,17 @@ def check_sharded(value: Any) -> None:
         raise ValueError(
             f"{sorted(found)[0]} shards the weights, which is not supported here: use DDP (or one process)"
         )
+
+
+def check_whole(model: nn.Module, what: str, instead: str) -> None:
+    """Refuse to read or change the weights of a network that `fully_shard`, FSDP or DeepSpeed has cut up.
+
+    Raises:
+        ValueError: `what` cannot be done, and what to do `instead`.
+    """
+    kinds = {kind.__name__ for part in (*model.modules(), *model.parameters()) for kind in type(part).__mro__}
+    if found := kinds.intersection(REFUSED):
+        raise ValueError(f"{what} needs whole weights, and this network's are sharded ({sorted(found)[0]}): {instead}")
 
 
 def check_model(model: nn.Module) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tensors are small, and two busy processes on two cores starve each other's threads
-TEST_EXTRA = ("skimage", "scipy", "wandb", "torch_fidelity", "transformers", "lightning", "peft", "denoising_diffusion")
+TEST_EXTRA = ("skimage", "scipy", "wandb", "torch_fidelity", "transformers", "lightning", "peft", "ray")
+TEST_EXTRA += ("denoising_diffusion",)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -30,6 +30,7 @@ from qa_hooks._base.files import check_writable, write_safetensors
 from qa_hooks.integrations.peft.formats import FILE, METADATA, AdapterFile, check_options, options_of, read_adapter
 from qa_hooks.integrations.peft.layers import ADAPTER, check_can_hold, exactly, put_in, take_out
 from qa_hooks.integrations.peft.plain import same_geometry
+from qa_hooks.integrations.training_checks import GATHER, check_whole
 
 TWO_EXPERTS = ("WanTransformer3DModel",)  # classes of which one pipeline can hold two
 _WRITTEN: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()
@@ -59,6 +60,7 @@ def save_lora(model: nn.Module, folder: str | Path, *, adapter: str | None = Non
             bring back, or a folder that cannot be written.
     """
     network = unwrapped(model)
+    check_whole(network, "save_lora", f"{GATHER}, and save that one")
     adapter = own_adapter(network, adapter)
     _check_saved_whole(network, adapter)
     _say_untrained(network, adapter)
@@ -98,6 +100,7 @@ def load_lora(
             be brought back.
     """
     network = unwrapped(model)
+    check_whole(network, "load_lora", "load the adapter first, then call fully_shard")
     path = find_file(folder, part)
     names = adapter_names(network)
     file = read_adapter(path, network, part)

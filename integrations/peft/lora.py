@@ -50,6 +50,7 @@ from qa_hooks.integrations.peft.layers import (
 )
 from qa_hooks.integrations.peft.plain import is_quantised, same_geometry, why_not_plain
 from qa_hooks.integrations.peft.self_test import failing_layers
+from qa_hooks.integrations.training_checks import GATHER, check_whole
 
 
 def inject_lora(
@@ -108,6 +109,7 @@ def inject_lora(
     if alpha == 0:
         raise ValueError("alpha=0 would switch LoRA off for good; without_lora(model) does that for a while")
     check_can_hold(network, adapter)
+    check_whole(network, "inject_lora", "inject the adapter first, then call fully_shard")
     if is_parallel(model):
         raise ValueError(
             "LoRA must be put in before DDP or accelerator.prepare wraps the model: they reduce the gradients of the "
@@ -143,6 +145,7 @@ def merge_lora(model: nn.Module, *, adapter: str | None = None) -> None:
         ValueError: layers whose merged weights would not give what the adapter gave; nothing is changed then.
     """
     network = unwrapped(model)
+    check_whole(network, "merge_lora", f"{GATHER}, and merge there")
     adapter = own_adapter(network, adapter)
     check_base_kept(network, adapter)
     parts = parts_of(network, adapter)

@@ -25,6 +25,7 @@ from qa_hooks._base.processes import all_reduce_sum, gather_rows, is_distributed
 from qa_hooks.integrations.training_checks import check_plain_training, check_sharded
 
 _TOLD: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameters of which it was said
+AVERAGED = "gradients are averaged in the backward pass: leave reduce_gradients and sync_adapter out"
 BUCKET = 2**24  # elements of a collective
 
 
@@ -102,6 +103,8 @@ def check_same_weights(parameters: Iterable[Tensor]) -> None:
     if not is_distributed():
         return
     listed = list(parameters)
+    for p in listed:
+        _refuse_shards(p, "weights are parts of one network: there is nothing to compare")
     counts = gather_rows(torch.tensor([len(listed)], device="cpu", dtype=torch.int64)).tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"the ranks have {counts} adapter parameters: build the same adapter on all of them")
@@ -142,6 +145,8 @@ def sync_adapter(optimizer: Any, *, accelerator: Any = None, max_norm: float | N
     plain = getattr(optimizer, "optimizer", optimizer)  # AcceleratedOptimizer has no hooks of its own
     if not isinstance(plain, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
+    for p in (p for group in plain.param_groups for p in group["params"]):
+        _refuse_shards(p, AVERAGED)
     compared = False
 
     def before_step(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -162,10 +167,16 @@ def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
         raise TypeError("give the parameters, not the module: module.parameters()")
     trained = [p for p in parameters if p.requires_grad]
     for p in trained:
-        check_sharded(p)
+        _refuse_shards(p, AVERAGED)
     if not trained:
         raise ValueError("no parameter requires a gradient: give the adapter's parameters")
     return trained
+
+
+def _refuse_shards(parameter: Tensor, instead: str) -> None:
+    if type(parameter).__name__ == "DTensor":
+        raise ValueError(f"the parameters are shards of fully_shard (DTensor), whose {instead}")
+    check_sharded(parameter)
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--print-completion",
         action=_PrintCompletion,
         choices=["bash", "zsh"],
+        default=argparse.SUPPRESS,  # it is no option of a command
         help='completion for the shell: eval "$(qa-hooks --print-completion bash)"',
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

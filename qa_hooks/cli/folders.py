@@ -37,11 +37,22 @@ def add_score(commands: Commands) -> None:
         epilog="examples:\n"
         "  qa-hooks score samples/ --scorer niqe_bsd100 gmm.safetensors -o scores.csv\n"
         "  qa-hooks score outputs/ --scorer psnr ssim --reference targets/ -o scores.csv\n"
-        "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv",
+        "  torchrun --nproc_per_node 2 -m qa_hooks score samples/ --scorer gmm.safetensors -o scores.csv\n"
+        "  qa-hooks score laion/ --scorer niqe_bsd100 --engine ray --address auto -o scores/",
     )
-    score.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
+    score.add_argument(
+        "folder", metavar="SOURCE", help="a folder of images, sub-folders included; ray also reads Parquet and tars"
+    )
     add_shared(score, "--scorer", nargs="+", required=True)
-    score.add_argument("-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe")
+    score.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe; of ray a folder"
+    )
+    score.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: many machines, into a folder of Parquet files"
+    )
+    score.add_argument("--address", metavar="A", help="of Ray's cluster, or auto; without it Ray starts here")
+    score.add_argument("--column", metavar="NAME", help="of the images in Parquet files (ray)")
+    score.add_argument("--shard-size", type=int, metavar="N", help="about so many images a part (ray; 4096)")
     add_shared(score, "--grid")
     score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
     score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
@@ -55,6 +66,9 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> int:
     from qa_hooks.folders import score_folder
 
+    _refuse_options_of_others(options)
+    if options.engine == "ray":
+        return _score_with_ray(options)
     piped = options.output == "-"
     if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("-o - needs one process: several work on one file, name it")
@@ -76,6 +90,37 @@ def _score(options: argparse.Namespace) -> int:
     for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
         say(text, error=piped)
     return UNUSED if options.strict and table.failures else 0
+
+
+def _score_with_ray(options: argparse.Namespace) -> int:
+    from qa_hooks.integrations.ray import score_dataset
+
+    scored = score_dataset(
+        options.folder,
+        options.scorer,
+        options.output,
+        resume=not options.overwrite,
+        shard_size=4096 if options.shard_size is None else options.shard_size,
+        **chosen(options, "column", "batch_size", "device", "address"),
+    )
+    all_are = f"all are in the column problem of {options.output}"
+    say_failures(scored.failures, where=all_are, total=scored.problems)
+    say(f"{options.output}: {scored.summary()}")
+    return UNUSED if options.strict and scored.problems else 0
+
+
+def _refuse_options_of_others(options: argparse.Namespace) -> None:
+    """What the other way of scoring takes would do nothing in this one."""
+    others = {"ray": ("tiles", "overlap", "reference", "grid"), "local": ("address", "column", "shard_size")}[
+        options.engine
+    ]
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
+    if given:
+        raise ValueError(f"{', '.join(given)} is not for --engine {options.engine}")
+    if options.engine == "ray" and options.output == "-":
+        raise ValueError("-o - is not for --engine ray, which writes a folder of Parquet files: name one")
+    if options.engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--engine ray starts its own processes: leave torchrun away")
 
 
 def _write_out(data: bytes) -> None:
@@ -146,7 +191,10 @@ def add_pick(commands: Commands) -> None:
         "  qa-hooks pick samples/ --scorer niqe_bsd100 --keep 100 --out best100/ --link",
     )
     pick.add_argument("folder", metavar="DIR", help="a folder of images, sub-folders included")
-    add_shared(pick, "--scorer", required=True)
+    chosen_by = pick.add_mutually_exclusive_group(required=True)
+    add_shared(chosen_by, "--scorer")
+    chosen_by.add_argument("--scores", metavar="TABLE", help="a table of `qa-hooks score` of DIR, instead of scoring")
+    pick.add_argument("--by", metavar="COLUMN", help="of that table; needed when it has several scorers")
     add_shared(pick, "--keep", default=0.9)
     add_shared(pick, "--grid")
     pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
@@ -168,7 +216,7 @@ def _pick(options: argparse.Namespace) -> None:
             options.out,
             device=read_device(options.device),
             resume=not options.overwrite,
-            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid"),
+            **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid", "scores", "by"),
         )
     say_failures(picked.failures, where="all are in the JSON beside the table")
     say(picked.summary())

@@ -66,7 +66,7 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def add_shared(parser: argparse.ArgumentParser, name: str, **own: Any) -> None:
+def add_shared(parser: argparse._ActionsContainer, name: str, **own: Any) -> None:
     """An option of the table `SHARED`, with what is different in this command."""
     parser.add_argument(name, **{**SHARED[name], **own})
 
@@ -124,14 +124,17 @@ def say(text: object, *, error: bool = False) -> None:
 UNUSED = 3  # exit code of --strict
 
 
-def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20) -> None:
-    """List on stderr the images that had problems; `where` says who has all of them."""
+def say_failures(
+    failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20, total: int | None = None
+) -> None:
+    """List on stderr the images that had problems, `total` in all; `where` says who has all of them."""
     if failures:
-        say(f"{f'{label}: ' if label else ''}{len(failures)} images with problems:", error=True)
+        total = total or len(failures)
+        say(f"{f'{label}: ' if label else ''}{total} images with problems:", error=True)
         for name, message in list(failures.items())[:shown]:
             say(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}", error=True)
-        if len(failures) > shown:
-            say(f"  and {len(failures) - shown} more; {where}", error=True)
+        if total > min(shown, len(failures)):
+            say(f"  and {total - min(shown, len(failures))} more; {where}", error=True)
 
 
 def place(text: str) -> str:

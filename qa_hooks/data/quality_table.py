@@ -26,7 +26,7 @@ from qa_hooks.data.candidates import CandidateSet, check_keys, list_candidates, 
 from qa_hooks.data.contents import Contents, all_contents, compare_contents, contents_of
 from qa_hooks.folders.scoring.growing import GrowingTable, left_spec
 from qa_hooks.folders.scoring.score_folder import Spec, alone_at, name_scorers, score_into, scorer_facts
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, read_scores
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
 from qa_hooks.folders.scoring.tiles import check_tiles, read_pieces
 from qa_hooks.images import Range
 
@@ -182,11 +182,23 @@ class QualityTable:
         return table
 
     @classmethod
-    def load(cls, path: str | Path) -> QualityTable:
-        """Read a table; `ValueError` for another file, or one whose run was interrupted."""
+    def load(cls, path: str | Path, column: str | None = None) -> QualityTable:
+        """Read a table of `compute`; or one of `qa-hooks score`, a CSV or a folder, as one candidate for each path.
+
+        Args:
+            path: the table. What `qa-hooks score` has written does not know what the files held.
+            column: of the scores in a table of `qa-hooks score`; needed when it has several scorers.
+
+        Raises:
+            ValueError: another file, a table whose run was interrupted, or no such column.
+        """
         spec = left_spec(Path(path)) or {}
-        if not isinstance(spec.get("sets"), dict):
+        if not spec or not isinstance(spec.get("sets", {}), dict):
             raise ValueError(f"{path} is no quality table: QualityTable.compute(data, scorer, path) makes one")
+        if "sets" not in spec:
+            return cls._of_scores(read_scores(path), column)
+        if column not in (None, spec["scorers"][0]["name"]):
+            raise ValueError(f"the table has no column {column!r}, only {spec['scorers'][0]['name']}")
         if not spec.get("complete", False):
             raise ValueError(f"{path} is not complete: its run was interrupted; repeat QualityTable.compute to finish")
         table = read_scores(path)
@@ -214,6 +226,25 @@ class QualityTable:
             _name_failures(table.failures, sets),
             scorer.get("fingerprint", ""),
         )
+
+    @classmethod
+    def _of_scores(cls, table: ScoreTable, column: str | None) -> QualityTable:
+        name, higher = table.chosen(column)
+        if table.tiles is None:
+            keys, corners = list(table.paths), None
+        else:
+            keys = [f"{path}@{x},{y}" for path, (x, y) in zip(table.paths, table.tiles.tolist(), strict=True)]
+            corners = table.tiles
+        scores = dict(zip(keys, table.column(name).tolist(), strict=True))
+        if len(scores) < len(keys):
+            raise ValueError(f"{len(keys) - len(scores)} of {len(keys)} paths of the table repeat others")
+        lost = set(table.failures) - set(table.paths)
+        if lost and corners is None:  # which a CSV has no rows for, but the data set has
+            keys = sorted([*keys, *lost])
+        score_range = next((s["score_range"] for s in table.spec["scorers"] if s["name"] == name), (0.0, 1.0))
+        values = torch.tensor([[scores.get(key, math.nan)] for key in keys], device="cpu", dtype=torch.float32)
+        width = None if score_range is None else (float(score_range[0]), float(score_range[1]))
+        return cls(keys, values, name, higher, width, corners, {}, table.failures)
 
     def check(self, sets: Sequence[CandidateSet], *, content: bool = False) -> None:
         """Make sure that the table is of this data set; further samples in the table do not matter.

@@ -3,3 +3,4 @@ from .extraction import extract_features as extract_features
 from .extractor import FeatureExtractor as FeatureExtractor
 from .extractor import create_extractor as create_extractor
 from .moments import Moments as Moments
+from .sums import FeatureSums as FeatureSums

@@ -112,6 +112,13 @@ def ground_truths(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
                     "scorer": create_scorer("niqe_bsd100")}  # fmt: skip
 
 
+def a_folder_of_photographs(photographs: torch.Tensor, folder: Path, **_: Any) -> Scope:
+    (folder / "photos").mkdir()
+    for number, image in enumerate(photographs):
+        save_image(to_uint8(image), folder / "photos" / f"{number}.png")
+    return {}
+
+
 def a_pipeline(**_: Any) -> Scope:
     import tiny_pipelines
 
@@ -191,6 +198,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "guards.md": lambda **_: {"torch": torch},
     "quality_dial.md": a_dial,
     "trainers.md": lambda **_: {},
+    "scale.md": a_folder_of_photographs,
     "own_scorer.md": a_clip,
 }
 ELSEWHERE = {  # pages whose code is run by other tests, or not to be run
@@ -212,6 +220,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "quality_dial.md": lambda scope, folder: (folder / "dial.safetensors").is_file() and len(scope["images"]) == 2,
     "own_scorer.md": lambda scope, folder: scope["scores"].shape == (2,),
     "trainers.md": lambda scope, folder: callable(scope["qa_score"]("cpu")),
+    "scale.md": lambda scope, folder: len(scope["best"]) == 2 and scope["scored"]["problem"][:] == [""] * 4,
 }
 
 

@@ -31,7 +31,7 @@ def filter_scores(
     """The best images of a table, as a list and as a file with a path per line.
 
     Args:
-        table: of `score_folder`, or the path of one.
+        table: of `score_folder`, or the path of one, a CSV or a folder.
         output: the file to write; None writes none.
         keep: a share in (0, 1] of the images that have a score, or a whole number of images (so 1.0 keeps all, 1 one).
         by: the column; needed when there are several scorers, whose columns differ in more than the calibration.
@@ -48,22 +48,8 @@ def filter_scores(
         ['b']
     """
     table = table if isinstance(table, ScoreTable) else read_scores(table)
-    raw = [name for name in table.columns if not name.endswith("_calibrated")] or list(table.columns)
-    if by is None and len(raw) != 1:
-        raise ValueError(
-            f"the table has several columns of scores, say which with --by (by=): {', '.join(table.columns)}"
-        )
-    column = by or raw[0]
-    told = table.higher_is_better(column)
-    if told is None and higher_is_better is None:
-        raise ValueError(
-            f"the table does not say whether higher values of {column} are better: give --higher-is-better or "
-            "--lower-is-better (higher_is_better=)"
-        )
-    if None not in (told, higher_is_better) and told != higher_is_better:
-        raise ValueError(f"the table says that {'higher' if told else 'lower'} values of {column} are better")
+    column, higher = table.chosen(by, higher_is_better)
     paths, scores = table.per_image(column)
-    higher = bool(told if told is not None else higher_is_better)
     best = choose_best(scores if higher else -scores, keep)
     kept = [paths[index] for index in best.kept]
     if output is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.containers import member_file
+from qa_hooks._base.containers import file_behind, member_file
 from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
 from qa_hooks._base.text import true_cell
@@ -28,7 +28,7 @@ from qa_hooks.features import create_extractor
 from qa_hooks.folders.picking.filter_table import choose_best
 from qa_hooks.folders.scoring.growing import csv_line, number
 from qa_hooks.folders.scoring.score_folder import Spec, score_folder
-from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable
+from qa_hooks.folders.scoring.score_table import TEXT, ScoreTable, read_scores
 from qa_hooks.images import load_image, save_image
 from qa_hooks.scorers import create_scorer
 from qa_hooks.weighting.picker import Picked, pick
@@ -72,9 +72,11 @@ class PickedFolder:
 
 def pick_folder(
     folder: str | Path,
-    scorer: Spec,
+    scorer: Spec | None,
     out: str | Path,
     *,
+    scores: str | Path | ScoreTable | None = None,
+    by: str | None = None,
     keep: float | int = 0.9,
     link: bool = False,
     reference: str | Path | None = None,
@@ -91,8 +93,11 @@ def pick_folder(
 
     Args:
         folder: image files, sub-folders included.
-        scorer: whatever `create_scorer` takes.
+        scorer: whatever `create_scorer` takes; None with `scores`.
         out: the folder to make, not inside `folder`; what comes into it is described above.
+        scores: a table of the folder's images that is there already, or its path (a CSV, or a folder of Parquet
+            files), instead of scoring; there is no OUT/scores.csv then.
+        by: the column of that table; needed when there are several scorers.
         keep: a share in (0, 1] of the images that have a score, or a whole number of images.
         link: symbolic links instead of copies.
         recall: also report how much of the variety of all scored images the kept ones have, in the features of the
@@ -111,33 +116,68 @@ def pick_folder(
         )
     # A keep that makes no sense is told before hours of scoring.
     choose_best(torch.zeros(1, device="cpu", dtype=torch.float32), keep)
-    made = create_scorer(scorer)
+    if (scorer is None) == (scores is None) or (by is not None and scores is None):
+        raise ValueError("pick by a scorer, or by a table: --scorer, or --scores with --by COLUMN (scores=, by=)")
+    made = None if scorer is None else create_scorer(scorer)
     check_writable(out, name="out")
     if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():
         raise ValueError(f"{target} holds files that no earlier pick has put there: choose another folder")
-    options = {"reference": reference, "batch_size": batch_size, "device": device, "resume": resume, "grid": grid}
-    table = score_folder(folder, made, out / "scores.csv", progress=progress, **options)  # type: ignore[arg-type]
-    paths, scores = table.per_image(made.name)
-    best = choose_best(scores if made.higher_is_better else -scores, keep)
+    if made is None:
+        table, name, higher = _read(scores, by, folder, reference=reference, grid=grid)
+    else:
+        options = {"reference": reference, "batch_size": batch_size, "device": device, "resume": resume, "grid": grid}
+        table = score_folder(folder, made, out / "scores.csv", progress=progress, **options)  # type: ignore[arg-type]
+        name, higher = made.name, made.higher_is_better
+    paths, values = table.per_image(name)
+    best = choose_best(values if higher else -values, keep)
     kept = [paths[index] for index in best.kept]
     told = ""
     if recall:
         extractor = getattr(made, "extractor", None) or create_extractor("random")
         files, share = [folder / path for path in paths], len(kept) / len(best.order)
-        told = _recall(pick(files, made, scores=scores, keep=share, extractor=extractor, progress=progress))
+        by_score = values if made is not None or higher else -values  # without a scorer higher is better
+        told = _recall(pick(files, made, scores=by_score, keep=share, extractor=extractor, progress=progress))
     with together():
         if rank() == 0:
-            dropped = [index for index in range(len(paths)) if index not in set(best.order)]
+            ranked, listed = set(best.order), set(paths)
+            dropped = [index for index in range(len(paths)) if index not in ranked]
             rows: list[tuple[Any, ...]] = []
-            rows += [(paths[i], number(float(scores[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
+            rows += [(paths[i], number(float(values[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
             rows += [(paths[i], "nan", 0, "") for i in dropped]
-            rows += [(path, "nan", 0, "") for path in table.failures if path not in set(paths)]
+            rows += [(path, "nan", 0, "") for path in table.failures if path not in listed]
             with exclusive(out / "manifest.csv"):  # another pick may have begun when the table was finished
                 _refuse_strangers(out, {str(row[0]) for row in rows})
                 _write_manifest(out / "manifest.csv", rows)
                 _place(folder, target, kept, link=link, progress=progress)
-                save_image(_sheet(folder, made.name, rows, len(kept)), out / "contact_sheet.png")
-    return PickedFolder(out, kept, table, made.name, made.higher_is_better, told)
+                save_image(_sheet(folder, name, rows, len(kept)), out / "contact_sheet.png")
+    return PickedFolder(out, kept, table, name, higher, told)
+
+
+def _read(
+    scores: Any, by: str | None, folder: Path, *, reference: Any, grid: str | None
+) -> tuple[ScoreTable, str, bool]:
+    """A table that is there already, its column and direction; `ValueError` when it is not of this folder."""
+    if reference is not None or grid is not None:
+        raise ValueError("reference= and grid= are for scoring: the table of scores= was made with its own")
+    table = scores if isinstance(scores, ScoreTable) else read_scores(scores)
+    name, higher = table.chosen(by)
+    lost = [path for path in table.paths if not _is_there(folder, path)]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(table)} images of the table are not in {folder}, the first is {lost[0]}: is the "
+            "table of another folder?"
+        )
+    return table, name, higher
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Below the folder, as a file or as a member of a file of many."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return False
+    try:
+        return file_behind(folder / name).exists()
+    except OSError:
+        return False
 
 
 def _recall(picked: Picked) -> str:

@@ -28,7 +28,7 @@ def scored_windows(
 
 
 def _measure(image: PiecedImage) -> tuple[int, int]:
-    return max(1, len(image.pieces)), sum(piece[0].numel() for piece in image.pieces)
+    return max(1, len(image.pieces)), sum(piece.shape[-2] * piece.shape[-1] for piece in image.pieces)
 
 
 def _score_window(
@@ -37,14 +37,15 @@ def _score_window(
     """Fill in one scorer's scores of all pieces, in batches of one size."""
     with_reference = "reference" in scorer.inputs
 
-    def shape(piece: Piece) -> tuple[int, ...]:
+    def kind(piece: Piece) -> tuple[tuple[int, ...], Any]:
         image, index = piece
-        return (*image.pieces[index].shape, image.references[index].shape[0] if with_reference else 0)
+        both = (image.pieces[index], image.references[index]) if with_reference else (image.pieces[index],)
+        return tuple(both[0].shape[1:]), tuple((len(part), part.dtype) for part in both)
 
     for image in window:
         image.scores[name] = [math.nan] * len(image.pieces)
-    for group in groups(((image, index) for image in window for index in range(len(image.pieces))), shape):
-        size = fitting(batch_size, *shape(group[0])[1:3])
+    for group in groups(((image, index) for image in window for index in range(len(image.pieces))), kind):
+        size = fitting(batch_size, *kind(group[0])[0])
         for start in range(0, len(group), size):
             _score_batch(group[start : start + size], name, scorer, device)
 

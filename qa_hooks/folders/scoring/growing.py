@@ -28,7 +28,8 @@ from qa_hooks._base.text import safe_cell, true_cell
 from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
 
 Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
-SAME = ("folder", "scorers", "tiles", "overlap", "reference", "grid")  # what two runs on one table must agree in
+# What two runs on one table must agree in; the last three are of folders of Parquet files alone.
+SAME = ("folder", "scorers", "tiles", "overlap", "reference", "grid", "column", "shard_size", "qa_hooks")
 
 
 class GrowingTable:
@@ -58,7 +59,7 @@ class GrowingTable:
             )
         lines = GrowingTable(self.path, old)._left() if old is not None else {}
         if old is not None and lines:
-            self._compare(old)
+            refuse_other_settings(self.path, old, self.spec)
             since = float(old["started"])
             lines = {name: line for name, line in lines.items() if _is_same(line, current.get(name), since)}
         self.spec["started"] = time.time()
@@ -147,27 +148,28 @@ class GrowingTable:
                 image[:] = [*(image if self.tiled else ()), row[1:]]
         return found
 
-    def _compare(self, old: Mapping[str, Any]) -> None:
-        def described(spec: Mapping[str, Any], key: str) -> Any:
-            if key != "scorers":
-                return spec.get(key)
-            return [f"{s['name']} [{s['fingerprint']}]" for s in spec[key]]
-
-        differing = [key for key in SAME if described(old, key) != described(self.spec, key)]
-        if differing:
-            told = "; ".join(
-                f"{key} was {described(old, key)}, is now {described(self.spec, key)}" for key in differing
-            )
-            raise ValueError(
-                f"{self.path} cannot be continued with other settings: {told}. Choose another output, "
-                "or start anew with --overwrite (resume=False)"
-            )
-
     def _beside(self, kind: str) -> list[Path]:
         """`scores.csv.rows0`, `scores.csv.rows1`, ... that exist, in the order of their numbers."""
         pattern = f"{glob.escape(self.path.name)}.{kind}[0-9]*"
         numbered = {path.suffix[len(kind) + 1 :]: path for path in self.path.parent.glob(pattern)}
         return [numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)]
+
+
+def refuse_other_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """`ValueError` that names what differs, unless rows of both runs may stand in one table."""
+
+    def described(spec: Mapping[str, Any], key: str) -> Any:
+        if key != "scorers":
+            return spec.get(key)
+        return [f"{s['name']} [{s['fingerprint']}]" for s in spec[key]]
+
+    differing = [key for key in SAME if described(old, key) != described(new, key)]
+    if differing:
+        told = "; ".join(f"{key} was {described(old, key)}, is now {described(new, key)}" for key in differing)
+        raise ValueError(
+            f"{path} cannot be continued with other settings: {told}. Choose another output, "
+            "or start anew with --overwrite (resume=False)"
+        )
 
 
 def left_spec(path: Path) -> Line | None:

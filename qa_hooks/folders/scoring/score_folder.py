@@ -157,17 +157,23 @@ def score_into(
 
 def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[Any]]:
     """The cells of an image's rows; none when no scorer could do anything with it and the reason is known."""
-    columns: list[list[float]] = []
-    for name, scorer in named.items():
-        raw = torch.tensor(image.scores[name], device="cpu", dtype=torch.float32)
-        columns.append(raw.tolist())
-        if scorer.calibration is not None:
-            goodness = raw if scorer.higher_is_better else -raw
-            columns.append(torch.where(raw.isnan(), raw, scorer.calibration(goodness)).tolist())
+    columns = score_columns(image.scores, named).values()
     if image.problem and all(math.isnan(value) for column in columns for value in column):
         return
     for corner, *values in zip(image.corners, *columns, strict=True):
         yield [*(corner if tiled else ()), *map(number, values)]
+
+
+def score_columns(scores: Mapping[str, Sequence[float]], named: Mapping[str, Scorer]) -> dict[str, list[float]]:
+    """Raw scores by scorer -> what stands in the columns: these, and calibrated ones where a scorer has them."""
+    columns: dict[str, list[float]] = {}
+    for name, scorer in named.items():
+        raw = torch.tensor(scores[name], device="cpu", dtype=torch.float32)
+        columns[name] = raw.tolist()
+        if scorer.calibration is not None:
+            goodness = raw if scorer.higher_is_better else -raw
+            columns[f"{name}_calibrated"] = torch.where(raw.isnan(), raw, scorer.calibration(goodness)).tolist()
+    return columns
 
 
 def name_scorers(

@@ -6,7 +6,7 @@
 Paths are relative to the folder, with forward slashes, and sorted; before one that a spreadsheet would run as a formula
 stands an apostrophe. Numbers are the shortest decimals that give the float32 back. "files" of the JSON has the size and
 the times of each file that was scored. While a table is made, its rows stand in `scores.csv.rows0`
-(`qa_hooks.folders.scoring.growing`).
+(`qa_hooks.folders.scoring.growing`). A table of very many images is a folder (`qa_hooks.folders.scoring.shards`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qa_hooks._base.headers import parse_header
 from qa_hooks._base.text import true_cell
+from qa_hooks.folders.scoring.shards import MANIFEST, read_parts
 
 FORMAT, VERSION = "qa_hooks.scores", 1
 TILE_COLUMNS = ("tile_x", "tile_y")
@@ -67,6 +68,29 @@ class ScoreTable:
             if column == scorer["name"]:
                 return bool(scorer["higher_is_better"])
         return None
+
+    def chosen(self, column: str | None = None, higher_is_better: bool | None = None) -> tuple[str, bool]:
+        """The column to go by, the only raw one if none is named, and whether higher is better in it.
+
+        Raises:
+            ValueError: no such column, several to choose from, or a direction that is unknown or another one.
+        """
+        raw = [name for name in self.columns if not name.endswith("_calibrated")] or list(self.columns)
+        if column is None and len(raw) != 1:
+            raise ValueError(
+                "the table has several columns of scores, say which with --by (by=, column=): "
+                f"{', '.join(self.columns)}"
+            )
+        column = column or raw[0]
+        told = self.higher_is_better(column)
+        if told is None and higher_is_better is None:
+            raise ValueError(
+                f"the table does not say whether higher values of {column} are better: give --higher-is-better or "
+                "--lower-is-better (higher_is_better=)"
+            )
+        if None not in (told, higher_is_better) and told != higher_is_better:
+            raise ValueError(f"the table says that {'higher' if told else 'lower'} values of {column} are better")
+        return column, bool(told if told is not None else higher_is_better)
 
     def column(self, name: str) -> Tensor:
         """`(n,)` float32; `ValueError` that names the columns there are."""
@@ -124,18 +148,26 @@ class ScoreTable:
 
 
 def read_scores(path: str | Path) -> ScoreTable:
-    """Read a table, one of `qa-hooks score` or any CSV with a column `path` and columns of numbers.
+    """Read a table: of `qa-hooks score`, a CSV or a folder, or any CSV with a column `path` and columns of numbers.
+
+    In a folder of `--engine ray` an image that could not be scored has a row too, of nan.
 
     Raises:
         ValueError: not such a table, or a table that a killed run has left half-written.
     """
     path = Path(path)
     growing = growing_path(path).is_file()
-    if not path.is_file() and not growing:
+    if not path.exists() and not growing:
         raise ValueError(f"{path} does not exist")
     spec = read_spec(path) or {}
+    if path.is_dir() and not spec:
+        raise ValueError(f"{path} is a folder without a {MANIFEST}, no table of scores: `qa-hooks score` makes one")
     if growing or not spec.get("complete", True):
         raise ValueError(f"{path} is not complete: its run was interrupted; repeat the same `qa-hooks score` to finish")
+    if path.is_dir():
+        parts = read_parts(path, spec)
+        read = {name: torch.from_numpy(values) for name, values in parts.columns.items()}
+        return ScoreTable(parts.paths, read, None, {**spec, "failures": parts.failures})
     try:
         with path.open(**{**TEXT, "encoding": "utf-8-sig"}) as file:  # spreadsheets write a byte-order mark
             header, *rows = list(csv.reader(file, strict=True)) or [[]]
@@ -155,7 +187,7 @@ def read_scores(path: str | Path) -> ScoreTable:
 
 
 def read_spec(path: Path) -> dict[str, Any] | None:
-    """The JSON beside a table, or None; `ValueError` when it is something else."""
+    """The JSON beside a table, or in its folder, or None; `ValueError` when it is something else."""
     beside = spec_path(path)
     if not beside.is_file():
         return None
@@ -170,7 +202,9 @@ def read_spec(path: Path) -> dict[str, Any] | None:
 
 
 def spec_path(path: Path) -> Path:
-    """`scores.csv` -> `scores.csv.json`."""
+    """`scores.csv` -> `scores.csv.json`; of a folder the manifest in it."""
+    if path.is_dir():
+        return path / MANIFEST
     return path.with_name(path.name + ".json")
 
 

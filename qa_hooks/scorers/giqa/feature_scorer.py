@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.processes import broadcast_tensors, rank, together
-from qa_hooks.features import Features, extract_features
+from qa_hooks.features import Features, FeatureSums, extract_features
 from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.in_features import ScorerInFeatures
 from qa_hooks.sources.batches import Source, warn_left_out
@@ -100,6 +100,31 @@ class FeatureScorer(ScorerInFeatures):
             fitted = Calibration.fit(self.score_features(values[order[:count]]), method=calibration)
             self.calibration = Calibration(calibration, broadcast_tensors({"points": fitted.points})["points"])
         return self
+
+    def fit_sums(self: Own, sums: FeatureSums, *, calibration: str | None = "ecdf") -> Own:
+        """`fit`, on sums over more features than memory holds, as `qa_hooks.integrations.ray.fit_dataset` gathers them.
+
+        One Gaussian comes from the moments of all; mixtures and neighbours are fitted on the sample, and calibrations
+        on the sample of those held out.
+        """
+        check_method(calibration)
+        if sums.dim != self.extractor.dim:
+            raise ValueError(f"the sums are of {sums.dim} features, {self.extractor.name} has {self.extractor.dim}")
+        if calibration is not None and len(sums.held) < 10:
+            raise ValueError(
+                f"the calibration needs at least 10 held-out images, got {len(sums.held)}: give more images, a larger "
+                "held_out, or calibration=None"
+            )
+        self._set(self.sums_tensors(sums))
+        self.fitted_size = next(iter(sums.sizes)) if len(sums.sizes) == 1 else None
+        self.calibration = None
+        if calibration is not None:
+            self.calibration = Calibration.fit(self.score_features(sums.held), method=calibration)
+        return self
+
+    def sums_tensors(self, sums: FeatureSums) -> dict[str, Tensor]:
+        """The fitted tensors; a subclass that needs no more than the moments overrides it."""
+        return self.fit_tensors(self._checked(sums.fitted), None)
 
     def refit(self: Own, features: Features | Tensor) -> Own:
         """A new scorer with these options, fitted on all of other features, in the basis of this one's projection.

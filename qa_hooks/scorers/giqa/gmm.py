@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count, check_weight, warn
-from qa_hooks.features import FeatureExtractor
+from qa_hooks.features import FeatureExtractor, FeatureSums
 from qa_hooks.functional.mixture import MAX_FLOAT32_DIM, mixture_log_density
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
@@ -108,17 +108,7 @@ class GMMScorer(FeatureScorer):
                 f"the mixture could not be fitted on {len(rows)} images in {rows.shape[1]} dimensions: {error}; give "
                 "more images, fewer components, a smaller pca or a larger reg_covar"
             ) from error
-        smallest = float(mixture.weights_.min()) * len(rows)
-        full = self.covariance == "full"
-        least = rows.shape[1] + 1 if full else WANTED
-        if smallest < least:
-            why = "so its covariance is singular but for reg_covar" if full else "so its variances are uncertain"
-            instead = "a smaller pca, or covariance='diag'" if full else "or a smaller pca"
-            warn(
-                f"a component has about {smallest:.0f} images for {rows.shape[1]} dimensions, {why} and likelihoods "
-                f"will be erratic: it needs {least}, about {least * self.components} images in all; give more images, "
-                f"fewer components, {instead}"
-            )
+        self._warn_of_few(float(mixture.weights_.min()) * len(rows), rows.shape[1])
         dtype = torch.float32 if rows.shape[1] <= MAX_FLOAT32_DIM else torch.float64
         arrays = {
             "log_weights": np.log(mixture.weights_),
@@ -127,6 +117,66 @@ class GMMScorer(FeatureScorer):
         }
         tensors = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
         return {**tensors, "center": center, "basis": basis}
+
+    def sums_tensors(self, sums: FeatureSums) -> dict[str, Tensor]:
+        """Of one component from the moments alone: what `fit_tensors` gives for all rows, but for rounding."""
+        moments = sums.moments
+        if self.components > 1:
+            return super().sums_tensors(sums)
+        if moments.count < 2:
+            raise ValueError(f"one Gaussian needs at least 2 images, got {moments.count}")
+        mean, covariance = moments.mean().cpu(), moments.scatter().cpu() / moments.count
+        self._check_spread(covariance.diagonal().sqrt().numpy(), float(mean.abs().max()), moments.count)
+        basis = torch.eye(sums.dim, dtype=torch.float64, device="cpu")
+        if self.pca is not None:
+            values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance))
+            basis = vectors[:, : self._kept(values.clamp_min(0), moments.count)]
+            basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()  # the sign is free
+        center, basis = mean.float(), basis.float()
+        across = basis.double().T @ covariance @ basis.double()
+        across += self.reg_covar * torch.eye(len(across), dtype=torch.float64, device="cpu")
+        self._warn_of_few(float(moments.count), len(across))
+        if self.covariance == "full":
+            root = torch.linalg.cholesky(across)
+            unit = torch.eye(len(across), dtype=torch.float64, device="cpu")
+            factor = torch.linalg.solve_triangular(root, unit, upper=False).T
+        else:
+            factor = across.diagonal().rsqrt()
+        dtype = torch.float32 if len(across) <= MAX_FLOAT32_DIM else torch.float64
+        rows = (mean - center.double())[None] @ basis.double()
+        tensors = {"log_weights": torch.zeros(1, device="cpu"), "means": rows, "factors": factor[None].contiguous()}
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        empty = torch.zeros(0, 0, dtype=torch.float32, device="cpu")
+        return {**tensors, "center": center, "basis": empty if self.pca is None else basis.contiguous()}
+
+    def _kept(self, variances: Tensor, count: int) -> int:
+        """How many principal components of these variances, the largest first, `pca` asks for."""
+        if self.pca is None or self.pca < 1:
+            reached = (variances / variances.sum()).cumsum(0)
+            return min(int((reached <= float(self.pca or 1)).sum()) + 1, len(variances))
+        self._check_pca(count, len(variances))
+        return int(self.pca)
+
+    def _check_pca(self, count: int, dim: int) -> None:
+        if self.pca is not None and self.pca >= 1 and self.pca > min(count, dim):
+            raise ValueError(f"pca={self.pca} dimensions need as many images and features, got {count} and {dim}")
+
+    def _check_spread(self, spread: np.ndarray[Any, Any], largest: float, count: int) -> None:
+        if spread.max() <= 1e-6 * max(largest, 1e-30):
+            raise ValueError(f"the features of all {count} images are the same: there is nothing to fit")
+
+    def _warn_of_few(self, smallest: float, dims: int) -> None:
+        """Warn where the smallest component has too few images for its dimensions."""
+        full = self.covariance == "full"
+        least = dims + 1 if full else WANTED
+        if smallest < least:
+            why = "so its covariance is singular but for reg_covar" if full else "so its variances are uncertain"
+            instead = "a smaller pca, or covariance='diag'" if full else "or a smaller pca"
+            warn(
+                f"a component has about {smallest:.0f} images for {dims} dimensions, {why} and likelihoods "
+                f"will be erratic: it needs {least}, about {least * self.components} images in all; give more images, "
+                f"fewer components, {instead}"
+            )
 
     def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
         count, kept = self.components, tensors["means"].shape[-1]
@@ -149,12 +199,9 @@ class GMMScorer(FeatureScorer):
 
         count, dim = features.shape
         center = torch.from_numpy(features.mean(0))
-        spread = features.std(0)
-        if spread.max() <= 1e-6 * max(abs(features).max(), 1e-30):
-            raise ValueError(f"the features of all {count} images are the same: there is nothing to fit")
+        self._check_spread(features.std(0), float(abs(features).max()), count)
         if self.pca is None:
             return center, torch.zeros(0, 0, dtype=torch.float64, device="cpu")
-        if self.pca >= 1 and self.pca > min(count, dim):
-            raise ValueError(f"pca={self.pca} dimensions need as many images and features, got {count} and {dim}")
+        self._check_pca(count, dim)
         principal = PCA(self.pca, random_state=self.seed).fit(features)
         return torch.from_numpy(principal.mean_), torch.from_numpy(principal.components_.T.copy())

@@ -16,7 +16,7 @@ import torch
 
 from qa_hooks.data import QualityTable, list_candidates
 from qa_hooks.data.candidates import CandidateSet, majority_labels, read_annotation
-from qa_hooks.folders import score_folder
+from qa_hooks.folders import read_scores, score_folder
 from qa_hooks.images import load_image, save_image
 from qa_hooks.scorers import NIQE, SSIM, FunctionScorer
 
@@ -357,12 +357,17 @@ class TestContinuing:
 
     def test_a_table_of_something_else_is_refused(self, plain, tmp_path):
         score_folder(plain, Level(), tmp_path / "scores.csv", progress=False)
-        for call in (
-            lambda: compute(plain, tmp_path / "scores.csv"),
-            lambda: QualityTable.load(tmp_path / "scores.csv"),
-        ):
-            with pytest.raises(ValueError, match="no quality table"):
-                call()
+        with pytest.raises(ValueError, match="no quality table"):
+            compute(plain, tmp_path / "scores.csv")
+        (tmp_path / "own.csv").write_text("path,level\na.png,1\n")
+        with pytest.raises(ValueError, match="no quality table"):
+            QualityTable.load(tmp_path / "own.csv")
+        loaded = QualityTable.load(
+            tmp_path / "scores.csv"
+        )  # which has a score for each path, and that is enough to read
+        assert loaded.keys == read_scores(tmp_path / "scores.csv").paths
+        with pytest.raises(ValueError, match="not made from files"):
+            loaded.check(list_candidates(plain, "plain"), content=True)
         (tmp_path / "mine.csv").write_text("important\n")
         with pytest.raises(ValueError, match="is no table of qa_hooks"):
             compute(plain, tmp_path / "mine.csv")

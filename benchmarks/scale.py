@@ -1,0 +1,102 @@
+"""Scoring many images with Ray: the numbers of one process, the speed against the scorer's own, and the memory.
+
+    python -m benchmarks scale photos/ gmm.safetensors --workers 2
+
+Rows: the scorer on decoded arrays; decoding; `score_folder` in one process; `score_dataset` with so many workers, of a
+Ray that has been started before. Then the largest difference between both tables, and the memory of a process that
+scores one shard of the data, and four of them one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from qa_hooks import create_scorer, score_folder
+from qa_hooks.images import list_images, load_image
+from qa_hooks.integrations.ray import ScoreBatches, score_dataset
+from qa_hooks.integrations.ray.shards import find_shards
+
+BATCH = 32
+
+
+def main(arguments: list[str]) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", type=Path)
+    options.add_argument("scorer")
+    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--shard-size", type=int, default=4096)
+    options.add_argument("--peak-of", type=int, help="score so many shards and print the peak memory; used inside")
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(1)
+    if chosen.peak_of:
+        print(_peak(chosen.folder, chosen.scorer, chosen.shard_size, chosen.peak_of))
+        return
+    paths = list_images(chosen.folder)
+    print(f"{len(paths)} images, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print("| work | images/s | wall s | CPU s of this process |\n|---|---|---|---|")
+    decoded = _timed("decoding alone, one thread", len(paths), lambda: [load_image(path) for path in paths])
+    scorer = create_scorer(chosen.scorer)
+    same = [image for image in decoded if image.shape == decoded[0].shape]
+
+    def score() -> None:
+        with torch.no_grad():
+            for start in range(0, len(same), BATCH):
+                scorer(torch.stack(same[start : start + BATCH]))
+
+    _timed("the scorer on decoded arrays", len(same), score)
+    with tempfile.TemporaryDirectory() as folder:
+        csv, parts = Path(folder, "t.csv"), Path(folder, "t")
+        one = _timed(
+            "score_folder, one process",
+            len(paths),
+            lambda: score_folder(chosen.folder, chosen.scorer, csv, batch_size=BATCH, progress=False),
+        )
+        import ray
+
+        ray.init(num_cpus=chosen.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        many = _timed(
+            f"score_dataset, {chosen.workers} workers",
+            len(paths),
+            lambda: score_dataset(
+                chosen.folder, chosen.scorer, parts, shard_size=chosen.shard_size, batch_size=BATCH, progress=False
+            ),
+        ).read()
+        ray.shutdown()
+        found = many.columns[scorer.name][torch.tensor([path not in many.failures for path in many.paths])]
+        expected = one.columns[scorer.name]
+        print(f"largest difference: {float(((found - expected) / expected).abs().max()):.1e} of the score")
+    command = [sys.executable, "-m", "benchmarks", "scale", str(chosen.folder), chosen.scorer]
+    for count in (1, 4):
+        told = subprocess.run(
+            [*command, "--shard-size", str(chosen.shard_size), "--peak-of", str(count)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        print(f"peak memory after {count} shards: {told.stdout.strip()}")
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+def _timed(work: str, images: int, function):  # type: ignore[no-untyped-def]
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(f"| {work} | {images / wall:.0f} | {wall:.1f} | {cpu:.1f} |", flush=True)
+    return result
+
+
+def _peak(folder: Path, scorer: str, shard_size: int, count: int) -> str:
+    score, images = ScoreBatches(scorer, batch_size=BATCH), 0
+    for shard in find_shards(folder, shard_size=shard_size)[:count]:
+        images += sum(1 for _ in score.stream(shard.images()))
+    status = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss would be the parent's
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
+    return f"{peak:.0f} MB, {images} images"

@@ -1,0 +1,59 @@
+"""A Ray to work on, and functions that run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+RETRIES = 3  # of a task whose worker died
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected: to the user's own, to the cluster at an address, or to one that ends with this."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--engine ray needs Ray: pip install 'qa-hooks[ray]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address=address or "local", **quiet)
+    except ConnectionError as error:
+        raise ValueError(f"no cluster of Ray at {address!r} ({error}): ray start --head starts one") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def check_device(device: str | None) -> None:
+    """`ValueError` unless it is None, "cpu" or "cuda"."""
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}: Ray gives each worker a GPU of its own")
+
+
+def remote(ray: Any, function: Callable[..., Any], device: str | None) -> tuple[Any, Callable[[], int]]:
+    """A function as a task of Ray, and how many of them may be on their way, which changes with the cluster.
+
+    A task takes one core, and a GPU where the device is "cuda", or None on a cluster that has some.
+    """
+    gpus = 1 if device == "cuda" or (device is None and ray.cluster_resources().get("GPU")) else 0
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a worker stays
+    task = ray.remote(scheduling_strategy="SPREAD", **options)(function)
+    return task, lambda: 2 * int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)) + 2
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong in a task, in one line."""
+    why = getattr(error, "cause", None) or error
+    told = " ".join(str(why).split()).partition(" traceback: ")[0]
+    return told[:300] or type(why).__name__
