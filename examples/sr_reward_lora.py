@@ -3,12 +3,14 @@
     python examples/sr_reward_lora.py                   # photographs of scikit-image; three minutes on two cores
     python examples/sr_reward_lora.py --data FOLDER     # photographs of yours, the last fifth held out
     python examples/sr_reward_lora.py --runs LoRA guarded --steps 100 --seeds 0 1 2
+    python examples/sr_reward_lora.py --network realesr        # a network that others trained with a GAN
 
-A net is trained with L1, and goes on with L1 and a `RankScorer` as reward: with a gradient as large as that of L1 and
-a ceiling (`full`, `LoRA`), or, to see it exploited, with ten times that and no ceiling (`x10`). `L1 only` is the
-control, `guarded` is `LoRA x10` with a `RewardGuard` that stops it. The reward was fitted on the photographs of the
-training; held out are a second RankScorer, fitted on others, and NIQE. The guard looks at crops of the training
-photographs, so what the table is made of decides nothing.
+A net is trained with L1 (or is Real-ESRGAN's, from a package: see qa_hooks/demo/realesrgan.py), and goes on with L1 and
+a `RankScorer` as reward: with a gradient as large as that of L1 and a ceiling (`full`, `LoRA`), or, to see it
+exploited, with ten times that and no ceiling (`x10`). `L1 only` is the control, `guarded` is `LoRA x10` with a
+`RewardGuard` that stops it. The reward was fitted on the photographs of the training; held out are a second
+RankScorer, fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is
+made of decides nothing.
 Lines marked `# qa_hooks` are what an SR script gains.
 """
 
@@ -28,11 +30,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.data.low_resolution import bicubic_degradation
+from qa_hooks.demo.realesrgan import realesrgan
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, super_resolve, train_l1
 from qa_hooks.demo.tables import write_table
@@ -73,6 +76,16 @@ def crops(photographs: list[Tensor], scale: int, count: int, seed: int) -> Itera
         yield torch.stack([bicubic_degradation(image, scale) for image in cut]), torch.stack(cut)
 
 
+def starting_net(args: argparse.Namespace, seed: int) -> nn.Module:
+    """The network that the rewards go on from, without its training if there is none yet."""
+    if args.network == "realesr":
+        return realesrgan(f"realesr-animevideov3-x{args.scale}", folder=args.weights)
+    net, path = SRNet(args.scale), args.out / f"net-seed{seed}.safetensors"
+    if path.exists():
+        net.load_state_dict(load_file(path))
+    return net
+
+
 def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
     """Train the net with L1, or fit a scorer; into a file."""
     photographs, path = load_photographs(args.data), args.out / f"{job.name}-seed{job.seed}.safetensors"
@@ -94,8 +107,7 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     lora, ratio, ceiling, action = RUNS[job.name]
     photographs, seed = load_photographs(args.data), job.seed
     reward, held_out = (load_scorer(args.out / f"{name}-seed{seed}.safetensors") for name in ("reward", "held-out"))
-    net = SRNet(args.scale)
-    net.load_state_dict(load_file(args.out / f"net-seed{seed}.safetensors"))
+    net = starting_net(args, seed)
     base = copy.deepcopy(net)
     parameters = inject_lora(net, rank=4, alpha=4, seed=seed) if lora else list(net.parameters())  # qa_hooks
     optimizer = torch.optim.Adam(parameters, lr=args.lr_lora if lora else args.lr_full)
@@ -212,7 +224,9 @@ def main() -> None:
     parser.add_argument("--data", help="a folder of photographs, ten or more, instead of scikit-image's")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--scale", type=int, default=3, choices=[2, 3, 4])
+    parser.add_argument("--network", default="small", choices=["small", "realesr"], help="ours, or Real-ESRGAN's SRVGG")
+    parser.add_argument("--weights", type=Path, help="folder of Real-ESRGAN's files, without its package")
+    parser.add_argument("--scale", type=int, help="2, 3 or 4; default 3, and 2 with realesr", choices=[2, 3, 4])
     parser.add_argument("--base-steps", type=int, default=1000, help="of the net, with L1")
     parser.add_argument("--rank-steps", type=int, default=2000, help="of each of the two ranking scorers")
     parser.add_argument("--steps", type=int, default=400, help="of each run with the reward")
@@ -225,12 +239,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sr_reward_lora"))
     args = parser.parse_args()
 
+    args.scale = args.scale or {"small": 3, "realesr": 2}[args.network]
+    if args.network == "realesr":
+        try:
+            starting_net(args, 0)
+        except (ImportError, OSError, ValueError) as error:
+            parser.error(f"--network realesr: {error}")
+    elif args.weights is not None:
+        parser.error("--weights are Real-ESRGAN's: add --network realesr")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if args.lpips:
         create_scorer("lpips")  # tells now what is missing
-    parts = [Job(name, seed) for seed in args.seeds for name in ("reward", "held-out", "net")]
-    total = len(args.seeds) * (2 * args.rank_steps + args.base_steps)
+    parts = [Job(name, seed) for seed in args.seeds for name in ("reward", "held-out")]
+    total = len(parts) * args.rank_steps
+    if args.network == "small":
+        parts += [Job("net", seed) for seed in args.seeds]
+        total += len(args.seeds) * args.base_steps
     side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total)
     jobs = [Job(name, seed) for seed in args.seeds for name in args.runs]
     results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=len(jobs) * args.steps)

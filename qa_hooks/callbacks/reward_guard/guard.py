@@ -63,6 +63,8 @@ class RewardGuard(Monitor):
           growing sharpening                   25                          22.3 dB
           growing salt noise                   30                          20.2 dB
           digits by their likelihood           15                          (their spread has not fallen yet)
+    - On a bench of twelve hacks (docs/guards.md, 20 runs so far) it found 19 with everything given, 12 of them before
+      SSIM or recall had fallen by a fifth; from images alone 17 and 7. It does not see blur from images alone.
     - The held-out scores belong to the same family as the reward. They rose in every exploited run, so they alone would
       have raised no alarm.
 

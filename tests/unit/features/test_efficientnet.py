@@ -34,6 +34,16 @@ def test_features_have_a_gradient_and_names_of_their_own():
     assert torch.equal(torch.get_rng_state(), state)  # its initialisation draws nothing of the user's
 
 
+def test_the_middle_is_a_part_of_the_stages():
+    stages, middle = create_extractor("efficientnet_lite0-stages"), create_extractor("efficientnet_lite0-middle")
+    images = torch.rand(2, 3, 64, 80)
+    before = 2 * (32 + 16)
+    torch.testing.assert_close(middle(images), stages(images)[:, before : before + 2 * (24 + 40)])
+    assert [maps.shape[1] for maps in middle.stages(images)] == [24, 40]
+    assert middle.dim == 128
+    assert middle.fingerprint != stages.fingerprint
+
+
 def test_stages_are_the_statistics_of_their_maps():
     extractor = create_extractor("efficientnet_lite0-stages")
     images = torch.rand(2, 3, 48, 48)
