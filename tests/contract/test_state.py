@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from contract.row import pictures
-from contract.table import LOSSES, PENALTIES, brightness, critic_inputs, gradient_model
+from contract.table import LOSSES, PENALTIES, afine, brightness, critic_inputs, gradient_model
 from qa_hooks import losses, penalties, scorers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MADE_LOSSES = {
+    "AFINELoss": lambda **options: losses.AFINELoss(afine(), **options),
     "SSIMLoss": losses.SSIMLoss,
     "MSSSIMLoss": losses.MSSSIMLoss,
     "SSIMDistanceLoss": losses.SSIMDistanceLoss,

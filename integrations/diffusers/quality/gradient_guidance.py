@@ -113,7 +113,11 @@ class GradientGuidance:
             output = plain(**{**call, key: x})
             predicted = next(tensors(getattr(output, "sample", output)))
             prediction = without_variance(predicted, x)
-            timesteps = torch.as_tensor(call["timestep"], device=x.device).expand(len(x))
+            given = call["timestep"]
+            dtype = (
+                given.dtype if isinstance(given, Tensor) else torch.float32 if isinstance(given, float) else torch.int64
+            )
+            timesteps = torch.as_tensor(given, device=x.device, dtype=dtype).expand(len(x))
             a, s = signal_and_noise(scheduler, timesteps, x.detach().float())
             kind, n = prediction_type(scheduler), (a.square() + s.square()).sqrt()
             noisy = x if kind == "flow_prediction" else x * n.to(x.dtype)
