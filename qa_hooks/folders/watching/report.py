@@ -54,7 +54,8 @@ class Report:
 
     def line(self, step: int, values: dict[str, float], *, left_out: int, seconds: float) -> str:
         """The line about a step: its values and the seconds it took."""
-        parts = [f"{name} {values[name]:.4g} (std {values[f'{name}_std']:.3g})" for name in self.scorers]
+        spread = "" if values["n"] < 2 else " (std {:.3g})"
+        parts = [f"{name} {values[name]:.4g}" + spread.format(values[f"{name}_std"]) for name in self.scorers]
         for value, name in self.metrics.items():
             if value in values:
                 low, high = values[f"{value}_low"], values[f"{value}_high"]
