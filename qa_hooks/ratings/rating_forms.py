@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qa_hooks.ratings.rows import Table, is_image, is_number, read_table
+from qa_hooks.ratings.rows import Table, is_image, is_number, read_table, stem
 from qa_hooks.ratings.tables import Ratings
 
 TID = re.compile(r"^i(\d\d)_(\d\d)_(\d)(\.\w+)?$", re.IGNORECASE)
@@ -39,10 +39,6 @@ def numbers(fields: list[str], table: Table) -> Tensor:
     if wrong:
         raise ValueError(f"{table.path}: {fields[wrong[0]]!r} for {table.rows[wrong[0]]} is no number")
     return torch.tensor([float(field) for field in fields], dtype=torch.float64, device="cpu")
-
-
-def stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem
 
 
 def _agiqa_3k(table: Table, which: str) -> Ratings:

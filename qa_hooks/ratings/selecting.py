@@ -158,7 +158,7 @@ def _stimuli(
     by_name: dict[str, Path] = {}
     if references is not None and opinions.reference:
         wanted = list(dict.fromkeys(name for name in opinions.reference if name))
-        places = find_images(wanted, references)
+        places = find_images(wanted, references, shared=True)
         by_name = {name: place for name, place in zip(wanted, places, strict=True) if place is not None}
     found = {}
     for row, name in enumerate(opinions.names):

@@ -194,14 +194,14 @@ def test_what_is_no_table_of_ratings_is_refused(text, options, message, tmp_path
 
 
 def test_images_are_found_whatever_their_case_folder_and_suffix(tmp_path):
-    for name in ("deep/I01_01_1.BMP", "b.jpeg", "one/c.png", "two/c.png", ".hidden/d.png"):
+    for name in ("deep/set/I01_01_1.BMP", "b.jpeg", "one/c.png", "two/c.png", ".hidden/d.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / name).write_bytes(b"")
     table = tmp_path / "t.csv"
     table.write_text("Image,Score\nset/i01_01_1.bmp,1\nb.png,2\ntwo/c.png,3\n")
     found = read_ratings(table, images=tmp_path / "images").images
     assert [p.relative_to(tmp_path / "images").as_posix() for p in found] == [
-        "deep/I01_01_1.BMP",
+        "deep/set/I01_01_1.BMP",
         "b.jpeg",
         "two/c.png",
     ]
