@@ -12,7 +12,7 @@ A bootstrap of whole clusters was tried first. Its quantiles, moved outwards for
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,21 @@ def _sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
 
 
+def as_labels(labels: Iterable[Hashable]) -> list[Hashable]:
+    """Labels as plain values: a tensor's or an array's elements are otherwise told apart by identity or type.
+
+    Example:
+        >>> import torch
+        >>> len(set(as_labels(torch.tensor([1, 1, 2])))), len(set(as_labels([torch.tensor(1), torch.tensor(1)])))
+        (2, 1)
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        if labels.ndim != 1:
+            raise ValueError(f"labels must have the shape (n,), got {tuple(labels.shape)}")
+        return list(labels.tolist())
+    return [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
+
+
 def share_interval(
     correct: Tensor | Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
@@ -79,6 +94,7 @@ def share_interval(
     numbers = as_doubles(correct).numpy()
     if numbers.ndim != 1 or not len(numbers) or not ((numbers >= 0) & (numbers <= 1)).all():
         raise ValueError(f"values must be numbers (n,) in [0, 1] with n > 0, got the shape {numbers.shape}")
+    clusters = as_labels(clusters)
     if len(clusters) != len(numbers):
         raise ValueError(f"clusters has {len(clusters)} labels for {len(numbers)} values")
     if not 0 < confidence < 1:

@@ -136,8 +136,41 @@ def test_direction_and_scale_are_kept_and_stated(tmp_path):
         assert (ratings.goodness[1] > ratings.goodness[0]).item() is higher
         better = read_ratings(path).as_pairs().labels.tolist()
         assert better == [-1.0 if higher else 1.0]
+    assert not read_ratings(path, higher_is_better=False).higher_is_better  # a folder's name is only a guess
+    path.write_text("5.5 I01_01_1.bmp\n4.9 I01_01_2.bmp\n")
     with pytest.raises(ValueError, match="where higher is better: leave higher_is_better out"):
         read_ratings(path, higher_is_better=False)
+
+
+def test_the_direction_of_a_collection_is_read_from_every_folder_of_every_row(tmp_path):
+    def read(*names, **options):
+        path = tmp_path / "scores.txt"
+        rows = "".join(f"{name},x,,{score}\n" for score, name in enumerate(names))
+        path.write_text(f"dis_img_path,dis_type,ref_img_path,score\n{rows}")
+        return read_ratings(path, **options)
+
+    for top in (
+        "./LIVE",
+        "datasets/LIVE",
+        "/data/live",
+        "data\\CSIQ\\dst_imgs",
+        "iqa/databaserelease2/jp2k",
+        "live_md/x",
+    ):
+        ratings = read(f"{top}/a.bmp", f"{top}/b.bmp")
+        assert not ratings.higher_is_better, top
+        assert "DMOS" in ratings.scale
+    assert read("./LIVE_Challenge/a.bmp", "./LIVE_Challenge/b.bmp").higher_is_better
+    for names in (("SPAQ/a.png", "LIVE/a.png"), ("LIVE/a.png", "x/SPAQ/a.png"), ("LIVE/i01_01_1.bmp",)):
+        with pytest.raises(ValueError, match="several directions in one table"):
+            read(*names)
+    for names in (("mine/a.png",), ("a.png",), ("LIVE/a.png", "mine/b.png"), ("alive/a.png",)):
+        with pytest.raises(ValueError, match="folder of no known set"):
+            read(*names)
+        for higher in (True, False):
+            assert read(*names, higher_is_better=higher).higher_is_better is higher
+    with pytest.raises(ValueError, match="where higher is better: leave higher_is_better out"):
+        read("TID2013/i01_01_1.bmp", higher_is_better=False)
 
 
 def test_the_spreads_of_tid2013_stand_beside_its_names(tmp_path):
