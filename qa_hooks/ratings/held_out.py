@@ -66,7 +66,7 @@ def contents_of_pairs(preferences: Preferences) -> dict[str, int]:
     for pair in preferences:
         for image in (pair.a, pair.b):
             own = root(f"image {image}")
-            if pair.content:
+            if pair.content.strip():
                 parent[own] = root(f"content {pair.content}")
     images = preferences.names
     return dict(zip(images, numbered(root(f"image {image}") for image in images), strict=True))

@@ -186,7 +186,8 @@ def _told_collection(table: Table, higher_is_better: bool | None) -> Ratings:
         scale = "differential mean opinion (DMOS)"
     content = [stem(name) if name else own for name, own in zip(references, names, strict=True)]
     return Ratings(
-        names, numbers(table.column("score"), table), better, scale, f"a collection's table of {sets}", content=content, reference=references, kind=kind, level=level,
+        names, numbers(table.column("score"), table), better, scale, f"a collection's table of {sets}",
+        content=content, reference=references, kind=kind, level=level,
     )  # fmt: skip
 
 

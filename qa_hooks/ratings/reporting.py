@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def report_agreement(
         statistics: which; the first one decides which metric is best.
         by: the columns by whose values the agreement is also told; those that the ratings lack are left out.
         cluster: the column whose values belong together: "content", "prompt", "rater"; "" where every image is on its
-            own. Ratings by several raters are averaged first, unless the cluster is the rater.
+            own, as an image with a blank value always is. Ratings by several raters are averaged first, unless the
+            cluster is the rater.
         confidence: of the intervals.
         progress: show a bar when stderr is a terminal.
 
@@ -68,10 +69,10 @@ def report_agreement(
     if not len(kept):
         raise ValueError("no image has a score of every metric")
     scores = {name: values[mask.numpy()] for name, values in scores.items()}
-    labels = getattr(kept, cluster) if cluster else None
-    if cluster and not labels and cluster != "content":
+    told = cluster and any(value.strip() for value in getattr(kept, cluster))
+    if cluster and not told and cluster != "content":
         raise ValueError(f"these ratings have no {cluster}")
-    labels = labels or None
+    labels = kept.together(cluster) if told else None  # a blank value is no cluster: the image is on its own
     wanted = [s for s in statistics if s != "accuracy" or labels is not None]
     if not wanted:
         raise ValueError("accuracy compares images of one content, which these ratings do not tell")
@@ -79,7 +80,7 @@ def report_agreement(
     columns = [name for name in by if getattr(kept, name)]
     cells: list[tuple[str, str | None, str]] = [(POOLED, None, statistic) for statistic in pooled]
     for column in columns:
-        values = _in_order(getattr(kept, column))
+        values = _in_order([value for value in getattr(kept, column) if column != "content" or value.strip()])
         inside = [s for s in wanted if column == "content" or s in pooled]
         cells += [(column, group, s) for group in [*values, None] if len(values) > 1 for s in inside]
     decides = (pooled or [s for s in wanted if "content" in columns] or [""])[0]
@@ -90,7 +91,7 @@ def report_agreement(
     with Progress("agreement", len(scores) * len(cells), unit="number", shown=progress) as bar:
         for metric, of_metric in scores.items():
             for column, group, statistic in cells:
-                own = getattr(kept, column) if column else None
+                own = kept.together() if column == "content" else getattr(kept, column) if column else None
                 rows.append(
                     AgreementRow(metric, column, group, statistic, *_found(
                         metric, of_metric, truth, labels, own, group, statistic, confidence
@@ -99,7 +100,7 @@ def report_agreement(
                 bar.update(1)
     compared: list[MetricDifference] = []
     if len(scores) > 1:
-        within = None if pooled else kept.content
+        within = None if pooled else kept.together()
         compared = compare_metrics(
             scores, truth, statistic=decides, clusters=labels, groups=within, confidence=confidence
         )
@@ -129,8 +130,8 @@ def _found(
     metric: str,
     values: Rows,
     truth: Rows,
-    labels: Sequence[str] | None,
-    own: Sequence[str] | None,
+    labels: Sequence[Hashable] | None,
+    own: Sequence[Hashable] | None,
     group: str | None,
     statistic: str,
     confidence: float,
@@ -156,14 +157,18 @@ def _found(
         return Agreement(float("nan"), float("nan"), float("nan"), len(rows), count), str(error)
 
 
-def _value_only(values: Rows, truth: Rows, statistic: str, clusters: Sequence[str] | None, count: int) -> Agreement:
+def _value_only(
+    values: Rows, truth: Rows, statistic: str, clusters: Sequence[Hashable] | None, count: int
+) -> Agreement:
     """Too few clusters for an interval."""
     unknown = float("nan")
     if len(values) < 2 or np.ptp(truth) == 0:
         raise ValueError("fewer than two different ratings")
     if statistic == "accuracy":
-        labels = np.array(clusters)
-        members = [np.flatnonzero(labels == label) for label in dict.fromkeys(clusters or [])]
+        rows: dict[Hashable, list[int]] = {}
+        for row, label in enumerate(clusters or []):
+            rows.setdefault(label, []).append(row)
+        members = [np.array(own) for own in rows.values()]
         correct, decided, ties = credits(values, truth, members)
         value = float(correct.sum() / decided.sum())
         return Agreement(value, unknown, unknown, len(values), count, ties)

@@ -168,10 +168,10 @@ def _stimuli(
 
 
 def _labels(opinions: Ratings | Preferences) -> list[Hashable]:
-    """The content of each row; where contents are not known each image is on its own."""
+    """The content of each row; an image whose content is not known is on its own."""
     if isinstance(opinions, Preferences):
-        return list(together(opinions.pairs))
-    return list(opinions.content or opinions.names)
+        return together(opinions.pairs)
+    return opinions.together()
 
 
 def _part(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qa_hooks.ratings import read_preferences, read_ratings
+from qa_hooks.ratings import Preference, Preferences, read_preferences, read_ratings
 
 # One small file of each form: text, then what must come out (names, ratings, spreads, contents, kinds).
 FORMS = {
@@ -306,6 +306,49 @@ def test_pick_a_pic_through_parquet(tmp_path):
     )  # fmt: skip
     parquet.write_table(table, tmp_path / "x.parquet")
     assert [(p.a, p.better) for p in read_preferences(tmp_path / "x.parquet")] == [("a", 1), ("c", 0)]
+
+
+def test_a_majority_counts_each_rater_once_for_each_content():
+    def voted(*rows):
+        return [(p.content, p.better) for p in Preferences([Preference(*row) for row in rows], "test").majority()]
+
+    often = [("a", "b", 1.0, "x", "ann")] * 5
+    assert voted(*often, ("a", "b", -1.0, "x", "bob"), ("b", "a", 1.0, "x", "eve")) == [("x", -1.0)]
+    assert voted(*often, ("a", "b", -1.0, "x", "ann")) == [("x", 1.0)]  # her own majority
+    assert voted(("a", "b", 1.0, "x", "ann"), ("a", "b", -1.0, "x", "ann"), ("a", "b", -1.0, "x", "bob")) == [
+        ("x", -1.0)
+    ]
+    assert voted(("a", "b", 1.0, "x", "ann"), ("a", "b", -1.0, "x", "ann")) == []
+    assert voted(("a", "b", 1.0, "x", "ann"), ("b", "a", 1.0, "y", "ann")) == [("x", 1.0), ("y", -1.0)]
+    assert voted(("a", "b", 1.0), ("a", "b", 1.0), ("b", "a", 1.0)) == [("", 1.0)]  # nobody is named: three raters
+
+
+@pytest.mark.parametrize("label", [None, float("nan"), "1", 0.7, float("inf")])
+def test_a_label_of_pick_a_pic_that_is_none_is_refused(label, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    labels = [label] if isinstance(label, str) else [1.0, label]
+    rows = {"caption": "p", "image_0_uid": "a", "image_1_uid": "b"}
+    columns = {name: [value] * len(labels) for name, value in rows.items()} | {"label_0": labels}
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=rf"entry {len(labels) - 1}: the label"):
+        read_preferences(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("rank", ["null", "NaN", '"2"', "Infinity", "[1]"])
+def test_a_rank_that_is_no_number_is_refused_with_its_entry(rank, tmp_path):
+    good = '{"prompt": "p", "generations": ["a", "b"], "ranking": [1, 2]}'
+    texts = [
+        good.replace("[1, 2]", f"[1, {rank}]"),
+        f'{{"prompt": "p", "image_path": ["a", "b"], "rank": [1, {rank}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "human_preference": [1, {rank}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "rank": [1, 2], "raw_annotations": [{{"rank": [1, {rank}]}}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "human_preference": {rank if rank != "[1]" else "1.5"}}}',
+    ]
+    for text in texts:
+        first = good if "generations" in text else '{"prompt": "p", "image_path": ["a", "b"], "rank": [1, 2]}'
+        (tmp_path / "x.json").write_text(f"[{first}, {text}]")
+        with pytest.raises(ValueError, match="entry 1: ValueError"):
+            read_preferences(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
