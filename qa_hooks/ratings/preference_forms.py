@@ -118,8 +118,10 @@ def from_text(path: Path, format: str) -> Preferences:
     """A table: `image_a,image_b,label`, or DiffIQA's triplets `x1,x2,reference,(x1 > x2),(x1 > ref),(x2 > ref)`."""
     table = read_table(path)
     if not table.header and len(table.rows[0]) == 6 and all(is_image(field) for field in table.rows[0][:3]):
+        check_format(path, format, "diffiqa triplets", "diffiqa")
         return Preferences(list(_triplets(path, table.rows)), "diffiqa triplets")
     if table.has("image_a", "image_b", "label"):
+        check_format(path, format, "pairs")
         raters = table.column("rater") if table.has("rater") else [""] * len(table.rows)
         contents = table.column("content") if table.has("content") else [""] * len(table.rows)
         labels = table.column("label")
@@ -144,8 +146,15 @@ def _triplets(path: Path, rows: Iterable[Sequence[str]]) -> Iterable[Preference]
             yield Preference(a, b, 2 * float(value) - 1, reference)
 
 
-def from_parquet(path: Path) -> Preferences:
+def check_format(path: Path, format: str, *names: str) -> None:
+    """`ValueError` where a form was asked for that the file does not have."""
+    if format not in ("auto", *names):
+        raise ValueError(f"{path} is no {format}: it is read as {names[0]}")
+
+
+def from_parquet(path: Path, format: str = "auto") -> Preferences:
     """Pick-a-Pic: two images of a prompt, labels of 0, .5 and 1; some rows outside its training part have none."""
+    check_format(path, format, "pick-a-pic")
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:

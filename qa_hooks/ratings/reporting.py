@@ -16,6 +16,8 @@ from qa_hooks.ratings.rows import is_number
 from qa_hooks.ratings.statistics import CORRELATIONS, STATISTICS, Rows, credits, logistic
 from qa_hooks.ratings.tables import Preferences, Ratings
 
+COLUMNS = ("content", "kind", "level", "split", "rater", "reference", "prompt")  # that group rows of ratings
+BY = ("kind", "level", "content")  # by which the agreement is told
 FEWEST_OF_A_CURVE = 10  # images that a logistic curve of four parameters is fitted on
 
 
@@ -24,7 +26,7 @@ def report_agreement(
     scores: Mapping[str, Rows],
     *,
     statistics: Sequence[str] = STATISTICS,
-    by: Sequence[str] = ("kind", "level", "content"),
+    by: Sequence[str] = BY,
     cluster: str = "content",
     confidence: float = 0.95,
     progress: bool = True,
@@ -35,7 +37,8 @@ def report_agreement(
         opinions: ratings, or preferences (of which there is one statistic, the accuracy).
         scores: goodness by metric, NaN where there is none: `(n,)` for the rows of ratings, or for the `names` of
             preferences.
-        statistics: which; the first one decides which metric is best.
+        statistics: which; the first one decides which metric is best. Preferences take no choice of statistics without
+            the accuracy, of `by` or of `cluster`.
         by: the columns by whose values the agreement is also told; those that the ratings lack are left out.
         cluster: the column whose values belong together: "content", "prompt", "rater"; "" where every image is on its
             own, as an image with a blank value always is. Ratings by several raters are averaged first, unless the
@@ -44,7 +47,8 @@ def report_agreement(
         progress: show a bar when stderr is a terminal.
 
     Raises:
-        ValueError: a metric without spread or without scores for most images, fewer than five clusters.
+        ValueError: a metric without spread or without scores for most images, fewer than five clusters, scores of another
+            length, a column that ratings do not have, or a choice that preferences have no use for.
 
     Example:
         >>> import torch
@@ -60,8 +64,19 @@ def report_agreement(
         raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
     if not statistics:
         raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
+    for metric, values in scores.items():
+        if np.shape(values) != (len(opinions.names),):
+            raise ValueError(
+                f"{metric} has scores of the shape {np.shape(values)} for {len(opinions.names)} images, wanted "
+                f"({len(opinions.names)},)"
+            )
     if isinstance(opinions, Preferences):
+        _only_accuracy(statistics, by, cluster)
         return report_preferences(opinions, scores, confidence=confidence)
+    if unknown := [name for name in by if name not in COLUMNS]:
+        raise ValueError(f"by must be of {', '.join(COLUMNS)}, got {', '.join(map(repr, unknown))}")
+    if cluster not in ("", *COLUMNS):
+        raise ValueError(f"cluster must be of {', '.join(COLUMNS)}, or '' for none, got {cluster!r}")
     if opinions.rater and cluster != "rater":
         opinions, scores = opinions.mean_opinion(), _of_first(opinions, scores)
     mask, lacking = scored_by_all(scores, opinions.names)
@@ -124,6 +139,19 @@ def _of_first(ratings: Ratings, scores: Mapping[str, Rows]) -> dict[str, Rows]:
     for row, name in enumerate(ratings.names):
         first.setdefault(name, row)
     return {metric: values[list(first.values())] for metric, values in scores.items()}
+
+
+def _only_accuracy(statistics: Sequence[str], by: Sequence[str], cluster: str) -> None:
+    """Refuse what preferences have no use for."""
+    needless = []
+    if "accuracy" not in statistics:
+        needless.append(f"statistics ({', '.join(statistics)}): their one statistic is accuracy")
+    if tuple(by) not in ((), BY):
+        needless.append(f"by ({', '.join(by)}): they have no such columns")
+    if cluster != "content":
+        needless.append(f"cluster ({cluster or 'none'}): pairs of one content or with a common image belong together")
+    if needless:
+        raise ValueError(f"preferences have no use for {'; nor for '.join(needless)}")
 
 
 def _found(

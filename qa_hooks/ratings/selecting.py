@@ -85,7 +85,7 @@ def select_metrics(
         report = report_agreement(
             some,
             scored(names, some),
-            statistics=statistics[:1],
+            statistics=statistics[:1] if isinstance(some, Ratings) else statistics,
             by=() if _across(some) else ("content",),
             cluster=cluster,
             confidence=confidence,

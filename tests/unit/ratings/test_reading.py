@@ -296,6 +296,8 @@ def test_triplets_and_plain_pairs(tmp_path):
     assert (voted.a, voted.b, voted.better) == ("a.png", "b.png", 1)
     path.write_text("image_a,image_b,label,rater\na.png,b.png,1,r1\na.png,b.png,-1,r2\na.png,b.png,0,r3\n")
     assert len(read_preferences(path, majority=True)) == 0  # all differ
+    with pytest.raises(ValueError, match="is no tid2013: it is read as pairs"):
+        read_preferences(path, "tid2013")
 
 
 def test_pick_a_pic_through_parquet(tmp_path):

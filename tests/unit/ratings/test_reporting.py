@@ -159,6 +159,12 @@ def test_pairs_that_share_an_image_belong_together():
         (lambda s: None, {"statistics": ["rmse"]}, "statistics must be of"),
         (lambda s: None, {"statistics": []}, "at least one statistic"),
         (lambda s: None, {"cluster": "prompt"}, "have no prompt"),
+        (lambda s: None, {"cluster": "contents"}, "cluster must be of content, kind"),
+        (lambda s: None, {"cluster": "names"}, "cluster must be of content, kind"),
+        (lambda s: None, {"by": ["kinds"]}, "by must be of content, kind, .* got 'kinds'"),
+        (lambda s: None, {"by": "kind"}, "by must be of content, kind, .* got 'k'"),
+        (lambda s: s.update(short=np.arange(59.0)), {}, r"short has scores of the shape \(59,\) for 60 images"),
+        (lambda s: s.update(wide=np.ones((60, 1))), {}, r"wide has scores of the shape \(60, 1\)"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(change, options, message):
@@ -202,3 +208,22 @@ def test_one_blank_content_of_pairs_leaves_the_others_known():
     assert len({labels[0], labels[2], labels[3]}) == 3
     linked = together([*pairs, Preference("d", "e", 1)])
     assert linked[0] == linked[2] == linked[4] != linked[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cluster": "rater"}, r"no use for cluster \(rater\)"),
+        ({"cluster": ""}, r"no use for cluster \(none\)"),
+        ({"by": ["kind"]}, r"no use for by \(kind\)"),
+        ({"statistics": ["srcc"]}, r"no use for statistics \(srcc\): their one statistic is accuracy"),
+    ],
+)
+def test_preferences_refuse_what_they_have_no_use_for(options, message):
+    preferences = Preferences([Preference(f"{c}a", f"{c}b", 1.0, str(c)) for c in range(6)], "pairs")
+    scores = {"m": np.tile([1.0, 0.0], 6)}
+    with pytest.raises(ValueError, match=message):
+        report_agreement(preferences, scores, **options, progress=False)
+    report_agreement(preferences, scores, statistics=["accuracy"], by=(), progress=False)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 12 images"):
+        report_agreement(preferences, {"m": np.ones(3)}, progress=False)
