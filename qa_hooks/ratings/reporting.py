@@ -47,8 +47,8 @@ def report_agreement(
         progress: show a bar when stderr is a terminal.
 
     Raises:
-        ValueError: a metric without spread or without scores for most images, fewer than five clusters, scores of another
-            length, a column that ratings do not have, or a choice that preferences have no use for.
+        ValueError: a metric without spread or without scores for most images, fewer than five clusters, scores of
+            another length, a column that ratings do not have, or a choice that preferences have no use for.
 
     Example:
         >>> import torch
