@@ -64,10 +64,10 @@ def report_agreement(
         raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
     if not statistics:
         raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
-    for metric, values in scores.items():
-        if np.shape(values) != (len(opinions.names),):
+    for metric, given in scores.items():
+        if np.shape(given) != (len(opinions.names),):
             raise ValueError(
-                f"{metric} has scores of the shape {np.shape(values)} for {len(opinions.names)} images, wanted "
+                f"{metric} has scores of the shape {np.shape(given)} for {len(opinions.names)} images, wanted "
                 f"({len(opinions.names)},)"
             )
     if isinstance(opinions, Preferences):
