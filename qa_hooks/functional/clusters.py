@@ -5,6 +5,10 @@ its images. So the jackknife leaves out whole contents, and the error is taken w
 
     z = atanh(r) of a correlation, logit(p) of a share;   z +- t_{g-1} error(z), and back          (Fisher 1921)
 
+Where nothing changes whichever content is left out (a correlation of 1 stays 1), the jackknife's error is 0, and g
+contents are no proof of certainty. The interval is then Wilson's of g trials for a share; for a correlation its error
+is Fisher's 1 / sqrt(g - 3) of g independent rows, around a correlation of at most 1 - 1 / (2 g).
+
 A bootstrap of whole clusters was tried first. Its quantiles, moved outwards for few clusters, held the true value in
 89 % of 600 simulations with 20 contents (Pearson's correlation), the jackknife in 93 %; docs/judges.md has the table.
 """
@@ -12,7 +16,7 @@ A bootstrap of whole clusters was tried first. Its quantiles, moved outwards for
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +27,7 @@ from qa_hooks.functional.intervals import Interval, jackknife_error, t_interval,
 from qa_hooks.functional.numerics import as_doubles
 
 FEWEST_CLUSTERS = 5
+NO_ERROR = 1e-9  # a standard error below is rounding
 
 
 class Measured(NamedTuple):
@@ -40,8 +45,13 @@ class Measured(NamedTuple):
         if self.pairs and self.value in (0.0, 1.0):
             return wilson_interval(self.value, self.clusters, confidence=confidence)
         to, back = (self._logit, _sigmoid) if self.pairs else (_atanh, math.tanh)
-        error = jackknife_error([to(value) for value in self.without])
-        _, low, high = t_interval(to(self.value), error, degrees=degrees, confidence=confidence)
+        middle, error = to(self.value), jackknife_error([to(value) for value in self.without])
+        if error < NO_ERROR and self.pairs:
+            return wilson_interval(self.value, self.clusters, confidence=confidence)
+        if error < NO_ERROR:
+            most = 1 - 1 / (2 * self.clusters)
+            middle, error = _atanh(max(-most, min(most, self.value))), 1 / math.sqrt(max(1, self.clusters - 3))
+        _, low, high = t_interval(middle, error, degrees=degrees, confidence=confidence)
         return Interval(self.value, min(back(low), self.value), max(back(high), self.value))
 
     def _logit(self, share: float) -> float:
@@ -51,11 +61,26 @@ class Measured(NamedTuple):
 
 
 def _atanh(value: float) -> float:
-    return math.atanh(max(-1 + 1e-12, min(1 - 1e-12, value)))
+    return math.atanh(max(-1 + 1e-9, min(1 - 1e-9, value)))
 
 
 def _sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+
+
+def as_labels(labels: Iterable[Hashable]) -> list[Hashable]:
+    """Labels as plain values: a tensor's or an array's elements are otherwise told apart by identity or type.
+
+    Example:
+        >>> import torch
+        >>> len(set(as_labels(torch.tensor([1, 1, 2])))), len(set(as_labels([torch.tensor(1), torch.tensor(1)])))
+        (2, 1)
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        if labels.ndim != 1:
+            raise ValueError(f"labels must have the shape (n,), got {tuple(labels.shape)}")
+        return list(labels.tolist())
+    return [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
 
 
 def share_interval(
@@ -79,6 +104,7 @@ def share_interval(
     numbers = as_doubles(correct).numpy()
     if numbers.ndim != 1 or not len(numbers) or not ((numbers >= 0) & (numbers <= 1)).all():
         raise ValueError(f"values must be numbers (n,) in [0, 1] with n > 0, got the shape {numbers.shape}")
+    clusters = as_labels(clusters)
     if len(clusters) != len(numbers):
         raise ValueError(f"clusters has {len(clusters)} labels for {len(numbers)} values")
     if not 0 < confidence < 1:

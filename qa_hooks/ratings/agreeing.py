@@ -7,14 +7,15 @@ the p-values are corrected after Holm (1979).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from qa_hooks.functional.clusters import Measured
-from qa_hooks.functional.intervals import jackknife_error, t_interval
+from qa_hooks.functional.clusters import NO_ERROR, Measured
+from qa_hooks.functional.intervals import jackknife_error, t_interval, t_quantile
 from qa_hooks.ratings.jackknife import Clusters, measure
 from qa_hooks.ratings.statistics import STATISTICS, Rows, vector
 
@@ -119,7 +120,11 @@ def compare_metrics(
 
 
 def differences(measured: Mapping[str, Measured], confidence: float) -> list[MetricDifference]:
-    """The best of several measured metrics against every other, as `compare_metrics`."""
+    """The best of several measured metrics against every other, as `compare_metrics`.
+
+    Where no left-out content changes a difference, its error is not 0 but follows from the two metrics' own intervals,
+    as if they were independent (Zou 2007).
+    """
     from scipy.special import stdtr
 
     best = max(measured, key=lambda name: measured[name].value)
@@ -129,8 +134,12 @@ def differences(measured: Mapping[str, Measured], confidence: float) -> list[Met
             value = measured[best].value - other.value
             error = jackknife_error((measured[best].without - other.without).tolist())
             degrees = len(other.without) - 1
+            if error < NO_ERROR:
+                better, worse = measured[best].interval(confidence), other.interval(confidence)
+                reach = math.hypot(better.value - better.low, worse.high - worse.value)
+                error = max(reach, NO_ERROR) / t_quantile(degrees, confidence)
             interval = t_interval(value, error, degrees=degrees, confidence=confidence)
-            p = 2 * float(stdtr(degrees, -value / error)) if error > 0 else float(value == 0)
+            p = 2 * float(stdtr(degrees, -value / error))
             found.append(MetricDifference(best, name, *interval, p))
     corrected = _holm([row.p for row in found])
     found = [row._replace(p=p) for row, p in zip(found, corrected, strict=True)]

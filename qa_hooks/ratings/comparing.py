@@ -56,7 +56,10 @@ def as_comparisons(
         judged = judged.as_pairs(within="content" if judged.content else "reference", least=least)
     names = {**names, **(references or {})}
     told = set(judged.names)
-    places: dict[str, Path | None] = {}
+    found = finder.names.match(judged.names)  # never two judged names for one file
+    places = {
+        name: None if place is None else finder.folder / place for name, place in zip(judged.names, found, strict=True)
+    }
     pictures: list[Path] = []
     items: dict[tuple[str, str], int] = {}
     rows: dict[str, list[int]] = {"test": [], "reference": []}

@@ -71,9 +71,9 @@ def fit_mos(
         raise ValueError(f"all ratings are {float(rated.rating[0]):g}: there is nothing to fit")
     features, network = _features(rated.images, extractor, cache, batch_size, device, progress)
     rated = rated.select(features.indices)
-    if not rated.content:
+    if not any(content.strip() for content in rated.content):
         _say_no_contents()
-    contents = numbered(rated.content or rated.names)
+    contents = numbered(rated.together())
     held = held_out_contents(contents, held_out, seed)
     spread = rated.spread.double() if rated.spread is not None else None
     targets = RatingTargets(rated.rating.double(), spread)
@@ -133,7 +133,7 @@ def fit_pairs(
     )
     images = [images[row] for row in features.indices]
     place = {name: row for row, name in enumerate(images)}
-    if not any(pair.content for pair in judged):
+    if not any(pair.content.strip() for pair in judged):
         _say_no_contents()
     numbers = contents_of_pairs(judged)
     contents = [numbers[name] for name in images]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured, as_labels
 from qa_hooks.ratings.agreeing import Agreement
 from qa_hooks.ratings.tables import Preferences
 
@@ -45,7 +45,7 @@ def numbered(names: Iterable[Hashable]) -> list[int]:
         [0, 1, 0]
     """
     known: dict[Hashable, int] = {}
-    return [known.setdefault(name, len(known)) for name in names]
+    return [known.setdefault(name, len(known)) for name in as_labels(names)]
 
 
 def contents_of_pairs(preferences: Preferences) -> dict[str, int]:
@@ -66,7 +66,7 @@ def contents_of_pairs(preferences: Preferences) -> dict[str, int]:
     for pair in preferences:
         for image in (pair.a, pair.b):
             own = root(f"image {image}")
-            if pair.content:
+            if pair.content.strip():
                 parent[own] = root(f"content {pair.content}")
     images = preferences.names
     return dict(zip(images, numbered(root(f"image {image}") for image in images), strict=True))

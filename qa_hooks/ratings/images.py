@@ -1,18 +1,22 @@
 """The files behind the names of a table of ratings, with the traps of published sets.
 
-Names in a table and on disk differ in case (TID2013: `I01_01_1.bmp` and `i01_01_1.bmp`), in the folder in front and in
-the suffix. A name is looked for as it is written first, then by its last parts, then without regard to case, then
-without its suffix. Two files that fit equally well are an error: nothing is guessed.
+Names in a table and on disk differ in case (TID2013: `I01_01_1.bmp` and `i01_01_1.bmp`), in how many folders stand in
+front and in the suffix. A name is looked for as it is written first, then by its last part, then without regard to
+case, then without its image suffix. Folders that both have must agree: `noise/1.png` is not `blur/1.png`. Two files
+that fit equally well are an error, and so are two names that fit one file equally well: nothing is guessed.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
+from qa_hooks.ratings.rows import stem
 
+LOG = logging.getLogger("qa_hooks")
 MOST_MISSING = 0.5  # the share of missing images above which the folder is taken for the wrong one
 
 
@@ -34,7 +38,7 @@ class NameFinder:
         self._by_key: dict[str, list[str]] = {}
         for path in self.paths:
             pure = PurePosixPath(path)
-            for key in {pure.name, pure.name.lower(), pure.stem.lower()}:
+            for key in {pure.name, pure.name.lower(), stem(pure.name).lower()}:
                 self._by_key.setdefault(key, []).append(path)
 
     def find(self, name: str) -> str | None:
@@ -43,51 +47,91 @@ class NameFinder:
         Raises:
             ValueError: the name leads out of the folder, or several paths fit it equally well.
         """
-        relative = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+        found = self._find(name)
+        return None if found is None else found[0]
+
+    def _find(self, name: str) -> tuple[str, tuple[int, int]] | None:
+        """The path, and how well it fits: less is better."""
+        relative = PurePosixPath(_plain(name))
         if relative.is_absolute() or Path(name).is_absolute() or relative.parts[:1] == ("..",):
             raise ValueError(f"{name!r} is outside {self.where}")
         if str(relative) in self.paths:
-            return str(relative)
-        for key in (relative.name, relative.name.lower(), relative.stem.lower()):
-            found = self._by_key.get(key, [])
-            if len(found) > 1:  # the one whose folders agree with the name's, from the end
-                agreeing = [_agreement(PurePosixPath(path), relative) for path in found]
-                best = max(agreeing)
-                found = [path for path, same in zip(found, agreeing, strict=True) if same == best]
+            return str(relative), (0, 0)
+        for loss, key in enumerate((relative.name, relative.name.lower(), stem(relative.name).lower()), 1):
+            alike = [(path, _agreement(PurePosixPath(path), relative)) for path in self._by_key.get(key, [])]
+            agreeing = [(path, folders) for path, folders in alike if folders is not None]
+            best = max((folders for _, folders in agreeing), default=0)
+            found = [path for path, folders in agreeing if folders == best]
             if len(found) > 1:
                 raise ValueError(
                     f"{name!r} could be {found[0]} or {found[1]} of {self.where}: name the folder of one of them"
                 )
             if found:
-                return found[0]
+                return found[0], (loss, -best)
         return None
 
-    def find_all(self, names: Iterable[str]) -> list[str | None]:
-        """The path of each name, in order, None where it is missing.
+    def match(self, names: Iterable[str], *, shared: bool = False) -> list[str | None]:
+        """The path of each name, in order, None where it is missing; a path belongs to the name that fits it best.
+
+        Args:
+            names: as they are written.
+            shared: several names may mean one path, as the names of references do.
 
         Raises:
-            ValueError: more than half of them are missing, or as in `find`.
+            ValueError: two names fit one path equally well, or as in `find`.
         """
         names = list(names)
-        known: dict[str, str | None] = {}
-        places = [known[name] if name in known else known.setdefault(name, self.find(name)) for name in names]
+        known = {name: self._find(name) for name in dict.fromkeys(names)}
+        owners: dict[str, tuple[str, tuple[int, int]]] = {}
+        rivals: dict[str, tuple[str, str]] = {}
+        for name, found in known.items():
+            if found is None or shared:
+                continue
+            path, fit = found
+            owner, before = owners.get(path, (name, fit))
+            if fit <= before:
+                owners[path] = name, fit
+                rivals.pop(path, None)
+                if fit == before and _plain(owner) != _plain(name):
+                    rivals[path] = owner, name
+        for path, (first, second) in rivals.items():
+            raise ValueError(f"{first!r} and {second!r} would both be {path} of {self.where}: name the one that it is")
+        places: list[str | None] = []
+        for name in names:
+            found = known[name]
+            own = found is not None and (shared or _plain(owners[found[0]][0]) == _plain(name))
+            places.append(found[0] if found is not None and own else None)
+        return places
+
+    def find_all(self, names: Iterable[str], *, shared: bool = False) -> list[str | None]:
+        """The path of each name, as `match`; names that are missing are counted in a warning.
+
+        Raises:
+            ValueError: more than half of them are missing, or as in `match`.
+        """
+        names = list(names)
+        places = self.match(names, shared=shared)
         missing = [name for name, place in zip(names, places, strict=True) if place is None]
         if len(missing) > MOST_MISSING * len(names):
             raise ValueError(
                 f"{len(missing)} of {len(names)} images are not in {self.where} (the first is {missing[0]!r}): is it "
-                "the right one?"
+                "the right one? Folders that both have must agree"
+            )
+        if missing:
+            LOG.warning(
+                "%d of %d images are not in %s; the first is %r", len(missing), len(names), self.where, missing[0]
             )
         return places
 
 
-def _agreement(path: PurePosixPath, name: PurePosixPath) -> int:
-    """How many of the last folders are alike."""
-    count = 0
-    for ours, theirs in zip(path.parts[-2::-1], name.parts[-2::-1], strict=False):
-        if ours.lower() != theirs.lower():
-            break
-        count += 1
-    return count
+def _plain(name: str) -> str:
+    return os.path.normpath(name.replace("\\", "/"))
+
+
+def _agreement(path: PurePosixPath, name: PurePosixPath) -> int | None:
+    """How many of the last folders are alike; None where one contradicts the other."""
+    both = list(zip(path.parts[-2::-1], name.parts[-2::-1], strict=False))
+    return len(both) if all(ours.lower() == theirs.lower() for ours, theirs in both) else None
 
 
 class ImageFinder:
@@ -111,11 +155,12 @@ class ImageFinder:
         return None if place is None else self.folder / place
 
 
-def find_images(names: Iterable[str], folder: str | Path) -> list[Path | None]:
-    """The file of each name, in order, None where it is missing.
+def find_images(names: Iterable[str], folder: str | Path, *, shared: bool = False) -> list[Path | None]:
+    """The file of each name, in order, None where it is missing; two names never get one file unless `shared`.
 
     Raises:
-        ValueError: more than half of the images are missing, a name leads out of the folder, or fits two files.
+        ValueError: more than half of the images are missing, a name leads out of the folder or fits two files, or two
+            names fit one file equally well.
     """
-    places = ImageFinder(folder).names.find_all(names)
+    places = ImageFinder(folder).names.find_all(names, shared=shared)
     return [None if place is None else Path(folder) / place for place in places]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured
+from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured, as_labels
 from qa_hooks.functional.intervals import jackknife_subsets
 from qa_hooks.ratings.statistics import CORRELATIONS, Rows, credits, logistic
 
@@ -26,7 +26,7 @@ class Clusters:
     """
 
     def __init__(self, labels: Sequence[Hashable] | None, n: int, *, seed: int = 0) -> None:
-        given = list(range(n)) if labels is None else list(labels)
+        given = list(range(n)) if labels is None else as_labels(labels)
         if len(given) != n:
             raise ValueError(f"clusters has {len(given)} values for {n} images")
         numbers: dict[Hashable, int] = {}
@@ -116,7 +116,7 @@ def _accuracy(values: Rows, truth: Rows, clusters: Clusters, groups: Sequence[Ha
 
 def _numbered(labels: Sequence[Hashable]) -> Indices:
     numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(label, len(numbers)) for label in labels])
+    return np.array([numbers.setdefault(label, len(numbers)) for label in as_labels(labels)])
 
 
 def _split(codes: Indices) -> list[Indices]:

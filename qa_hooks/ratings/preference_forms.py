@@ -7,6 +7,7 @@ occur; in HPD v1 a number names the preferred image.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,20 @@ def ranked(names: Sequence[str], ranks: Sequence[float], content: str, rater: st
     """All pairs of a ranked group; a lower rank is better, equal ranks are a tie."""
     if len(names) != len(ranks):
         raise ValueError(f"{len(names)} images and {len(ranks)} ranks for {content!r}")
+    if wrong := [rank for rank in ranks if not _is_rank(rank)]:
+        raise ValueError(f"the rank {wrong[0]!r} for {content!r} is no finite number")
+    if odd := [text for text in (*names, content) if not isinstance(text, str)]:
+        raise ValueError(f"{odd[0]!r} for {content!r} is no text: images and prompts have names")
     return [
         Preference(names[a], names[b], float((ranks[b] > ranks[a]) - (ranks[b] < ranks[a])), content, rater)
         for a in range(len(names))
         for b in range(a + 1, len(names))
     ]
+
+
+def _is_rank(value: object) -> bool:
+    """Whether this is a finite number; text, null and NaN order nothing."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _image_reward(entry: Entry) -> list[Preference]:
@@ -42,7 +52,11 @@ def _hpd(entry: Entry) -> list[Preference]:
         return ranked(names, entry["rank"], entry["prompt"])
     preferred = entry["human_preference"]
     if isinstance(preferred, list):  # v2, train: [1, 0]
+        if wrong := [value for value in preferred if not _is_rank(value)]:
+            raise ValueError(f"human_preference has {wrong[0]!r}, which is no finite number")
         return ranked(names, [1 - value for value in preferred], entry["prompt"])
+    if not _is_rank(preferred) or isinstance(preferred, bool) or int(preferred) != preferred:
+        raise ValueError(f"human_preference={preferred!r} is no index of an image")
     best = int(preferred)  # v1: the index of the preferred image; nothing is said of the others
     if not 0 <= best < len(names):
         raise ValueError(f"human_preference={preferred} of {len(names)} images")
@@ -104,8 +118,10 @@ def from_text(path: Path, format: str) -> Preferences:
     """A table: `image_a,image_b,label`, or DiffIQA's triplets `x1,x2,reference,(x1 > x2),(x1 > ref),(x2 > ref)`."""
     table = read_table(path)
     if not table.header and len(table.rows[0]) == 6 and all(is_image(field) for field in table.rows[0][:3]):
+        check_format(path, format, "diffiqa triplets", "diffiqa")
         return Preferences(list(_triplets(path, table.rows)), "diffiqa triplets")
     if table.has("image_a", "image_b", "label"):
+        check_format(path, format, "pairs")
         raters = table.column("rater") if table.has("rater") else [""] * len(table.rows)
         contents = table.column("content") if table.has("content") else [""] * len(table.rows)
         labels = table.column("label")
@@ -130,8 +146,15 @@ def _triplets(path: Path, rows: Iterable[Sequence[str]]) -> Iterable[Preference]
             yield Preference(a, b, 2 * float(value) - 1, reference)
 
 
-def from_parquet(path: Path) -> Preferences:
+def check_format(path: Path, format: str, *names: str) -> None:
+    """`ValueError` where a form was asked for that the file does not have."""
+    if format not in ("auto", *names):
+        raise ValueError(f"{path} is no {format}: it is read as {names[0]}")
+
+
+def from_parquet(path: Path, format: str = "auto") -> Preferences:
     """Pick-a-Pic: two images of a prompt, labels of 0, .5 and 1; some rows outside its training part have none."""
+    check_format(path, format, "pick-a-pic")
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -141,8 +164,14 @@ def from_parquet(path: Path) -> Preferences:
     if missing := [name for name in wanted[:4] if name not in columns]:
         raise ValueError(f"{path} is no Pick-a-Pic: it has no {', '.join(missing)}")
     rows = parquet.read_table(path, columns=[name for name in wanted if name in columns]).to_pylist()
-    labelled = [row for row in rows if row.get("has_label", True)]
-    pairs = [
-        Preference(r["image_0_uid"], r["image_1_uid"], 2 * float(r["label_0"]) - 1, r["caption"]) for r in labelled
-    ]
+    pairs = []
+    for number, row in enumerate(rows):
+        if not row.get("has_label", True):
+            continue
+        a, b, label, caption = row["image_0_uid"], row["image_1_uid"], row["label_0"], row["caption"]
+        if not _is_rank(label) or label not in (0, 0.5, 1):
+            raise ValueError(f"{path}, entry {number}: the label {label!r} is none of 0, .5, 1")
+        if not all(isinstance(text, str) for text in (a, b, caption)):
+            raise ValueError(f"{path}, entry {number}: {a!r}, {b!r} and {caption!r} must be texts")
+        pairs.append(Preference(a, b, 2 * float(label) - 1, caption))
     return Preferences(pairs, "pick-a-pic")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -57,22 +57,26 @@ def report_preferences(
     return AgreementReport(rows, compared, best, "accuracy", POOLED, len(decided), said, confidence, lacking, "pairs")
 
 
-def together(pairs: Sequence[Preference]) -> list[str]:
+def together(pairs: Sequence[Preference]) -> list[Hashable]:
     """A label for each pair: its content; where contents are not known, one of the images that pairs connect it with.
+
+    Where only some contents are known, a pair without one belongs to the pairs that it shares an image with.
 
     Example:
         >>> together([Preference("a", "b", 1), Preference("c", "d", 1), Preference("d", "e", -1)])
         ['b', 'e', 'e']
     """
-    if all(pair.content for pair in pairs):
+    if all(pair.content.strip() for pair in pairs):
         return [pair.content for pair in pairs]
-    leads_to: dict[str, str] = {}
+    leads_to: dict[Hashable, Hashable] = {}
 
-    def root(name: str) -> str:
+    def root(name: Hashable) -> Hashable:
         while (above := leads_to.setdefault(name, name)) != name:
             leads_to[name] = name = leads_to[above]
         return name
 
     for pair in pairs:
         leads_to[root(pair.a)] = root(pair.b)
+        if pair.content.strip():
+            leads_to[root(pair.a)] = root(("content", pair.content))
     return [root(pair.a) for pair in pairs]

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qa_hooks.ratings.rows import Table, is_image, is_number, read_table
+from qa_hooks.ratings.directions import direction_of_paths
+from qa_hooks.ratings.rows import Table, is_image, is_number, read_table, stem
 from qa_hooks.ratings.tables import Ratings
 
 TID = re.compile(r"^i(\d\d)_(\d\d)_(\d)(\.\w+)?$", re.IGNORECASE)
 KADID = re.compile(r"^i(\d\d)_(\d\d)_(\d\d)(\.\w+)?$", re.IGNORECASE)
 PIPAL = re.compile(r"^a\d{4}_\d\d_\d\d(\.\w+)?$", re.IGNORECASE)
 SPLITS = {"training": "train", "validation": "val", "test": "test"}
-DIFFERENCES = ("live", "csiq", "databaserelease2", "live_release2")  # collections' folders whose scores are DMOS
 
 
 class Form(NamedTuple):
-    """How one set's file looks, and how it is read; `ratings` names the columns to choose from, the default first."""
+    """How one set's file looks, and how it is read.
+
+    `ratings` names the columns to choose from, the default first. `told` is for a form that does not fix the direction:
+    it reads the table in a direction that the caller gives, or guesses it where None is given.
+    """
 
     matches: Callable[[Table], bool]
     read: Callable[[Table, str], Ratings]
     ratings: tuple[str, ...] = ("rating",)
+    told: Callable[[Table, bool | None], Ratings] | None = None
 
 
 def numbers(fields: list[str], table: Table) -> Tensor:
@@ -39,10 +44,6 @@ def numbers(fields: list[str], table: Table) -> Tensor:
     if wrong:
         raise ValueError(f"{table.path}: {fields[wrong[0]]!r} for {table.rows[wrong[0]]} is no number")
     return torch.tensor([float(field) for field in fields], dtype=torch.float64, device="cpu")
-
-
-def stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem
 
 
 def _agiqa_3k(table: Table, which: str) -> Ratings:
@@ -155,11 +156,15 @@ def _sriqa(table: Table, _which: str) -> Ratings:
 
 
 def _collection(table: Table, _which: str) -> Ratings:
-    """`dis_img_path,dis_type,ref_img_path,score` of collections of sets."""
+    return _told_collection(table, None)
+
+
+def _told_collection(table: Table, higher_is_better: bool | None) -> Ratings:
+    """`dis_img_path,dis_type,ref_img_path,score` of collections of sets; names of a known set fix the direction."""
     names, references = table.column("dis_img_path"), table.column("ref_img_path")
     stems, kind = [stem(name) for name in names], table.column("dis_type")
     level: list[str] = []
-    top = names[0].replace("\\", "/").split("/")[0].lower()
+    certain = True
     if all(TID.match(name) for name in stems):  # one dis_type stands for two of TID2013's types: the name decides
         parts = [TID.match(name) for name in stems]
         kind, level, scale = *_levels(parts), "mean opinion, 0 to 9"
@@ -169,10 +174,19 @@ def _collection(table: Table, _which: str) -> Ratings:
         kind, level = ([name.split("_")[part] for name in stems] for part in (1, 2))
         scale = "Elo: P(a better than b) = 1 / (1 + 10^((b - a) / 400))"
     else:
-        scale = "differential mean opinion (DMOS)" if top in DIFFERENCES else "mean opinion"
+        certain, scale = False, "mean opinion"
+    try:
+        guess, sets = direction_of_paths(names, references, certain)
+    except ValueError as error:
+        if higher_is_better is None:
+            raise ValueError(f"{table.path}: {error}") from error
+        guess, sets = higher_is_better, "several sets"
+    better = guess if certain or higher_is_better is None else higher_is_better
+    if not better:
+        scale = "differential mean opinion (DMOS)"
     content = [stem(name) if name else own for name, own in zip(references, names, strict=True)]
     return Ratings(
-        names, numbers(table.column("score"), table), top not in DIFFERENCES, scale, f"a collection's table of {top}",
+        names, numbers(table.column("score"), table), better, scale, f"a collection's table of {sets}",
         content=content, reference=references, kind=kind, level=level,
     )  # fmt: skip
 
@@ -210,7 +224,9 @@ FORMS: dict[str, Form] = {
     "tid2013": Form(lambda t: _plain(t, 2) and is_number(t.rows[0][0]) and _named(t, TID, 1), _tid_2013),
     "kadid-10k": Form(lambda t: t.has("dist_img", "ref_img", "dmos", "var"), _kadid),
     "pipal": Form(lambda t: _plain(t, 2) and _named(t, PIPAL, 0), _pipal),
-    "collection": Form(lambda t: t.has("dis_img_path", "dis_type", "ref_img_path", "score"), _collection),
+    "collection": Form(
+        lambda t: t.has("dis_img_path", "dis_type", "ref_img_path", "score"), _collection, told=_told_collection
+    ),
     "sriqa-bench": Form(
         lambda t: (
             _plain(t, 2)

@@ -44,7 +44,8 @@ def read_ratings(
         rating: which of a file's several ratings, for example "align" of AGIQA-3K.
         columns: of a table of yours: which column is "name", "rating", and optionally "spread", "content", "kind",
             "level", "split", "rater", "reference", "prompt".
-        higher_is_better: the direction of a table of yours, which no file says.
+        higher_is_better: the direction of a table of yours, which no file says; also of a collection's table, whose
+            direction is otherwise guessed from the folders in its paths.
         scale: what the numbers of a table of yours mean, in words.
 
     Raises:
@@ -72,7 +73,11 @@ def read_ratings(
     else:
         if scale:
             raise ValueError("scale= is for a table of yours, with columns=")
-        parts = [read_aigciqa(Path(path), rating)] if matlab else [_published(t, format, rating) for t in tables]
+        parts = (
+            [read_aigciqa(Path(path), rating)]
+            if matlab
+            else [_published(t, format, rating, higher_is_better) for t in tables]
+        )
         if higher_is_better is not None and higher_is_better != parts[0].higher_is_better:
             known = "higher" if parts[0].higher_is_better else "lower"
             raise ValueError(
@@ -85,7 +90,7 @@ def read_ratings(
     return ratings
 
 
-def _published(table: Table, format: str, rating: str | None) -> Ratings:
+def _published(table: Table, format: str, rating: str | None, higher_is_better: bool | None) -> Ratings:
     name = recognise(table) if format == "auto" else format
     if name not in FORMS:
         raise ValueError(f"format must be auto or one of {', '.join(FORMS)}, got {format!r}")
@@ -95,6 +100,8 @@ def _published(table: Table, format: str, rating: str | None) -> Ratings:
         raise ValueError(f"{table.path} is no {name}: its first line is {shown}")
     if rating is not None and rating not in form.ratings:
         raise ValueError(f"{name} has the ratings {', '.join(form.ratings)}, got rating={rating!r}")
+    if form.told is not None:
+        return form.told(table, higher_is_better)
     return form.read(table, rating or form.ratings[0])
 
 

@@ -24,7 +24,8 @@ def read_preferences(
         path: a file of ImageReward, HPD (v1, v2), Pick-a-Pic or DiffIQA; a CSV with the columns image_a, image_b and
             label (positive where a is better, negative where b is, 0 for a tie; `rater` and `content` where known); or
             a folder of such files.
-        format: "auto", or "imagereward", "hpd", "diffiqa" for a JSON file.
+        format: "auto", or "imagereward", "hpd", "diffiqa" for a JSON file, "pairs" or "diffiqa" for a table,
+            "pick-a-pic" for Parquet.
         images: the folder that holds the images.
         majority: one row a pair: what most raters said; dropped where they cannot be told apart.
 
@@ -60,7 +61,7 @@ def read_preferences(
 
 def _reader(path: Path, format: str) -> Callable[[Path], Preferences]:
     if path.suffix.lower() == ".parquet":
-        return from_parquet
+        return lambda file: from_parquet(file, format)
     if path.suffix.lower() == ".json":
         return lambda file: from_json(file, format)
     return lambda file: from_text(file, format)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from qa_hooks.ratings.rows import is_number
 from qa_hooks.ratings.statistics import CORRELATIONS, STATISTICS, Rows, credits, logistic
 from qa_hooks.ratings.tables import Preferences, Ratings
 
+COLUMNS = ("content", "kind", "level", "split", "rater", "reference", "prompt")  # that group rows of ratings
+BY = ("kind", "level", "content")  # by which the agreement is told
 FEWEST_OF_A_CURVE = 10  # images that a logistic curve of four parameters is fitted on
 
 
@@ -24,7 +26,7 @@ def report_agreement(
     scores: Mapping[str, Rows],
     *,
     statistics: Sequence[str] = STATISTICS,
-    by: Sequence[str] = ("kind", "level", "content"),
+    by: Sequence[str] = BY,
     cluster: str = "content",
     confidence: float = 0.95,
     progress: bool = True,
@@ -35,15 +37,18 @@ def report_agreement(
         opinions: ratings, or preferences (of which there is one statistic, the accuracy).
         scores: goodness by metric, NaN where there is none: `(n,)` for the rows of ratings, or for the `names` of
             preferences.
-        statistics: which; the first one decides which metric is best.
+        statistics: which; the first one decides which metric is best. Preferences take no choice of statistics without
+            the accuracy, of `by` or of `cluster`.
         by: the columns by whose values the agreement is also told; those that the ratings lack are left out.
         cluster: the column whose values belong together: "content", "prompt", "rater"; "" where every image is on its
-            own. Ratings by several raters are averaged first, unless the cluster is the rater.
+            own, as an image with a blank value always is. Ratings by several raters are averaged first, unless the
+            cluster is the rater.
         confidence: of the intervals.
         progress: show a bar when stderr is a terminal.
 
     Raises:
-        ValueError: a metric without spread or without scores for most images, fewer than five clusters.
+        ValueError: a metric without spread or without scores for most images, fewer than five clusters, scores of
+            another length, a column that ratings do not have, or a choice that preferences have no use for.
 
     Example:
         >>> import torch
@@ -59,8 +64,19 @@ def report_agreement(
         raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
     if not statistics:
         raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
+    for metric, given in scores.items():
+        if np.shape(given) != (len(opinions.names),):
+            raise ValueError(
+                f"{metric} has scores of the shape {np.shape(given)} for {len(opinions.names)} images, wanted "
+                f"({len(opinions.names)},)"
+            )
     if isinstance(opinions, Preferences):
+        _only_accuracy(statistics, by, cluster)
         return report_preferences(opinions, scores, confidence=confidence)
+    if unknown := [name for name in by if name not in COLUMNS]:
+        raise ValueError(f"by must be of {', '.join(COLUMNS)}, got {', '.join(map(repr, unknown))}")
+    if cluster not in ("", *COLUMNS):
+        raise ValueError(f"cluster must be of {', '.join(COLUMNS)}, or '' for none, got {cluster!r}")
     if opinions.rater and cluster != "rater":
         opinions, scores = opinions.mean_opinion(), _of_first(opinions, scores)
     mask, lacking = scored_by_all(scores, opinions.names)
@@ -68,10 +84,10 @@ def report_agreement(
     if not len(kept):
         raise ValueError("no image has a score of every metric")
     scores = {name: values[mask.numpy()] for name, values in scores.items()}
-    labels = getattr(kept, cluster) if cluster else None
-    if cluster and not labels and cluster != "content":
+    told = cluster and any(value.strip() for value in getattr(kept, cluster))
+    if cluster and not told and cluster != "content":
         raise ValueError(f"these ratings have no {cluster}")
-    labels = labels or None
+    labels = kept.together(cluster) if told else None  # a blank value is no cluster: the image is on its own
     wanted = [s for s in statistics if s != "accuracy" or labels is not None]
     if not wanted:
         raise ValueError("accuracy compares images of one content, which these ratings do not tell")
@@ -79,7 +95,7 @@ def report_agreement(
     columns = [name for name in by if getattr(kept, name)]
     cells: list[tuple[str, str | None, str]] = [(POOLED, None, statistic) for statistic in pooled]
     for column in columns:
-        values = _in_order(getattr(kept, column))
+        values = _in_order([value for value in getattr(kept, column) if column != "content" or value.strip()])
         inside = [s for s in wanted if column == "content" or s in pooled]
         cells += [(column, group, s) for group in [*values, None] if len(values) > 1 for s in inside]
     decides = (pooled or [s for s in wanted if "content" in columns] or [""])[0]
@@ -90,7 +106,7 @@ def report_agreement(
     with Progress("agreement", len(scores) * len(cells), unit="number", shown=progress) as bar:
         for metric, of_metric in scores.items():
             for column, group, statistic in cells:
-                own = getattr(kept, column) if column else None
+                own = kept.together() if column == "content" else getattr(kept, column) if column else None
                 rows.append(
                     AgreementRow(metric, column, group, statistic, *_found(
                         metric, of_metric, truth, labels, own, group, statistic, confidence
@@ -99,7 +115,7 @@ def report_agreement(
                 bar.update(1)
     compared: list[MetricDifference] = []
     if len(scores) > 1:
-        within = None if pooled else kept.content
+        within = None if pooled else kept.together()
         compared = compare_metrics(
             scores, truth, statistic=decides, clusters=labels, groups=within, confidence=confidence
         )
@@ -125,12 +141,25 @@ def _of_first(ratings: Ratings, scores: Mapping[str, Rows]) -> dict[str, Rows]:
     return {metric: values[list(first.values())] for metric, values in scores.items()}
 
 
+def _only_accuracy(statistics: Sequence[str], by: Sequence[str], cluster: str) -> None:
+    """Refuse what preferences have no use for."""
+    needless = []
+    if "accuracy" not in statistics:
+        needless.append(f"statistics ({', '.join(statistics)}): their one statistic is accuracy")
+    if tuple(by) not in ((), BY):
+        needless.append(f"by ({', '.join(by)}): they have no such columns")
+    if cluster != "content":
+        needless.append(f"cluster ({cluster or 'none'}): pairs of one content or with a common image belong together")
+    if needless:
+        raise ValueError(f"preferences have no use for {'; nor for '.join(needless)}")
+
+
 def _found(
     metric: str,
     values: Rows,
     truth: Rows,
-    labels: Sequence[str] | None,
-    own: Sequence[str] | None,
+    labels: Sequence[Hashable] | None,
+    own: Sequence[Hashable] | None,
     group: str | None,
     statistic: str,
     confidence: float,
@@ -156,14 +185,18 @@ def _found(
         return Agreement(float("nan"), float("nan"), float("nan"), len(rows), count), str(error)
 
 
-def _value_only(values: Rows, truth: Rows, statistic: str, clusters: Sequence[str] | None, count: int) -> Agreement:
+def _value_only(
+    values: Rows, truth: Rows, statistic: str, clusters: Sequence[Hashable] | None, count: int
+) -> Agreement:
     """Too few clusters for an interval."""
     unknown = float("nan")
     if len(values) < 2 or np.ptp(truth) == 0:
         raise ValueError("fewer than two different ratings")
     if statistic == "accuracy":
-        labels = np.array(clusters)
-        members = [np.flatnonzero(labels == label) for label in dict.fromkeys(clusters or [])]
+        rows: dict[Hashable, list[int]] = {}
+        for row, label in enumerate(clusters or []):
+            rows.setdefault(label, []).append(row)
+        members = [np.array(own) for own in rows.values()]
         correct, decided, ties = credits(values, truth, members)
         value = float(correct.sum() / decided.sum())
         return Agreement(value, unknown, unknown, len(values), count, ties)

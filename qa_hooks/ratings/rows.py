@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
@@ -33,6 +33,17 @@ class Table(NamedTuple):
 def is_image(field: str) -> bool:
     """Whether this looks like the name of an image file."""
     return Path(field.strip()).suffix.lower() in IMAGE_SUFFIXES
+
+
+def stem(name: str) -> str:
+    """The last part of a name without its image suffix; any other dot is part of the name.
+
+    Example:
+        >>> stem("set/scale1.5"), stem("set/scale1.5.png")
+        ('scale1.5', 'scale1.5')
+    """
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return PurePosixPath(last).stem if is_image(last) else last
 
 
 def is_number(field: str) -> bool:

@@ -85,7 +85,7 @@ def select_metrics(
         report = report_agreement(
             some,
             scored(names, some),
-            statistics=statistics[:1],
+            statistics=statistics[:1] if isinstance(some, Ratings) else statistics,
             by=() if _across(some) else ("content",),
             cluster=cluster,
             confidence=confidence,
@@ -158,7 +158,7 @@ def _stimuli(
     by_name: dict[str, Path] = {}
     if references is not None and opinions.reference:
         wanted = list(dict.fromkeys(name for name in opinions.reference if name))
-        places = find_images(wanted, references)
+        places = find_images(wanted, references, shared=True)
         by_name = {name: place for name, place in zip(wanted, places, strict=True) if place is not None}
     found = {}
     for row, name in enumerate(opinions.names):
@@ -168,10 +168,10 @@ def _stimuli(
 
 
 def _labels(opinions: Ratings | Preferences) -> list[Hashable]:
-    """The content of each row; where contents are not known each image is on its own."""
+    """The content of each row; an image whose content is not known is on its own."""
     if isinstance(opinions, Preferences):
-        return list(together(opinions.pairs))
-    return list(opinions.content or opinions.names)
+        return together(opinions.pairs)
+    return opinions.together()
 
 
 def _part(

@@ -6,7 +6,7 @@ that higher is better; nothing else does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +72,17 @@ class Ratings:
         """`(n,)`, higher is better."""
         return self.rating if self.higher_is_better else -self.rating
 
+    def together(self, column: str = "content") -> list[Hashable]:
+        """What each row belongs to: its value in a column; an image whose value is blank or missing is on its own.
+
+        Example:
+            >>> rows = Ratings(["a.png", "b.png", "c.png"], torch.zeros(3), True, "", "", content=["cat", "", "cat"])
+            >>> rows.together()
+            ['cat', ('image', 'b.png'), 'cat']
+        """
+        values = getattr(self, column) or [""] * len(self)
+        return [value if value.strip() else ("image", name) for value, name in zip(values, self.names, strict=True)]
+
     def select(self, keep: Tensor | Sequence[int]) -> Ratings:
         """The rows of these positions, or where a mask `(n,)` is true."""
         if isinstance(keep, Tensor) and keep.dtype == torch.bool:
@@ -95,6 +106,8 @@ class Ratings:
     def as_pairs(self, *, within: str = "content", least: float = 0.0) -> Preferences:
         """All pairs of images of one content, the better one first known from the ratings.
 
+        Images whose value is blank are in no pair.
+
         Args:
             within: the column whose value two images must share; "" pairs every image with every other.
             least: ratings that differ by no more are a tie.
@@ -109,6 +122,8 @@ class Ratings:
             groups.setdefault(getattr(self, within)[row] if within else "", []).append(row)
         goodness, found = self.goodness, []
         for content, rows in groups.items():
+            if within and not content.strip():
+                continue
             for position, a in enumerate(rows):
                 for b in rows[position + 1 :]:
                     gap = float(goodness[a] - goodness[b])
@@ -187,18 +202,24 @@ class Preferences:
         return replace(self, pairs=[pair for pair in self.pairs if pair.better])
 
     def majority(self) -> Preferences:
-        """One row a pair: what most raters said; dropped where no label has more votes than every other."""
-        votes: dict[tuple[str, str], list[float]] = {}
-        facts: dict[tuple[str, str], Preference] = {}
-        for pair in self.pairs:
-            key = (pair.a, pair.b) if pair.a <= pair.b else (pair.b, pair.a)
-            votes.setdefault(key, []).append(pair.better if key == (pair.a, pair.b) else -pair.better)
+        """One row for each pair of a content: what most raters said; dropped where no label has the most votes.
+
+        A rater has one vote for each pair: what they said most often, none where they contradict themselves evenly.
+        Rows without a rater count as raters of their own.
+        """
+        votes: dict[tuple[str, str, str], dict[Hashable, list[float]]] = {}
+        facts: dict[tuple[str, str, str], Preference] = {}
+        for row, pair in enumerate(self.pairs):
+            a, b = sorted((pair.a, pair.b))
+            key = pair.content, a, b
+            said = votes.setdefault(key, {}).setdefault(pair.rater or row, [])
+            said.append(pair.better if (a, b) == (pair.a, pair.b) else -pair.better)
             facts.setdefault(key, pair)
         kept = []
-        for (a, b), said in votes.items():
-            counts = sorted(((said.count(label), label) for label in set(said)), reverse=True)
-            if len(counts) == 1 or counts[0][0] > counts[1][0]:
-                kept.append(facts[a, b]._replace(a=a, b=b, better=counts[0][1], rater="majority"))
+        for key, raters in votes.items():
+            own = [vote for said in raters.values() if (vote := _most(said)) is not None]
+            if (better := _most(own)) is not None:
+                kept.append(facts[key]._replace(a=key[1], b=key[2], better=better, rater="majority"))
         return replace(self, pairs=kept)
 
     def __str__(self) -> str:
@@ -210,6 +231,14 @@ class Preferences:
         if self.images:
             lines.append(_missing(self.images.items()))
         return "\n".join(lines)
+
+
+def _most(labels: Sequence[float]) -> float | None:
+    """The label that occurs most often; None where several do, or there is none."""
+    counts = sorted(((labels.count(label), label) for label in set(labels)), reverse=True)
+    if not counts or (len(counts) > 1 and counts[0][0] == counts[1][0]):
+        return None
+    return counts[0][1]
 
 
 def _missing(places: Iterable[tuple[str, Path | None]]) -> str:

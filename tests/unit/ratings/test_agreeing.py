@@ -114,3 +114,36 @@ def test_holm():
 def test_what_cannot_agree_is_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         agreement(*arguments, **options)
+
+
+@pytest.mark.parametrize("statistic", CORRELATIONS)
+@pytest.mark.parametrize("contents", [5, 20])
+def test_perfect_agreement_is_not_certain(statistic, contents):
+    truth = np.arange(4.0 * contents)
+    content = [row // 4 for row in range(len(truth))]
+    for scores, sign in ((truth, 1), (-truth, -1)):
+        found = agreement(scores, truth, statistic=statistic, clusters=content)
+        assert found.value == pytest.approx(sign, abs=1e-6)
+        assert max(abs(found.low), abs(found.high)) <= 1
+        assert found.high - found.low > (0.5 if contents == 5 else 0.02)
+    few, many = (agreement(np.arange(n), np.arange(n)) for n in (5, 50))
+    assert few.low < many.low < 1 == many.high
+
+
+def test_a_difference_that_no_content_changes_is_not_certain():
+    truth = np.arange(40.0)
+    content = [row // 4 for row in range(40)]
+    metrics = {"right": truth, "also right": truth**3, "wrong": -truth}
+    same, other = compare_metrics(metrics, truth, clusters=content)
+    assert (same.difference, same.p) == (0, 1)
+    assert same.low < 0 < same.high
+    assert other.difference == 2
+    assert 0 < other.p < 0.05
+    assert 0 < other.low < 2 < other.high
+
+
+def test_a_share_that_is_the_same_in_every_content_is_not_certain():
+    goodness = np.tile([0.0, 1.0, 2.0], 6)
+    found = agreement(np.tile([0.0, 2.0, 1.0], 6), goodness, statistic="accuracy", clusters=[r // 3 for r in range(18)])
+    assert found.value == pytest.approx(2 / 3)
+    assert found.low < 0.5 < 0.8 < found.high

@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from qa_hooks.functional.clusters import share_interval
+from qa_hooks.ratings.agreeing import agreement
 from qa_hooks.ratings.jackknife import BLOCKS, Clusters, Measured, measure
 
 
@@ -118,3 +121,17 @@ def test_too_few_clusters_are_refused():
 def test_groups_without_two_different_ratings_are_refused():
     with pytest.raises(ValueError, match="no group holds two different ratings"):
         measure(np.arange(6.0), np.arange(6.0), "srcc", Clusters(None, 6), list(range(6)))
+
+
+def test_labels_that_are_tensors_mean_their_values():
+    truth = np.arange(60.0)
+    scores = truth + 9 * np.sin(truth)
+    labels = [row // 6 for row in range(60)]
+    kinds = [row % 3 for row in range(60)]
+    expected = agreement(scores, truth, clusters=labels, groups=kinds)
+    assert expected.clusters == 10
+    for turn in (torch.tensor, np.array, lambda values: [torch.tensor(value) for value in values]):
+        assert agreement(scores, truth, clusters=turn(labels), groups=turn(kinds)) == expected
+        assert share_interval([1.0, 0.0] * 30, turn(labels)) == share_interval([1.0, 0.0] * 30, labels)
+    with pytest.raises(ValueError, match=r"shape \(n,\)"):
+        agreement(scores, truth, clusters=torch.zeros(60, 1))

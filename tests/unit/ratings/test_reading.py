@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qa_hooks.ratings import read_preferences, read_ratings
+from qa_hooks.ratings import Preference, Preferences, read_preferences, read_ratings
 
 # One small file of each form: text, then what must come out (names, ratings, spreads, contents, kinds).
 FORMS = {
@@ -136,8 +136,41 @@ def test_direction_and_scale_are_kept_and_stated(tmp_path):
         assert (ratings.goodness[1] > ratings.goodness[0]).item() is higher
         better = read_ratings(path).as_pairs().labels.tolist()
         assert better == [-1.0 if higher else 1.0]
+    assert not read_ratings(path, higher_is_better=False).higher_is_better  # a folder's name is only a guess
+    path.write_text("5.5 I01_01_1.bmp\n4.9 I01_01_2.bmp\n")
     with pytest.raises(ValueError, match="where higher is better: leave higher_is_better out"):
         read_ratings(path, higher_is_better=False)
+
+
+def test_the_direction_of_a_collection_is_read_from_every_folder_of_every_row(tmp_path):
+    def read(*names, **options):
+        path = tmp_path / "scores.txt"
+        rows = "".join(f"{name},x,,{score}\n" for score, name in enumerate(names))
+        path.write_text(f"dis_img_path,dis_type,ref_img_path,score\n{rows}")
+        return read_ratings(path, **options)
+
+    for top in (
+        "./LIVE",
+        "datasets/LIVE",
+        "/data/live",
+        "data\\CSIQ\\dst_imgs",
+        "iqa/databaserelease2/jp2k",
+        "live_md/x",
+    ):
+        ratings = read(f"{top}/a.bmp", f"{top}/b.bmp")
+        assert not ratings.higher_is_better, top
+        assert "DMOS" in ratings.scale
+    assert read("./LIVE_Challenge/a.bmp", "./LIVE_Challenge/b.bmp").higher_is_better
+    for names in (("SPAQ/a.png", "LIVE/a.png"), ("LIVE/a.png", "x/SPAQ/a.png"), ("LIVE/i01_01_1.bmp",)):
+        with pytest.raises(ValueError, match="several directions in one table"):
+            read(*names)
+    for names in (("mine/a.png",), ("a.png",), ("LIVE/a.png", "mine/b.png"), ("alive/a.png",)):
+        with pytest.raises(ValueError, match="folder of no known set"):
+            read(*names)
+        for higher in (True, False):
+            assert read(*names, higher_is_better=higher).higher_is_better is higher
+    with pytest.raises(ValueError, match="where higher is better: leave higher_is_better out"):
+        read("TID2013/i01_01_1.bmp", higher_is_better=False)
 
 
 def test_the_spreads_of_tid2013_stand_beside_its_names(tmp_path):
@@ -194,14 +227,14 @@ def test_what_is_no_table_of_ratings_is_refused(text, options, message, tmp_path
 
 
 def test_images_are_found_whatever_their_case_folder_and_suffix(tmp_path):
-    for name in ("deep/I01_01_1.BMP", "b.jpeg", "one/c.png", "two/c.png", ".hidden/d.png"):
+    for name in ("deep/set/I01_01_1.BMP", "b.jpeg", "one/c.png", "two/c.png", ".hidden/d.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / name).write_bytes(b"")
     table = tmp_path / "t.csv"
     table.write_text("Image,Score\nset/i01_01_1.bmp,1\nb.png,2\ntwo/c.png,3\n")
     found = read_ratings(table, images=tmp_path / "images").images
     assert [p.relative_to(tmp_path / "images").as_posix() for p in found] == [
-        "deep/I01_01_1.BMP",
+        "deep/set/I01_01_1.BMP",
         "b.jpeg",
         "two/c.png",
     ]
@@ -263,6 +296,8 @@ def test_triplets_and_plain_pairs(tmp_path):
     assert (voted.a, voted.b, voted.better) == ("a.png", "b.png", 1)
     path.write_text("image_a,image_b,label,rater\na.png,b.png,1,r1\na.png,b.png,-1,r2\na.png,b.png,0,r3\n")
     assert len(read_preferences(path, majority=True)) == 0  # all differ
+    with pytest.raises(ValueError, match="is no tid2013: it is read as pairs"):
+        read_preferences(path, "tid2013")
 
 
 def test_pick_a_pic_through_parquet(tmp_path):
@@ -273,6 +308,49 @@ def test_pick_a_pic_through_parquet(tmp_path):
     )  # fmt: skip
     parquet.write_table(table, tmp_path / "x.parquet")
     assert [(p.a, p.better) for p in read_preferences(tmp_path / "x.parquet")] == [("a", 1), ("c", 0)]
+
+
+def test_a_majority_counts_each_rater_once_for_each_content():
+    def voted(*rows):
+        return [(p.content, p.better) for p in Preferences([Preference(*row) for row in rows], "test").majority()]
+
+    often = [("a", "b", 1.0, "x", "ann")] * 5
+    assert voted(*often, ("a", "b", -1.0, "x", "bob"), ("b", "a", 1.0, "x", "eve")) == [("x", -1.0)]
+    assert voted(*often, ("a", "b", -1.0, "x", "ann")) == [("x", 1.0)]  # her own majority
+    assert voted(("a", "b", 1.0, "x", "ann"), ("a", "b", -1.0, "x", "ann"), ("a", "b", -1.0, "x", "bob")) == [
+        ("x", -1.0)
+    ]
+    assert voted(("a", "b", 1.0, "x", "ann"), ("a", "b", -1.0, "x", "ann")) == []
+    assert voted(("a", "b", 1.0, "x", "ann"), ("b", "a", 1.0, "y", "ann")) == [("x", 1.0), ("y", -1.0)]
+    assert voted(("a", "b", 1.0), ("a", "b", 1.0), ("b", "a", 1.0)) == [("", 1.0)]  # nobody is named: three raters
+
+
+@pytest.mark.parametrize("label", [None, float("nan"), "1", 0.7, float("inf")])
+def test_a_label_of_pick_a_pic_that_is_none_is_refused(label, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    labels = [label] if isinstance(label, str) else [1.0, label]
+    rows = {"caption": "p", "image_0_uid": "a", "image_1_uid": "b"}
+    columns = {name: [value] * len(labels) for name, value in rows.items()} | {"label_0": labels}
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=rf"entry {len(labels) - 1}: the label"):
+        read_preferences(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("rank", ["null", "NaN", '"2"', "Infinity", "[1]"])
+def test_a_rank_that_is_no_number_is_refused_with_its_entry(rank, tmp_path):
+    good = '{"prompt": "p", "generations": ["a", "b"], "ranking": [1, 2]}'
+    texts = [
+        good.replace("[1, 2]", f"[1, {rank}]"),
+        f'{{"prompt": "p", "image_path": ["a", "b"], "rank": [1, {rank}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "human_preference": [1, {rank}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "rank": [1, 2], "raw_annotations": [{{"rank": [1, {rank}]}}]}}',
+        f'{{"prompt": "p", "image_path": ["a", "b"], "human_preference": {rank if rank != "[1]" else "1.5"}}}',
+    ]
+    for text in texts:
+        first = good if "generations" in text else '{"prompt": "p", "image_path": ["a", "b"], "rank": [1, 2]}'
+        (tmp_path / "x.json").write_text(f"[{first}, {text}]")
+        with pytest.raises(ValueError, match="entry 1: ValueError"):
+            read_preferences(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

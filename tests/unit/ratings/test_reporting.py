@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy import stats
 
 from qa_hooks.ratings import Preference, Preferences, Ratings
+from qa_hooks.ratings.preference_reporting import together
 from qa_hooks.ratings.reporting import report_agreement
 
 
@@ -157,6 +159,12 @@ def test_pairs_that_share_an_image_belong_together():
         (lambda s: None, {"statistics": ["rmse"]}, "statistics must be of"),
         (lambda s: None, {"statistics": []}, "at least one statistic"),
         (lambda s: None, {"cluster": "prompt"}, "have no prompt"),
+        (lambda s: None, {"cluster": "contents"}, "cluster must be of content, kind"),
+        (lambda s: None, {"cluster": "names"}, "cluster must be of content, kind"),
+        (lambda s: None, {"by": ["kinds"]}, "by must be of content, kind, .* got 'kinds'"),
+        (lambda s: None, {"by": "kind"}, "by must be of content, kind, .* got 'k'"),
+        (lambda s: s.update(short=np.arange(59.0)), {}, r"short has scores of the shape \(59,\) for 60 images"),
+        (lambda s: s.update(wide=np.ones((60, 1))), {}, r"wide has scores of the shape \(60, 1\)"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(change, options, message):
@@ -169,3 +177,53 @@ def test_what_cannot_be_judged_is_refused(change, options, message):
 def test_four_contents_are_too_few():
     with pytest.raises(ValueError, match="at least 5 contents, got 4"):
         report_agreement(*rated(contents=4), progress=False)
+
+
+def test_an_image_with_a_blank_content_is_on_its_own():
+    ratings, scores = rated()
+    blank = replace(ratings, content=["" if int(c) >= 8 else c for c in ratings.content])
+    alone = replace(
+        ratings, content=[n if int(c) >= 8 else c for n, c in zip(ratings.names, ratings.content, strict=True)]
+    )
+    for options in ({"by": ("kind",)}, {"by": ("kind",), "statistics": ["accuracy"]}, {"by": ()}):
+        found, expected = (report_agreement(some, scores, progress=False, **options) for some in (blank, alone))
+        assert found.value("good") == expected.value("good")
+        assert found.value("good").clusters == 8 + 12
+    by_content = report_agreement(blank, scores, progress=False)
+    assert "" not in {row.group for row in by_content.rows}
+    assert {pair.content for pair in blank.as_pairs()} == {str(c) for c in range(8)}
+    nothing = replace(ratings, content=[" "] * len(ratings))
+    assert report_agreement(nothing, scores, by=(), progress=False).value("good").clusters == len(ratings)
+
+
+def test_one_blank_content_of_pairs_leaves_the_others_known():
+    pairs = [
+        Preference("a", "b", 1, "x"),
+        Preference("c", "d", 1, "x"),
+        Preference("e", "f", 1),
+        Preference("g", "h", 1),
+    ]
+    labels = together(pairs)
+    assert labels[0] == labels[1]
+    assert len({labels[0], labels[2], labels[3]}) == 3
+    linked = together([*pairs, Preference("d", "e", 1)])
+    assert linked[0] == linked[2] == linked[4] != linked[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cluster": "rater"}, r"no use for cluster \(rater\)"),
+        ({"cluster": ""}, r"no use for cluster \(none\)"),
+        ({"by": ["kind"]}, r"no use for by \(kind\)"),
+        ({"statistics": ["srcc"]}, r"no use for statistics \(srcc\): their one statistic is accuracy"),
+    ],
+)
+def test_preferences_refuse_what_they_have_no_use_for(options, message):
+    preferences = Preferences([Preference(f"{c}a", f"{c}b", 1.0, str(c)) for c in range(6)], "pairs")
+    scores = {"m": np.tile([1.0, 0.0], 6)}
+    with pytest.raises(ValueError, match=message):
+        report_agreement(preferences, scores, **options, progress=False)
+    report_agreement(preferences, scores, statistics=["accuracy"], by=(), progress=False)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 12 images"):
+        report_agreement(preferences, {"m": np.ones(3)}, progress=False)
