@@ -132,8 +132,8 @@ class QualityScores:
             ValueError: other scorers, another direction of a score, or images that a table lacks.
         """
         tables = _listed(tables)
-        facts = [[getattr(t, name) for t in tables] for name in ("scorer_name", "higher_is_better", "fingerprint")]
-        self.check_same(*facts, what="the tables hold")
+        names, marks = [t.scorer_name for t in tables], [t.fingerprint for t in tables]
+        self.check_same(names, [t.higher_is_better for t in tables], marks, "the tables hold")
         if isinstance(keys, str):
             raise TypeError(f"keys must be a list of the images' keys, got the text {keys!r}")
         order = list(tables[0]) if keys is None else [str(key) for key in keys]
@@ -146,7 +146,7 @@ class QualityScores:
                 )
         columns = [torch.stack([t.scores(key)[0] for key in order]) for t in tables if len(only_candidate(t))]
         q = self.standardise(torch.stack(columns, 1))
-        self.warn_of_scale(q.nanmedian(0).values, facts[2])
+        self.warn_of_scale(q.nanmedian(0).values, marks)
         return q
 
     def as_rows(self, q: Quality) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from qa_hooks.features import create_extractor
 from qa_hooks.losses import ScoreLoss
 from qa_hooks.scorers import MSSSIM, PSNR, SSIM, Calibration, FunctionScorer, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.catalogue import SPECS
@@ -238,3 +239,26 @@ def test_a_function_that_changes_its_images_in_place_is_refused(use):
     uses = {"scorer": scorer, "OHEM": OHEM(scorer), "ScoreLoss": ScoreLoss(scorer, ceiling=1.0)}
     with pytest.raises(ValueError, match="doubling has changed the images that it was given, in place"):
         uses[use](torch.rand(2, 3, 8, 8) / 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: create_scorer({"type": "niqe_bsd100", "foo": 1}), r"niqe_bsd100 has no option foo; its own are"),
+        (
+            lambda: create_scorer({"type": "psnr", "foo": 1, "bar": 2}),
+            r"psnr has no option foo, bar; its own are",
+        ),
+        (
+            lambda: create_scorer({"type": "giqa-knn", "foo": 1}, fit=torch.rand(9, 3, 8, 8), extractor="random"),
+            r"giqa-knn has no option foo; its own are",
+        ),
+        (lambda: create_scorer({"type": "psnr", "foo": 1}, (-1, 1)), "psnr has no option foo"),
+        (lambda: create_extractor("random", weights="x"), "random has no option weights; its own are seed, width"),
+        (lambda: create_extractor("efficientnet_lite0", weights="x"), "has no option weights; it has none of its own"),
+        (lambda: create_extractor("resnet18", foo=1), "resnet18 has no option foo; its own are weights"),
+    ],
+)
+def test_options_that_are_not_there_are_named(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
