@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -45,8 +47,10 @@ class Attachment:
             raise RuntimeError("this optimizer has hooks already; put all callbacks into one Hooks, or close the other")
         self._on_step = on_step
         self._steps = self._silent_calls = 0
+        self._ended = False
         _ATTACHED.add(self.optimizer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        atexit.register(_close_at_exit, weakref.ref(self), os.getpid())
 
     def count_silence(self) -> None:
         """Count a call from the user's loop; many calls without an optimizer step raise a warning."""
@@ -62,6 +66,7 @@ class Attachment:
     def end(self) -> None:
         """Take everything off the optimizer."""
         self._handle.remove()
+        self._ended = True
         _ATTACHED.discard(self.optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -70,6 +75,13 @@ class Attachment:
         self._steps += 1
         # Read once: on a GPU the counter may live there, and reading it each step would synchronise.
         self._on_step(_steps_in_state(optimizer) if self._steps == 1 else None)
+
+
+def _close_at_exit(reference: weakref.ref[Attachment], process: int) -> None:
+    """Tell of an optimizer that never made a step, where nobody closed the hooks."""
+    attachment = reference()
+    if attachment is not None and not attachment._ended and os.getpid() == process:  # not a forked child
+        attachment.close()
 
 
 def _steps_in_state(optimizer: torch.optim.Optimizer) -> int | None:

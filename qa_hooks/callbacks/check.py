@@ -74,6 +74,12 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
     if images.is_floating_point():
         declared = getattr(monitor, "value_range", None)
         text += "" if declared is None else f", declared ({declared[0]:g}, {declared[1]:g})"
+        if (
+            declared is not None
+            and (width := declared[1] - declared[0])
+            and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
+        ):
+            notes.append("THAT IS ANOTHER RANGE: value_range= says what the numbers mean, (-1, 1) after a tanh")
     return images, "; ".join([text, *notes])
 
 

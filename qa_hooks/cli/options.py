@@ -51,7 +51,10 @@ def read_metrics(text: str) -> tuple[str, ...]:
 
 
 SCORER = 'a name from `qa-hooks scorers`, a .safetensors file, or JSON: \'{"type": "psnr", "channel": "y"}\''
-EXTRACTORS = "random (no download), inception, dinov2_vits14, or a torchvision network such as resnet50"
+EXTRACTORS = (
+    "random (no download), efficientnet_lite0 (extra offline), inception, dinov2_vits14, or a torchvision network such "
+    "as resnet50"
+)
 SHARED: dict[str, dict[str, Any]] = {
     "--scorer": {"type": scorer_spec, "metavar": "SPEC", "help": SCORER},
     "--reference": {"metavar": "DIR", "help": "references under the same names, for psnr, ssim, ..."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,12 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
     entry = None if saved or isinstance(spec, Scorer) else SPECS.get(str(spec))
     library = str(spec).partition(":")[0] in LIBRARIES and ":" in str(spec)
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
+        close = difflib.get_close_matches(str(spec), SPECS, 1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        if str(spec).lower() in ("fid", "kid", "is", "precision", "recall"):
+            meant = " (it is of a set of images: GenerativeMonitor, or qa-hooks compare)"
         raise ValueError(
-            f"unknown scorer {str(spec)!r}; known are {', '.join(SPECS)}, metrics of other libraries such as "
+            f"unknown scorer {str(spec)!r}{meant}; known are {', '.join(SPECS)}, metrics of other libraries such as "
             "'pyiqa:musiq', 'torchmetrics:arniqa', 'piq:gmsd', 'imscore:pickscore' and "
             "'transformers:MODEL', or the path of a .safetensors file"
         )

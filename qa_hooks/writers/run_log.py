@@ -3,7 +3,9 @@
     {"step": 500, "tag": "qa_eval/fd_random_n=64/value", "value": 12.5, "low": 11.0, "high": 14.1}
     {"step": 500, "tag": "qa_loss/ssim/mean", "value": 0.25}
 
-`low` and `high` are the ends of the 95 % interval, where a value has one. A value that is not finite is null.
+`low` and `high` are the ends of the 95 % interval, where a value has one. A value that is not finite is null. Lines are
+only added: a run that goes on makes some steps again, and of a tag's lines a later one with the same or an earlier step
+replaces those from that step on. `read_run_log` does that.
 """
 
 from __future__ import annotations
@@ -13,14 +15,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.files import whole_file
-
 NAME = "metrics.jsonl"
 Line = dict[str, Any]
 
 
 class RunLog:
-    """Appends to a run's `metrics.jsonl`; a run that goes on drops the lines that it makes again.
+    """Appends to a run's `metrics.jsonl`. A value is written when it is known that no interval follows it.
 
     Args:
         folder: of the run; it exists when the first value arrives.
@@ -49,17 +49,13 @@ class RunLog:
         if not self._pending:
             return
         line, self._pending = self._pending, {}
-        if not self._begun:
+        with self.path.open("a+b") as file:
+            if not self._begun and file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # what a killed run left half-written stays a line of its own
+                    file.write(b"\n")
             self._begun = True
-            self._drop_from(line["step"])
-        with self.path.open("a", encoding="utf-8") as file:  # a line is on disk when the run is killed
-            file.write(json.dumps(line) + "\n")
-
-    def _drop_from(self, step: int) -> None:
-        """Leave out what this run makes again, and a line that was left half-written."""
-        kept = [line for line in _lines(self.path) if line["step"] < step] if self.path.exists() else []
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            file.write((json.dumps(line) + "\n").encode())
 
 
 def read_run_log(folder: str | Path) -> dict[str, list[Line]]:
@@ -85,8 +81,11 @@ def read_run_log(folder: str | Path) -> dict[str, list[Line]]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no {NAME}: it is no folder that Hooks(log_dir=...) or qa-hooks watch wrote")
     found: dict[str, list[Line]] = {}
-    for line in sorted(_lines(path), key=lambda line: int(line["step"])):
-        found.setdefault(line.pop("tag"), []).append(line)
+    for line in _lines(path):
+        lines = found.setdefault(line.pop("tag"), [])
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
     return found
 
 
@@ -97,11 +96,14 @@ def _base(line: Line) -> str:
 def _lines(path: Path) -> list[Line]:
     """The whole lines; a line that a killed run left half-written is none."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("tag"), str):
+        numbers = isinstance(line, dict) and all(
+            isinstance(line.get(key), int | float | None) for key in ("value", "low", "high")
+        )
+        if numbers and isinstance(line.get("step"), int) and isinstance(line.get("tag"), str):
             lines.append(line)
     return lines

@@ -43,6 +43,7 @@ from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import cut, grid_remark
 
 LOOKED_AT = 3  # steps whose pictures may be grids
+PAUSE = 2.0  # seconds between the looks of one that ends: a file that did not change meanwhile is whole, or broken
 FEWEST_OF_STEP = 20  # images of a step that is measured by set metrics
 KNOWN = tuple(key for key, metric in METRICS.items() if not metric.needs)  # no classifier or scorer is at hand
 
@@ -94,7 +95,8 @@ def watch_folder(
         extractor: what `create_extractor` takes; makes the features of the set metrics.
         metrics: some of "fd", "kid", "pr": those in `set_metrics.METRICS` that need no classifier and no scorer.
         every: seconds between two looks.
-        once: score what is there and return; a step that is still being written is waited for once.
+        once: score what is there and return; a step that is still being written, or that cannot be read, is looked at
+            again for a few seconds.
         log_dir: where the results go; outside `folder`. The same call with the same folder goes on.
         best: the key whose best step is kept in best.json; the first scorer's, or the first metric's, by default.
         mode: "min" or "max"; by default the direction of the key.
@@ -128,7 +130,7 @@ def watch_folder(
             looks += 1
             if once and (not watcher.steps.pending or looks > TRIES):
                 break
-            time.sleep(every)
+            time.sleep(min(every, PAUSE) if once else every)
     state = watcher.state
     if once and not state.steps:
         raise ValueError(watcher.steps.missing or f"no step in {folder} could be scored")

@@ -40,11 +40,16 @@ class AnswerFile:
             raise ValueError(f"output must be a file such as pairs.csv, got the folder {str(path)!r}")
         if not self.path.is_file() or not self.path.stat().st_size:
             self._replace([_line(COLUMNS)])
+        with self.path.open("rb") as file:  # before anything is repaired: the file may be somebody else's
+            first = file.readline(4096).decode("utf-8-sig", "replace")
+        header = tuple(next(csv.reader([first]), []))
+        if header != COLUMNS:
+            raise ValueError(
+                f"{path} is no file of answers, and is left as it is: its first line is {first.strip()[:80]!r}, "
+                f"expected {','.join(COLUMNS)}; choose another name"
+            )
         self._repair()
         lines = self.path.read_text(encoding="utf-8-sig").splitlines()
-        header = tuple(next(csv.reader(lines), []))
-        if header != COLUMNS:
-            raise ValueError(f"{path} has the columns {', '.join(header)}, and not {', '.join(COLUMNS)}: another name")
         self.rows: list[Preference] = list(from_text(self.path, "auto")) if len(lines) > 1 else []
 
     def add(self, row: Preference, *, left: str, seconds: float) -> None:
@@ -67,14 +72,18 @@ class AnswerFile:
         self.rows.pop()
 
     def _repair(self) -> None:
+        """End a last row that lacks its line end, or cut off one that is not whole."""
         data = self.path.read_bytes()
-        if not data.endswith(b"\n"):
-            whole = data[: data.rfind(b"\n") + 1]
-            warn(
-                f"{self.path}: its last row was not whole and is cut off: "
-                f"{data[len(whole) :].decode(errors='replace')!r}"
-            )
-            self._replace([whole.decode("utf-8-sig")])
+        if data.endswith(b"\n"):
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        last = data[len(whole) :].decode(errors="replace")
+        fields = next(csv.reader([last]), [])
+        if len(fields) == len(COLUMNS) and fields[-1]:
+            self._replace([data.decode("utf-8-sig"), "\n"])
+            return
+        warn(f"{self.path}: its last row was not whole and is cut off: {last!r}")
+        self._replace([whole.decode("utf-8-sig")])
 
     def _replace(self, lines: Iterable[str]) -> None:
         with whole_file(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:

@@ -166,3 +166,13 @@ def test_functions_with_a_wrong_signature_are_refused_before_the_run(make, messa
 
 def warming() -> NIQEPenalty:
     return NIQEPenalty(value_range=(0, 1), warmup=100)
+
+
+def test_another_range_than_the_declared_one_is_told(tmp_path):
+    tanh = lambda n, g: torch.rand(n, 3, 16, 16, generator=g) * 2 - 1  # noqa: E731
+    wrong, right = (
+        Hooks([SampleGrid(tanh, n=8, value_range=value_range, folder=tmp_path)]).check()
+        for value_range in ((0, 1), (-1, 1))
+    )
+    assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says" in wrong
+    assert "ANOTHER RANGE" not in right

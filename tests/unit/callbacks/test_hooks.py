@@ -608,3 +608,16 @@ def test_warnings_point_at_the_users_line(optimizer):
         step(optimizer)
     hooks.close()
     assert told[0].filename == __file__
+
+
+def test_an_optimizer_that_never_steps_is_told_of_at_exit_too():
+    code = (
+        "import torch; from qa_hooks import Hooks\n"
+        "used, other = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2))\n"
+        "hooks = Hooks([]).attach(other)\n"
+        "used.step()\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert told.count("never made a step") == 1
+    quiet = subprocess.run([sys.executable, "-c", code + "other.step()\n"], capture_output=True, text=True, check=True)
+    assert "never made a step" not in quiet.stderr

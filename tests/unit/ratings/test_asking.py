@@ -195,15 +195,6 @@ def test_killed_in_the_middle_of_writing_nothing_is_lost(tmp_path):
     assert len(AnswerFile(path).rows) >= told + 1  # all of which the writer was told that it is kept
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "image_a,image_b,label\na.png,b.png,1\n"])
-def test_another_table_is_not_written_into(tmp_path, text):
-    path = tmp_path / "pairs.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="has the columns"):
-        AnswerFile(path)
-    assert path.read_text() == text
-
-
 def test_names_with_commas_and_quotes_come_back(tmp_path):
     file = AnswerFile(tmp_path / "pairs.csv")
     row = Preference('a, "b".png', "c.png", -1.0, "a scene, with commas", "anna")
@@ -390,3 +381,24 @@ def test_two_commands_do_not_write_one_file(folder, tmp_path):
 
     with exclusive(tmp_path / "pairs.csv"), pytest.raises(ValueError, match="another run is at work"):
         rate(folder, tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"file,stars\na.png,4\nb.png,2", b'[{"prompt": "x"}]', b"\x89PNG\r\n", b"image_a,image_b,label\na,b,1"],
+    ids=["ratings", "json", "png", "pairs"],
+)
+def test_a_file_of_another_kind_is_left_as_it_is(tmp_path, data):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is no file of answers, and is left as it is"):
+        AnswerFile(path)
+    assert path.read_bytes() == data
+
+
+def test_a_whole_last_row_without_its_line_end_is_kept(tmp_path):
+    """As an editor leaves it."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(",".join(COLUMNS) + "\na.png,b.png,1,c,anna,a,2.00\nb.png,c.png,-1,c,anna,b,1.50")
+    assert [row.better for row in AnswerFile(path).rows] == [1.0, -1.0]
+    assert path.read_text().endswith("1.50\n")

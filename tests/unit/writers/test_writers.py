@@ -284,6 +284,18 @@ class TestTheLinesOfARun:
         found = [(line["step"], line["value"]) for line in read_run_log(tmp_path)["qa_loss/a/mean"]]
         assert found == [(step, 1.0 if step < 5 else 2.0) for step in range(1, 11)]
 
+    def test_a_second_writer_leaves_the_first_ones_lines_alone(self, tmp_path):
+        first, second = RunLog(tmp_path), RunLog(tmp_path)
+        for step in range(0, 1000, 100):
+            first.scalar("qa_loss/a/mean", 1.0, step)
+        first.flush()
+        second.scalar("qa_eval/x/value", 1.0, 0)
+        second.flush()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 1, "tag": "t", "value": "text"}\n\xff\n')
+        found = read_run_log(tmp_path)
+        assert {tag: len(lines) for tag, lines in found.items()} == {"qa_loss/a/mean": 10, "qa_eval/x/value": 1}
+
     def test_another_folder_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"holds no metrics\.jsonl: it is no folder that Hooks"):
             read_run_log(tmp_path)
