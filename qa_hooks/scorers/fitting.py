@@ -47,7 +47,8 @@ def fitted_scorer(spec: str, entry: Entry, options: dict[str, Any], given: Mappi
     settings = {name: value for name, value in own.items() if name in inspect.signature(fit).parameters}
     own = {name: value for name, value in own.items() if name in constructed or name not in settings}
     of_fit = list(inspect.signature(fit).parameters)[1 + len(sources) :]  # after self and the images
-    check_options(spec, own, dict.fromkeys([*constructed, *of_fit]))
+    if not any(part.kind is part.VAR_KEYWORD for part in constructed.values()):
+        check_options(spec, own, dict.fromkeys([*constructed, *of_fit]))
     scorer = entry.kind(**own)
     if device is not None:
         scorer.to(device)
