@@ -125,42 +125,45 @@ class RangeGuard:
             return
         self.calls += 1
         for name, images in (data or {}).items():
-            self._check_data(name, images)
+            self.check_data(name, images)
         for name, images in (predictions or {}).items():
             self._check_prediction(name, images)
 
-    def _extrema(self, name: str, images: Tensor) -> Range:
-        with torch.no_grad():
-            low, high = (float(v) for v in torch.aminmax(images.detach().float()))
+    def extrema(self, name: str, images: Tensor) -> Range:
+        """Least and largest value; `ValueError` where they are not finite."""
+        low, high = (float(v) for v in torch.aminmax(images.detach().float()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{name} holds non-finite values (minimum {low}, maximum {high})")
         return low, high
 
-    def _check_data(self, name: str, images: Tensor) -> None:
+    def check_data(self, name: str, images: Tensor) -> None:
+        """`ValueError` for real images that lie outside the range by more than 1 %."""
         if images.dtype == torch.uint8:
             return
-        (low, high), (declared_low, declared_high) = self._extrema(name, images), self.value_range
+        (low, high), (declared_low, declared_high) = self.extrema(name, images), self.value_range
         slack = 0.01 * (declared_high - declared_low)
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
                 f"{name} lies in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) was "
                 "declared; declare the range that the images have, or convert them"
             )
-        self._doubt(name, low, high)
+        self.doubt(name, low, high)
 
     def _check_prediction(self, name: str, images: Tensor) -> None:
-        if images.dtype == torch.uint8:
-            return
-        self._doubt(name, *self._extrema(name, images))
+        if images.dtype != torch.uint8:
+            self.doubt(name, *self.extrema(name, images))
 
-    def _doubt(self, name: str, low: float, high: float) -> None:
+    def far_outside(self, low: float, high: float) -> bool:
+        """Whether it is by half the range or more."""
+        declared_low, declared_high = self.value_range
+        return max(declared_low - low, high - declared_high) >= (declared_high - declared_low) / 2
+
+    def doubt(self, name: str, low: float, high: float) -> None:
         """Warn, once, of values that look like another convention than the declared one."""
         declared_low, declared_high = self.value_range
-        width = declared_high - declared_low
-        outside = low <= declared_low - width / 2 or high >= declared_high + width / 2
         unit_under_symmetric = self.value_range == (-1.0, 1.0) and low >= 0.0 and low < high <= 1.01
-        in_a_corner = declared_low <= low < high <= declared_low + 0.02 * width
-        if (outside or unit_under_symmetric or in_a_corner) and not self.warned:
+        in_a_corner = declared_low <= low < high <= 0.98 * declared_low + 0.02 * declared_high
+        if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and not self.warned:
             self.warned = True
             warnings.warn(
                 f"{name} lies in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g}): "

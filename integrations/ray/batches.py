@@ -200,7 +200,7 @@ def read_item(item: Item) -> PiecedImage:
     except Exception as error:  # the parsers raise what they like; one bad image must not end the run
         told = str(error).removeprefix(f"{image} ") if isinstance(image, str | Path) else str(error)
         return PiecedImage(name, [], [], [], problem=" ".join(told.split()) or type(error).__name__)
-    return PiecedImage(name, [pixels], references, [(0, 0)], prompt=prompt or "")
+    return PiecedImage(name, [pixels], references, [(0, 0)], prompt=prompt)
 
 
 def read_image(image: Any) -> Tensor:

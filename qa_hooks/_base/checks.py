@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import sys
 import warnings
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -58,6 +59,29 @@ def check_call(name: str, function: Any, call: str, *arguments: Any) -> None:
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(f"{name} must be callable as {call}, but it takes {signature}: {error}") from None
+
+
+def with_options(what: str, function: Any, options: Mapping[str, Any], *first: Any, **more: Any) -> Any:
+    """`function(*first, **options, **more)`; `TypeError` names options that it does not have, and those that it has.
+
+    A function that takes any option, or whose signature Python does not know, judges them itself.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[len(first) :]
+    except (TypeError, ValueError):
+        return function(*first, **options, **more)
+    if not any(part.kind is part.VAR_KEYWORD for part in parameters):
+        check_options(what, options, [part.name for part in parameters if part.name not in more])
+    return function(*first, **options, **more)
+
+
+def check_options(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """`TypeError` for options that are not known."""
+    known = list(known)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        own = f"its own are {', '.join(known)}" if known else "it has none of its own"
+        raise TypeError(f"{what} has no option {', '.join(unknown)}; {own}")
 
 
 def check_whole_batches(named: dict[str, torch.Tensor]) -> None:

@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from qa_hooks import __version__
@@ -45,7 +47,22 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 1 with a message on bad input, 130 after Ctrl-C, 3 after an alarm."""
+    """Run a command; 0 when it worked, 1 with a message on bad input, 130 after Ctrl-C, 3 after an alarm.
+
+    141 where the reader of the output has gone, as in `qa-hooks scorers | head -1`; nothing is said of it.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _reader_gone()
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0")
     who = f"qa-hooks {options.command}" + (f" (process {rank})" if rank != "0" else "")
@@ -53,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _words_on_stderr(who):
             code = options.run(options)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return 141
         print(printable(f"{who}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted{again}", file=sys.stderr)
         return 130
     return int(code or 0)
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads stdout or stderr any more; then what is left of the output goes nowhere."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no stream, or none of the system's
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)  # a pipe without a reader is an error, asked for or not
+            if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+                gone = True
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+    return gone
 
 
 class _Harmless(logging.Formatter):

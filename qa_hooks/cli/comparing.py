@@ -73,6 +73,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.report is not None:
         check_report(options.report)
     if options.json is not None:
+        if Path(options.json).is_dir():
+            raise ValueError(f"--json {options.json} is a folder: name a file")
         check_writable(Path(options.json).parent, name="--json")
     names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
     names += ["size", "always_judge", "grid"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, with_options
 from qa_hooks._base.frozen import KeepsFrozen
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
@@ -253,31 +253,31 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
     """The extractors of `create_extractor` that have a name; without `download` only those that are on this machine."""
     amp, size = options.pop("amp", False), options.pop("size", "default")
     if kind == "random":
-        module, name, facts = networks.random_network(**options), _random_name(**options), _facts(None, (0.5,), (0.25,))
+        module, name = with_options(kind, networks.random_network, options), _random_name(**options)
+        facts = _facts(None, (0.5,), (0.25,))
     elif kind == "inception":
         if size not in ("default", 299) or amp:
             raise ValueError("the canonical Inception has its own resize to 299 and runs in float32")
-        module, name = networks.inception(**options, download=download), "inception"
+        module, name = with_options(kind, networks.inception, options, download=download), "inception"
         facts = _facts(None, (0.0,), (1.0,))
-        size = "default"
     elif kind in EFFICIENTNET:
-        module, name = efficientnet(kind, **options), kind
+        module, name = with_options(kind, efficientnet, options, kind), kind
         facts = _facts(EFFICIENTNET[kind], (127 / 255,), (128 / 255,))
     elif kind == "hed-stages":
-        module, name, facts = hed(**options), _named(kind, options), _facts(None, MEAN, STD)
+        module, name, facts = with_options(kind, hed, options), _named(kind, options), _facts(None, MEAN, STD)
     elif kind in networks.DINOV2:
-        module, name = networks.dinov2(kind, **options, download=download), _named(kind, options)
+        module, name = with_options(kind, networks.dinov2, options, kind, download=download), _named(kind, options)
         facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
     elif kind in networks.torchvision_names():
-        module, name = networks.torchvision_network(kind, **options, download=download), _named(kind, options)
-        facts = _facts(224, *IMAGENET)
+        module = with_options(kind, networks.torchvision_network, options, kind, download=download)
+        name, facts = _named(kind, options), _facts(224, *IMAGENET)
     else:
         raise ValueError(
             f"unknown extractor {kind!r}; known are random, inception, hed-stages, "
             f"{', '.join((*EFFICIENTNET, *networks.DINOV2))}, torchvision's classification networks by name, and any "
             "nn.Module"
         )
-    if size != "default":
+    if size != "default" and kind != "inception":
         facts["size"] = size
     described: dict[str, Any] = {"type": kind, **options, "size": facts["size"], "amp": amp}
     if kind == "inception":

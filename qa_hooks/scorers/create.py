@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qa_hooks._base.checks import with_options
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.scorers.catalogue import SPECS
@@ -104,5 +105,5 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
         return create_library_scorer(str(spec), value_range, **options)
     if entry.needs_fit:
         return fitted_scorer(str(spec), entry, {**options, "value_range": value_range}, given, device)
-    scorer: Scorer = entry.kind(**{**entry.options, **options}, value_range=value_range)
+    scorer: Scorer = with_options(str(spec), entry.kind, {**entry.options, **options}, value_range=value_range)
     return scorer

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.checks import check_options
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import any_rank, rank, together
 from qa_hooks.features import create_extractor
@@ -45,6 +46,9 @@ def fitted_scorer(spec: str, entry: Entry, options: dict[str, Any], given: Mappi
     constructed = inspect.signature(entry.kind).parameters
     settings = {name: value for name, value in own.items() if name in inspect.signature(fit).parameters}
     own = {name: value for name, value in own.items() if name in constructed or name not in settings}
+    of_fit = list(inspect.signature(fit).parameters)[1 + len(sources) :]  # after self and the images
+    if not any(part.kind is part.VAR_KEYWORD for part in constructed.values()):
+        check_options(spec, own, dict.fromkeys([*constructed, *of_fit]))
     scorer = entry.kind(**own)
     if device is not None:
         scorer.to(device)

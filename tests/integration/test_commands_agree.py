@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +43,29 @@ def test_agree(mine, tmp_path, capsys):
     assert "24 ratings read as a table of the user's" in out
     assert json.loads((tmp_path / "a.json").read_text())["best"] == ["rough"]
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_where_the_numbers_go_is_checked_before_the_work(mine, tmp_path, capsys):
+    command = ["agree", "mine.csv", "scores.csv", *mine, "--lower", "rough", "--higher", "smooth", "--json"]
+    assert main([*command, "new/a.json"]) == 0
+    assert json.loads((tmp_path / "new" / "a.json").read_text())["best"] == ["rough"]
+    capsys.readouterr()
+    assert main([*command, "mine.csv/a.json"]) == main([*command, "images"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--json='mine.csv' cannot be written" in said.err
+    assert "--json images is a folder" in said.err
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word():
+    for command, codes in ((["scorers"], [141]), (["--help"], [0, 141])):  # argparse has its own way
+        read, write = os.pipe()
+        os.close(read)
+        code = "import sys; from qa_hooks.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run([sys.executable, "-c", code, *command], stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert done.returncode in codes
+        assert done.stderr == ""
 
 
 def test_agree_with_pairs(mine, tmp_path, capsys):

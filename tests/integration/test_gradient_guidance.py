@@ -106,6 +106,28 @@ def test_it_raises_its_score_in_a_pipeline_and_clips():
     assert "forward" not in vars(pipe.unet)
 
 
+def test_inference_mode_changes_nothing():
+    pipe, call = tiny.stable_diffusion()
+    guidance = GradientGuidance(contrast(), 20.0)
+    with guidance.around(pipe):
+        expected = tiny.sample(pipe, call)
+        with torch.inference_mode():
+            steered = tiny.sample(pipe, call)
+    torch.testing.assert_close(steered, expected)
+    with torch.inference_mode():
+        network, x = Denoiser(), 0.15 * torch.randn(2, 3, 6, 6)
+        around = guidance.around(network, scheduler=schedulers()["epsilon"], guidance=False)
+        with pytest.raises(ValueError, match="weights that were made in torch"), around:
+            network(x, 40)
+
+
+def test_advice_names_what_the_caller_can_write():
+    network, x = Denoiser(), torch.zeros(2, 3, 6, 6)
+    around = GradientGuidance(contrast()).around(network, scheduler=schedulers()["epsilon"])
+    with pytest.raises(ValueError, match=r"which it is, around\(target, guidance=True\)"), around:
+        network(x, 40)
+
+
 def test_lower_is_better_is_followed_downwards():
     pipe, call = tiny.stable_diffusion()
     scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="dark", higher_is_better=False)
@@ -154,6 +176,7 @@ def test_words_for_each_level():
     q = torch.tensor([-3.0, -1.5, -1.0, -0.49, 0.0, 0.5, 1.49, 1.5, 9.0])
     assert words.numbers(q).tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert words.add(["a", "b"], 2.0) == ["a, best quality", "b, best quality"]
+    assert words.add(["a", "b"], torch.tensor([[-3.0], [0.0]])) == ["a, worst quality", "b, normal quality"]
     assert QualityWords(["bad", ""]).add(["", "b"], torch.tensor([-1.0, 1.0])) == ["bad", "b"]
 
 
@@ -166,6 +189,7 @@ def test_words_for_each_level():
         (lambda: QualityWords(["a", "b", "c"], [1, 0]), "2 ascending numbers"),
         (lambda: QualityWords().numbers(torch.tensor([torch.nan])), "1 of 1 images have no score"),
         (lambda: QualityWords().add(["a"], torch.zeros(2)), "one q for each prompt"),
+        (lambda: QualityWords().add(["a", "b"], torch.zeros(1, 2)), "words stand for one score"),
         (lambda: QualityWords().add("ab", torch.zeros(2)), "one q for each prompt"),
     ],
 )

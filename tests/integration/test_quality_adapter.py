@@ -558,6 +558,29 @@ def test_scores_without_information_are_refused(values, message):
         QualityAdapter(plain_unet(), table(values))
 
 
+def test_tables_of_the_opposite_direction_are_refused_and_another_scale_is_said(tmp_path):
+    adapter = QualityAdapter(plain_unet(), table())
+    adapter.save(tmp_path / "dial.safetensors")
+    turned, scaled = table(higher=False), table(100 + 100 * DRAWN)
+
+    def load(scores):
+        return QualityAdapter.load(tmp_path / "dial.safetensors", plain_unet(), scores=scores)
+
+    for use in (adapter.of_images, load):
+        with pytest.raises(ValueError, match="bright with higher_is_better=False, and the adapter was trained with"):
+            use(turned)
+        with pytest.warns(UserWarning, match="far outside the training images: bright") as said:
+            use(scaled)
+        assert len(said) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            use(table())
+    marked = QualityAdapter(plain_unet(), table(mark="a"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        marked.of_images(table(100 + 100 * DRAWN, mark="a"))
+
+
 def test_tables_that_do_not_fit_are_refused():
     adapter = QualityAdapter(plain_unet(), table(mark="a"))
     with pytest.raises(ValueError, match=r"lacks 2 of 3 images: .*new\.png"):

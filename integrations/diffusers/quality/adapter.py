@@ -34,7 +34,7 @@ from qa_hooks._base.random import OwnRandom
 from qa_hooks.data import QualityTable
 from qa_hooks.integrations.diffusers.quality.calls import Calls
 from qa_hooks.integrations.diffusers.quality.dial import Dial, Setting, check_drop, check_setting, draw_drops
-from qa_hooks.integrations.diffusers.quality.files import check_fits, read_adapter, write_adapter
+from qa_hooks.integrations.diffusers.quality.files import check_fits, check_scores, read_adapter, write_adapter
 from qa_hooks.integrations.diffusers.quality.places import Places, find_places
 from qa_hooks.integrations.diffusers.quality.projector import QualityProjector
 from qa_hooks.integrations.diffusers.quality.sampling import QualitySample
@@ -217,7 +217,7 @@ class QualityAdapter(KeepsFrozen):
             keys: of the images, in the order of the data set, once or more; None for all of the first table.
 
         Raises:
-            ValueError: other scorers, or images that a table lacks.
+            ValueError: other scorers, another direction of a score, or images that a table lacks.
         """
         return self.scores.of_images(tables, keys)
 
@@ -253,13 +253,13 @@ class QualityAdapter(KeepsFrozen):
             scores: to go on training with: compared with the scorers in the file.
 
         Raises:
-            ValueError: another file, a denoiser that it does not fit, or other scorers.
+            ValueError: another file, a denoiser that it does not fit, other scorers or another direction of one.
         """
         tensors, facts, known = read_adapter(path)
         measures: list[Any] = []
         if scores is not None:
             given, measures = resolve_scores(scores, None, units=known)
-            known.check_same(given.names, given.fingerprints, "these are")
+            check_scores(known, given)
         try:
             adapter = cls(denoiser, known, **facts["options"])
         except (KeyError, TypeError) as error:

@@ -59,3 +59,11 @@ def check_fits(
             f"{path} was trained on another network: it has {len(places or [])} places and {len(tensors)} tensors, and "
             f"this one has {len(names)} and {len(own)}"
         )
+
+
+def check_scores(known: QualityScores, given: QualityScores) -> None:
+    """`ValueError` unless an adapter of the known scores can go on with the given ones; another scale is warned of."""
+    known.check_same(given.names, given.higher_is_better, given.fingerprints, "these are")
+    if given.mean.shape != known.mean.shape:
+        raise ValueError(f"these are {len(given.mean)} numbers an image, and the adapter has {len(known.mean)}")
+    known.warn_of_scale((given.mean - known.mean) / known.deviation, given.fingerprints)

@@ -43,6 +43,8 @@ FAINTEST = (
 class GradientGuidance:
     """Steers the denoiser's predictions towards images that score better, while a block lasts.
 
+    It works in `torch.no_grad()` and in `torch.inference_mode()`, as long as no weights were made in the latter.
+
     Args:
         scorer: of images in [0, 1], differentiable, that needs nothing but the image.
         strength: s; 0 leaves every call as it is.
@@ -93,7 +95,16 @@ class GradientGuidance:
 
         def guided(*args: Any, **kwargs: Any) -> Any:
             call = dict(zip(names, args, strict=False)) | kwargs
-            return self._guided(plain, call, scheduler, decode, guidance)
+            with torch.inference_mode(False):
+                try:
+                    return self._guided(plain, outside_inference(call), scheduler, decode, guidance)
+                except RuntimeError as error:
+                    if "nference tensor" not in str(error):
+                        raise
+                    raise ValueError(
+                        "there is no gradient through weights that were made in torch.inference_mode(): load the "
+                        "denoiser, its decoder and the scorer outside of it, or sample in torch.no_grad()"
+                    ) from error
 
         denoiser.forward = guided
         try:
@@ -118,12 +129,12 @@ class GradientGuidance:
                 given.dtype if isinstance(given, Tensor) else torch.float32 if isinstance(given, float) else torch.int64
             )
             timesteps = torch.as_tensor(given, device=x.device, dtype=dtype).expand(len(x))
-            a, s = signal_and_noise(scheduler, timesteps, x.detach().float())
+            a, s = outside_inference(signal_and_noise(scheduler, timesteps, x.detach().float()))
             kind, n = prediction_type(scheduler), (a.square() + s.square()).sqrt()
             noisy = x if kind == "flow_prediction" else x * n.to(x.dtype)
             clean, _ = predicted_clean(scheduler, prediction, timesteps, noisy)
             labels = getattr(getattr(getattr(plain, "__self__", None), "config", None), "num_embeds_ada_norm", None)
-            conditional = ~unconditional_rows(call, len(x), 1, guidance, labels)
+            conditional = ~unconditional_rows(call, len(x), 1, guidance, labels, "around(target, guidance=True)")
             images = to_images(clean[conditional.to(x.device)], decode)
             score = self.scorer.goodness(images).sum()
             gradient = torch.autograd.grad(score, x)[0].float()
@@ -146,3 +157,14 @@ class GradientGuidance:
             return change
         factor = {"v_prediction": n / a, "sample": -s / a}.get(kind, (a + s) / a)
         return torch.where(a > 0, change * factor, torch.zeros_like(change))  # a = 0: nothing of the image is left
+
+
+def outside_inference(value: Any) -> Any:
+    """The same with copies of all tensors that were made in `torch.inference_mode()`, which no graph may keep."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {name: outside_inference(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(outside_inference(part) for part in value)
+    return value

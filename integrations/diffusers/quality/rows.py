@@ -46,7 +46,12 @@ def quality_rows(setting: Setting, call: dict[str, Any], null_label: int | None)
 
 
 def unconditional_rows(
-    call: dict[str, Any], rows: int, settings: int, guidance: bool | None, null_label: int | None
+    call: dict[str, Any],
+    rows: int,
+    settings: int,
+    guidance: bool | None,
+    null_label: int | None,
+    how: str = "quality(q, guidance=True)",
 ) -> Tensor:
     """`(rows,)` bool.
 
@@ -56,6 +61,7 @@ def unconditional_rows(
         settings: for how many images q was given; 1 for all alike.
         guidance: what the user says: True, the first half is unconditional; None, nothing.
         null_label: the class that stands for none.
+        how: what the user writes to say it.
 
     Raises:
         ValueError: guidance in a form in which the rows are not known.
@@ -73,7 +79,7 @@ def unconditional_rows(
         if isinstance(sample, Tensor) and rows == 2 * half and torch.equal(sample[:half], sample[half:]):
             raise ValueError(
                 "both halves of this batch are the same, as in classifier-free guidance: say which it is, "
-                "quality(q, guidance=True) with the unconditional half first, or guidance=False"
+                f"{how} with the unconditional half first, or guidance=False"
             )
         guidance = False
     if guidance and rows % 2:

@@ -129,10 +129,11 @@ class QualityScores:
         """q `(n, D)` of these images from tables of the same scorers, in the order of `keys` (None: the first's).
 
         Raises:
-            ValueError: other scorers, or images that a table lacks.
+            ValueError: other scorers, another direction of a score, or images that a table lacks.
         """
         tables = _listed(tables)
-        self.check_same([t.scorer_name for t in tables], [t.fingerprint for t in tables], "the tables hold")
+        names, marks = [t.scorer_name for t in tables], [t.fingerprint for t in tables]
+        self.check_same(names, [t.higher_is_better for t in tables], marks, "the tables hold")
         if isinstance(keys, str):
             raise TypeError(f"keys must be a list of the images' keys, got the text {keys!r}")
         order = list(tables[0]) if keys is None else [str(key) for key in keys]
@@ -144,7 +145,9 @@ class QualityScores:
                     f"it has {some(list(table))}. QualityTable.compute brings it up to date"
                 )
         columns = [torch.stack([t.scores(key)[0] for key in order]) for t in tables if len(only_candidate(t))]
-        return self.standardise(torch.stack(columns, 1))
+        q = self.standardise(torch.stack(columns, 1))
+        self.warn_of_scale(q.nanmedian(0).values, marks)
+        return q
 
     def as_rows(self, q: Quality) -> Tensor:
         """A setting of the dial as `(k, D)`: a number for all scores, one by name, `(k,)`, `(k, D)`; NaN is missing.
@@ -198,20 +201,49 @@ class QualityScores:
                 )
         return ""
 
-    def check_same(self, names: Sequence[str], fingerprints: Sequence[str], what: str) -> None:
+    def check_same(
+        self, names: Sequence[str], higher_is_better: Sequence[bool], fingerprints: Sequence[str], what: str
+    ) -> None:
         """`ValueError` unless these are the scorers that the units are of; unknown fingerprints are not compared."""
         if tuple(names) != self.names:
             raise ValueError(f"{what} the scores {list(names)}, and the adapter was trained on {list(self.names)}")
-        for name, own, other in zip(names, self.fingerprints, fingerprints, strict=True):
-            if own and other and own != other:
+        for name, own, other in zip(names, self.higher_is_better, higher_is_better, strict=True):
+            if bool(own) != bool(other):
                 raise ValueError(
-                    f"{what} scores of another {name} (fingerprint {other}) than the adapter was trained on ({own}): "
-                    "its numbers mean something else"
+                    f"{what} the score {name} with higher_is_better={bool(other)}, and the adapter was trained with "
+                    f"{bool(own)}: a quality turned up would be turned down; give the table the direction of the file"
                 )
+        for name, own_mark, mark in zip(names, self.fingerprints, fingerprints, strict=True):
+            if own_mark and mark and own_mark != mark:
+                raise ValueError(
+                    f"{what} scores of another {name} (fingerprint {mark}) than the adapter was trained on "
+                    f"({own_mark}): its numbers mean something else"
+                )
+
+    def warn_of_scale(self, middle: Tensor, fingerprints: Sequence[str]) -> None:
+        """One warning where scores without a fingerprint lie far from the training images: another scale, perhaps.
+
+        Args:
+            middle: `(D,)`, the q in the middle of the images that are looked at.
+            fingerprints: of their scorers; where both sides have one, it was compared.
+        """
+        if self.reference:
+            return
+        far = []
+        for i, (name, mark) in enumerate(zip(self.names, fingerprints, strict=True)):
+            low, high, q = float(self.low[i]), float(self.high[i]), float(middle[i])
+            reach = (high - low) / 2
+            if not (mark and self.fingerprints[i]) and (q < low - reach or q > high + reach):
+                far.append(f"{name} (q = {q:+.3g} in the middle, {low:+.3g} to {high:+.3g} in training)")
+        if far:
+            warn(
+                f"the scores lie far outside the training images: {', '.join(far)}. No fingerprint says that they are "
+                "of the same scorer: is their scale another one?"
+            )
 
     def check_resumed(self, saved: QualityScores) -> None:
         """`ValueError` unless a run with these saved scores can go on with ours."""
-        self.check_same(saved.names, saved.fingerprints, "the run to be resumed had")
+        self.check_same(saved.names, saved.higher_is_better, saved.fingerprints, "the run to be resumed had")
         pairs = ((saved.mean, self.mean), (saved.deviation, self.deviation))
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs):
             raise ValueError(

@@ -45,9 +45,16 @@ class QualityWords:
         """`(N,)` int64, the level of each q, 0 for the worst: for class tokens.
 
         Raises:
-            ValueError: q that is NaN, which has no word.
+            ValueError: q that is NaN, which has no word, or q of several scores.
         """
-        q = torch.as_tensor(q, dtype=torch.float32, device="cpu").flatten()
+        q = torch.as_tensor(q, dtype=torch.float32, device="cpu")
+        q = q[:, 0] if q.ndim == 2 and q.shape[1] == 1 else q
+        if q.ndim > 1:
+            raise ValueError(
+                f"q must be a number or (N,), one for each prompt, got {tuple(q.shape)}: words stand for one score, "
+                "q[:, 0] is the first of several"
+            )
+        q = q.flatten()
         if q.isnan().any():
             raise ValueError(f"{int(q.isnan().sum())} of {len(q)} images have no score and so no word: leave them out")
         return torch.bucketize(q, torch.tensor(self.edges, dtype=torch.float32, device=q.device), right=True)
@@ -56,7 +63,7 @@ class QualityWords:
         """The prompts with their words behind them; one q serves for all.
 
         Raises:
-            ValueError: another number of q than of prompts.
+            ValueError: another number of q than of prompts, or q that `numbers` refuses.
         """
         numbers = self.numbers(q).tolist()
         numbers = numbers * len(prompts) if len(numbers) == 1 else numbers

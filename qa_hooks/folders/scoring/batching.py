@@ -10,6 +10,7 @@ import torch
 
 from qa_hooks._base.isolation import isolated
 from qa_hooks.folders.scoring.tiles import PiecedImage
+from qa_hooks.images import RangeGuard
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.windows import fitting, groups, windows
 
@@ -20,10 +21,11 @@ def scored_windows(
     images: Iterable[PiecedImage], named: Mapping[str, Scorer], batch_size: int, device: str | torch.device | None
 ) -> Iterator[list[PiecedImage]]:
     """The images with their scores, or with the problem that they had; a few batches of them at a time."""
+    guards = {name: RangeGuard(scorer.value_range) for name, scorer in named.items()}
     for window in windows(images, _measure, batch_size):
         with isolated(*named.values()):
             for name, scorer in named.items():
-                _score_window(window, name, scorer, batch_size, device)
+                _score_window(window, name, scorer, guards[name], batch_size, device)
         yield window
 
 
@@ -32,7 +34,12 @@ def _measure(image: PiecedImage) -> tuple[int, int]:
 
 
 def _score_window(
-    window: list[PiecedImage], name: str, scorer: Scorer, batch_size: int, device: str | torch.device | None
+    window: list[PiecedImage],
+    name: str,
+    scorer: Scorer,
+    guard: RangeGuard,
+    batch_size: int,
+    device: str | torch.device | None,
 ) -> None:
     """Fill in one scorer's scores of all pieces, in batches of one size."""
     with_reference = "reference" in scorer.inputs
@@ -42,12 +49,41 @@ def _score_window(
         both = (image.pieces[index], image.references[index]) if with_reference else (image.pieces[index],)
         return tuple(both[0].shape[1:]), tuple((len(part), part.dtype) for part in both)
 
+    fit = []
     for image in window:
         image.scores[name] = [math.nan] * len(image.pieces)
-    for group in groups(((image, index) for image in window for index in range(len(image.pieces))), kind):
+        try:
+            _check_image(image, scorer, guard)
+        except ValueError as error:
+            image.problem = f"{name}: {error}"
+        else:
+            fit.append(image)
+    for group in groups(((image, index) for image in fit for index in range(len(image.pieces))), kind):
         size = fitting(batch_size, *kind(group[0])[0])
         for start in range(0, len(group), size):
             _score_batch(group[start : start + size], name, scorer, device)
+
+
+def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
+    """`ValueError` where an image that was read lacks what the scorer needs, or lies in another range."""
+    if not image.pieces:
+        return
+    if "reference" in scorer.inputs and not image.references:
+        raise ValueError("there is no reference")
+    if "prompt" in scorer.inputs and image.prompt is None:
+        raise ValueError("there is no prompt")
+    references = image.references if "reference" in scorer.inputs else [None] * len(image.pieces)
+    for piece, reference in zip(image.pieces, references, strict=True):
+        if reference is not None:
+            guard.check_data("its reference", reference)
+        if piece.dtype != torch.uint8:
+            low, high = guard.extrema("it", piece)
+            if guard.far_outside(low, high):
+                raise ValueError(
+                    f"it lies in [{low:.4g}, {high:.4g}], far outside value_range=({guard.value_range[0]:g}, "
+                    f"{guard.value_range[1]:g}): declare the range that the images have, or convert them"
+                )
+            guard.doubt("an image", low, high)
 
 
 def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | torch.device | None) -> None:

@@ -22,7 +22,7 @@ class PiecedImage:
     references: list[Tensor]
     corners: list[tuple[int, int]]
     problem: str = ""
-    prompt: str = ""
+    prompt: str | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
 
 

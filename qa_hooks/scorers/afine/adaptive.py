@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.hashing import fingerprint
 from qa_hooks.images import Range, as_tensor, check_images, check_pair
 from qa_hooks.scorers.afine.heads import BOTTOM, TOP, Heads, Level, Terms
 from qa_hooks.scorers.scorer import Scorer
@@ -23,14 +24,23 @@ PARTS: dict[str, Range | None] = {
 
 
 class Described(NamedTuple):
-    """References that were looked at once: their levels, and their naturalness `(N,)`."""
+    """References that were looked at once.
+
+    Attributes:
+        levels: their feature levels.
+        naturalness: `(N,)`.
+        shape: `(C, H, W)` of each reference.
+        whose: fingerprint of the networks that looked at them; those of another scorer mean nothing to this one.
+    """
 
     levels: list[Level]
     naturalness: Tensor
+    shape: tuple[int, ...]
+    whose: str
 
     def rows(self, keep: slice | Tensor) -> Described:
         """Some of the references, by a slice, a mask or indices."""
-        return Described([level.rows(keep) for level in self.levels], self.naturalness[keep])
+        return self._replace(levels=[level.rows(keep) for level in self.levels], naturalness=self.naturalness[keep])
 
 
 class AdaptiveScorer(Scorer):
@@ -51,6 +61,7 @@ class AdaptiveScorer(Scorer):
 
     def __init__(self, *, part: str = "score", value_range: Range = (0.0, 1.0)) -> None:
         super().__init__(value_range=value_range)
+        self._whose: tuple[Any, str] = (None, "")
         self.choose(part)
 
     def choose(self, part: str) -> None:
@@ -85,10 +96,14 @@ class AdaptiveScorer(Scorer):
         reference = check_images("reference", as_tensor(reference), floating=False)
         self._guard(data={"reference": reference})
         levels = self.levels(self._to_unit(reference))
-        return Described(levels, self.heads.naturalness(levels))
+        return Described(levels, self.heads.naturalness(levels), tuple(reference.shape[1:]), self._networks())
 
     def against(self, images: Tensor, described: Described) -> Tensor:
-        """The scores `(N,)` of images in `value_range` against described references: half the work of a plain call."""
+        """The scores `(N,)` of images in `value_range` against described references: half the work of a plain call.
+
+        Raises:
+            TypeError, ValueError: as `terms`.
+        """
         return self._part(self.terms(images, described)).float()
 
     def terms(self, images: Tensor, reference: Tensor | Described) -> Terms:
@@ -99,12 +114,11 @@ class AdaptiveScorer(Scorer):
             reference: like `images`, or from `describe`.
 
         Raises:
-            TypeError, ValueError: no images, or references of another number or size.
+            TypeError, ValueError: no images, or references of another number or size, or described by another scorer.
         """
         images = check_images("images", as_tensor(images), floating=False)
         if isinstance(reference, Described):
-            if len(reference.naturalness) != len(images):
-                raise ValueError(f"{len(images)} images need as many references, got {len(reference.naturalness)}")
+            self._check_described(images, reference)
             self._guard(predictions={"images": images})
         else:
             reference = check_images("reference", as_tensor(reference), floating=False)
@@ -113,7 +127,7 @@ class AdaptiveScorer(Scorer):
         with torch.autocast(images.device.type, enabled=False):
             if not isinstance(reference, Described):
                 return self._compared(self._to_unit(images), self._to_unit(reference))
-            return self.heads.terms(self.levels(self._to_unit(images)), *reference)
+            return self.heads.terms(self.levels(self._to_unit(images)), reference.levels, reference.naturalness)
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         if self.part == "naturalness":
@@ -122,6 +136,28 @@ class AdaptiveScorer(Scorer):
 
     def options(self) -> dict[str, Any]:
         return {} if self.part == "score" else {"part": self.part}
+
+    def _check_described(self, images: Tensor, described: Described) -> None:
+        if len(described.naturalness) != len(images):
+            raise ValueError(f"{len(images)} images need as many references, got {len(described.naturalness)}")
+        if tuple(images.shape[1:]) != described.shape:
+            raise ValueError(
+                f"images and their references must have the same shape, got {tuple(images.shape[1:])} and described "
+                f"references {described.shape}"
+            )
+        if not torch.compiler.is_compiling() and described.whose != self._networks():
+            raise ValueError(
+                f"the references were described by another scorer ({described.whose}) than this {self.name} "
+                f"({self._networks()}): call describe(reference) of the scorer that compares"
+            )
+
+    def _networks(self) -> str:
+        """Fingerprint of all networks, made anew only when one of their tensors is another or has changed."""
+        tensors = [value for network in (*self._frozen, self.heads) for value in network.state_dict().values()]
+        state = [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in tensors]
+        if self._whose[0] != state:
+            self._whose = state, fingerprint(*tensors)
+        return self._whose[1]
 
     def _part(self, terms: Terms) -> Tensor:
         found: Tensor = getattr(terms, self.part)

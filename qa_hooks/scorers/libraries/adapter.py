@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple, TextIO, cast
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import with_options
 from qa_hooks._base.isolation import isolated
 from qa_hooks.images import Range
 from qa_hooks.scorers.scorer import Scorer
@@ -46,7 +47,9 @@ def create_library_scorer(spec: str, value_range: Range = (0.0, 1.0), **options:
     """
     library, _, metric = spec.partition(":")
     module, kind = LIBRARIES[library]
-    scorer: Scorer = getattr(importlib.import_module(module), kind)(metric, value_range=value_range, **options)
+    scorer: Scorer = with_options(
+        spec, getattr(importlib.import_module(module), kind), options, metric, value_range=value_range
+    )
     return scorer
 
 
@@ -230,14 +233,21 @@ def loading(spec: str) -> Iterator[None]:
 
     Raises:
         ImportError: a package is missing that only this metric needs.
-        RuntimeError: the download failed; the message says which file is wanted and how to provide it.
+        RuntimeError: the download failed; the message says which file is wanted and how to provide it. Or a file of
+            weights is broken.
     """
+    from safetensors import SafetensorError
+
     said = _Listener(sys.stderr)
     try:
         with isolated(), contextlib.redirect_stdout(cast(TextIO, said)), contextlib.redirect_stderr(cast(TextIO, said)):
             yield
     except ModuleNotFoundError as error:
         raise ImportError(f"{spec} needs {error.name}: {_pip(error.name)}") from error
+    except (SafetensorError, EOFError) as error:
+        raise RuntimeError(
+            f"the weights of {spec} cannot be read, a file is cut off or is none of weights: {error}"
+        ) from error
     except OSError as error:  # URLError, HTTPError, the Hugging Face hub's and requests' errors
         wanted = [line.removeprefix("Downloading: ") for line in said.lines if line.startswith("Downloading: ")]
         reason = str(error).splitlines()[0] if str(error) else repr(error)

@@ -62,7 +62,9 @@ class TransformersScorer(LibraryScorer):
                     raise ValueError(f"{type(model).__name__} has no logit scale")
                 how = dict(processors.from_pretrained(metric).to_dict())
                 tokenizer = AutoTokenizer.from_pretrained(metric)
-            except (ValueError, KeyError) as error:
+            except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # broken files: safetensors and tokenizers raise classes of their own
                 raise ValueError(f"{spec} is no CLIP-like model with all its files: {error}") from error
         super().__init__(
             model.float(),

@@ -120,6 +120,36 @@ def test_references_and_calibrations():
     assert rows["giqa_sgm_calibrated"] == pytest.approx(scorer.calibrated()(images[:5]).numpy(), rel=1e-4)
 
 
+def test_a_missing_reference_or_prompt_is_a_problem_of_its_row():
+    clean = [pixels(51), None, pixels(51)]
+    rows = ScoreBatches(["psnr", brightness()], "noisy", reference="clean")({"noisy": [pixels(60)] * 3, "clean": clean})
+    assert np.isnan(rows["psnr"]).tolist() == [False, True, False]
+    assert rows["brightness"] == pytest.approx([60 / 255] * 3, rel=1e-5)
+    assert rows["problem"].tolist() == ["", "psnr: there is no reference", ""]
+
+    class Length(Scorer):
+        name, higher_is_better, inputs = "length", True, frozenset({"prompt"})
+
+        def score(self, images, prompt):
+            return torch.tensor([float(len(text)) for text in prompt])
+
+    rows = ScoreBatches(Length(), prompt="caption")({"image": [pixels(1)] * 3, "caption": ["a", None, ""]})
+    assert rows["length"][[0, 2]].tolist() == [1, 0]
+    assert np.isnan(rows["length"][1])
+    assert rows["problem"].tolist() == ["", "length: there is no prompt", ""]
+
+
+def test_the_range_of_every_row_is_looked_at():
+    score = ScoreBatches(brightness(), batch_size=1)
+    good, bad = torch.rand(3, 8, 8), 255 * torch.rand(3, 8, 8)
+    rows = score({"image": [good] * 5 + [bad, good]})
+    assert np.isnan(rows["brightness"]).tolist() == [False] * 5 + [True, False]
+    assert "far outside value_range=(0, 1)" in rows["problem"][5]
+    rows = ScoreBatches("psnr", "image", reference="clean")({"image": [good] * 6, "clean": [good / 2] * 5 + [bad]})
+    assert np.isnan(rows["psnr"]).tolist() == [False] * 5 + [True]
+    assert "psnr: its reference lies in" in rows["problem"][5]
+
+
 def test_prompts_come_from_a_column():
     class Length(Scorer):
         name, higher_is_better, inputs = "length", True, frozenset({"prompt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -205,6 +206,20 @@ def test_what_is_no_image_is_refused_by_terms_and_describe(scorer):
     ):
         with pytest.raises((TypeError, ValueError), match=match):
             call()
+
+
+def test_descriptions_of_another_size_or_scorer_are_refused(scorer):
+    test, reference = images()
+    described = scorer.describe(reference)
+    with pytest.raises(ValueError, match=r"same shape, got \(3, 64, 80\) and described references \(3, 64, 96\)"):
+        scorer.against(test[..., :80], described)
+    with pytest.raises(ValueError, match="same shape"):
+        scorer.against(test[..., :95], described)  # which is padded to the same size
+    with pytest.raises(ValueError, match="described by another scorer"):
+        AFINE(random_checkpoint(seed=4)).against(test, described)
+    same = AFINE(CONTENT, part="fidelity").against(test, described)  # the same networks, made a second time
+    torch.testing.assert_close(same, scorer.terms(test, reference).fidelity)
+    torch.testing.assert_close(copy.deepcopy(scorer).against(test, described), scorer(test, reference=reference))
 
 
 def test_made_in_inference_mode_it_still_has_a_gradient():

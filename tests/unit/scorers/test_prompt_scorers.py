@@ -293,3 +293,14 @@ def test_the_real_pickscore_runs_or_says_by_name_why_not(tmp_path):
             ImscoreScorer("pickscore", model=judge)(images(40, 56), prompt=PROMPTS)
     else:
         compared("pickscore", judge)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "preprocessor_config.json", "config.json"])
+def test_a_file_that_is_cut_off_is_named_with_its_folder(name, tmp_path):
+    broken = save_clip(tmp_path / "model")
+    content = (broken / name).read_bytes()
+    (broken / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises((RuntimeError, ValueError), match="model") as caught:
+        create_scorer(f"transformers:{broken}")
+    assert str(broken) in str(caught.value)
+    assert type(caught.value) in (RuntimeError, ValueError)
