@@ -75,6 +75,7 @@ class TestComparisons:
         held, rest = ladders.split(0.2, 0)
         assert not set(held.pair_content) & set(rest.pair_content)
         assert len(set(held.pair_content)) == 2
+        assert [len(set(part.pair_content)) for part in held.split(0.5, 0)] == [1, 1]  # two contents are enough
         with pytest.raises(ValueError, match="at least two contents"):
             held.with_pairs(torch.arange(3)).split(0.5, 0)
 
