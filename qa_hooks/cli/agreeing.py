@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, chosen, place, say
+from qa_hooks.cli.options import Commands, Help, check_outputs, chosen, place, say
 
 STATISTICS = ("srcc", "krcc", "plcc", "plcc_logistic", "accuracy")
 COLUMNS = ("kind", "level", "content")
@@ -103,16 +102,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _agree(options: argparse.Namespace) -> None:
-    from qa_hooks._base.files import check_writable
-    from qa_hooks.folders.comparing.report import check_report
     from qa_hooks.ratings import join_scores, report_agreement
 
-    if options.report is not None:
-        check_report(options.report)
-    if options.json is not None:
-        if Path(options.json).is_dir():
-            raise ValueError(f"--json {options.json} is a folder: name a file")
-        check_writable(Path(options.json).parent, name="--json")
+    check_outputs(options)
     opinions = read_opinions_of(options)
     scores = join_scores(opinions.names, options.tables, **chosen(options, "metrics", "higher", "lower"))
     report = report_agreement(opinions, scores, **judging(options))

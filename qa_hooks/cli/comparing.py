@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from qa_hooks.cli.options import (
     UNUSED,
@@ -12,6 +11,7 @@ from qa_hooks.cli.options import (
     Help,
     add_device,
     add_shared,
+    check_outputs,
     chosen,
     launched_processes,
     place,
@@ -66,16 +66,10 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from qa_hooks._base.files import check_writable
     from qa_hooks.folders.comparing.compare_folders import compare_folders
-    from qa_hooks.folders.comparing.report import check_report, write_report
+    from qa_hooks.folders.comparing.report import write_report
 
-    if options.report is not None:
-        check_report(options.report)
-    if options.json is not None:
-        if Path(options.json).is_dir():
-            raise ValueError(f"--json {options.json} is a folder: name a file")
-        check_writable(Path(options.json).parent, name="--json")
+    check_outputs(options)
     names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
     names += ["size", "always_judge", "grid"]
     with launched_processes():
