@@ -29,8 +29,9 @@ from qa_hooks.callbacks import RewardGuard
 from qa_hooks.demo import Evaluator, load_digits_images
 from qa_hooks.demo.diffusion import distances_to_base, peak_memory, train_digits_pipeline
 from qa_hooks.demo.tables import write_table
+from qa_hooks.drawing.named_rows import named_rows
 from qa_hooks.evaluation import make_reference, measure
-from qa_hooks.images import make_grid, save_image, to_uint8
+from qa_hooks.images import save_image, to_uint8
 from qa_hooks.integrations.diffusers import (
     PipelineSampler,
     RewardFinetuner,
@@ -53,17 +54,17 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "last k=1": Recipe(),
-    "last k=5": Recipe(k=5),
+    "last-k1": Recipe(),
+    "last-k5": Recipe(k=5),
     "random": Recipe("random"),
     "ReFL": Recipe("refl"),
     "LV": Recipe("lv"),
-    "guard stops": Recipe(action="stop", longer=3),
-    "KL 10": Recipe(kl_weight=10.0),
-    "KL 10, ceiling": Recipe(kl_weight=10.0, ceiling=True),
-    "KL 30, k=5": Recipe(k=5, kl_weight=30.0),
+    "guard-stops": Recipe(action="stop", longer=3),
+    "KL-10": Recipe(kl_weight=10.0),
+    "KL-10-ceiling": Recipe(kl_weight=10.0, ceiling=True),
+    "KL-30-k5": Recipe(k=5, kl_weight=30.0),
     "recommended": Recipe(kl_weight=100.0),
-    "predicted image": Recipe("predicted", kl_weight=100.0),
+    "predicted-image": Recipe("predicted", kl_weight=100.0),
 }
 
 
@@ -172,7 +173,7 @@ def tune(task: Task, name: str, recipe: Recipe, args: argparse.Namespace) -> tup
         torch.nn.utils.clip_grad_norm_(adapters, 1.0)
         optimizer.step()
 
-    folder, steps = args.out / name.replace(" ", "_"), recipe.longer * args.steps
+    folder, steps = args.out / name, recipe.longer * args.steps
     row: dict[str, Any] = {"alarm": "-", "MiB": 0.0}
     seconds: list[float] = []
     with Hooks([guard, grid], log_dir=folder, track={"reward": tuner}, log_every=5) as hooks:
@@ -244,22 +245,21 @@ def main() -> None:
     task = pipeline_task(args) if args.pipeline else digits_task(args)
     base, pictures = judge_samples(task, task.pipeline, args.samples)
     real = {} if task.real is None else {"real, other half": judge(task, task.real.chunk(2)[1][: args.samples])}
-    rows, strips = {**real, "base": base}, [pictures]
+    rows, strips = {**real, "base": base}, {"base": pictures}
     recipes = [name for name in args.recipes if task.prompts is None or RECIPES[name].method == "last"]
     for name in recipes:
         pipe, cost = tune(task, name, RECIPES[name], args)
         row, pictures = judge_samples(task, pipe, args.samples)
         rows[name] = cost | row
-        strips.append(pictures)
-        save_lora(pipe.unet, args.out / name.replace(" ", "_"))
+        strips[name] = pictures
+        save_lora(pipe.unet, args.out / name)
     show(rows)
     (args.out / "results.json").write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1))
-    save_image(
-        make_grid(to_uint8(torch.cat(strips), (0, 1)), columns=len(strips[0]), scale=2), args.out / "samples.png"
-    )
+    shown = {name: to_uint8(strip, (0, 1)) for name, strip in strips.items()}
+    save_image(named_rows(shown, scale=2), args.out / "samples.png")
     for name in dict.fromkeys((recipes[0], recipes[-1])):
         print(f"\n{name}, saved, loaded into a fresh copy, and scaled:")
-        show(scaled(task, args.out / name.replace(" ", "_"), args.samples))
+        show(scaled(task, args.out / name, args.samples))
     print(f"\nrows of {args.out / 'samples.png'}, from the same noise: base, {', '.join(recipes)}")
     print(f"{args.out / 'results.json'}\ntensorboard --logdir {args.out}")
 

@@ -37,10 +37,11 @@ from qa_hooks.demo import (
 )
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
+from qa_hooks.drawing.named_rows import named_rows
 from qa_hooks.evaluation import diversity_score, quality_score
 from qa_hooks.features import create_extractor, extract_features
 from qa_hooks.functional import precision_recall
-from qa_hooks.images import make_grid, save_image, to_uint8
+from qa_hooks.images import save_image, to_uint8
 from qa_hooks.penalties import GradientPenalty
 from qa_hooks.scorers import GMMScorer
 from qa_hooks.weighting import OHEM, TopK, pick
@@ -206,8 +207,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     strips = {(r["loss"], r["variant"]): r.pop("strip") for r in results}
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    pictures = to_uint8(torch.cat(list(strips.values())), (-1, 1))
-    save_image(make_grid(pictures, columns=24, scale=2), args.out / "samples.png")
+    shown = {f"{loss}, {variant}": to_uint8(strip, (-1, 1)) for (loss, variant), strip in strips.items()}
+    save_image(named_rows(shown, scale=2), args.out / "samples.png")
     metrics = ["fd", "precision", "recall", "qs", "ds"]
     for loss in args.losses:
         groups = [[r for r in results if (r["loss"], r["variant"]) == (loss, v)] for v in args.variants]

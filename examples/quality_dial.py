@@ -49,12 +49,12 @@ from qa_hooks.integrations.diffusers.quality.pictures import draw_strip
 from qa_hooks.integrations.peft import inject_lora
 
 FORMS = {
-    "adapter, published init": {"init": "published"},
-    "adapter, gated": {"init": "gated"},
-    "adapter, time embedding": {"form": "embedding"},
+    "adapter-published-init": {"init": "published"},
+    "adapter-gated": {"init": "gated"},
+    "adapter-time-embedding": {"form": "embedding"},
 }
-FIXED = ["base", "weights", "filtering", "reward fine-tuning"]  # have one setting, whatever level they are asked for
-ROWS = [*FORMS, "gradient guidance", "quality words", "reward fine-tuning", "filtering", "weights"]
+FIXED = ["base", "weights", "filtering", "reward-fine-tuning"]  # have one setting, whatever level they are asked for
+ROWS = [*FORMS, "gradient-guidance", "quality-words", "reward-fine-tuning", "filtering", "weights"]
 REWARD_CALLS = 5  # denoiser calls of one image's training step with a reward, in units of an ordinary step's three
 
 
@@ -166,7 +166,7 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
         for losses, _ in world.batches(model, steps, seed=seed, name=name, before=condition):
             step(optimizer, losses.mean())
         return lambda level: (model, adapter.quality(level), None), steps
-    if name == "gradient guidance":
+    if name == "gradient-guidance":
         guidance = {level: max(0.0, args.strength * (level + 2) / 4) for level in _levels(world)}
 
         def steered(level: float) -> Any:
@@ -176,7 +176,7 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
         return steered, 0
     parameters = inject_lora(model.unet, rank=8, alpha=8, seed=seed)
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    if name == "reward fine-tuning":
+    if name == "reward-fine-tuning":
         steps = max(1, steps // REWARD_CALLS)
         labels = torch.arange(args.batch_size) % world.crops.classes
         condition = {"encoder_hidden_states": model.context(labels)}
@@ -190,7 +190,7 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
         return lambda level: (model, nullcontext(), None), steps
     words = QualityWords()
     scores = world.table.tensor()[:, 0]
-    if name == "quality words":
+    if name == "quality-words":
         q = (scores - scores.mean()) / scores.std()
         said, model.words = words.numbers(q), nn.Embedding(len(words.levels), world.base.classes.embedding_dim)
         optimizer.add_param_group({"params": list(model.words.parameters()), "lr": 1e-2})
@@ -250,10 +250,10 @@ def main() -> None:
             results.setdefault(name, []).append(found)
             for place, level in enumerate(found["levels"]):
                 for judge_name in ("rank", "held-out"):
-                    writer.scalar(f"{name}, seed {seed}/{judge_name}", found[judge_name][place], round(1000 * level))
+                    writer.scalar(f"{name}-seed{seed}/{judge_name}", found[judge_name][place], round(1000 * level))
             strip = draw_strip(torch.stack(sheets, 1), found["levels"], title=name)
             writer.image(f"strip/{name}", strip, seed)
-            save_image(strip, args.out / f"strip_{name.replace(', ', '_').replace(' ', '_')}_{seed}.png")
+            save_image(strip, args.out / f"strip_{name}_{seed}.png")
             (args.out / "results.json").write_text(json.dumps(results, indent=1))
             print(
                 f"seed {seed}, {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float)),

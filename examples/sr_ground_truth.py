@@ -41,7 +41,8 @@ from qa_hooks.demo.enhancement import ENHANCERS, ask_viewers, soften, write_cand
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, super_resolve, train_l1
 from qa_hooks.demo.tables import mean_std, write_table
-from qa_hooks.images import list_images, load_image, make_grid, save_image, to_uint8
+from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.images import list_images, load_image, save_image, to_uint8
 from qa_hooks.scorers import create_scorer
 from qa_hooks.scorers.niqe.scorer import fit_naturalness
 
@@ -182,8 +183,11 @@ def main() -> None:
     results = side_by_side(partial(train, setting), jobs, processes=args.jobs, total=len(jobs) * args.steps)
 
     runs = {strategy: [r for r in results if r["strategy"] == strategy] for strategy in args.strategies}
-    columns = [strip(setting, nearest), *(group[0]["strip"] for group in runs.values()), strip(setting, None)]
-    save_image(make_grid(torch.stack(columns), columns=len(columns), scale=2), args.out / "strips.png")
+    columns = {"LR": strip(setting, nearest), **{name: group[0]["strip"] for name, group in runs.items()}}
+    columns["HR"] = strip(setting, None)
+    tall = max(column.shape[1] for column in columns.values())
+    sheet = contact_sheet(list(columns.values()), list(columns), columns=len(columns), scale=2, max_side=2 * tall)
+    save_image(sheet, args.out / "strips.png")
     written = [{key: value for key, value in run.items() if key != "strip"} for run in results]
     (args.out / "results.json").write_text(json.dumps(written, indent=1))
     rows: dict[str, list[dict[str, Any]]] = {"bicubic": [evaluate(setting, bicubic)]}

@@ -7,7 +7,7 @@
 
 A net is trained with L1 (or is Real-ESRGAN's, from a package: see qa_hooks/demo/realesrgan.py), and goes on with L1 and
 a `RankScorer` as reward: with a gradient as large as that of L1 and a ceiling (`full`, `LoRA`), or, to see it
-exploited, with ten times that and no ceiling (`x10`). `L1 only` is the control, `guarded` is `LoRA x10` with a
+exploited, with ten times that and no ceiling (`x10`). `L1-only` is the control, `guarded` is `LoRA-x10` with a
 `RewardGuard` that stops it. The reward was fitted on the photographs of the training; held out are a second
 RankScorer, fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is
 made of decides nothing.
@@ -48,11 +48,11 @@ from qa_hooks.scorers import NIQE, RankScorer, create_scorer, load_scorer
 
 SIDE, WATCHED, REAL = 96, 32, 200  # of the crops; how many of them the guard looks at, and compares with
 RUNS = {  # LoRA?, ratio of the reward's gradient to that of L1, ceiling, what the guard does
-    "L1 only": (False, 0.0, "real", "warn"),
+    "L1-only": (False, 0.0, "real", "warn"),
     "full": (False, 1.0, "real", "warn"),
     "LoRA": (True, 1.0, "real", "warn"),
-    "full x10": (False, 10.0, None, "warn"),
-    "LoRA x10": (True, 10.0, None, "warn"),
+    "full-x10": (False, 10.0, None, "warn"),
+    "LoRA-x10": (True, 10.0, None, "warn"),
     "guarded": (True, 10.0, None, "stop"),
 }
 
@@ -148,7 +148,7 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     for strength in (1.0, 0.5, 0.25) if lora and action == "warn" else (1.0,):
         if strength != 1:
             scale_lora(net, strength)  # qa_hooks
-        name = job.name if strength == 1 else f"{job.name}, adapter {strength:g}"
+        name = job.name if strength == 1 else f"{job.name}-adapter-{strength:g}"
         result["rows"][name], result["pictures"][name] = judge(net, base)
     if lora:
         save_lora(net, args.out / f"{job.name}-seed{seed}")  # qa_hooks

@@ -7,7 +7,7 @@
 
 A small AutoencoderKL is trained on crops of photographs. Then only its decoder goes on, so whatever was trained on its
 latents keeps working: they are compared bit by bit at the end. Each run has the same CPU time for its steps, so a dear
-term gets fewer of them. `L1 + L2` is the control; each other run adds one term to it.
+term gets fewer of them. `L1-L2` is the control; each other run adds one term to it.
 
 The tile alarm looks for what decoders like to draw: seams and checkerboards with the period of their up-sampling.
 Lines marked `# qa_hooks` are what a training script of a VAE gains.
@@ -44,7 +44,7 @@ from qa_hooks.penalties import QAGANPenalty
 from qa_hooks.scorers import NIQE, PSNR, SSIM, RankScorer, create_scorer, load_scorer
 
 SIDE, WATCHED = 96, 16  # of the crops; how many the tile alarm looks at
-RUNS = ("L1 + L2", "SSIM", "perceptual", "NIQE", "RankScorer", "critic")
+RUNS = ("L1-L2", "SSIM", "perceptual", "NIQE", "RankScorer", "critic")
 LIMIT = 1.15  # the alarm's: over what the photographs themselves have
 
 

@@ -18,13 +18,11 @@ from qa_hooks._base.processes import shared
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
 from qa_hooks.callbacks.sampling import SamplingMonitor
-from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
-
-COLUMNS = 8
 
 
 class ScorePanel(SamplingMonitor):
@@ -44,11 +42,11 @@ class ScorePanel(SamplingMonitor):
         n: samples.
         seed: of the generator.
         reference: `(n, C, H, W)`, the ground truths of the samples, for scorers that need them.
-        show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and a quarter
-            of it on the sheet of regressions.
+        show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half of it,
+            before and after, on the sheet of regressions. Four in a row are read on TensorBoard's cards.
         name: in the tags; the scorer's name by default.
         folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
-        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 128 pixels.
+        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 160 pixels.
 
     Attributes:
         last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
@@ -73,7 +71,7 @@ class ScorePanel(SamplingMonitor):
         n: int = 64,
         seed: int = 0,
         reference: Tensor | None = None,
-        show: int = 64,
+        show: int = 24,
         name: str | None = None,
         folder: str | Path | None = None,
         thumbnail: int = 96,
@@ -162,7 +160,7 @@ class ScorePanel(SamplingMonitor):
 
     def _ranked(self, now: dict[str, Any]) -> Tensor:
         order = torch.where(torch.isnan(now["goodness"]), -math.inf, now["goodness"]).argsort(descending=True).tolist()
-        title = f"step {now['step']}: {axis_label(self.scorer)}; #: the sample's number"
+        title = f"step {now['step']}: {axis_label(self.scorer)}; # is the number of the sample"
         if self.n <= self.show:
             parts = [(title, order)]
         else:
@@ -172,9 +170,8 @@ class ScorePanel(SamplingMonitor):
         labels = []
         for heading, chosen in parts:
             pictures += [None, *(now["pictures"][index] for index in chosen)]
-            labels += [heading, *(f"#{index}: {_text(now['scores'][index])}" for index in chosen)]
-        side = max(now["pictures"].shape[-2:])
-        return contact_sheet(pictures, labels, columns=COLUMNS, scale=max(1, 64 // side), max_side=128)
+            labels += [heading, *(f"#{index}\n{_text(now['scores'][index])}" for index in chosen)]
+        return card_sheet(pictures, labels)
 
     def _regressions(self, now: dict[str, Any]) -> Tensor:
         sign = 1 if self.scorer.higher_is_better else -1
@@ -188,19 +185,18 @@ class ScorePanel(SamplingMonitor):
         for name, before in earlier:
             change = _change(before, now)
             fell = int((change < 0).sum())
-            chosen = change.argsort()[: min(fell or COLUMNS, self.show // (4 * len(earlier)))].tolist()
-            what = "those that fell most" if fell else "none fell; those that rose least"
+            chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // (2 * len(earlier))))].tolist()
+            what = "those that fell most" if fell else "those that rose least"
             pictures.append(None)
-            labels.append(f"{fell} of {self.n} fell since {name}, step {before['step']}: {what}")
-            for start in range(0, len(chosen), COLUMNS):
-                row = chosen[start : start + COLUMNS]
+            labels.append(f"{fell or 'none'} of {self.n} fell since {name} (step {before['step']}): {what}")
+            for start in range(0, len(chosen), CARD_COLUMNS):
+                row = chosen[start : start + CARD_COLUMNS]
                 pictures += [None, *(before["thumbnails"][index] for index in row)]
                 labels += [f"step {before['step']}, before"]
-                labels += [f"#{index}: {_text(sign * before['goodness'][index])}" for index in row]
+                labels += [f"#{index}\n{_text(sign * before['goodness'][index])}" for index in row]
                 pictures += [None, *(after[index] for index in row)]
-                labels += [f"step {now['step']}, now", *(f"#{index}: {_text(now['scores'][index])}" for index in row)]
-        side = max(after.shape[-2:])
-        return contact_sheet(pictures, labels, columns=COLUMNS, scale=max(1, 64 // side), max_side=128)
+                labels += [f"step {now['step']}, now", *(f"#{index}\n{_text(now['scores'][index])}" for index in row)]
+        return card_sheet(pictures, labels)
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:

@@ -19,7 +19,8 @@ from qa_hooks.demo.evaluation import Evaluator
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.demo.training import VARIANTS, Job, train
-from qa_hooks.images import make_grid, save_image, to_uint8
+from qa_hooks.drawing.named_rows import named_rows
+from qa_hooks.images import save_image, to_uint8
 
 
 def run_demo(
@@ -73,8 +74,10 @@ def run_demo(
         total=sum(job.steps for job in todo),
         first=longest_first,
     )
-    strips = [images.train[:24], *(next(r["strip"] for r in results if r["variant"] == v) for v in variants)]
-    save_image(make_grid(to_uint8(torch.cat(strips), (-1, 1)), columns=24, scale=3), out / "samples.png")
+    strips = {"real": images.train[:24]}
+    strips |= {f"{v}, seed {seeds[0]}": next(r["strip"] for r in results if r["variant"] == v) for v in variants}
+    shown = {name: to_uint8(strip, (-1, 1)) for name, strip in strips.items()}
+    save_image(named_rows(shown, scale=3), out / "samples.png")
     plain_results = [{key: value for key, value in result.items() if key != "strip"} for result in results]
     spec = {
         "data": images.name,
@@ -86,7 +89,7 @@ def run_demo(
     (out / "results.json").write_text(json.dumps({"spec": spec, "runs": plain_results}, indent=1))
     real = evaluator.evaluate(images.test)
     print("\n" + format_table(plain_results, variants, real, evaluator.name, template.samples))
-    print(f"\nrows of samples.png: real, {', '.join(variants)}\n  {out / 'samples.png'}\n  {out / 'results.json'}")
+    print(f"\n  {out / 'samples.png'}\n  {out / 'results.json'}")
     print(f"  tensorboard --logdir {out}")
     return plain_results
 

@@ -20,6 +20,7 @@ from qa_hooks.demo.diffusion import train_digits_pipeline
 from qa_hooks.demo.super_resolution import SRNet, fidelity, super_resolve
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.named_rows import named_rows
 from qa_hooks.evaluation import make_reference
 from qa_hooks.evaluation.measure import measure
 from qa_hooks.features import create_extractor
@@ -119,7 +120,7 @@ def run_diffusion_demo(
     reference = make_reference(extractor, real, progress=False)
     scorer = GMMScorer("random", components=1, pca=16).fit(real, progress=False)
     ceiling = float(scorer(real[:400]).median())
-    rows, strip = [], []
+    rows, strip = [], {}
     for model, kl_weight in (("base", None), ("reward", 0.0), ("reward + KL", 100.0)):
         pipe = copy.copy(base)
         pipe.unet = copy.deepcopy(base.unet)
@@ -151,9 +152,8 @@ def run_diffusion_demo(
         cells = {name: f"{found[name].value:.2f} [{found[name].low:.2f}, {found[name].high:.2f}]"
                  for name in ("fd", "precision", "recall")}  # fmt: skip
         rows.append({"model": model, "reward": f"{reward:.1f}", "FD": cells.pop("fd"), **cells})
-        strip += list(to_uint8(images[:12]))
-    labels = [row["model"] if column == 0 else "" for row in rows for column in range(12)]
-    save_image(contact_sheet(strip, labels, columns=12, scale=4), out / "samples.png")
+        strip[f"{model}: reward {reward:.1f}"] = to_uint8(images[:12])
+    save_image(named_rows(strip, scale=4), out / "samples.png")
     _show(rows, out, "samples.png", "FD and recall say what the reward costs (untrained features).")
     return rows
 

@@ -49,6 +49,7 @@ def chart(
     from_zero: bool = False,
     width: int = 640,
     height: int = 480,
+    letters: float = LETTERS,
 ) -> Tensor | None:
     """Draw lines in one frame.
 
@@ -58,6 +59,7 @@ def chart(
         notes: texts at points, `(x, y, text)`.
         from_zero: the y axis begins at 0.
         width, height: in pixels, at least 160.
+        letters: size of the text in points, of which 72 are 100 pixels; the default is read on TensorBoard's cards.
 
     Returns:
         uint8 `(3, height, width)`; None, with one warning, where matplotlib is not installed.
@@ -91,16 +93,16 @@ def chart(
         else:
             axes.plot(*array.T, color=color, label=line.label or None, marker="o" * line.dots, linewidth=2)
     for x, y, text in notes:
-        axes.annotate(_plain(text), (x, y), (6, 6), textcoords="offset points", fontsize=LETTERS)
-    axes.set_title(_plain(title), fontsize=LETTERS)
-    axes.set_xlabel(_plain(x_label), fontsize=LETTERS)
-    axes.set_ylabel(_plain(y_label), fontsize=LETTERS)
-    axes.tick_params(labelsize=LETTERS - 1)
+        axes.annotate(_plain(text), (x, y), (6, 6), textcoords="offset points", fontsize=letters)
+    axes.set_title(_plain(title), fontsize=letters)
+    axes.set_xlabel(_plain(x_label), fontsize=letters)
+    axes.set_ylabel(_plain(y_label), fontsize=letters)
+    axes.tick_params(labelsize=letters - 1)
     axes.grid(alpha=0.3)
     if from_zero:
         axes.set_ylim(bottom=0)
     if any(line.label for line in lines):
-        axes.legend(fontsize=LETTERS - 1)
+        axes.legend(fontsize=letters - 1)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy())
 

@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures of many images in rows, each with a line of text under it."""
+"""A contact sheet: small pictures of many images in rows, each with a few lines of text under it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from qa_hooks._base.checks import check_count
+from qa_hooks.drawing.font import LETTERS, Font, load_font
 
-_GROUND, _INK, _PADDING = 245, 40, 6
+GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
+LABEL = 8  # letters of text, by which labels may widen the cells of tiny images
+CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 4, 160, 22
+Picture = np.ndarray[Any, Any]
 
 
 def contact_sheet(
@@ -23,16 +27,22 @@ def contact_sheet(
     columns: int | None = None,
     scale: int = 1,
     max_side: int = 192,
+    detail: int = 0,
+    letters: int = LETTERS,
 ) -> Tensor:
     """Draw images of any sizes on one sheet, in reading order.
 
     Args:
         images: uint8 `(C, H, W)` each, C = 1 or 3, or one tensor `(N, C, H, W)`; None begins a new row with its label
-            as a heading.
-        labels: one text per image, drawn under it; "" draws none. What is wider than its cell is cut off.
+            as a heading, which may take several lines.
+        labels: one text per image, drawn under it; "" draws none, a line end begins another line. A line that is wider
+            than its cell takes two; of what is wider still both ends are shown.
         columns: images in a row; by default as many as make the sheet about square, at most 12.
         scale: small images are enlarged so many times, without smoothing.
         max_side: larger images are shrunk to this, keeping their proportions.
+        detail: under an image that was shrunk comes a square of it of this side in its own pixels, of nine the one with
+            the most detail: blur, noise and blocks are seen there and not in a thumbnail. The sheet says so. 0: none.
+        letters: size of the text in pixels.
 
     Returns:
         uint8 `(3, h, w)`.
@@ -45,57 +55,112 @@ def contact_sheet(
         >>> sheet.dtype, sheet.shape[0]
         (torch.uint8, 3)
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     scale, max_side = check_count("scale", scale), check_count("max_side", max_side)
+    detail, font = check_count("detail", detail, least=0), load_font(check_count("letters", letters, least=6))
     if len(images) != len(labels):
         raise ValueError(f"there must be one label per image, got {len(labels)} labels for {len(images)} images")
     pictures = [None if image is None else _picture(image, scale, max_side) for image in images]
     shown = [picture for picture in pictures if picture is not None]
     if not shown:
         raise ValueError("images is empty")
+    crops = [_detail(image, detail, max_side) for image in images]
     columns = min(12, math.ceil(math.sqrt(len(shown)))) if columns is None else check_count("columns", columns)
-    font = ImageFont.load_default()
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    text = math.ceil(font.getbbox("0g|")[3]) + 4
-    captions = [label for image, label in zip(images, labels, strict=True) if image is not None]
-    wanted = max((draw.textlength(_plain(label), font=font) for label in captions), default=0)
-    # Labels may widen the cells of tiny images, within reason.
-    width = max(*(picture.shape[1] for picture in shown), min(math.ceil(wanted), 96), 1)
+    texts = [[font.plain(line) for line in str(label).split("\n")] for label in labels]
+    wanted = max(
+        (font.width(line) for image, text in zip(images, texts, strict=True) if image is not None for line in text),
+        default=0,
+    )
+    drawn = [part.shape[1] for part in (*shown, *crops) if part is not None]
+    width = max(*drawn, min(wanted, LABEL * letters), 1)
 
     rows: list[list[int]] = []  # positions; a heading is a row of its own
     for index, picture in enumerate(pictures):
         if picture is None or not rows or len(rows[-1]) == columns or pictures[rows[-1][0]] is None:
             rows.append([])
         rows[-1].append(index)
-    heights = [max(0 if (p := pictures[i]) is None else p.shape[0] for i in row) + text for row in rows]
-    widest = max(len(row) for row in rows)
-    headings = [_plain(label) for image, label in zip(images, labels, strict=True) if image is None]
-    room = max((math.ceil(draw.textlength(label, font=font)) for label in headings), default=0)
-    size = (
-        max(widest * (width + _PADDING), room + _PADDING) + _PADDING,
-        sum(heights) + _PADDING * (len(rows) + 1),
-    )
-    sheet = Image.new("RGB", size, (_GROUND,) * 3)
-    draw = ImageDraw.Draw(sheet)
-    top = _PADDING
-    for row, height in zip(rows, heights, strict=True):
-        for column, index in enumerate(row):
-            left, picture = _PADDING + column * (width + _PADDING), pictures[index]
-            if picture is None:
-                draw.text((left, top + 2), _plain(labels[index]), font=font, fill=(_INK,) * 3)
-                continue
-            # On the row's common base line, in the middle of its cell.
-            above = height - text - picture.shape[0]
-            sheet.paste(Image.fromarray(picture), (left + (width - picture.shape[1]) // 2, top + above))
-            label = _fitting(_plain(labels[index]), width, draw, font)
-            middle = left + (width - draw.textlength(label, font=font)) / 2
-            draw.text((middle, top + height - text + 2), label, font=font, fill=(_INK,) * 3)
-        top += height + _PADDING
+    room = max(len(row) for row in rows) * (width + PADDING) - PADDING
+    if any(image is None for image in images):
+        room = max(room, 24 * letters)  # a heading of a narrow sheet
+    fitted = [[part for line in text for part in font.fitted(line, width)] for text in texts]
+    texts = [text if image is None else own for image, text, own in zip(images, texts, fitted, strict=True)]
+    blocks = [_row(row, pictures, crops, texts, width, room, font) for row in rows]
+    if any(crop is not None for crop in crops):
+        blocks.append(
+            _words("under each smaller picture: the part of the image with the most detail, pixel by pixel", room, font)
+        )
+    size = (room + 2 * PADDING, sum(block.height for block in blocks) + PADDING * (len(blocks) + 1))
+    sheet = Image.new("RGB", size, GROUND)
+    top = PADDING
+    for block in blocks:
+        sheet.paste(block, (PADDING, top))
+        top += block.height + PADDING
     return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
 
 
-def _picture(image: Tensor, scale: int, max_side: int) -> np.ndarray[Any, Any]:
+def card_sheet(images: Sequence[Tensor | None] | Tensor, labels: Sequence[str]) -> Tensor:
+    """A contact sheet whose text is read on a card of TensorBoard, which shows pictures 350 pixels wide.
+
+    Args:
+        images, labels: as in `contact_sheet`; four in a row.
+
+    Returns:
+        uint8 `(3, h, w)`.
+
+    Example:
+        >>> card_sheet(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ["#1: 0.9", "#2: 0.5"]).shape[0]
+        3
+    """
+    longest = max((max(image.shape[1:]) for image in images if image is not None), default=1)
+    scale = max(1, CARD_SIDE // longest)
+    return contact_sheet(images, labels, columns=CARD_COLUMNS, scale=scale, max_side=CARD_SIDE, letters=CARD_LETTERS)
+
+
+def _row(
+    row: list[int],
+    pictures: Sequence[Picture | None],
+    crops: Sequence[Picture | None],
+    texts: Sequence[list[str]],
+    width: int,
+    room: int,
+    font: Font,
+) -> Any:
+    """A heading, or a row of images on a common base line, each in the middle of its cell, with details and texts."""
+    from PIL import Image, ImageDraw
+
+    if pictures[row[0]] is None:
+        return _words(" ".join(texts[row[0]]), room, font)
+    tallest = max(picture.shape[0] for i in row if (picture := pictures[i]) is not None)
+    details = max(crop.shape[0] + PADDING // 2 if (crop := crops[i]) is not None else 0 for i in row)
+    lines = max(len([line for line in texts[i] if line]) for i in row)
+    block = Image.new("RGB", (room, tallest + details + font.line * lines), GROUND)
+    draw = ImageDraw.Draw(block)
+    for column, index in enumerate(row):
+        left, picture, crop = column * (width + PADDING), pictures[index], crops[index]
+        if picture is None:  # a heading, which is a row of its own
+            continue
+        block.paste(Image.fromarray(picture), (left + (width - picture.shape[1]) // 2, tallest - picture.shape[0]))
+        if crop is not None:
+            block.paste(Image.fromarray(crop), (left + (width - crop.shape[1]) // 2, tallest + PADDING // 2))
+        for number, text in enumerate(texts[index]):
+            place = (left + (width - font.width(text)) // 2, tallest + details + font.line * number + 2)
+            draw.text(place, text, font=font.face, fill=INK)
+    return block
+
+
+def _words(text: str, room: int, font: Font) -> Any:
+    """A text over the whole width."""
+    from PIL import Image, ImageDraw
+
+    lines = font.wrapped(text, room)
+    block = Image.new("RGB", (room, font.line * len(lines)), GROUND)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(block).text((0, font.line * number + 2), line, font=font.face, fill=INK)
+    return block
+
+
+def _picture(image: Tensor, scale: int, max_side: int) -> Picture:
     """`(C, H, W)` uint8 -> `(h, w, 3)` uint8 at its size on the sheet."""
     if not isinstance(image, Tensor) or image.dtype != torch.uint8:
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -110,17 +175,24 @@ def _picture(image: Tensor, scale: int, max_side: int) -> np.ndarray[Any, Any]:
         size = [max(1, round(side * max_side / longest)) for side in image.shape[1:]]
         small = interpolate(image[None].float(), size, mode="bilinear", antialias=True, align_corners=False)
         image = small[0].round().clamp(0, 255).to(torch.uint8)
+    return _array(image)
+
+
+def _detail(image: Tensor | None, side: int, max_side: int) -> Picture | None:
+    """A square of an image that was shrunk, in its own pixels: of three times three, where neighbours differ most."""
+    if image is None or not side or max(image.shape[1:]) <= max_side:
+        return None
+    image = image.detach().cpu()
+    rows, columns = (sorted({(length - side) * part // 2 for part in range(3)}) if length > side else [0]
+                     for length in image.shape[1:])  # fmt: skip
+    squares = [image[:, top : top + side, left : left + side] for top in rows for left in columns]
+    return _array(max(squares, key=_variation))
+
+
+def _variation(image: Tensor) -> float:
+    grey = image.float().mean(0)
+    return sum(float(grey.diff(dim=dim).abs().mean()) for dim in (0, 1) if grey.shape[dim] > 1)
+
+
+def _array(image: Tensor) -> Picture:
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-
-
-def _plain(label: str) -> str:
-    """One line of the characters that the default font has."""
-    return " ".join(str(label).split()).encode("ascii", "replace").decode()
-
-
-def _fitting(label: str, width: int, draw: Any, font: Any) -> str:
-    if draw.textlength(label, font=font) <= width:
-        return label
-    while label and draw.textlength(label + "..", font=font) > width:
-        label = label[:-1]
-    return label + ".."

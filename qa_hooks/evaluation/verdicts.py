@@ -126,6 +126,10 @@ class Verdicts:
 
     def __str__(self) -> str:
         """How it was measured, the values, the differences, and the notes."""
+        return "\n\n".join(part if isinstance(part, str) else text_table(part) for part in self.parts())
+
+    def parts(self) -> list[str | list[list[str]]]:
+        """What `print` shows: words, and tables as rows of cells, the first row a heading."""
         columns = [label for label, found in self.values.items() if found]
         rows = [["", *columns]]
         for metric, higher in self.higher_is_better.items():
@@ -133,13 +137,13 @@ class Verdicts:
             texts = ["" if cell is None else interval_text(cell) for cell in cells]
             rows.append([f"{metric} ({'higher' if higher else 'lower'} is better)", *texts])
         facts = ", ".join(f"{name} {value}" for name, value in self.spec.items() if value is not None)
-        parts = [facts, text_table(rows)]
+        parts: list[str | list[list[str]]] = [facts, rows]
         if self.comparisons:
             rows = [["", *(f"{label} - {self.labels[0]}" for label in self.comparisons)]]
             for metric in self.higher_is_better:
                 rows.append([metric, *(self._in_words(label, metric) for label in self.comparisons)])
-            parts.append(text_table(rows))
-        return "\n\n".join([*parts, *(["\n".join(self.notes)] if self.notes else [])])
+            parts.append(rows)
+        return [*parts, *(["\n".join(self.notes)] if self.notes else [])]
 
     def _in_words(self, label: str, metric: str) -> str:
         found = self.comparisons[label][metric]

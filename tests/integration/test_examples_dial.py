@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_ends_with_a_table_strips_and_a_run(tmp_path):
-    rows = ["adapter, gated", "gradient guidance", "quality words", "reward fine-tuning"]
+    rows = ["adapter-gated", "gradient-guidance", "quality-words", "reward-fine-tuning"]
     command = [sys.executable, str(ROOT / "examples" / "quality_dial.py"), "--tiny", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--rows", *rows], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

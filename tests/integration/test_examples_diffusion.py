@@ -61,13 +61,13 @@ def test_a_stable_diffusion_from_disk(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     out = run(
         "--pipeline", str(tmp_path / "sd"), "--reward", "niqe_bsd100", "--prompts", str(tmp_path / "prompts.txt"),
-        "--recipes", "last k=1", "ReFL", "KL 10", "--steps", "2", "--batch-size", "2", "--samples", "8",
+        "--recipes", "last-k1", "ReFL", "KL-10", "--steps", "2", "--batch-size", "2", "--samples", "8",
         "--sampling-steps", "2", "--every", "1", "--looks", "8", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert list(rows) == ["base", "last k=1", "KL 10"], "ReFL has no pipeline"
-    assert rows["last k=1"]["reward"] != rows["base"]["reward"]
-    assert rows["KL 10"]["KL"] > 0
+    assert list(rows) == ["base", "last-k1", "KL-10"], "ReFL has no pipeline"
+    assert rows["last-k1"]["reward"] != rows["base"]["reward"]
+    assert rows["KL-10"]["KL"] > 0
     assert "adapter x 0.5" in out
 
 

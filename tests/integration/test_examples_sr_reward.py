@@ -35,7 +35,7 @@ def ran(tmp_path_factory, photographs):
 
 def test_the_table_has_every_net_and_its_change(ran):
     text, out = ran
-    names = ["HR", "bicubic", "base", "LoRA", "LoRA, adapter 0.5", "LoRA, adapter 0.25", "guarded"]
+    names = ["HR", "bicubic", "base", "LoRA", "LoRA-adapter-0.5", "LoRA-adapter-0.25", "guarded"]
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in table] == names
     results = {result["name"]: result for result in json.loads((out / "results.json").read_text())}
@@ -49,7 +49,7 @@ def test_an_adapter_at_half_strength_lies_between_the_base_and_itself(ran):
     rows = {}
     for result in json.loads((ran[1] / "results.json").read_text()):
         rows |= result["rows"]
-    base, quarter, whole = (rows[name]["reward"] for name in ("base", "LoRA, adapter 0.25", "LoRA"))
+    base, quarter, whole = (rows[name]["reward"] for name in ("base", "LoRA-adapter-0.25", "LoRA"))
     assert abs(quarter - base) < abs(whole - base)
 
 

@@ -84,9 +84,9 @@ def test_a_run_changes_the_decoder_and_no_latent(example, tmp_path):
 @pytest.mark.slow
 def test_it_runs_as_printed(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "vae_decoder.py"), "--tiny", "--out", str(tmp_path)]
-    command += ["--jobs", "1", "--runs", "L1 + L2", "SSIM", "NIQE", "RankScorer", "critic"]
+    command += ["--jobs", "1", "--runs", "L1-L2", "SSIM", "NIQE", "RankScorer", "critic"]
     text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert names == ["base", "L1 + L2", "SSIM", "NIQE", "RankScorer", "critic"]
+    assert names == ["base", "L1-L2", "SSIM", "NIQE", "RankScorer", "critic"]
     assert "bit for bit as before" in text
     assert all(result["same latents"] for result in json.loads((tmp_path / "results.json").read_text()))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.rewards.alarm_rule import KINDS, Finding
 from qa_hooks.rewards.measures import Rows
 
-COLUMNS = 8
+SHOWN = 2 * CARD_COLUMNS
 
 
 def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: Tensor | None = None) -> Tensor:
@@ -31,12 +31,12 @@ def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: 
     for finding in found:
         values, chosen = worst_samples(finding.kind, rows)
         shown += [None, *pictures[chosen]]
-        labels += [str(finding), *(f"#{i}: {float(values[i]):.3g}" for i in chosen.tolist())]
+        order = "lowest first" if KINDS[finding.kind].low else "highest first"
+        labels += [f"{finding}; {order}", *(f"#{i}\n{float(values[i]):.3g}" for i in chosen.tolist())]
         if before is not None:
             shown += [None, *before[chosen]]
-            labels += ["before", *(f"#{i}" for i in chosen.tolist())]
-    side = max(pictures.shape[-2:])
-    return contact_sheet(shown, labels, columns=COLUMNS, scale=max(1, 64 // side), max_side=128)
+            labels += ["the same inputs before", *(f"#{i}" for i in chosen.tolist())]
+    return card_sheet(shown, labels)
 
 
 def worst_samples(kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -49,6 +49,6 @@ def worst_samples(kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
     if KINDS[kind].low:
         distances = torch.cdist(rows["features"], rows["features"]).fill_diagonal_(math.inf)
         values = distances.min(1).values
-        return values, values.argsort()[:COLUMNS]
+        return values, values.argsort()[:SHOWN]
     values = rows["score" if kind == "gain" else kind]
-    return values, torch.nan_to_num(values, -math.inf).argsort(descending=True)[:COLUMNS]
+    return values, torch.nan_to_num(values, -math.inf).argsort(descending=True)[:SHOWN]

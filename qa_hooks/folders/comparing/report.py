@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable
-from qa_hooks.drawing.chart import Line, chart
+from qa_hooks._base.text import printable
+from qa_hooks.drawing.chart import DPI, Line, chart
 from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.font import LETTERS
+from qa_hooks.drawing.page import MARGIN, Table, page
 from qa_hooks.evaluation.verdicts import REAL
 from qa_hooks.folders.comparing.compare_folders import FolderComparison
 from qa_hooks.folders.comparing.image_sets import ImageSet
 from qa_hooks.functional.neighbours import nearest_neighbours
 from qa_hooks.images import load_image, save_image
 
-SHOWN = 12  # images from each end
-COLUMNS = 180  # letters of a line of the tables
+SHOWN = 8  # images from each end, in one row
+SIDE = 130  # pixels of each
 CLIPPED = 0.5  # per cent of the scores at each end of a histogram that its axis leaves out
 BINS = (10, 40)  # fewest and most
+WIDTH = 1110  # of the picture
 NEAREST = "distance to the nearest real image"
 # Okabe and Ito's colours, which the colour-blind can tell apart; real images are black.
-WIDTH = 760
 BLACK = (0, 0, 0)
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 
@@ -43,13 +44,12 @@ def write_report(comparison: FolderComparison, path: str | Path) -> None:
     """
     path = check_report(path)
     scores, directions = _scores(comparison)
-    parts: list[Tensor | None] = [_text(str(comparison))]
+    parts: list[str | Table | Tensor] = list(comparison.parts())
     drawn = [_histogram(name, sets, higher=directions[name]) for name, sets in scores.items()]
     parts += [part for part in drawn if part is not None]  # charts need matplotlib
     by = next(iter(scores))
     parts += [_ends(part, by, scores[by][part.label], higher=directions[by]) for part in comparison.folders]
-    picture = _stacked([part for part in parts if part is not None])
-    save_image(picture, path)
+    save_image(page(parts, width=WIDTH), path)
 
 
 def check_report(path: str | Path) -> Path:
@@ -85,27 +85,16 @@ def _ends(part: ImageSet, name: str, scores: Tensor, *, higher: bool) -> Tensor:
     shown = min(SHOWN, len(order))
     images: list[Tensor | None] = []
     labels: list[str] = []
+    direction = "higher" if higher else "lower"
     for title, rows in (("best", order[:shown]), ("worst", order[len(order) - shown :][::-1])):
         images.append(None)
-        labels.append(f"{part.label}: the {title} of {len(order)} by {name}")
+        labels.append(f"{part.label}: the {title} of {len(order)} by {name} ({direction} is better)")
         for row in rows:
             images.append(load_image(part.paths[row]))
-            labels.append(f"{float(scores[row]):.4g}")
+            labels.append(f"{printable(part.name(part.paths[row]), one_line=True)}\n{float(scores[row]):.4g}")
     longest = max(max(image.shape[1:]) for image in images if image is not None)
-    return contact_sheet(images, labels, columns=SHOWN, scale=max(1, 64 // longest), max_side=112)
-
-
-def _text(text: str) -> Tensor:
-    """The tables of the comparison in letters of one width; uint8 `(3, h, w)`."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    lines = [part for line in _plain(text).split("\n") for part in textwrap.wrap(line, COLUMNS) or [""]]
-    sheet = Image.new("RGB", (7 * max(map(len, lines)) + 24, 14 * len(lines) + 20), (255,) * 3)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default_imagefont()
-    for row, line in enumerate(lines):
-        for column, letter in enumerate(line):
-            draw.text((12 + 7 * column, 10 + 14 * row), letter, font=font, fill=(0, 0, 0))
-    return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
+    scale = max(1, SIDE // longest)
+    return contact_sheet(images, labels, columns=SHOWN, scale=scale, max_side=SIDE, detail=SIDE)
 
 
 def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | None:
@@ -122,22 +111,8 @@ def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | 
         heights = np.concatenate([[0], counts.repeat(2) / max(1, len(values)), [0]])
         corners = torch.from_numpy(np.stack([edges.repeat(2), heights], 1))
         mean = float(values.mean()) if len(values) else math.nan
-        lines.append(Line(corners, color, _plain(f"{label[-16:]}: mean {mean:.4g}")))
+        lines.append(Line(corners, color, f"{label[-40:]}: mean {mean:.4g}"))
     direction = "higher" if higher else "lower"
-    axis = f"{_plain(name)} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
-    width = max(WIDTH, 210 * len(lines))
-    return chart(lines, x_label=axis, y_label="share of images", from_zero=True, width=width, height=320)
-
-
-def _plain(text: str) -> str:
-    return text.encode("ascii", "replace").decode()
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    width = max(part.shape[2] for part in parts)
-    rows: list[Any] = []
-    for part in parts:
-        row = torch.full((3, part.shape[1], width), 245, dtype=torch.uint8, device="cpu")
-        row[:, :, : part.shape[2]] = part
-        rows.append(row)
-    return torch.cat(rows, 1)
+    axis = f"{name} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
+    size = {"width": WIDTH - 2 * MARGIN, "height": 300, "letters": 72 / DPI * LETTERS}
+    return chart(lines, x_label=axis, y_label="share of images", from_zero=True, **size)

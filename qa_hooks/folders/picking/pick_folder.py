@@ -9,6 +9,7 @@ OUT/scores.csv         the table (`qa_hooks.folders.scoring.score_table`), from 
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from qa_hooks._base.containers import file_behind, member_file
 from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
-from qa_hooks._base.text import true_cell
+from qa_hooks._base.text import printable, true_cell
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.picking.filter_table import choose_best
@@ -34,6 +35,7 @@ from qa_hooks.scorers import create_scorer
 from qa_hooks.weighting.picker import Picked, pick
 
 SHOWN = 24  # images of the contact sheet from each end of the kept and of the dropped ones
+SIDE = 144  # pixels of each of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +151,8 @@ def pick_folder(
                 _refuse_strangers(out, {str(row[0]) for row in rows})
                 _write_manifest(out / "manifest.csv", rows)
                 _place(folder, target, kept, link=link, progress=progress)
-                save_image(_sheet(folder, name, rows, len(kept)), out / "contact_sheet.png")
+                sheet = _sheet(folder, f"{name} ({'higher' if higher else 'lower'} is better)", rows, len(kept))
+                save_image(sheet, out / "contact_sheet.png")
     return PickedFolder(out, kept, table, name, higher, told)
 
 
@@ -248,7 +251,7 @@ def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progr
 
 
 def _sheet(folder: Path, scorer: str, rows: Sequence[tuple[Any, ...]], kept: int) -> Tensor:
-    """The best and the worst of the kept images, then of the dropped ones, each with its score."""
+    """The best and the worst of the kept images, then of the dropped ones, each with its name and score."""
     ranked = [(str(path), float(score)) for path, score, _, place in rows if place != ""]
     images: list[Tensor | None] = []
     labels: list[str] = []
@@ -266,7 +269,8 @@ def _sheet(folder: Path, scorer: str, rows: Sequence[tuple[Any, ...]], kept: int
                     heading(f"... {len(part) - 2 * SHOWN} between ...")
                 continue
             images.append(load_image(folder / path))
-            labels.append(f"{score:.4g}")
+            labels.append(f"{printable(path, one_line=True)}\n{score:.4g}")
     sides = [max(image.shape[1:]) for image in images if image is not None]
     scale = max(1, 64 // max(sides))
-    return contact_sheet(images, labels, columns=12 if len(sides) > 24 else None, scale=scale, max_side=128)
+    columns = min(8, max(4, math.ceil(math.sqrt(len(sides)))))
+    return contact_sheet(images, labels, columns=columns, scale=scale, max_side=SIDE, detail=SIDE)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.contact_sheet import PADDING, card_sheet, contact_sheet
+from qa_hooks.drawing.font import load_font
 
-GROUND = 245
+GROUND = 255
 
 
 def flat(value: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -24,9 +25,10 @@ def found(sheet: torch.Tensor, value: int) -> tuple[int, int, int, int]:
 
 def test_one_image_and_its_label():
     plain, labelled = (contact_sheet([flat(200, 64, 64)], [text]) for text in ("", "0.5"))
-    assert plain.shape == labelled.shape
-    assert found(plain, 200)[2:] == (64, 64)
-    changed = (plain != labelled).any(0).nonzero()
+    assert plain.shape[2] == labelled.shape[2]
+    assert plain.shape[1] < labelled.shape[1]
+    assert found(plain, 200) == found(labelled, 200)
+    changed = (labelled < 150).any(0).nonzero()
     assert len(changed) > 10
     top, left, height, width = found(plain, 200)
     assert changed[:, 0].min() >= top + height
@@ -74,6 +76,38 @@ def test_labels_stay_in_their_cells_and_in_the_font():
     half = sheet.shape[2] // 2
     assert (sheet[:, 80:, half + 3 :] == GROUND).all()
     contact_sheet(images, ["grün 世界 \U0001f600", "two\nlines\0"])
+
+
+def test_a_shrunk_image_shows_its_most_detailed_square_pixel_by_pixel():
+    image = flat(90, 300, 400)
+    image[:, 110:190, 160:240] = torch.arange(80, dtype=torch.uint8)[:, None] + 100  # only rows of the middle differ
+    small = flat(20, 50, 50)
+    sheet = contact_sheet([image, small], ["a.png", "b.png"], max_side=100, detail=80)
+    wanted = image[:, 110:190, 160:240]
+    places = [
+        (top, left)
+        for top in range(sheet.shape[1] - 80)
+        for left in (PADDING + 10,)
+        if torch.equal(sheet[:, top : top + 80, left : left + 80], wanted)
+    ]
+    assert len(places) == 1
+    assert places[0][0] > PADDING + 75  # under the thumbnail of 75 rows
+    assert found(sheet, 20)[2:] == (50, 50)  # what is shown whole needs no second picture
+    plain = contact_sheet([small], ["b.png"], max_side=100, detail=80)
+    assert plain.shape == contact_sheet([small], ["b.png"], max_side=100).shape
+
+
+def test_labels_have_lines():
+    one, two = (contact_sheet([flat(100, 70, 70)], [text]) for text in ("0.5", "a.png\n0.5"))
+    assert two.shape[1] > one.shape[1]
+
+
+def test_a_card_is_read_at_350_pixels():
+    sheet = card_sheet([None, *[flat(100, 64, 64)] * 9], ["a heading " * 12, *["#12: -0.123"] * 9])
+    letters = load_font(22).face.getbbox("x")
+    height = (letters[3] - letters[1]) * 350 / sheet.shape[2]
+    assert height > 5.5  # the height of an x in what is called 10 pixels
+    assert sheet.shape[2] <= 4 * (160 + PADDING) + PADDING
 
 
 def test_many_columns_at_most():
