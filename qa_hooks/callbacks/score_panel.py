@@ -42,8 +42,8 @@ class ScorePanel(SamplingMonitor):
         n: samples.
         seed: of the generator.
         reference: `(n, C, H, W)`, the ground truths of the samples, for scorers that need them.
-        show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half of it,
-            before and after, on the sheet of regressions. Four in a row are read on TensorBoard's cards.
+        show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half as
+            many, before and after, on the sheet of regressions. Four in a row are read on TensorBoard's cards.
         name: in the tags; the scorer's name by default.
         folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
         thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 160 pixels.

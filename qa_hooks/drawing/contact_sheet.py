@@ -15,6 +15,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks.drawing.font import LETTERS, Font, load_font
 
 GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
+DETAIL = "the part of the image with the most detail, pixel by pixel"
 LABEL = 8  # letters of text, by which labels may widen the cells of tiny images
 CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 4, 160, 22
 Picture = np.ndarray[Any, Any]
@@ -87,9 +88,7 @@ def contact_sheet(
     texts = [text if image is None else own for image, text, own in zip(images, texts, fitted, strict=True)]
     blocks = [_row(row, pictures, crops, texts, width, room, font) for row in rows]
     if any(crop is not None for crop in crops):
-        blocks.append(
-            _words("under each smaller picture: the part of the image with the most detail, pixel by pixel", room, font)
-        )
+        blocks.append(_words(f"under each smaller picture: {DETAIL}", room, font))
     size = (room + 2 * PADDING, sum(block.height for block in blocks) + PADDING * (len(blocks) + 1))
     sheet = Image.new("RGB", size, GROUND)
     top = PADDING
