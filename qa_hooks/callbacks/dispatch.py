@@ -11,7 +11,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import rank
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
-from qa_hooks.callbacks.settings import TAG, settings_text
+from qa_hooks.callbacks.settings import TAG, plain_settings, settings_text
 from qa_hooks.writers import GuardedWriter
 
 
@@ -46,6 +46,7 @@ class Dispatch:
     def begin(self, writer: GuardedWriter, track: Mapping[str, Any], step: int) -> None:
         """Before the first step: the clock starts, the log has the settings, pictures that nobody sees are told."""
         self.budget.start(step)
+        writer.settings(plain_settings(self.active, track))
         writer.text(TAG, settings_text(self.active, track), step)
         idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]
         if idle and writer.name is None and rank() == 0:

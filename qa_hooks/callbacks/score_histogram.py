@@ -25,9 +25,9 @@ from qa_hooks.writers import make_tag
 class ScoreHistogram(SamplingMonitor):
     """The scores of generated images against those of real ones: two histograms, and how far they are apart.
 
-    Writes the histograms `qa_eval/{name}/generated` and `/real`, the scalars `/overlap` (`histogram_overlap`) and `/ks`
-    (`ks_distance`), and the picture `qa_images/{name}/distribution`. A mean can be that of reality while the spread is
-    not. Scores that are not finite are left out and counted in `/nonfinite`.
+    Writes the histograms `qa_eval/{name}/generated` and, once, `/real`, the scalars `/overlap` (`histogram_overlap`)
+    and `/ks` (`ks_distance`), and the picture `qa_images/{name}/distribution`. A mean can be that of reality while the
+    spread is not. Scores that are not finite are left out and counted in `/nonfinite`.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`. On several
@@ -78,6 +78,7 @@ class ScoreHistogram(SamplingMonitor):
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
         self._real_scores: Tensor | None = None
+        self._shown = False
 
     def local(self, ctx: Context) -> Tensor:
         scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
@@ -106,7 +107,9 @@ class ScoreHistogram(SamplingMonitor):
         for stat in ("overlap", "ks"):
             ctx.writer.scalar(make_tag("eval", self.name, stat), self.last[stat], ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)
-        ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)
+        if not self._shown:  # it stays as it is
+            ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)
+            self._shown = True
         if ctx.rank == 0:
             lines = [Line(_outline(edges, theirs), GREY, "real"), Line(_outline(edges, own), ORANGE, "generated")]
             title = f"step {ctx.step}: overlap {self.last['overlap']:.2f}, KS {self.last['ks']:.2f}"

@@ -1,7 +1,8 @@
-"""What a run was made with, as text for its log: callbacks, tracked parts, versions."""
+"""What a run was made with, for its log: callbacks, tracked parts, versions, as a page of text and as plain values."""
 
 from __future__ import annotations
 
+import inspect
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ import torch
 import qa_hooks
 
 TAG = "qa_hooks/settings"
+Plain = float | str | bool
 
 
 def settings_text(callbacks: Iterable[Any], track: Mapping[str, Any]) -> str:
@@ -31,6 +33,29 @@ def settings_text(callbacks: Iterable[Any], track: Mapping[str, Any]) -> str:
     versions = f"qa_hooks {qa_hooks.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     command = [f"`{' '.join(sys.argv)}`"] if sys.argv and sys.argv[0] not in ("", "-c") else []
     return "\n\n".join([*lists, versions, *command])
+
+
+def plain_settings(callbacks: Iterable[Any], track: Mapping[str, Any]) -> dict[str, Plain]:
+    """The options of callbacks and tracked parts that are plain values, by `{who}/{option}`.
+
+    An option is an argument of the constructor that is kept under its own name.
+
+    Example:
+        >>> from qa_hooks.losses import SSIMLoss
+        >>> plain_settings([], {"ssim": SSIMLoss(weight=0.1)})["ssim/weight"]
+        0.1
+    """
+    parts = [(callback.state_key, callback) for callback in callbacks] + list(track.items())
+    found: dict[str, Plain] = {}
+    for who, part in parts:
+        found[who] = type(part).__name__
+        for option in inspect.signature(type(part)).parameters:
+            value = getattr(part, option, None)
+            if isinstance(value, (bool, int, float, str)) and option != "name":
+                found[f"{who}/{option}"] = value
+            elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float, str)) for v in value):
+                found[f"{who}/{option}"] = str(value)
+    return found
 
 
 def _short(part: Any) -> str:

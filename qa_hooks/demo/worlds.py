@@ -82,7 +82,7 @@ def run_sr_demo(out: str | Path, *, steps: int = 300, seed: int = 0) -> list[dic
         found = fidelity(outputs, references, SCALE)
         rows.append({"variant": variant, "PSNR": f"{found['psnr']:.2f}", "SSIM": f"{found['ssim']:.4f}",
                      "NIQE": f"{float(niqe(outputs[0])):.2f}"})  # fmt: skip
-        strip[f"{variant}: PSNR {found['psnr']:.2f}"] = outputs[0][0]
+        strip[f"{variant}\nPSNR {found['psnr']:.2f}"] = outputs[0][0]
     strip["the photograph"] = references[0][0]
     corner = [to_uint8(image[None, :, 120:280, 200:360])[0] for image in strip.values()]
     save_image(contact_sheet(corner, list(strip), columns=len(strip)), out / "strip.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class TensorBoardWriter:
     TensorBoard would forget theirs as well.
 
     Each value has one card. The ends of its interval, `/low` and `/high`, are drawn as a band around its curve, on the
-    page CUSTOM SCALARS; their own cards are in the group `qa_zones`.
+    page CUSTOM SCALARS; their own cards are in the group `qa_zones`. The page HPARAMS has a row for the run: its
+    settings, and the last value of each curve.
 
     Args:
         log_dir: the run's folder; made when it is missing.
@@ -43,6 +45,8 @@ class TensorBoardWriter:
         self._middles: dict[str, str] = {}
         self._bands: dict[str, list[Any]] = {}
         self._told: dict[str, str] = {}  # what a tag means, until it is written
+        self._settings: dict[str, float | str] = {}
+        self._has_row = False
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         writer = self._open(step)
@@ -70,6 +74,14 @@ class TensorBoardWriter:
         """What the numbers of a tag mean; TensorBoard shows it at the card's "i". It goes with the tag's next value."""
         self._told[tag] = text
 
+    def settings(self, values: dict[str, float | str | bool]) -> None:
+        """The run's settings, for the page HPARAMS. A run that is killed has its row there, too."""
+        for name, value in values.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            self._settings[name] = float(value) if number else str(value)
+        if self._writer is not None and not self._has_row:
+            self._row(ended=False)
+
     def flush(self) -> None:
         """Put on disk what is pending, so that a run that is killed later finds it."""
         if self._writer is not None:
@@ -78,6 +90,8 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         if self._writer is not None:
+            if self._has_row:
+                self._row(ended=True)
             self._writer.close()
             self._log.flush()
 
@@ -103,4 +117,17 @@ class TensorBoardWriter:
             self._writer = self._make(
                 str(self.log_dir), flush_secs=30, filename_suffix=self.SUFFIX, purge_step=step if ours else None
             )
+            if self._settings:
+                self._row(ended=False)
         return self._writer
+
+    def _row(self, *, ended: bool) -> None:
+        """The beginning or the end of the run's row on the page HPARAMS, without torch's summary of all runs together.
+
+        TensorBoard takes that from one run alone, so that a column that only another run has would be missing.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        _, begin, end = hparams(self._settings, {})
+        self._writer._get_file_writer().add_summary(end if ended else begin)
+        self._has_row = True

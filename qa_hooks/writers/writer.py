@@ -1,7 +1,8 @@
 """What Hooks writes to: the protocol of a writer, one that keeps everything in memory, and one that survives errors.
 
-A writer has four methods: `scalar`, `image`, `histogram` and `close`. It may have three more: `flush`, which is called
-when a checkpoint is saved, `describe`, which says what a tag means, and `text`. x is the optimizer step.
+A writer has four methods: `scalar`, `image`, `histogram` and `close`. It may have four more: `flush`, which is called
+when a checkpoint is saved, `describe`, which says what a tag means, `text`, and `settings`, which takes the run's plain
+settings before its first step. x is the optimizer step.
 """
 
 from __future__ import annotations
@@ -113,6 +114,10 @@ class GuardedWriter:
     def describe(self, tag: str, text: str) -> None:
         if hasattr(self._writer, "describe"):
             self._try("describe", tag, text)
+
+    def settings(self, values: dict[str, float | str | bool]) -> None:
+        if hasattr(self._writer, "settings"):
+            self._try("settings", values)
 
     def flush(self) -> None:
         if hasattr(self._writer, "flush"):

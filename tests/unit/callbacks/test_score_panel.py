@@ -244,6 +244,15 @@ class TestScoreHistogram:
         assert torch.equal(torch.get_rng_state(), state)
         assert len(list(tmp_path.iterdir())) == 2
 
+    def test_the_histogram_of_the_real_images_is_written_once(self, digits):
+        writer = MemoryWriter()
+        scorer = brightness(value_range=(-1, 1))
+        hooks = Hooks([ScoreHistogram(lambda n, g: digits[:n], digits[50:90], scorer, every=1, n=8)], writer=writer)
+        for _ in range(3):
+            hooks.step()
+        counts = {tag.rpartition("/")[2]: len(values) for tag, values in writer.histograms.items()}
+        assert counts == {"generated": 3, "real": 1}
+
     @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_scores_that_are_not_finite(self):
         scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)).log(), name="log", higher_is_better=True)

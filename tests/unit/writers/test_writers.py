@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 
-from qa_hooks.callbacks import Hooks
+from qa_hooks.callbacks import Hooks, NaNGuard
+from qa_hooks.losses import SSIMLoss
 from qa_hooks.writers import (
     GROUPS,
     MemoryWriter,
@@ -46,6 +47,43 @@ def test_tensorboard_files_can_be_read_back(tmp_path):
     image = events.Images("qa_images/samples/grid")[0]
     assert (image.width, image.height, image.step) == (6, 4, 5)
     assert events.Histograms("qa_eval/niqe/histogram")[0].histogram_value.num == 50
+
+
+def row_of_hparams(folder) -> tuple[dict, bool]:
+    """The settings of a run's row on TensorBoard's page HPARAMS, and whether the run is said to have ended."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.PluginTagToContent(metadata.PLUGIN_NAME)
+    assert metadata.EXPERIMENT_TAG not in content  # one run's list of columns would hide those of the others
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    return found, metadata.SESSION_END_INFO_TAG in content
+
+
+def test_a_run_has_a_row_of_settings_from_its_first_step_on(tmp_path):
+    ssim, run = SSIMLoss(weight=0.1), tmp_path / "run"
+    hooks = Hooks([NaNGuard(action="warn")], log_dir=run, track={"ssim": ssim})
+    image = torch.rand(1, 3, 16, 16)
+    ssim(image, image)
+    hooks.step()
+    hooks.state_dict()  # what was logged is on disk, as where the run is killed now
+    found, ended = row_of_hparams(run)
+    assert found["ssim"] == "SSIMLoss"
+    assert found["ssim/weight"] == 0.1
+    assert found["NaNGuard(nan)/action"] == "warn"
+    assert not ended
+    hooks.close()
+    assert row_of_hparams(run) == (found, True)
+
+
+def test_settings_that_json_cannot_hold_are_texts(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    writer.scalar("a/b", 1.0, 1)  # before the settings are known
+    writer.settings({"inf": float("inf"), "flag": True, "n": 3, "name": "x"})
+    writer.close()
+    assert row_of_hparams(tmp_path) == ({"inf": "inf", "flag": "True", "n": 3.0, "name": "x"}, True)
 
 
 def test_a_folder_that_cannot_be_written_fails_at_once(tmp_path):
