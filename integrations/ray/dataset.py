@@ -21,7 +21,7 @@ import qa_hooks
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable, exclusive, write_text
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks.drawing.progress import Progress
+from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.growing import refuse_other_settings
 from qa_hooks.folders.scoring.score_folder import Spec
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores, read_spec

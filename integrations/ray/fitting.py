@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
-from qa_hooks.drawing.progress import Progress
+from qa_hooks._base.progress import Progress
 from qa_hooks.features import FeatureExtractor, FeatureSums
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import to_unit

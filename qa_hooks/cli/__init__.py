@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks import __version__
+from qa_hooks._base.progress import Heartbeat
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
 from qa_hooks.cli.agreeing import add_agree
+from qa_hooks.cli.answers import only_the_answer, tell
 from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
@@ -67,18 +69,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     rank = os.environ.get("RANK", "0")
     who = f"qa-hooks {options.command}" + (f" (process {rank})" if rank != "0" else "")
     try:
-        with _words_on_stderr(who):
-            code = options.run(options)
+        with _words_on_stderr(who), Heartbeat(waits=options.waits):
+            with only_the_answer(options):
+                answer = options.run(options)
+            return tell(answer, as_json=options.json)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141
         print(printable(f"{who}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = "; the same command goes on where it stopped" if getattr(options, "resumes", False) else ""
-        print(f"interrupted{again}", file=sys.stderr)
+        again = "; the same command goes on where it stopped" if options.resumes else ""
+        print(f"{who}: interrupted{again}", file=sys.stderr)
         return 130
-    return int(code or 0)
 
 
 def _reader_gone() -> bool:
@@ -143,8 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Image-quality feedback for training loops; and folders of images scored, filtered and picked.",
         formatter_class=Help,
         epilog="qa-hooks COMMAND --help explains a command, with an example.\n\n"
-        "exit codes: 0 it worked; 1 bad input, with a message; 2 a wrong option; 3 an alarm (watch --once), or images\n"
-        "that could not be used (--strict); 130 Ctrl-C: where a command says so, the same command goes on.",
+        "Results are on stdout, as JSON with --json; everything else is on stderr.\n\n"
+        "exit codes: 0 it worked; 1 bad input, with a message; 2 a wrong option; 3 an alarm, or images that could not\n"
+        "be used (--strict); 130 Ctrl-C: where a command says so, the same command goes on; 141 the output has no reader.",
     )
     parser.add_argument("--version", action="version", version=f"qa-hooks {__version__}")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qa_hooks._base.text import printable
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, chosen, place
 
 
@@ -35,21 +35,22 @@ def add_demo(commands: Commands) -> None:
     demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32 or 64")
     demo.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
     demo.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    demo.set_defaults(run=_demo)
+    finish(demo, _demo)
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo(options: argparse.Namespace) -> Answer:
     from qa_hooks.demo import run_demo, run_diffusion_demo, run_sr_demo
 
     steps = {} if options.steps is None else {"steps": options.steps}
     if options.world == "gan":
         names = ("out", "data", "equal", "size", "limit", "jobs")
-        run_demo(variants=tuple(options.variants), seeds=tuple(options.seeds), **steps, **chosen(options, *names))
-        return
+        variants, seeds = tuple(options.variants), tuple(options.seeds)
+        runs = run_demo(variants=variants, seeds=seeds, **steps, **chosen(options, *names))
+        return Answer("", {"runs": runs})
     if options.data is not None:
         raise ValueError(f"--data is for demo gan, not for demo {options.world}")
     run = {"sr": run_sr_demo, "diffusion": run_diffusion_demo}[options.world]
-    run(f"{options.out}/{options.world}", seed=options.seeds[0], **steps)
+    return Answer("", {"rows": run(f"{options.out}/{options.world}", seed=options.seeds[0], **steps)})
 
 
 def add_scorers(commands: Commands) -> None:
@@ -66,13 +67,15 @@ def add_scorers(commands: Commands) -> None:
         "files", nargs="*", metavar="FILE", help="saved scorers, shown instead: what they are and how well they agree"
     )
     scorers.add_argument("--no-cost", action="store_true", help="do not measure, which takes a few seconds")
-    scorers.set_defaults(run=_scorers)
+    finish(scorers, _scorers)
 
 
-def _scorers(options: argparse.Namespace) -> None:
-    from qa_hooks.cli.inventory import table_of_files, table_of_scorers
+def _scorers(options: argparse.Namespace) -> Answer:
+    from qa_hooks.cli.inventory import rows_of_files, rows_of_scorers
+    from qa_hooks.drawing.tables import text_table
 
-    print(printable(table_of_files(options.files) if options.files else table_of_scorers(cost=not options.no_cost)))
+    rows = rows_of_files(options.files) if options.files else rows_of_scorers(cost=not options.no_cost)
+    return Answer(text_table(rows, numbers=False), [dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
 
 
 def add_info(commands: Commands) -> None:
@@ -80,12 +83,15 @@ def add_info(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
         help="versions, extras and devices, for bug reports",
+        formatter_class=Help,
         description="Versions of the package and of what it uses, the extras that are installed, and the devices.",
+        epilog="example:\n  qa-hooks info",
     )
-    info.set_defaults(run=_info)
+    finish(info, _info)
 
 
-def _info(_options: argparse.Namespace) -> None:
+def _info(_options: argparse.Namespace) -> Answer:
     from qa_hooks.cli.inventory import describe_environment
 
-    print(describe_environment())
+    facts = describe_environment()
+    return Answer("\n".join(f"{name:<12} {value}" for name, value in facts.items()), facts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, check_outputs, chosen, place, say
+from qa_hooks.cli.answers import Answer, finish
+from qa_hooks.cli.options import Commands, Help, check_picture, chosen, place
 
 STATISTICS = ("srcc", "krcc", "plcc", "plcc_logistic", "accuracy")
 COLUMNS = ("kind", "level", "content")
@@ -35,9 +36,8 @@ def add_agree(commands: Commands) -> None:
             f"--{way}", nargs="+", default=[], metavar="METRIC", help=f"{way} is better, where a table does not say"
         )
     add_judging(agree)
-    agree.add_argument("--json", type=place, metavar="FILE", help="also write all numbers there")
     agree.add_argument("--report", type=place, metavar="FILE", help="also draw the agreement of each metric (PNG)")
-    agree.set_defaults(run=_agree)
+    finish(agree, _agree)
 
 
 def add_opinions(parser: argparse.ArgumentParser) -> None:
@@ -101,15 +101,13 @@ def _pair(text: str) -> tuple[str, str]:
     return name, column
 
 
-def _agree(options: argparse.Namespace) -> None:
+def _agree(options: argparse.Namespace) -> Answer:
     from qa_hooks.ratings import join_scores, report_agreement
 
-    check_outputs(options)
+    check_picture(options.report)
     opinions = read_opinions_of(options)
     scores = join_scores(opinions.names, options.tables, **chosen(options, "metrics", "higher", "lower"))
     report = report_agreement(opinions, scores, **judging(options))
-    say(str(report))
-    if options.json is not None:
-        report.save(options.json)
     if options.report is not None:
         report.draw(options.report)
+    return Answer(str(report), report.as_dict())

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import (
     UNUSED,
     Commands,
     Help,
     add_device,
     add_shared,
-    check_outputs,
+    check_picture,
     chosen,
     launched_processes,
     place,
     read_device,
-    say,
     say_failures,
 )
 
@@ -35,7 +35,7 @@ def add_compare(commands: Commands) -> None:
         epilog="examples:\n"
         "  qa-hooks compare photos/ run_a/samples run_b/samples --extractor inception --report report.png\n"
         "  qa-hooks compare photos/ a/ b/ --metrics kid,qs,ds --extractor dinov2_vits14 --scorer niqe_bsd100\n"
-        "  qa-hooks compare targets/ sr_a/ sr_b/ --metrics none --scorer psnr ssim --paired --json result.json\n"
+        "  qa-hooks compare targets/ sr_a/ sr_b/ --metrics none --scorer psnr ssim --paired --json > result.json\n"
         "  torchrun --nproc_per_node 2 -m qa_hooks compare photos/ a/ b/ --extractor inception --cache features/",
     )
     compare.add_argument("real", metavar="REAL_DIR", help="real images; the references of psnr, ssim, ...")
@@ -55,21 +55,20 @@ def add_compare(commands: Commands) -> None:
     )
     compare.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images")
-    compare.add_argument("--json", type=place, metavar="FILE", help="also write all numbers there")
     compare.add_argument(
         "--report", type=place, metavar="FILE", help="also draw histograms, best and worst images (PNG)"
     )
     compare.add_argument("--cache", metavar="DIR", help="keep features there; what has not changed is not made again")
     add_shared(compare, "--strict")
     add_device(compare, batch_size=64)
-    compare.set_defaults(run=_compare)
+    finish(compare, _compare, alarm="images that could not be used (--strict)")
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders.comparing.compare_folders import compare_folders
     from qa_hooks.folders.comparing.report import write_report
 
-    check_outputs(options)
+    check_picture(options.report)
     names = ["metrics", "extractor", "paired", "n", "n_real", "seed", "confidence", "batch_size", "cache"]
     names += ["size", "always_judge", "grid"]
     with launched_processes():
@@ -82,13 +81,8 @@ def _compare(options: argparse.Namespace) -> int:
         )
     parts = (result.real, *result.folders)
     code = UNUSED if options.strict and any(part.failures | part.refused for part in parts) else 0
-    if os.environ.get("RANK", "0") != "0":
-        return code
     for part in parts:
-        say_failures(part.failures | part.refused, label=part.label, where="--json FILE has all")
-    say(str(result))
-    if options.json is not None:
-        result.save(options.json)
-    if options.report is not None:
+        say_failures(part.failures | part.refused, label=part.label, where="--json has all")
+    if options.report is not None and os.environ.get("RANK", "0") == "0":
         write_report(result, options.report)
-    return code
+    return Answer(str(result), result.as_json(), code)

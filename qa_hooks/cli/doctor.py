@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, read_device, scorer_spec
 
 
@@ -26,11 +26,10 @@ def add_doctor(commands: Commands) -> None:
     doctor.add_argument("--images", metavar="DIR", help="photographs to try it on; the first two that are large enough")
     doctor.add_argument("--size", type=int, default=256, metavar="PX", help="side of the pictures, such as your crops'")
     doctor.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    doctor.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    doctor.set_defaults(run=_doctor)
+    finish(doctor, _doctor, alarm="the metric is broken")
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> Answer:
     from qa_hooks.rewards.doctor import BROKEN, diagnose, read_pictures
     from qa_hooks.scorers import create_scorer
 
@@ -38,6 +37,5 @@ def _doctor(options: argparse.Namespace) -> int:
         raise ValueError(f"--size must be at least 8, got {options.size}")
     images = read_pictures(options.images, options.size) if options.images else None
     scorer = create_scorer(options.scorer).to(read_device(options.device))
-    diagnosis = diagnose(scorer, images, size=options.size, progress=not options.json)
-    print(json.dumps(diagnosis.as_dict(), indent=2) if options.json else diagnosis)
-    return 3 if diagnosis.verdict == BROKEN else 0
+    diagnosis = diagnose(scorer, images, size=options.size)
+    return Answer(str(diagnosis), diagnosis.as_dict(), 3 if diagnosis.verdict == BROKEN else 0)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qa_hooks.cli.answers import Answer, finish, saved
 from qa_hooks.cli.fitting_afine import add_afine
 from qa_hooks.cli.fitting_opinions import add_mos, add_pairs
 from qa_hooks.cli.options import (
@@ -17,7 +18,6 @@ from qa_hooks.cli.options import (
     launched_processes,
     place,
     read_device,
-    say,
     scorer_file,
 )
 
@@ -31,9 +31,12 @@ NOT_OF_THE_SCORER = {
     "device",
     "extractor",
     "weights",
+    "json",
     "limit",
     "real",
+    "resumes",
     "targets",
+    "waits",
 }
 
 
@@ -69,7 +72,7 @@ def _add_gmm(kinds: Commands) -> None:
     gmm.add_argument("--components", type=int, default=7, metavar="K", help="Gaussians; 1 is the paper's baseline")
     gmm.add_argument("--pca", type=_pca, default=0.95, metavar="P", help="share of variance, or dimensions, or none")
     gmm.add_argument("--covariance", default="full", choices=["full", "diag"], help="of each Gaussian")
-    gmm.set_defaults(run=_fit_in_features)
+    finish(gmm, _fit_in_features)
 
 
 def _add_knn(kinds: Commands) -> None:
@@ -83,7 +86,7 @@ def _add_knn(kinds: Commands) -> None:
     _add_common(knn)
     knn.add_argument("--k", type=int, default=1, metavar="K", help="neighbours")
     knn.add_argument("--variant", default="paper", choices=["paper", "official_code"], help="the two differ")
-    knn.set_defaults(run=_fit_in_features)
+    finish(knn, _fit_in_features)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +122,7 @@ def _fitted(options: argparse.Namespace, spec: str, source: Any, **given: Any) -
     return scorer
 
 
-def _fit_in_features(options: argparse.Namespace) -> None:
+def _fit_in_features(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.checks import check_count
     from qa_hooks.sources.grids import find_images
 
@@ -128,7 +131,7 @@ def _fit_in_features(options: argparse.Namespace) -> None:
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
     extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
     scorer = _fitted(options, f"giqa-{options.kind}", paths, extractor=extractor)
-    say(f"{options.output}: {scorer.name}")
+    return saved(options.output, scorer)
 
 
 def _add_snapshot(kinds: Commands) -> None:
@@ -161,15 +164,15 @@ def _add_snapshot(kinds: Commands) -> None:
     snapshot.add_argument("--flip", action="store_true", help="mirror half of the images; not for digits or text")
     add_held_out(snapshot)
     add_device(snapshot, batch_size=64)
-    snapshot.set_defaults(run=_fit_snapshot)
+    finish(snapshot, _fit_snapshot)
 
 
-def _fit_snapshot(options: argparse.Namespace) -> None:
+def _fit_snapshot(options: argparse.Namespace) -> Answer:
     from qa_hooks.scorers.giqa.snapshot_images import split_snapshots
 
     spec = {"ordinal": "giqa-mbc", "binary": "giqa-bc", "regression": "giqa-ir"}[options.targets]
     scorer = _fitted(options, spec, split_snapshots(options.folder, options.grid), real=options.real)
-    say(f"{options.output}: {scorer.name}")
+    return saved(options.output, scorer)
 
 
 def _add_rank(kinds: Commands) -> None:
@@ -195,16 +198,17 @@ def _add_rank(kinds: Commands) -> None:
     )
     add_held_out(rank)
     add_device(rank, batch_size=12)
-    rank.set_defaults(run=_fit_rank)
+    finish(rank, _fit_rank)
 
 
-def _fit_rank(options: argparse.Namespace) -> None:
+def _fit_rank(options: argparse.Namespace) -> Answer:
     from qa_hooks.sources.grids import find_images
 
     scorer = _fitted(options, "rank", find_images(options.folder, options.grid))
-    for name, accuracy in scorer.accuracies.items():
-        say(f"{name:<12} {accuracy:.3f}")
-    say(f"{options.output}: {scorer.name}, real level {scorer.real_level:.3f}")
+    lines = [f"{name:<12} {accuracy:.3f}" for name, accuracy in scorer.accuracies.items()]
+    lines.append(f"{options.output}: {scorer.name}, real level {scorer.real_level:.3f}")
+    found = {"accuracies": dict(scorer.accuracies), "real_level": scorer.real_level}
+    return saved(options.output, scorer, "\n".join(lines), **found)
 
 
 def _add_niqe(kinds: Commands) -> None:
@@ -233,10 +237,10 @@ def _add_niqe(kinds: Commands) -> None:
     )
     niqe.add_argument("--shrink", type=float, default=0.03, help="share by which the covariance moves to its diagonal")
     niqe.add_argument("--limit", type=int, help="use only the first so many files by name")
-    niqe.set_defaults(run=_fit_niqe)
+    finish(niqe, _fit_niqe)
 
 
-def _fit_niqe(options: argparse.Namespace) -> None:
+def _fit_niqe(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.files import check_writable
     from qa_hooks.scorers.niqe.scorer import fit_naturalness
 
@@ -252,4 +256,5 @@ def _fit_niqe(options: argparse.Namespace) -> None:
         name=options.name,
         grid=options.grid,
     )
-    print(f"{options.output}: fitted on {model.count} blocks")
+    found = {"output": options.output, "blocks": int(model.count)}
+    return Answer(f"{options.output}: fitted on {model.count} blocks", found)

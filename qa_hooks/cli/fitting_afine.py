@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from qa_hooks.cli.options import Commands, Help, add_device, add_shared, launched_processes, place, read_device, say
+from qa_hooks.cli.answers import Answer, finish, saved
+from qa_hooks.cli.options import (
+    Commands,
+    Help,
+    add_device,
+    add_shared,
+    launched_processes,
+    place,
+    read_device,
+    say,
+    scorer_file,
+)
 
 STAGES = "random, efficientnet_lite0-stages, hed-stages, or DINOv2"
 
@@ -47,27 +57,22 @@ def add_afine(kinds: Commands) -> None:
     )
     afine.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, crops and the held-out contents")
     add_device(afine, batch_size=64)
-    afine.set_defaults(run=_fit_afine)
+    finish(afine, _fit_afine)
 
 
-def _fit_afine(options: argparse.Namespace) -> None:
-    from qa_hooks._base.files import check_writable
+def _fit_afine(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.processes import rank
     from qa_hooks.scorers import AFINE
 
     asked = [bool(options.ratings), bool(options.photos), bool(options.convert)]
     if sum(asked) != 1 or bool(options.ratings) != bool(options.images):
         raise ValueError("give RATINGS and IMAGES, or --photos DIR, or --convert FILE")
-    output = Path(options.output)
-    if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"output must be a file ending in .safetensors, got {options.output!r}")
-    check_writable(output.parent, name="output")  # before the long work, not after it
+    output = scorer_file(options.output)
     options.resumes = bool(options.cache)  # what Ctrl-C says
     if options.convert:
         scorer: Any = AFINE(options.convert)
         scorer.save(output)
-        say(f"{output}: the published A-FINE, fingerprint {scorer.fingerprint}")
-        return
+        return saved(output, scorer, f"{output}: the published A-FINE, fingerprint {scorer.fingerprint}")
     with launched_processes():
         scorer = _trained(options)
         if rank() == 0:
@@ -75,7 +80,8 @@ def _fit_afine(options: argparse.Namespace) -> None:
     held = scorer.held_out
     interval = f" ({held['low']:.3f} to {held['high']:.3f})" if "low" in held else ""
     said = f"right in {held['accuracy']:.3f}{interval} of" if "accuracy" in held else "nothing can be said of"
-    say(f"{output}: {scorer.name}, {said} {held['pairs']:.0f} held-out pairs of {held.get('contents', 0):.0f} contents")
+    of = f"{held['pairs']:.0f} held-out pairs of {held.get('contents', 0):.0f} contents"
+    return saved(output, scorer, f"{output}: {scorer.name}, {said} {of}", held_out=dict(held))
 
 
 def _trained(options: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks.cli.agreeing import add_opinions, read_opinions_of
+from qa_hooks.cli.answers import Answer, Run, finish, saved
 from qa_hooks.cli.options import (
     EXTRACTORS,
     Commands,
@@ -20,7 +21,6 @@ from qa_hooks.cli.options import (
     launched_processes,
     place,
     read_device,
-    say,
     scorer_file,
 )
 
@@ -65,7 +65,7 @@ def add_pairs(kinds: Commands) -> None:
     _add_rest(pairs, _fit_pairs)
 
 
-def _add_rest(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_rest(parser: argparse.ArgumentParser, run: Run) -> None:
     parser.add_argument("images", metavar="IMAGES", help="the folder of the images")
     parser.add_argument(
         "-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file to write"
@@ -79,30 +79,30 @@ def _add_rest(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace
     )
     add_held_out(parser, share=0.25, of="share of the contents")
     add_device(parser, batch_size=16)
-    parser.set_defaults(run=run, resumes=True)
+    finish(parser, run, resumes=True)
 
 
-def _fit_mos(options: argparse.Namespace) -> None:
+def _fit_mos(options: argparse.Namespace) -> Answer:
     from qa_hooks.ratings import Ratings, fit_mos
 
     output = scorer_file(options.output)
     opinions = read_opinions_of(options, options.images)
     if not isinstance(opinions, Ratings):
         raise ValueError(f"{options.ratings} holds preferences, not ratings: qa-hooks fit pairs")
-    _fitted(options, output, lambda **how: fit_mos(opinions, **how))
+    return _fitted(options, output, lambda **how: fit_mos(opinions, **how))
 
 
-def _fit_pairs(options: argparse.Namespace) -> None:
+def _fit_pairs(options: argparse.Namespace) -> Answer:
     from qa_hooks.ratings import fit_pairs, read_preferences
 
     output = scorer_file(options.output)
     reading = chosen(options, "format", "images")
-    _fitted(
+    return _fitted(
         options, output, lambda **how: fit_pairs(read_preferences(options.pairs, **reading), link=options.link, **how)
     )
 
 
-def _fitted(options: argparse.Namespace, output: Path, fit: Callable[..., Any]) -> None:
+def _fitted(options: argparse.Namespace, output: Path, fit: Callable[..., Any]) -> Answer:
     """Fit with the shared options, save, and say what came out."""
     from qa_hooks._base.processes import rank
     from qa_hooks.scorers.opinions.scorer import agreement_text
@@ -120,6 +120,9 @@ def _fitted(options: argparse.Namespace, output: Path, fit: Callable[..., Any]) 
             if own:
                 shutil.rmtree(cache, ignore_errors=True)
     facts = scorer.facts
-    say(f"fitted on {facts['images']} images of {facts['contents']} contents, in {scorer.extractor.name}")
-    say(f"agreement with people: {agreement_text(facts)}")
-    say(f"{output}: {scorer.name}; before you train on it: qa-hooks doctor {output}")
+    lines = [
+        f"fitted on {facts['images']} images of {facts['contents']} contents, in {scorer.extractor.name}",
+        f"agreement with people: {agreement_text(facts)}",
+        f"{output}: {scorer.name}; before you train on it: qa-hooks doctor {output}",
+    ]
+    return saved(output, scorer, "\n".join(lines), facts=facts)

@@ -8,8 +8,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qa_hooks._base.text import printable
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import (
     UNUSED,
     Commands,
@@ -23,6 +25,9 @@ from qa_hooks.cli.options import (
     say,
     say_failures,
 )
+
+if TYPE_CHECKING:
+    from qa_hooks.folders.scoring.score_table import ScoreTable
 
 
 def add_score(commands: Commands) -> None:
@@ -60,10 +65,10 @@ def add_score(commands: Commands) -> None:
     add_shared(score, "--overwrite")
     add_shared(score, "--strict")
     add_device(score, batch_size=32)
-    score.set_defaults(run=_score, resumes=True)
+    finish(score, _score, alarm="images that could not be scored (--strict)", resumes=True)
 
 
-def _score(options: argparse.Namespace) -> int:
+def _score(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import score_folder
 
     _refuse_options_of_others(options)
@@ -87,12 +92,34 @@ def _score(options: argparse.Namespace) -> int:
         if piped:
             _write_out(Path(output).read_bytes())
     say_failures(table.failures, where="all are in the JSON beside the table")
-    for text in (f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())):
-        say(text, error=piped)
-    return UNUSED if options.strict and table.failures else 0
+    text = "\n".join([f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())])
+    if piped:  # stdout has the table
+        say(text, error=True)
+    names = [scorer["name"] for scorer in table.spec.get("scorers", [])]
+    found = {
+        "output": options.output,
+        "images": len(set(table.paths)),
+        "failures": table.failures,
+        "scorers": {name: _facts(table, name) for name in names},
+    }
+    return Answer("" if piped else text, found, UNUSED if options.strict and table.failures else 0)
 
 
-def _score_with_ray(options: argparse.Namespace) -> int:
+def _facts(table: ScoreTable, name: str) -> dict[str, Any]:
+    """Counts, median and ends of a scorer's scores."""
+    paths, scores = table.per_image(name)
+    known = scores[scores.isfinite()].double()
+    ends = [float(known.min()), float(known.quantile(0.5)), float(known.max())] if len(known) else [None] * 3
+    found = dict(zip(("lowest", "median", "highest"), ends, strict=True))
+    return {
+        "higher_is_better": table.higher_is_better(name),
+        "images": len(known),
+        **found,
+        "without": len(paths) - len(known),
+    }
+
+
+def _score_with_ray(options: argparse.Namespace) -> Answer:
     from qa_hooks.integrations.ray import score_dataset
 
     scored = score_dataset(
@@ -105,8 +132,13 @@ def _score_with_ray(options: argparse.Namespace) -> int:
     )
     all_are = f"all are in the column problem of {options.output}"
     say_failures(scored.failures, where=all_are, total=scored.problems)
-    say(f"{options.output}: {scored.summary()}")
-    return UNUSED if options.strict and scored.problems else 0
+    found = {
+        "output": options.output,
+        "images": scored.images,
+        "problems": scored.problems,
+        "failures": scored.failures,
+    }
+    return Answer(f"{options.output}: {scored.summary()}", found, UNUSED if options.strict and scored.problems else 0)
 
 
 def _refuse_options_of_others(options: argparse.Namespace) -> None:
@@ -159,10 +191,10 @@ def add_filter(commands: Commands) -> None:
         )
     filtered.add_argument("-o", "--output", default="-", metavar="FILE", help="the list; - is the terminal")
     filtered.add_argument("-0", "--null", action="store_true", help="end each path with a NUL instead of a line end")
-    filtered.set_defaults(run=_filter)
+    finish(filtered, _filter)
 
 
-def _filter(options: argparse.Namespace) -> None:
+def _filter(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import filter_scores
 
     kept, count = filter_scores(
@@ -170,11 +202,14 @@ def _filter(options: argparse.Namespace) -> None:
         None if options.output == "-" else options.output,
         **chosen(options, "keep", "by", "higher_is_better", "null"),
     )
+    found = {"output": options.output, "kept": kept, "images": count}
+    if options.json:
+        return Answer("", found)
     if options.output == "-":
         end = "\0" if options.null else "\n"
         _write_out("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
-    else:
-        say(f"{options.output}: {len(kept)} of {count} images")
+        return Answer("", found)
+    return Answer(f"{options.output}: {len(kept)} of {count} images", found)
 
 
 def add_pick(commands: Commands) -> None:
@@ -203,10 +238,10 @@ def add_pick(commands: Commands) -> None:
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")
     add_shared(pick, "--overwrite")
     add_device(pick, batch_size=32)
-    pick.set_defaults(run=_pick, resumes=True)
+    finish(pick, _pick, resumes=True)
 
 
-def _pick(options: argparse.Namespace) -> None:
+def _pick(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import pick_folder
 
     with launched_processes():
@@ -219,4 +254,12 @@ def _pick(options: argparse.Namespace) -> None:
             **chosen(options, "keep", "link", "reference", "recall", "batch_size", "grid", "scores", "by"),
         )
     say_failures(picked.failures, where="all are in the JSON beside the table")
-    say(picked.summary())
+    found = {
+        "out": str(picked.out),
+        "kept": picked.kept,
+        "images": len(set(picked.table.paths) | set(picked.failures)),
+        "failures": picked.failures,
+        "scorer": picked.scorer_name,
+        "higher_is_better": picked.higher_is_better,
+    }
+    return Answer(picked.summary(), found)

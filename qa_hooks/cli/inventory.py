@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 SLOW = 0.2  # seconds for one image
 
 
-def describe_environment() -> str:
+def describe_environment() -> dict[str, str]:
     """Versions of the package, Python and the libraries it uses, which extras are installed, and the devices.
 
     Example:
-        >>> describe_environment().startswith("qa_hooks")
-        True
+        >>> list(describe_environment())[:2]
+        ['qa_hooks', 'python']
     """
     import torch
 
-    lines = [
-        f"qa_hooks     {qa_hooks.__version__}",
-        f"python       {platform.python_version()} on {platform.platform()}",
-    ]
+    facts = {
+        "qa_hooks": qa_hooks.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+    }
     required, extras = _requirements()
-    lines += [f"{name:<12} {_version(name)}" for name in required]
+    facts |= {name: _version(name) for name in required}
     for extra, names in sorted(extras.items()):
         missing = [name for name in names if _version(name) == "missing"]
-        lines.append(f"[{extra}]".ljust(13) + (f"missing: {', '.join(missing)}" if missing else "installed"))
-    lines.append(f"threads      {torch.get_num_threads()}")
+        facts[f"[{extra}]"] = f"missing: {', '.join(missing)}" if missing else "installed"
+    facts["threads"] = str(torch.get_num_threads())
     if torch.cuda.is_available():
-        lines += [f"cuda:{i}       {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    lines.append(f"cuda         {torch.version.cuda if torch.cuda.is_available() else 'not available'}")
-    lines.append(f"mps          {'available' if torch.backends.mps.is_available() else 'not available'}")
-    return "\n".join(lines)
+        facts |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    facts["cuda"] = str(torch.version.cuda) if torch.cuda.is_available() else "not available"
+    facts["mps"] = "available" if torch.backends.mps.is_available() else "not available"
+    return facts
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
@@ -77,21 +77,22 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def table_of_scorers(*, cost: bool = True) -> str:
-    """A table of every scorer: direction, range, inputs, gradient, licence, what it needs, installed or not, cost.
+def rows_of_scorers(*, cost: bool = True) -> list[tuple[str, ...]]:
+    """A row for every scorer: direction, range, inputs, gradient, licence, what it needs, installed or not, cost.
 
     Args:
         cost: measure milliseconds per 256 x 256 image here and now, on the CPU, of scorers that need neither fitting
             nor a download; the others show a dash.
 
     Example:
-        >>> print(table_of_scorers(cost=False).splitlines()[0].split()[:3])
-        ['scorer', 'better', 'range']
+        >>> rows_of_scorers(cost=False)[0][:3]
+        ('scorer', 'better', 'range')
     """
-    from qa_hooks.drawing.tables import text_table
     from qa_hooks.scorers.catalogue import SPECS
 
-    rows = [("scorer", "better", "range", "inputs", "gradient", "licence", "needs", "installed", "ms/image")]
+    rows: list[tuple[str, ...]] = [
+        ("scorer", "better", "range", "inputs", "gradient", "licence", "needs", "installed", "ms/image")
+    ]
     for name, entry in SPECS.items():
         kind, missing = entry.kind, _missing(name, entry)
         ends = kind.score_range
@@ -115,22 +116,23 @@ def table_of_scorers(*, cost: bool = True) -> str:
                 f"{_milliseconds(name):.1f}" if measured else "-",
             )
         )
-    return text_table(rows, numbers=False)
+    return rows
 
 
-def table_of_files(paths: Sequence[str]) -> str:
-    """A table of saved scorers: class, direction, extractor, calibration, and agreement with people where it is known.
+def rows_of_files(paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for each saved scorer: class, direction, features, calibration, and agreement with people where it is known.
 
     The extractors are not made, so that a file is shown also where they are not installed.
 
     Raises:
         ValueError: a file that is no saved scorer; the message names it.
     """
-    from qa_hooks.drawing.tables import text_table
     from qa_hooks.scorers.loading import read_header
     from qa_hooks.scorers.opinions.scorer import agreement_text, check_facts
 
-    rows = [("file", "class", "better", "features of", "calibration", "fitted on", "agreement with people")]
+    rows: list[tuple[str, ...]] = [
+        ("file", "class", "better", "features of", "calibration", "fitted on", "agreement with people")
+    ]
     for path in paths:
         header = read_header(path)
         options = header["options"]
@@ -154,7 +156,7 @@ def table_of_files(paths: Sequence[str]) -> str:
                 agreement_text(facts) if facts else "-",
             )
         )
-    return text_table(rows, numbers=False)
+    return rows
 
 
 def _missing(name: str, entry: Entry) -> str:

@@ -147,17 +147,12 @@ def place(text: str) -> str:
     return text
 
 
-def check_outputs(options: argparse.Namespace) -> None:
-    """`ValueError` unless `--json` and `--report` can be written, before the long work and not after it."""
-    from qa_hooks._base.files import check_writable
+def check_picture(path: str | None) -> None:
+    """`ValueError` unless `--report` can be written, before the long work and not after it."""
     from qa_hooks.folders.comparing.report import check_report
 
-    if options.report is not None:
-        check_report(options.report)
-    if options.json is not None:
-        if Path(options.json).is_dir():
-            raise ValueError(f"--json {options.json} is a folder: name a file")
-        check_writable(Path(options.json).parent, name="--json")
+    if path is not None:
+        check_report(path)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, chosen, place, say
 
 
@@ -39,13 +40,14 @@ def add_rate(commands: Commands) -> None:
     rate.add_argument("--count", type=int, metavar="N", help="stop asking after so many pairs")
     rate.add_argument("--port", type=int, default=0, metavar="N", help="of the page; 0 takes a free one")
     rate.add_argument("--seed", type=int, metavar="N", help="of what is drawn")
-    rate.set_defaults(run=_rate, resumes=True)
+    finish(rate, _rate, resumes=True, waits=True)
 
 
-def _rate(options: argparse.Namespace) -> None:
+def _rate(options: argparse.Namespace) -> Answer:
     from qa_hooks.ratings.asking.rate import rate
 
     how = chosen(options, "rater", "by", "reference", "hidden", "pairs", "repeats", "count", "port", "seed")
     said = rate(options.folder, options.output, tell=say, **how)
     again = f"; {said['same']} of {said['again']} repeats answered the same way" if said["again"] else ""
-    say(f"{options.output}: {said['answered']} of {said['total']} pairs{again}")
+    found = {"output": options.output, **said}
+    return Answer(f"{options.output}: {said['answered']} of {said['total']} pairs{again}", found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from qa_hooks.cli.options import Commands, Help, place, say
+from qa_hooks.cli.answers import Answer, finish
+from qa_hooks.cli.options import Commands, Help, place
 
 
 def add_report(commands: Commands) -> None:
@@ -20,10 +21,11 @@ def add_report(commands: Commands) -> None:
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
     report.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .html file")
-    report.set_defaults(run=_report)
+    finish(report, _report)
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import report_runs
 
-    say(str(report_runs(options.runs, options.output)))
+    page = str(report_runs(options.runs, options.output))
+    return Answer(page, {"output": page, "runs": options.runs})

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from qa_hooks.cli.agreeing import add_judging, add_opinions, judging, read_opinions_of
-from qa_hooks.cli.options import SCORER, Commands, Help, add_device, place, read_device, say, scorer_spec
+from qa_hooks.cli.answers import Answer, finish
+from qa_hooks.cli.options import SCORER, Commands, Help, add_device, place, read_device, scorer_spec
 
 USES = ("monitor", "reward", "cheap")
 
@@ -43,10 +44,10 @@ def add_select(commands: Commands) -> None:
     select.add_argument("--cache", metavar="DIR", help="keep the scores there (default: OUT/scores)")
     add_judging(select)
     add_device(select, batch_size=16)
-    select.set_defaults(run=_select, resumes=True)
+    finish(select, _select, resumes=True)
 
 
-def _select(options: argparse.Namespace) -> None:
+def _select(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.files import check_writable
     from qa_hooks.ratings import select_metrics
 
@@ -67,5 +68,5 @@ def _select(options: argparse.Namespace) -> None:
         device=read_device(options.device),
         **judging(options),
     )
-    say(str(selection))
     selection.save(options.output)
+    return Answer(str(selection), selection.as_dict())

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 
+from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, add_shared, chosen, place, read_device, say
 
 ALARMED = 3  # exit code
@@ -44,10 +45,10 @@ def add_watch(commands: Commands) -> None:
     watch.add_argument("--guard", action="store_true", help="with --real: alarms on an exploited reward")
     add_shared(watch, "--device", default="cpu", help="the GPU's memory may be the trainer's")
     add_shared(watch, "--batch-size")
-    watch.set_defaults(run=_watch, resumes=True)
+    finish(watch, _watch, alarm="an alarm was raised", resumes=True, waits=True)
 
 
-def _watch(options: argparse.Namespace) -> int:
+def _watch(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders.watching.watcher import watch_folder
 
     with contextlib.suppress(AttributeError, OSError):
@@ -61,6 +62,7 @@ def _watch(options: argparse.Namespace) -> int:
         say=say,
         **chosen(options, *names, "step", "grid"),
     )
-    if result.best is not None:
-        say(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")
-    return ALARMED if result.alarms else 0
+    best = result.best
+    text = f"best: step {best['step']} with {best['key']} {best['value']:.4g}" if best is not None else ""
+    found = {"best": best, "alarms": result.alarms, "steps": result.steps}
+    return Answer(text, found, ALARMED if result.alarms else 0)

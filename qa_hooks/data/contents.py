@@ -8,6 +8,7 @@ from pathlib import Path
 from qa_hooks._base.checks import warn
 from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.progress import counted
 from qa_hooks.data.candidates import CandidateSet, some
 from qa_hooks.folders.scoring.growing import left_spec
 from qa_hooks.images import image_size
@@ -19,10 +20,8 @@ Contents = Mapping[str, Sequence[str | None]]  # sample -> K fingerprints, None 
 
 def contents_of(sets: Sequence[CandidateSet], progress: bool) -> dict[str, list[str | None]]:
     """Key -> fingerprints of the files; `ValueError` for a missing file and for candidates of different sizes."""
-    from tqdm import tqdm
-
     paths = [path for candidates in sets for path in candidates.paths if path is not None]
-    bar = tqdm(read_ahead(_read, paths), "files", len(paths), unit="file", disable=None if progress else True)
+    bar = counted(read_ahead(_read, paths), "files", total=len(paths), unit="file", shown=progress)
     read = dict(zip(paths, bar, strict=True))
     uneven = []
     for candidates in sets:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa_hooks._base.progress import counted
 from qa_hooks.images import list_images, load_image
 
 
@@ -42,12 +43,10 @@ def load_folder_images(folder: str | Path, *, size: int = 32, limit: int = 10_00
     One in five is held out. `limit` images are taken evenly from the sorted list; unreadable files are skipped and
     counted.
     """
-    from tqdm import tqdm
-
     paths = list_images(folder)
     paths = paths[:: max(1, len(paths) // limit)][:limit]
     images, kept = [], []
-    for path in tqdm(paths, desc="reading", unit="image", disable=None):
+    for path in counted(paths, "reading"):
         try:
             image = load_image(path).float()[None] / 255
         except ValueError:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.progress import counted
 from qa_hooks.demo.networks import update_ema
 
 
@@ -57,8 +58,6 @@ def train_digits_pipeline(
         seed: of weights, batches and noise; the global random state stays as it is.
         flow: flow matching instead of v-prediction.
     """
-    from tqdm import tqdm
-
     made_by = {"images": fingerprint(images), "steps": steps, "batch_size": batch_size, "seed": seed}
     made_by |= {"flow": True} if flow else {}
     note = Path(folder) / "made_by.json"
@@ -72,7 +71,7 @@ def train_digits_pipeline(
         optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-3)
         warm_up = min(0.3, 50 / steps)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=warm_up, cycle_momentum=False)
-        for step in tqdm(range(steps), desc="the base model", unit="step", disable=None):
+        for step in counted(range(steps), "the base model", unit="step"):
             clean = images[torch.randint(len(images), (batch_size,), device="cpu")]
             noise, t = torch.randn_like(clean), torch.randint(1000, (batch_size,), device="cpu")
             if flow:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.progress import counted
 from qa_hooks.functional.degradations import blur
 from qa_hooks.images import load_image, save_image, to_grey, to_uint8
 
@@ -62,10 +63,8 @@ def soften(images: list[Tensor]) -> list[Tensor]:
 
 def write_candidates(images: list[Tensor], folder: Path, *, tile: int) -> None:
     """Enhance photographs and cut them into tiles: `folder/original/000_000.png`, `folder/1_sharp/000_000.png` ..."""
-    from tqdm import tqdm
-
     generator = torch.Generator().manual_seed(0)
-    for number, image in enumerate(tqdm(images, desc="enhancing", unit="image", disable=None)):
+    for number, image in enumerate(counted(images, "enhancing")):
         for name, enhance in ENHANCERS.items():
             tiles = enhance(image, generator).unfold(1, tile, tile).unfold(2, tile, tile).flatten(1, 2).transpose(0, 1)
             (folder / name).mkdir(parents=True, exist_ok=True)

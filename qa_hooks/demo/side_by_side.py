@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from qa_hooks._base.progress import Progress
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -34,12 +36,11 @@ def side_by_side(
     Raises:
         Exception: of the first job that fails; the others are cancelled.
     """
-    from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        tqdm(total=total, desc="training", unit="step", disable=None) as bar,
+        Progress("training", total, unit="step") as bar,
         ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         progress = manager.Queue()
@@ -53,5 +54,5 @@ def side_by_side(
                 if future.done() and future.exception() is not None:
                     pool.shutdown(cancel_futures=True)
                     future.result()
-        bar.update(total - bar.n)
+        bar.update(total - bar.done)
         return [future.result() for future in futures]

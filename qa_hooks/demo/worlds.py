@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
+from qa_hooks._base.progress import counted
 from qa_hooks.callbacks import Hooks, PerceptionDistortion, RewardGuard, SampleGrid
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.data import load_digits_images
@@ -43,7 +44,6 @@ def run_sr_demo(out: str | Path, *, steps: int = 300, seed: int = 0) -> list[dic
         The rows of the table: "variant", "PSNR", "SSIM", "NIQE".
     """
     from sklearn.datasets import load_sample_images
-    from tqdm import trange
 
     check_count("steps", steps)
     out = Path(out)
@@ -71,7 +71,7 @@ def run_sr_demo(out: str | Path, *, steps: int = 300, seed: int = 0) -> list[dic
             optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
             batches = _crops(train, seed)
             with Hooks([axes], log_dir=out / _folder(variant), track={"ssim": ssim}).attach(optimizer):
-                for _ in trange(steps, desc=variant, unit="step", disable=None):
+                for _ in counted(range(steps), variant, unit="step"):
                     lr, hr = next(batches)
                     pred = net(lr)
                     loss = F.l1_loss(pred, hr) + ssim(pred, hr)
@@ -105,8 +105,6 @@ def run_diffusion_demo(
     Returns:
         The rows of the table: "model", "reward", "FD", "precision", "recall", the last three with intervals.
     """
-    from tqdm import trange
-
     from qa_hooks.integrations.diffusers import PipelineSampler, RewardFinetuner, reward_sample
     from qa_hooks.integrations.peft import inject_lora
 
@@ -139,7 +137,7 @@ def run_diffusion_demo(
             guard = RewardGuard(scorer, sample=sample, real=real, n=64, every=every, extractor=extractor)
             callbacks = [guard, SampleGrid(sample, every=every, n=16)]
             with Hooks(callbacks, log_dir=out / _folder(model), track={"reward": tuner}, log_every=5).attach(optimizer):
-                for _ in trange(reward_steps, desc=model, unit="step", disable=None):
+                for _ in counted(range(reward_steps), model, unit="step"):
                     loss, _ = tuner.step(tuner.generator())
                     optimizer.zero_grad()
                     loss.backward()

@@ -27,7 +27,7 @@ class Font(NamedTuple):
 
     def width(self, text: str) -> int:
         """Pixels of one line."""
-        return round(self.face.getlength(text) + 0.5)
+        return int(self.face.getlength(text) + 1)
 
     def plain(self, text: str) -> str:
         """One line of letters that the font has; others are question marks."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, world_size
+from qa_hooks._base.progress import Progress
 from qa_hooks.features.moments import Moments
 from qa_hooks.functional.input_gradients import Critic, OutputFn, input_gradient
 from qa_hooks.functional.naturalness import naturalness_distance
@@ -49,25 +50,22 @@ def gradient_features(
     progress: bool = False,
 ) -> Tensor:
     """Features `(n, 36)` of the critic's gradient maps on this process's images; flat maps are left out."""
-    from tqdm import tqdm
-
     rows: list[Tensor] = []
     count = 0
-    bar = tqdm(total=max_maps, desc="gradient maps", unit="map", disable=None if progress else True)
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch  # a loader that also gives labels
-        check_images("batches", images)
-        if guard is not None:
-            guard(data={"batches": images})
-        gradient = input_gradient(critic, images[: max_maps - count], output_fn=output_fn, create_graph=False)
-        with torch.no_grad():
-            features = map_features(gradient, config)
-            rows.append(features[valid_rows(features)].cpu())
-        count += gradient.shape[0]
-        bar.update(gradient.shape[0])
-        if count >= max_maps:
-            break
-    bar.close()
+    with Progress("gradient maps", max_maps, unit="map", shown=progress) as bar:
+        for batch in batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch  # a loader that also gives labels
+            check_images("batches", images)
+            if guard is not None:
+                guard(data={"batches": images})
+            gradient = input_gradient(critic, images[: max_maps - count], output_fn=output_fn, create_graph=False)
+            with torch.no_grad():
+                features = map_features(gradient, config)
+                rows.append(features[valid_rows(features)].cpu())
+            count += gradient.shape[0]
+            bar.update(gradient.shape[0])
+            if count >= max_maps:
+                break
     return torch.cat([torch.zeros(0, config.features, dtype=torch.float32, device="cpu"), *rows])
 
 

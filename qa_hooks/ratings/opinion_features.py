@@ -10,6 +10,7 @@ import torch
 
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import any_rank, rank
+from qa_hooks._base.progress import Progress
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.sources.batches import warn_left_out
 from qa_hooks.sources.fingerprint import data_fingerprint
@@ -46,8 +47,6 @@ def rated_features(
         batch_size: images at a time.
         progress: show a bar where there is a terminal.
     """
-    from tqdm import tqdm
-
     failures: dict[int, str] = {}
     if cache is None:
         found = extract_features(extractor, list(paths), batch_size=batch_size, progress=progress, failures=failures)
@@ -55,8 +54,7 @@ def rated_features(
         return found
     folder, parts = Path(cache), list[Features]()
     check_writable(folder, name="cache")
-    hidden = None if progress and rank() == 0 else True
-    with tqdm(total=len(paths), desc=f"features ({extractor.name})", unit="image", disable=hidden) as bar:
+    with Progress(f"features ({extractor.name})", len(paths), shown=progress) as bar:
         for start in range(0, len(paths), PART):
             chosen, broken = list(paths[start : start + PART]), dict[int, str]()
             file = folder / f"{extractor.fingerprint}-{data_fingerprint(chosen)}.safetensors"

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from qa_hooks.drawing.progress import Progress
+from qa_hooks._base.progress import Progress
 from qa_hooks.functional.clusters import FEWEST_CLUSTERS
 from qa_hooks.ratings.agreeing import Agreement, MetricDifference, agreement, compare_metrics
 from qa_hooks.ratings.joining import scored_by_all

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.isolation import isolated
+from qa_hooks._base.progress import Progress
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.functional.degradations import dead_leaves, degrade
 from qa_hooks.images import as_tensor, check_images, list_images, load_image, to_unit
@@ -90,8 +91,6 @@ def diagnose(
         >>> diagnose(create_scorer("psnr"), size=64).verdict
         'usable as a reward'
     """
-    from tqdm import tqdm
-
     check_is_scorer(scorer)
     given = None if images is None else _given(images, scorer)
     with isolated(), torch.inference_mode(False), torch.enable_grad():
@@ -112,10 +111,11 @@ def diagnose(
         asked = size if given is None else min(clean.shape[-2:])
         subject = Subject(scorer, clean, trial, minimum, asked, licence or licence_of(scorer))
         findings: list[Outcome] = []
-        bar = tqdm(CHECKS, disable=None if progress else True, leave=False)
-        for check in bar:
-            bar.set_description(f"{scorer.name}: {check.name}")
-            findings.append(run_check(check, subject))
+        with Progress(scorer.name, len(CHECKS), unit="check", shown=progress) as bar:
+            for check in CHECKS:
+                bar.update(0, note=check.name)
+                findings.append(run_check(check, subject))
+                bar.update()
     failed = [check for check, found in zip(CHECKS, findings, strict=True) if found.verdict == "fail"]
     spoiled = [check for check in failed if check.spoils_scores]
     verdict = BROKEN if spoiled else MONITOR if failed else REWARD

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import broadcast_tensors, rank, together
+from qa_hooks._base.progress import Progress
 from qa_hooks.images import Range
 from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.scorer import Scorer
@@ -207,20 +208,19 @@ def minimise(
     Raises:
         ValueError: the loss is not finite any more.
     """
-    from tqdm import trange
-
     lr = optimizer.defaults["lr"]
     network.train()
-    bar = trange(steps, desc=what, unit="step", disable=None if progress and rank() == 0 else True)
-    for step in bar:
-        loss = batch_loss(step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % LOOK == LOOK - 1 or step == steps - 1:
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise ValueError(f"the loss is {value} after {step + 1} steps; a smaller lr than {lr:g}?")
-            bar.set_postfix(loss=f"{value:.3f}")
+    with Progress(what, steps, unit="step", shown=progress) as bar:
+        for step in range(steps):
+            loss = batch_loss(step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if step % LOOK == LOOK - 1 or step == steps - 1:
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise ValueError(f"the loss is {value} after {step + 1} steps; a smaller lr than {lr:g}?")
+                bar.update(0, note=f"loss {value:.3f}")
+            bar.update()
     network.eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.isolation import isolated
-from qa_hooks._base.processes import rank
+from qa_hooks._base.progress import Progress
 from qa_hooks.images import Range, RangeGuard
 from qa_hooks.sources.batches import Source, count_images, image_batches, is_shared
 
@@ -39,15 +39,12 @@ def training_batches(
     Raises:
         ValueError: values that are not finite, or real images outside the range.
     """
-    from tqdm import tqdm
-
     count, guard, read = count_images(source) if is_shared(source) else None, RangeGuard(value_range), 0
     indices = None
     if count and count > limit:
         indices = torch.linspace(0, count - 1, limit, device="cpu", dtype=torch.float32).long().tolist()
-    hidden = None if progress and rank() == 0 else True
     total = count if indices is None else limit
-    with isolated(), tqdm(total=total, desc=f"reading {name}", unit="image", disable=hidden) as bar:
+    with isolated(), Progress(f"reading {name}", total, shown=progress) as bar:
         for at, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
             if images.is_floating_point() and not bool(torch.isfinite(images).all()):
                 raise ValueError(f"{name} holds non-finite values (images {at[0]} to {at[-1]})")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks._base.progress import Progress
 from qa_hooks.sources.batches import Source, count_images, first_of_each, has_positions, image_batches, is_shared
 
 
@@ -56,16 +57,13 @@ def measure_source(
         ValueError: nothing in the source, broken files.
         RuntimeError: another process failed; the message is its own.
     """
-    from tqdm import tqdm
-
     shared, own, at = is_shared(source), list[Tensor](), list[int]()
     with together(), isolated():
         total, indices = count_images(source), None
         if shared and world_size() > 1 and total is not None:
             indices = range(rank(), total, world_size())
             total = len(indices)
-        hidden = None if progress and rank() == 0 else True  # None: where there is a terminal
-        with tqdm(total=total, desc=what, unit="image", disable=hidden) as bar:
+        with Progress(what, total, shown=progress) as bar:
             for chosen, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
                 own.append(measure(images).cpu())
                 at += chosen

@@ -14,6 +14,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
+from qa_hooks._base.progress import Progress
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
@@ -168,8 +169,6 @@ def add_scores(
 
     References are read from their folder, for the scorers that need one.
     """
-    from tqdm import tqdm
-
     needed = any("reference" in scorer.inputs for scorer in scorers.values())
     references = find_references(reference, scorers) if needed else None
     paths = {str(position): path for position, path in enumerate(images.paths[:first])}
@@ -184,8 +183,7 @@ def add_scores(
     rows = [torch.zeros(0, 1 + len(scorers), dtype=torch.float64, device="cpu")]
     unread: dict[int, str] = {}
     refused: dict[int, str] = {}
-    hidden = None if progress and rank() == 0 else True
-    with together(), tqdm(total=len(mine), desc=f"scores ({images.label})", unit="image", disable=hidden) as bar:
+    with together(), Progress(f"scores ({images.label})", len(mine), shown=progress) as bar:
         for window in scored_windows(read_ahead(read, mine), scorers, batch_size, device):
             for image in window:
                 scores = [image.scores[name][0] if image.scores.get(name) else torch.nan for name in scorers]

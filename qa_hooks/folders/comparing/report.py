@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,5 +115,5 @@ def _histogram(name: str, sets: dict[str, Tensor], *, higher: bool) -> Tensor | 
         lines.append(Line(corners, color, f"{label[-40:]}: mean {mean:.4g}"))
     direction = "higher" if higher else "lower"
     axis = f"{name} ({direction} is better; the outer bins hold what lies beyond, {CLIPPED:g} % at each end)"
-    size = {"width": WIDTH - 2 * MARGIN, "height": 300, "letters": 72 / DPI * LETTERS}
+    size: dict[str, Any] = {"width": WIDTH - 2 * MARGIN, "height": 300, "letters": 72 / DPI * LETTERS}
     return chart(lines, x_label=axis, y_label="share of images", from_zero=True, **size)

@@ -23,6 +23,7 @@ from torch import Tensor
 from qa_hooks._base.containers import file_behind, member_file
 from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
+from qa_hooks._base.progress import counted
 from qa_hooks._base.text import printable, true_cell
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
@@ -217,8 +218,6 @@ def _write_manifest(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
 
 def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progress: bool) -> None:
     """Copies or links of the kept files, and no others; each appears whole or not at all."""
-    from tqdm import tqdm
-
     inside = next((name for name in kept if not (folder / name).is_file()), None)
     if link and inside is not None:
         raise ValueError(f"{inside} is no file of its own, so nothing can link to it: copy without --link (link=False)")
@@ -226,7 +225,7 @@ def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progr
     for name in set(_files(target)) - set(kept):
         (target / name).unlink()
     beside = target.parent / ".partial"  # not among the images
-    for name in tqdm(kept, desc="links" if link else "copies", unit="image", disable=None if progress else True):
+    for name in counted(kept, "links" if link else "copies", shown=progress):
         source, copy = folder / name, target / name
         if not source.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.containers import file_state
 from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks._base.processes import rank, together, world_size
-from qa_hooks.drawing.progress import Progress
+from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores

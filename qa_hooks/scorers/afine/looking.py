@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.hashing import fingerprint
+from qa_hooks._base.progress import counted
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import load_image
 from qa_hooks.scorers.afine.comparisons import Comparisons, Picture
@@ -55,8 +56,6 @@ def look(
     Raises:
         ValueError: a picture that cannot be read, or has another size than its reference.
     """
-    from tqdm import tqdm
-
     groups: dict[int, list[int]] = {}
     for item, reference in enumerate(items.reference.tolist()):
         groups.setdefault(reference, []).append(item)
@@ -64,9 +63,8 @@ def look(
         check_writable(cache, name="cache")
     rows: dict[int, tuple[Tensor, Tensor]] = {}
     widths: tuple[int, ...] = ()
-    looked, hidden = _Looked(extractor, items.pictures), None if progress else True
-    bar = tqdm(groups.items(), desc=f"statistics ({extractor.name})", unit="reference", disable=hidden)
-    for reference, members in bar:
+    looked, what = _Looked(extractor, items.pictures), f"statistics ({extractor.name})"
+    for reference, members in counted(groups.items(), what, unit="reference", shown=progress):
         tests = items.test[members].tolist()
         shown = [_name(items.pictures[place]) for place in (reference, *tests)]
         with _kept(cache, fingerprint(extractor.fingerprint, *shown)) as found:

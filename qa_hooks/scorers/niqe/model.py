@@ -24,6 +24,7 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
+from qa_hooks._base.progress import counted
 from qa_hooks.functional.niqe import FeatureConfig, block_sharpness, niqe_features, valid_rows
 from qa_hooks.functional.numerics import as_doubles, to_float64
 
@@ -123,12 +124,10 @@ class NaturalnessModel:
         Raises:
             ValueError: no more blocks than features (36), or an image that is smaller than a block or not finite.
         """
-        from tqdm import tqdm
-
         if not 0 <= sharpness < 1:
             raise ValueError(f"sharpness must lie in [0, 1), got {sharpness}")
         kept: list[Tensor] = []
-        for image in tqdm(images, desc="natural images", unit="image", disable=None if progress else True):
+        for image in counted(images, "natural images", shown=progress):
             batch = image[None] if image.ndim == 3 else image
             if not bool(torch.isfinite(batch).all()):
                 raise ValueError("images to fit a model on must be finite, and one of these holds NaN or infinity")
