@@ -33,23 +33,24 @@ STEPS, EVERY = 600, 75
 
 
 class Picture(NamedTuple):
-    """A page of TensorBoard: which runs, its address, the window's size, and what is there when it is complete."""
+    """A page of TensorBoard: of which runs, its tab, its query, and the window's size."""
 
     runs: str
-    page: str
+    tab: str
+    query: str
     size: tuple[int, int]
-    ready: str
 
 
-CARDS = "document.querySelectorAll('card-view').length > 3"
 PICTURES = {
-    "tensorboard": Picture("demo", "timeseries&tagFilter=fd_|samples|penalty/|wasserstein", (1500, 1060), CARDS),
+    "tensorboard": Picture("demo", "timeseries", "tagFilter=fd_|samples|penalty/|wasserstein", (1500, 1060)),
     "monitors": Picture(
-        "monitors", "timeseries&tagFilter=fd_|precision|distribution|ranked|regressions", (1300, 960), CARDS
+        "monitors", "timeseries", "tagFilter=fd_|precision|distribution|ranked|regressions", (1500, 1060)
     ),
-    "intervals": Picture("monitors", "custom_scalars", (1300, 900), "true"),
-    "hparams": Picture("demo", "hparams", (1500, 700), "true"),
+    "intervals": Picture("monitors", "custom_scalars", "", (1300, 900)),
+    "images": Picture("monitors", "images", "", (1300, 900)),
+    "hparams": Picture("monitors", "hparams", "", (1500, 600)),
 }
+SETTINGS = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('Settings'))"  # opens a side bar
 
 
 def train_with_monitors(folder: Path) -> None:
@@ -152,8 +153,11 @@ def main() -> None:
             picture = PICTURES[name]
             with tensorboard(RUNS / picture.runs) as address:
                 window.do("POST", "/window/rect", {"width": picture.size[0], "height": picture.size[1]})
-                window.open(f"{address}/#{picture.page}")
-                window.wait_for(picture.ready)
+                window.open(f"{address}/?{picture.query}&smoothing=0#{picture.tab}")
+                if picture.tab == "timeseries":
+                    window.wait_for(SETTINGS)
+                    time.sleep(3)
+                    window.script(f"{SETTINGS}.click()")
                 time.sleep(15)  # curves are drawn one after another
                 window.picture(args.out / f"{name}.png")
             print(args.out / f"{name}.png", flush=True)

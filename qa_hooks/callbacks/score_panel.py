@@ -28,8 +28,9 @@ from qa_hooks.writers import make_tag
 class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and those whose score fell most, before and after.
 
-    Writes `qa_images/{name}/ranked`, and from the second panel on `qa_images/{name}/regressions` and
-    `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
+    Writes `qa_images/{name}/ranked`, and from the second panel on `qa_images/{name}/regressions` (and, where that is
+    another one, `/regressions_since_best`) and `qa_eval/{name}/fell`, the share of samples that are worse than on the
+    last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
 
     The state holds scores and thumbnails of two panels: with the defaults at most 2 x 64 x 28 KB = 3.5 MB in colour.
@@ -43,10 +44,10 @@ class ScorePanel(SamplingMonitor):
         seed: of the generator.
         reference: `(n, C, H, W)`, the ground truths of the samples, for scorers that need them.
         show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half as
-            many, before and after, on the sheet of regressions. Four in a row are read on TensorBoard's cards.
+            many, before and after, on a sheet of regressions. A dozen is read on TensorBoard's cards.
         name: in the tags; the scorer's name by default.
         folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
-        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 160 pixels.
+        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 120 pixels.
 
     Attributes:
         last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
@@ -71,7 +72,7 @@ class ScorePanel(SamplingMonitor):
         n: int = 64,
         seed: int = 0,
         reference: Tensor | None = None,
-        show: int = 24,
+        show: int = 2 * CARD_COLUMNS,
         name: str | None = None,
         folder: str | Path | None = None,
         thumbnail: int = 96,
@@ -106,7 +107,12 @@ class ScorePanel(SamplingMonitor):
             raise ValueError(f"no finite score among {self.n}")
         now["sheets"] = {"ranked": self._ranked(now)}
         if self._panels:
-            now["sheets"]["regressions"] = self._regressions(now)
+            last, best = self._panels["last"], self._panels["best"]
+            is_best = best["step"] == last["step"]
+            name = "the last panel, the best so far" if is_best else "the last panel"
+            now["sheets"]["regressions"] = self._regressions(now, last, name)
+            if not is_best:
+                now["sheets"]["regressions_since_best"] = self._regressions(now, best, "the best panel")
         for what, sheet in now["sheets"].items():
             if self.folder is not None:
                 save_image(sheet, self.folder / f"{what}_{ctx.step:08d}.png")
@@ -173,29 +179,23 @@ class ScorePanel(SamplingMonitor):
             labels += [heading, *(f"#{index}\n{_text(now['scores'][index])}" for index in chosen)]
         return card_sheet(pictures, labels)
 
-    def _regressions(self, now: dict[str, Any]) -> Tensor:
+    def _regressions(self, now: dict[str, Any], before: dict[str, Any], name: str) -> Tensor:
         sign = 1 if self.scorer.higher_is_better else -1
-        after = shrunk(now["pictures"], self.thumbnail)
+        change, after = _change(before, now), shrunk(now["pictures"], self.thumbnail)
+        fell = int((change < 0).sum())
+        chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // 2))].tolist()
+        what = "those that fell most" if fell else "those that rose least"
         pictures: list[Tensor | None] = []
         labels: list[str] = []
-        last, best = self._panels["last"], self._panels["best"]
-        earlier = [("the last panel", last), ("the best panel", best)]
-        if best["step"] == last["step"]:
-            earlier = [("the last panel, the best so far", last)]
-        for name, before in earlier:
-            change = _change(before, now)
-            fell = int((change < 0).sum())
-            chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // (2 * len(earlier))))].tolist()
-            what = "those that fell most" if fell else "those that rose least"
-            pictures.append(None)
-            labels.append(f"{fell or 'none'} of {self.n} fell since {name} (step {before['step']}): {what}")
-            for start in range(0, len(chosen), CARD_COLUMNS):
-                row = chosen[start : start + CARD_COLUMNS]
-                pictures += [None, *(before["thumbnails"][index] for index in row)]
-                labels += [f"step {before['step']}, before"]
-                labels += [f"#{index}\n{_text(sign * before['goodness'][index])}" for index in row]
-                pictures += [None, *(after[index] for index in row)]
-                labels += [f"step {now['step']}, now", *(f"#{index}\n{_text(now['scores'][index])}" for index in row)]
+        for start in range(0, len(chosen), CARD_COLUMNS):
+            row = chosen[start : start + CARD_COLUMNS]
+            pictures += [None, *(before["thumbnails"][index] for index in row)]
+            labels += [
+                "" if start else f"{fell or 'none'} of {self.n} fell since {name} (step {before['step']}): {what}"
+            ]
+            labels += [f"#{index}\n{_text(sign * before['goodness'][index])}" for index in row]
+            pictures += [None, *(after[index] for index in row)]
+            labels += [f"step {now['step']}, now", *(f"#{index}\n{_text(now['scores'][index])}" for index in row)]
         return card_sheet(pictures, labels)
 
 

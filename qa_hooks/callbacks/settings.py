@@ -46,9 +46,8 @@ def plain_settings(callbacks: Iterable[Any], track: Mapping[str, Any]) -> dict[s
         0.1
     """
     parts = [(callback.state_key, callback) for callback in callbacks] + list(track.items())
-    found: dict[str, Plain] = {}
+    found: dict[str, Plain] = {name: type(part).__name__ for name, part in track.items()}
     for who, part in parts:
-        found[who] = type(part).__name__
         for option in inspect.signature(type(part)).parameters:
             value = getattr(part, option, None)
             if isinstance(value, (bool, int, float, str)) and option != "name":

@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="qa-hooks COMMAND --help explains a command, with an example.\n\n"
         "Results are on stdout, as JSON with --json; everything else is on stderr.\n\n"
         "exit codes: 0 it worked; 1 bad input, with a message; 2 a wrong option; 3 an alarm, or images that could not\n"
-        "be used (--strict); 130 Ctrl-C: where a command says so, the same command goes on; 141 the output has no reader.",
+        "be used (--strict); 130 Ctrl-C: where a command says so, the same command goes on; 141 nobody reads.",
     )
     parser.add_argument("--version", action="version", version=f"qa-hooks {__version__}")
     parser.add_argument(

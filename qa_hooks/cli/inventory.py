@@ -120,7 +120,7 @@ def rows_of_scorers(*, cost: bool = True) -> list[tuple[str, ...]]:
 
 
 def rows_of_files(paths: Sequence[str]) -> list[tuple[str, ...]]:
-    """A row for each saved scorer: class, direction, features, calibration, and agreement with people where it is known.
+    """A row for each saved scorer: class, direction, features, calibration, and agreement with people where known.
 
     The extractors are not made, so that a file is shown also where they are not installed.
 

@@ -47,8 +47,8 @@ def chart(
     y_label: str = "",
     notes: Sequence[tuple[float, float, str]] = (),
     from_zero: bool = False,
-    width: int = 640,
-    height: int = 480,
+    width: int = 480,
+    height: int = 300,
     letters: float = LETTERS,
 ) -> Tensor | None:
     """Draw lines in one frame.
@@ -69,7 +69,7 @@ def chart(
 
     Example:
         >>> chart([Line(torch.tensor([[0.0, 1.0], [1.0, 3.0]]))], x_label="step", y_label="score").shape
-        torch.Size([3, 480, 640])
+        torch.Size([3, 300, 480])
     """
     width, height = check_count("width", width, least=160), check_count("height", height, least=160)
     arrays = [_points(line.points) for line in lines]

@@ -17,7 +17,7 @@ from qa_hooks.drawing.font import LETTERS, Font, load_font
 GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
 DETAIL = "the part of the image with the most detail, pixel by pixel"
 LABEL = 8  # letters of text, by which labels may widen the cells of tiny images
-CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 4, 160, 22
+CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 6, 120, 24
 Picture = np.ndarray[Any, Any]
 
 
@@ -99,10 +99,10 @@ def contact_sheet(
 
 
 def card_sheet(images: Sequence[Tensor | None] | Tensor, labels: Sequence[str]) -> Tensor:
-    """A contact sheet whose text is read on a card of TensorBoard, which shows pictures 350 pixels wide.
+    """A contact sheet whose text is read on TensorBoard's cards, which show pictures at most 315 x 200 pixels large.
 
     Args:
-        images, labels: as in `contact_sheet`; four in a row.
+        images, labels: as in `contact_sheet`; six in a row. Two rows with their headings fill a card.
 
     Returns:
         uint8 `(3, h, w)`.

@@ -12,7 +12,7 @@ from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.rewards.alarm_rule import KINDS, Finding
 from qa_hooks.rewards.measures import Rows
 
-SHOWN = 2 * CARD_COLUMNS
+SHOWN = CARD_COLUMNS
 
 
 def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: Tensor | None = None) -> Tensor:

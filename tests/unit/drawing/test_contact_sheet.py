@@ -102,12 +102,13 @@ def test_labels_have_lines():
     assert two.shape[1] > one.shape[1]
 
 
-def test_a_card_is_read_at_350_pixels():
-    sheet = card_sheet([None, *[flat(100, 64, 64)] * 9], ["a heading " * 12, *["#12: -0.123"] * 9])
-    letters = load_font(22).face.getbbox("x")
-    height = (letters[3] - letters[1]) * 350 / sheet.shape[2]
-    assert height > 5.5  # the height of an x in what is called 10 pixels
-    assert sheet.shape[2] <= 4 * (160 + PADDING) + PADDING
+def test_a_card_is_read_at_315_pixels():
+    sheet = card_sheet([None, *[flat(100, 60, 60)] * 6] * 2, ["a heading " * 6, *["#12\n-0.123"] * 6] * 2)
+    letters = load_font(24).face.getbbox("x")
+    height = (letters[3] - letters[1]) * 315 / sheet.shape[2]
+    assert height > 5  # the height of an x in what is called 10 pixels
+    assert sheet.shape[2] <= 6 * (120 + PADDING) + PADDING
+    assert sheet.shape[2] / sheet.shape[1] > 1.5
 
 
 def test_many_columns_at_most():
