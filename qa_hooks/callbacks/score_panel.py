@@ -28,9 +28,9 @@ from qa_hooks.writers import make_tag
 class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and those whose score fell most, before and after.
 
-    Writes `qa_images/{name}/ranked`, and from the second panel on `qa_images/{name}/regressions` (and, where that is
-    another one, `/regressions_since_best`) and `qa_eval/{name}/fell`, the share of samples that are worse than on the
-    last panel. Each sample keeps its noise. The
+    Writes `qa_images/{name}/ranked`, where `#` is the number of the sample; from the second panel on also
+    `qa_images/{name}/regressions` (and, where that is another one, `/regressions_since_best`) and
+    `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
 
     The state holds scores and thumbnails of two panels: with the defaults at most 2 x 64 x 28 KB = 3.5 MB in colour.
@@ -166,12 +166,12 @@ class ScorePanel(SamplingMonitor):
 
     def _ranked(self, now: dict[str, Any]) -> Tensor:
         order = torch.where(torch.isnan(now["goodness"]), -math.inf, now["goodness"]).argsort(descending=True).tolist()
-        title = f"step {now['step']}: {axis_label(self.scorer)}; # is the number of the sample"
+        title = f"step {now['step']}: {axis_label(self.scorer)}"
         if self.n <= self.show:
             parts = [(title, order)]
         else:
             half = self.show // 2
-            parts = [(f"{title}; the best {half} of {self.n}", order[:half]), (f"the worst {half}", order[-half:])]
+            parts = [(f"{title}, the best {half} of {self.n}", order[:half]), (f"the worst {half}", order[-half:])]
         pictures: list[Tensor | None] = []
         labels = []
         for heading, chosen in parts:

@@ -103,7 +103,7 @@ def test_labels_have_lines():
 
 
 def test_a_card_is_read_at_315_pixels():
-    sheet = card_sheet([None, *[flat(100, 60, 60)] * 6] * 2, ["a heading " * 6, *["#12\n-0.123"] * 6] * 2)
+    sheet = card_sheet([None, *[flat(100, 60, 60)] * 6] * 2, ["a heading of a card " * 2, *["#12\n-0.123"] * 6] * 2)
     letters = load_font(24).face.getbbox("x")
     height = (letters[3] - letters[1]) * 315 / sheet.shape[2]
     assert height > 5  # the height of an x in what is called 10 pixels
