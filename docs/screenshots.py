@@ -143,7 +143,7 @@ def main() -> None:
         unfinished = RUNS / f"{runs}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         if runs == "demo":
-            run_demo(unfinished)
+            run_demo(out=unfinished)
         else:
             train_with_monitors(unfinished / "gan")
         unfinished.rename(RUNS / runs)

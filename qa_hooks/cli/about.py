@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, chosen, place
+from qa_hooks.cli.options import Commands, Help, chosen, place, whole
 
 
 def add_demo(commands: Commands) -> None:
@@ -29,12 +29,14 @@ def add_demo(commands: Commands) -> None:
     )
     demo.add_argument("--data", help="a folder of images instead of the digits; subfolders are its classes")
     demo.add_argument("--variants", nargs="+", default=["plain", "ssim", "niqe"], metavar="V", help="plain, ssim, niqe")
-    demo.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run of each variant per seed")
-    demo.add_argument("--steps", type=int, help="steps of a run (default: gan 1200, sr 300, diffusion 600)")
+    demo.add_argument(
+        "--seeds", nargs="+", type=whole(0), default=[0], metavar="N", help="one run of each variant per seed"
+    )
+    demo.add_argument("--steps", type=whole(), help="steps of a run (default: gan 1200, sr 300, diffusion 600)")
     demo.add_argument("--equal", default="steps", choices=["steps", "time"], help="what the variants have in common")
-    demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32 or 64")
-    demo.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
-    demo.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    demo.add_argument("--size", type=whole(), default=32, help="with --data: side of the images, 16, 32 or 64")
+    demo.add_argument("--limit", type=whole(), default=10_000, help="with --data: how many images to read")
+    demo.add_argument("--jobs", type=whole(), default=2, help="processes at a time")
     finish(demo, _demo)
 
 

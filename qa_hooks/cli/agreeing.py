@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, check_picture, chosen, place
+from qa_hooks.cli.options import Commands, Help, between, check_picture, chosen, place
 
 STATISTICS = ("srcc", "krcc", "plcc", "plcc_logistic", "accuracy")
 COLUMNS = ("kind", "level", "content")
@@ -68,7 +68,9 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
         "--cluster", default="content", choices=["content", "prompt", "rater", "none"],
         help="what belongs together; without it in the file each image is on its own",
     )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
+    parser.add_argument(
+        "--confidence", type=between(0, 1, ends="none"), default=0.95, metavar="F", help="of the intervals"
+    )
 
 
 def read_opinions_of(options: argparse.Namespace, images: str | None = None) -> Any:

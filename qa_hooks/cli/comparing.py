@@ -12,12 +12,14 @@ from qa_hooks.cli.options import (
     Help,
     add_device,
     add_shared,
+    between,
     check_picture,
     chosen,
     launched_processes,
     place,
     read_device,
     say_failures,
+    whole,
 )
 
 METRICS = "fd, kid, pr (precision, recall, density, coverage), qs, ds; separated by commas; none for scorers alone"
@@ -46,15 +48,19 @@ def add_compare(commands: Commands) -> None:
     compare.add_argument(
         "--paired", action="store_true", help="files of one name belong together (one seed, one input)"
     )
-    compare.add_argument("--n", type=int, metavar="N", help="images of each folder (default: what the smallest has)")
-    compare.add_argument("--n-real", type=int, metavar="N", help="real images (default: all)")
+    compare.add_argument(
+        "--n", type=whole(2), metavar="N", help="images of each folder (default: what the smallest has)"
+    )
+    compare.add_argument("--n-real", type=whole(), metavar="N", help="real images (default: all)")
     add_shared(compare, "--grid")
-    compare.add_argument("--size", type=int, metavar="N", help="the extractor resizes images to N x N")
+    compare.add_argument("--size", type=whole(), metavar="N", help="the extractor resizes images to N x N")
     compare.add_argument(
         "--always-judge", action="store_true", help="a verdict also in untrained features (random) and on few images"
     )
-    compare.add_argument("--confidence", type=float, default=0.95, metavar="F", help="of the intervals")
-    compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images")
+    compare.add_argument(
+        "--confidence", type=between(0, 1, ends="none"), default=0.95, metavar="F", help="of the intervals"
+    )
+    compare.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the choice of images")
     compare.add_argument(
         "--report", type=place, metavar="FILE", help="also draw histograms, best and worst images (PNG)"
     )

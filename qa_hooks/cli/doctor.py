@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, read_device, scorer_spec
+from qa_hooks.cli.options import Commands, Help, read_device, scorer_spec, whole
 
 
 def add_doctor(commands: Commands) -> None:
@@ -24,7 +24,9 @@ def add_doctor(commands: Commands) -> None:
         "scorer", type=scorer_spec, help="a name, library:metric, a .safetensors file, or a JSON mapping"
     )
     doctor.add_argument("--images", metavar="DIR", help="photographs to try it on; the first two that are large enough")
-    doctor.add_argument("--size", type=int, default=256, metavar="PX", help="side of the pictures, such as your crops'")
+    doctor.add_argument(
+        "--size", type=whole(8), default=256, metavar="PX", help="side of the pictures, such as your crops'"
+    )
     doctor.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     finish(doctor, _doctor, alarm="the metric is broken")
 
@@ -33,8 +35,6 @@ def _doctor(options: argparse.Namespace) -> Answer:
     from qa_hooks.rewards.doctor import BROKEN, diagnose, read_pictures
     from qa_hooks.scorers import create_scorer
 
-    if options.size < 8:
-        raise ValueError(f"--size must be at least 8, got {options.size}")
     images = read_pictures(options.images, options.size) if options.images else None
     scorer = create_scorer(options.scorer).to(read_device(options.device))
     diagnosis = diagnose(scorer, images, size=options.size)

@@ -15,10 +15,12 @@ from qa_hooks.cli.options import (
     add_device,
     add_held_out,
     add_shared,
+    between,
     launched_processes,
     place,
     read_device,
     scorer_file,
+    whole,
 )
 
 NOT_OF_THE_SCORER = {
@@ -69,7 +71,7 @@ def _add_gmm(kinds: Commands) -> None:
         epilog="example:\n  qa-hooks fit gmm photos/ -o gmm.safetensors --extractor dinov2_vits14 --components 7",
     )
     _add_common(gmm)
-    gmm.add_argument("--components", type=int, default=7, metavar="K", help="Gaussians; 1 is the paper's baseline")
+    gmm.add_argument("--components", type=whole(), default=7, metavar="K", help="Gaussians; 1 is the paper's baseline")
     gmm.add_argument("--pca", type=_pca, default=0.95, metavar="P", help="share of variance, or dimensions, or none")
     gmm.add_argument("--covariance", default="full", choices=["full", "diag"], help="of each Gaussian")
     finish(gmm, _fit_in_features)
@@ -84,7 +86,7 @@ def _add_knn(kinds: Commands) -> None:
         epilog="example:\n  qa-hooks fit knn photos/ -o knn.safetensors --extractor inception --k 1 --limit 10000",
     )
     _add_common(knn)
-    knn.add_argument("--k", type=int, default=1, metavar="K", help="neighbours")
+    knn.add_argument("--k", type=whole(), default=1, metavar="K", help="neighbours")
     knn.add_argument("--variant", default="paper", choices=["paper", "official_code"], help="the two differ")
     finish(knn, _fit_in_features)
 
@@ -95,7 +97,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--extractor")
     add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images, taken evenly")
+    parser.add_argument("--limit", type=whole(), metavar="N", help="use at most so many images, taken evenly")
     add_held_out(parser)
     add_device(parser, batch_size=64)
 
@@ -150,13 +152,13 @@ def _add_snapshot(kinds: Commands) -> None:
     snapshot.add_argument(
         "--targets", default="ordinal", choices=["ordinal", "binary", "regression"], help="MBC, BC, IR"
     )
-    snapshot.add_argument("--classifiers", type=int, default=8, metavar="N", help="of the ordinal targets")
+    snapshot.add_argument("--classifiers", type=whole(), default=8, metavar="N", help="of the ordinal targets")
     snapshot.add_argument("--backbone", default="small", metavar="B", help="small, or a torchvision network")
     snapshot.add_argument("--pretrained", action="store_true", help="start from torchvision's weights (a download)")
-    snapshot.add_argument("--steps", type=int, default=600, metavar="N", help="training steps")
+    snapshot.add_argument("--steps", type=whole(), default=600, metavar="N", help="training steps")
     snapshot.add_argument(
         "--last",
-        type=int,
+        type=whole(0),
         dest="max_iteration",
         metavar="N",
         help="the step from which on images count as the run's best",
@@ -188,13 +190,13 @@ def _add_rank(kinds: Commands) -> None:
     rank.add_argument("folder", metavar="DIR", help="a folder of good images, sub-folders included")
     rank.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(rank, "--grid")
-    rank.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps")
+    rank.add_argument("--steps", type=whole(), default=2000, metavar="N", help="training steps")
     rank.add_argument(
-        "--crop", type=int, default=64, metavar="N", help="side of the crops; smaller images are left out"
+        "--crop", type=whole(), default=64, metavar="N", help="side of the crops; smaller images are left out"
     )
-    rank.add_argument("--crops", type=int, default=16, metavar="N", help="crops of each image")
+    rank.add_argument("--crops", type=whole(), default=16, metavar="N", help="crops of each image")
     rank.add_argument(
-        "--limit", type=int, default=1000, dest="max_images", metavar="N", help="use at most so many, taken evenly"
+        "--limit", type=whole(), default=1000, dest="max_images", metavar="N", help="use at most so many, taken evenly"
     )
     add_held_out(rank)
     add_device(rank, batch_size=12)
@@ -230,13 +232,18 @@ def _add_niqe(kinds: Commands) -> None:
     )
     add_shared(niqe, "--grid")
     niqe.add_argument("--name", help="of the model; scores are called niqe_NAME (default: the folder's name)")
-    niqe.add_argument("--block", type=int, default=96, help="side of the blocks in pixels")
+    niqe.add_argument("--block", type=whole(), default=96, help="side of the blocks in pixels")
     niqe.add_argument("--color", default="gray", choices=["gray", "y_ycbcr", "y_yiq"], help="the grey conversion")
     niqe.add_argument(
-        "--sharpness", type=float, default=0.3, help="keep blocks this sharp relative to their image's sharpest"
+        "--sharpness",
+        type=between(0, 1, ends="low"),
+        default=0.3,
+        help="keep blocks this sharp relative to their image's sharpest",
     )
-    niqe.add_argument("--shrink", type=float, default=0.03, help="share by which the covariance moves to its diagonal")
-    niqe.add_argument("--limit", type=int, help="use only the first so many files by name")
+    niqe.add_argument(
+        "--shrink", type=between(0, 1), default=0.03, help="share by which the covariance moves to its diagonal"
+    )
+    niqe.add_argument("--limit", type=whole(), help="use only the first so many files by name")
     finish(niqe, _fit_niqe)
 
 

@@ -11,11 +11,13 @@ from qa_hooks.cli.options import (
     Help,
     add_device,
     add_shared,
+    between,
     launched_processes,
     place,
     read_device,
     say,
     scorer_file,
+    whole,
 )
 
 STAGES = "random, efficientnet_lite0-stages, hed-stages, or DINOv2"
@@ -44,18 +46,28 @@ def add_afine(kinds: Commands) -> None:
     afine.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(afine, "--extractor", default="efficientnet_lite0-stages", help=STAGES)
     afine.add_argument("--format", default="auto", metavar="F", help="of RATINGS, where it is not recognised")
-    afine.add_argument("--least", type=float, default=0.0, metavar="D", help="ratings that differ by no more are a tie")
+    afine.add_argument(
+        "--least", type=between(0), default=0.0, metavar="D", help="ratings that differ by no more are a tie"
+    )
     afine.add_argument(
         "--kind", default="both", choices=["worse", "better", "both"], help="with --photos: than their references"
     )
-    afine.add_argument("--crop", type=int, default=192, metavar="N", help="with --photos: side of the crops")
-    afine.add_argument("--crops", type=int, default=1, metavar="N", help="with --photos: crops of each")
-    afine.add_argument("--steps", type=int, default=1000, metavar="N", help="of each of the three stages")
-    afine.add_argument("--held-out", type=float, default=0.2, metavar="F", help="share of the contents to measure on")
+    afine.add_argument("--crop", type=whole(), default=192, metavar="N", help="with --photos: side of the crops")
+    afine.add_argument("--crops", type=whole(), default=1, metavar="N", help="with --photos: crops of each")
+    afine.add_argument("--steps", type=whole(), default=1000, metavar="N", help="of each of the three stages")
+    afine.add_argument(
+        "--held-out",
+        type=between(0, 1, ends="low"),
+        default=0.2,
+        metavar="F",
+        help="share of the contents to measure on",
+    )
     afine.add_argument(
         "--cache", metavar="DIR", help="keep what was seen of the images; a run that was cut off goes on"
     )
-    afine.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, crops and the held-out contents")
+    afine.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="of weights, crops and the held-out contents"
+    )
     add_device(afine, batch_size=64)
     finish(afine, _fit_afine)
 

@@ -24,6 +24,7 @@ from qa_hooks.cli.options import (
     read_device,
     say,
     say_failures,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def add_score(commands: Commands) -> None:
     )
     score.add_argument("--address", metavar="A", help="of Ray's cluster, or auto; without it Ray starts here")
     score.add_argument("--column", metavar="NAME", help="of the images in Parquet files (ray)")
-    score.add_argument("--shard-size", type=int, metavar="N", help="about so many images a part (ray; 4096)")
+    score.add_argument("--shard-size", type=whole(), metavar="N", help="about so many images a part (ray; 4096)")
     add_shared(score, "--grid")
-    score.add_argument("--tiles", type=int, metavar="N", help="score tiles of N x N pixels instead of whole images")
-    score.add_argument("--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share")
+    score.add_argument("--tiles", type=whole(), metavar="N", help="score tiles of N x N pixels instead of whole images")
+    score.add_argument("--overlap", type=whole(0), default=0, metavar="N", help="pixels that neighbouring tiles share")
     add_shared(score, "--reference")
     add_shared(score, "--overwrite")
     add_shared(score, "--strict")

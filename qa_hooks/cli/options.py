@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,41 @@ def share(text: str) -> float | int:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.8 nor a number of images") from None
 
 
+def whole(least: int = 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"it must be a whole number of at least {least}, got {text!r}")
+        return value
+
+    return read
+
+
+def between(low: float, high: float = math.inf, *, ends: str = "both") -> Callable[[str], float]:
+    """The type of an option that is a number; `ends` says which ends are allowed: "both", "low" or "none"."""
+    words = {"both": f"from {low:g} to {high:g}", "low": f"from {low:g} to below {high:g}"}
+    said = words.get(ends, f"above {low:g} and below {high:g}")
+    if high == math.inf:
+        said = f"above {low:g}" if ends == "none" else f"of at least {low:g}"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = low < value < high or (value == low and ends != "none") or (value == high and ends == "both")
+        if not inside or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"it must be a number {said}, got {text!r}")
+        return value
+
+    return read
+
+
 def read_metrics(text: str) -> tuple[str, ...]:
     """`--metrics fd,kid` or `none`."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -65,7 +101,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--metrics": {"type": read_metrics, "metavar": "M"},
     "--grid": {"metavar": "G", "help": "cut grids of images: 8x4+2 (in a row, rows, pixels between), or auto"},
     "--device": {"metavar": "D", "help": "cpu, cuda, cuda:1, mps (default: a GPU where there is one)"},
-    "--batch-size": {"type": int, "default": 32, "metavar": "N", "help": "images at a time"},
+    "--batch-size": {"type": whole(), "default": 32, "metavar": "N", "help": "images at a time"},
 }
 
 
@@ -80,11 +116,22 @@ def add_device(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
     add_shared(parser, "--batch-size", default=batch_size)
 
 
+METHODS = "ecdf, minmax, sigmoid or none"
+
+
+def _method(text: str) -> str | None:
+    if text not in ("ecdf", "minmax", "sigmoid", "none"):
+        raise argparse.ArgumentTypeError(f"it must be {METHODS}, got {text!r}")
+    return None if text == "none" else text
+
+
 def add_held_out(parser: argparse.ArgumentParser, *, share: float = 0.2, of: str = "share") -> None:
     """`--held-out`, `--calibration` and `--seed`."""
-    parser.add_argument("--held-out", type=float, default=share, metavar="F", help=f"{of} kept for the calibration")
-    parser.add_argument("--calibration", default="ecdf", choices=["ecdf", "minmax", "sigmoid"], help="map to [0, 1]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the fit")
+    parser.add_argument(
+        "--held-out", type=between(0, 1, ends="low"), default=share, metavar="F", help=f"{of} kept for the calibration"
+    )
+    parser.add_argument("--calibration", type=_method, default="ecdf", metavar="M", help=f"{METHODS}: map to [0, 1]")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the split and the fit")
 
 
 def scorer_file(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, chosen, place, say
+from qa_hooks.cli.options import Commands, Help, between, chosen, place, say, whole
 
 
 def add_rate(commands: Commands) -> None:
@@ -36,10 +36,12 @@ def add_rate(commands: Commands) -> None:
     rate.add_argument("--reference", metavar="DIR", help="references named like the contents, shown in the middle")
     rate.add_argument("--hidden", action="store_true", help="compare each image with its reference, unnamed")
     rate.add_argument("--pairs", metavar="FILE", help="ask about the pairs of this CSV, such as another rater's")
-    rate.add_argument("--repeats", type=float, default=0.1, metavar="F", help="share of questions that come twice")
-    rate.add_argument("--count", type=int, metavar="N", help="stop asking after so many pairs")
-    rate.add_argument("--port", type=int, default=0, metavar="N", help="of the page; 0 takes a free one")
-    rate.add_argument("--seed", type=int, metavar="N", help="of what is drawn")
+    rate.add_argument(
+        "--repeats", type=between(0, 1), default=0.1, metavar="F", help="share of questions that come twice"
+    )
+    rate.add_argument("--count", type=whole(), metavar="N", help="stop asking after so many pairs")
+    rate.add_argument("--port", type=whole(0), default=0, metavar="N", help="of the page; 0 takes a free one")
+    rate.add_argument("--seed", type=whole(0), metavar="N", help="of what is drawn")
     finish(rate, _rate, resumes=True, waits=True)
 
 

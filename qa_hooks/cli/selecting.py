@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qa_hooks.cli.agreeing import add_judging, add_opinions, judging, read_opinions_of
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import SCORER, Commands, Help, add_device, place, read_device, scorer_spec
+from qa_hooks.cli.options import SCORER, Commands, Help, add_device, place, read_device, scorer_spec, whole
 
 USES = ("monitor", "reward", "cheap")
 
@@ -38,7 +38,7 @@ def add_select(commands: Commands) -> None:
         "--use", nargs="+", default=list(USES), choices=USES, help="what a recommendation is wanted for"
     )
     select.add_argument(
-        "--phases", type=int, default=1, metavar="N",
+        "--phases", type=whole(), default=1, metavar="N",
         help="successive halving: all metrics on few contents, the better half on three times as many, N times",
     )  # fmt: skip
     select.add_argument("--cache", metavar="DIR", help="keep the scores there (default: OUT/scores)")

@@ -7,7 +7,7 @@ import contextlib
 import os
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, add_shared, chosen, place, read_device, say
+from qa_hooks.cli.options import Commands, Help, add_shared, between, chosen, place, read_device, say
 
 ALARMED = 3  # exit code
 
@@ -34,7 +34,9 @@ def add_watch(commands: Commands) -> None:
     add_shared(watch, "--metrics", default="fd,kid", help="with --real: fd, kid, pr")
     watch.add_argument("--step-regex", dest="step", metavar="RE", help="its first group is the step: 'img_(\\d+)'")
     add_shared(watch, "--grid")
-    watch.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
+    watch.add_argument(
+        "--every", type=between(0, ends="none"), default=30.0, metavar="SECONDS", help="between two looks"
+    )
     watch.add_argument("--once", action="store_true", help="score what is there and end")
     watch.add_argument(
         "--log-dir", type=place, default="runs/watch", metavar="DIR", help="curves, best.json, alarms.jsonl, state"

@@ -89,8 +89,9 @@ class FeatureScorer(ScorerInFeatures):
         count = round(held_out * len(values)) if calibration is not None else 0
         if calibration is not None and count < 10:
             raise ValueError(
-                f"the calibration needs at least 10 held-out images, but held_out={held_out:g} of {len(values)} is "
-                f"{count}; give more images, a larger held_out, or calibration=None"
+                f"the calibration needs at least 10 held-out images, and a share of {held_out:g} of {len(values)} "
+                f"images is {count}: give more images, or a larger share (--held-out, held_out=), or fit without a "
+                "calibration (--calibration none, calibration=None)"
             )
         # In the order of the source: what is fitted must not depend on more than which images were held out.
         self._fit(values[order[count:].sort().values], None)

@@ -129,7 +129,7 @@ class TestGMM:
             scorer.fit_features(features.values[:0])
         with pytest.raises(ValueError, match=r"features must be \(n, 112\) of random8-0, got \(9, 5\)"):
             scorer.fit_features(torch.zeros(9, 5))
-        with pytest.raises(ValueError, match=r"held_out=0.2 of 40 is 8"):
+        with pytest.raises(ValueError, match=r"a share of 0\.2 of 40 images is 8"):
             scorer.fit_features(features[:40])
         with pytest.raises(ValueError, match="pca=60 dimensions need as many images"):
             GMMScorer(extractor, 2, pca=60).fit_features(features[:50], calibration=None)

@@ -45,5 +45,5 @@ def test_it_is_refused():
         MBCScorer(2).fit_snapshots((IMAGES[:19], list(range(19))), IMAGES, **QUICK)
     with pytest.raises(ValueError, match="at least 20 real images, got 19"):
         MBCScorer(2).fit_snapshots((IMAGES[:30], list(range(30))), IMAGES[:19], **QUICK)
-    with pytest.raises(ValueError, match=r"at least 10 held-out images, but held_out=0\.2 of 40 is 8"):
+    with pytest.raises(ValueError, match=r"at least 10 held-out images, and a share of 0\.2 of 40 images is 8"):
         KNNScorer("random").fit(IMAGES[:40], progress=False)
