@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,7 +126,8 @@ class ScoreMonitor(SamplingMonitor):
             interval = bootstrap_interval(values)
             for part, value in (("low", interval.low), ("high", interval.high)):
                 self.last[f"{key}_{part}"] = value
-                ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
+                if math.isfinite(value):  # values that are all equal have no interval
+                    ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": dict(self.last), "scores": self._scores}

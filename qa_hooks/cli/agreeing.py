@@ -58,11 +58,15 @@ def add_opinions(parser: argparse.ArgumentParser) -> None:
 def add_judging(parser: argparse.ArgumentParser) -> None:
     """What the numbers are made of."""
     parser.add_argument(
-        "--statistics", nargs="+", default=list(STATISTICS), choices=STATISTICS, metavar="S",
-        help=f"of {', '.join(STATISTICS)}; the first one decides which metric is best",
+        "--statistics", nargs="+", choices=STATISTICS, metavar="S",
+        help=f"of {', '.join(STATISTICS)}; the first one decides which metric is best (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--by", nargs="*", default=list(COLUMNS), choices=COLUMNS, metavar="C", help="tell it also by these columns"
+        "--by",
+        nargs="*",
+        choices=COLUMNS,
+        metavar="C",
+        help="tell it also by these columns (default: those that there are)",
     )
     parser.add_argument(
         "--cluster", default="content", choices=["content", "prompt", "rater", "none"],

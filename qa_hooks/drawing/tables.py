@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qa_hooks.functional.intervals import Interval
@@ -27,7 +28,7 @@ def text_table(rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
 
 
 def interval_text(interval: Interval | tuple[float, float, float]) -> str:
-    """`value [low, high]`, as exact as the interval's width makes sense of.
+    """`value [low, high]`, as exact as the interval's width makes sense of; `value [unknown]` without an interval.
 
     Example:
         >>> interval_text(Interval(12.34567, 12.1, 12.6))
@@ -35,6 +36,8 @@ def interval_text(interval: Interval | tuple[float, float, float]) -> str:
     """
     value, low, high = interval
     width = high - low
+    if math.isnan(width):
+        return f"{value:.4g} [unknown]"
     if not 0 < width < float("inf"):
         return f"{value:.4g} [{low:.4g}, {high:.4g}]"
     digits = 0

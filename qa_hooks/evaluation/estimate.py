@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from qa_hooks.functional.clusters import NO_ERROR
 from qa_hooks.functional.intervals import (
     Comparison,
     Interval,
@@ -91,6 +92,8 @@ class Estimate(NamedTuple):
         groups, value = len(rows) - 1, float(rows[0])
         own = [jackknife_error(estimate.row[1:]) for estimate in (self, other)]
         error = jackknife_error(rows[1:]) if paired else math.hypot(*own)
+        if error < NO_ERROR and self.key in SHARES:
+            return self._compare_shares(other, confidence)
         degrees = groups - 1 if paired else 2 * (groups - 1)
 
         width = self.limits[1] - self.limits[0]
@@ -104,6 +107,14 @@ class Estimate(NamedTuple):
             return plain
         corrected = verdict_on(groups * value - (groups - 1) * float(rows[1:].mean()))
         return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
+
+    def _compare_shares(self, other: Estimate, confidence: float) -> Comparison:
+        """Where no left-out group changes two shares: Newcombe's interval of their difference (1998, method 10)."""
+        a, b = (wilson_interval(estimate.value, estimate.n, confidence=confidence) for estimate in (self, other))
+        difference = b.value - a.value
+        low = difference - math.hypot(b.value - b.low, a.high - a.value)
+        high = difference + math.hypot(b.high - b.value, a.value - a.low)
+        return compare_interval(Interval(difference, low, high), higher_is_better=self.higher_is_better, n=self.n)
 
 
 def cut(interval: Interval, low: float, high: float) -> Interval:

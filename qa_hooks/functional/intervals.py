@@ -60,6 +60,8 @@ def bootstrap_interval(
 ) -> Interval:
     """The mean of independent values and its interval.
 
+    Values that are all equal say nothing about how far others may lie: the ends of their interval are NaN.
+
     Args:
         values: `(n,)`, n at least 2.
         confidence: between 0 and 1.
@@ -79,7 +81,7 @@ def bootstrap_interval(
     count = len(sample)
     value = float(sample.mean())
     if bool((sample == sample[0]).all()):
-        return Interval(float(sample[0]), float(sample[0]), float(sample[0]))
+        return Interval(float(sample[0]), math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     centred, means = sample - value, []
     for rows in torch.arange(draws, device="cpu").split(max(1, _CHUNK // count)):
@@ -110,7 +112,8 @@ def paired_difference(
         confidence, draws, seed: as in `bootstrap_interval`.
 
     Returns:
-        The mean of `b - a` with its interval; a verdict when the interval leaves out zero.
+        The mean of `b - a` with its interval; a verdict when the interval leaves out zero. Where all differences are
+        equal there is no interval (NaN), and the sign test of n pairs gives the verdict.
 
     Raises:
         ValueError: lengths that differ, or as in `bootstrap_interval`.
@@ -126,6 +129,9 @@ def paired_difference(
             f"a and b must be values of the same items in the same order, got {len(first)} and {len(second)}"
         )
     interval = bootstrap_interval(second - first, confidence=confidence, draws=draws, seed=seed)
+    if math.isnan(interval.low):
+        chance = 2.0 ** (1 - len(first))  # that all pairs point the same way
+        return _without_interval(interval.value, chance, higher_is_better, confidence, len(first))
     return compare_interval(interval, higher_is_better=higher_is_better, n=len(first))
 
 
@@ -142,7 +148,8 @@ def independent_difference(
 
     Returns:
         The difference of the means with Student's interval, with the degrees of freedom of the shorter one (and so on
-        the safe side); a verdict when the interval leaves out zero.
+        the safe side); a verdict when the interval leaves out zero. Where all values of A are equal, and all of B,
+        there is no interval (NaN), and the rank test gives the verdict.
 
     Example:
         >>> independent_difference([1.0, 2.0, 3.0], [11.0, 12.0, 13.0, 14.0]).verdict
@@ -150,6 +157,9 @@ def independent_difference(
     """
     first, second = _values("a", a), _values("b", b)
     n = min(len(first), len(second))
+    if bool((first == first[0]).all()) and bool((second == second[0]).all()):
+        chance = 2 / math.comb(len(first) + len(second), n)  # that one set lies wholly above the other
+        return _without_interval(float(second[0] - first[0]), chance, higher_is_better, confidence, n)
     error = math.sqrt(float(first.var()) / len(first) + float(second.var()) / len(second))
     interval = t_interval(float(second.mean() - first.mean()), error, degrees=n - 1, confidence=confidence)
     return compare_interval(interval, higher_is_better=higher_is_better, n=n)
@@ -166,6 +176,15 @@ def compare_interval(difference: Interval, *, higher_is_better: bool, n: int) ->
     if difference.low > 0 or difference.high < 0:
         verdict = "B better" if (difference.low > 0) == higher_is_better else "A better"
     return Comparison(*difference, verdict, n)
+
+
+def _without_interval(
+    difference: float, chance: float, higher_is_better: bool, confidence: float, n: int
+) -> Comparison:
+    """A verdict on equal differences, which chance alone gives so often where A and B are the same."""
+    sure = difference != 0 and chance <= 1 - confidence
+    better = "B better" if (difference > 0) == higher_is_better else "A better"
+    return Comparison(difference, math.nan, math.nan, better if sure else "cannot tell", n)
 
 
 def group_jackknife(

@@ -25,8 +25,8 @@ def report_agreement(
     opinions: Ratings | Preferences,
     scores: Mapping[str, Rows],
     *,
-    statistics: Sequence[str] = STATISTICS,
-    by: Sequence[str] = BY,
+    statistics: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
     cluster: str = "content",
     confidence: float = 0.95,
     progress: bool = True,
@@ -37,9 +37,10 @@ def report_agreement(
         opinions: ratings, or preferences (of which there is one statistic, the accuracy).
         scores: goodness by metric, NaN where there is none: `(n,)` for the rows of ratings, or for the `names` of
             preferences.
-        statistics: which; the first one decides which metric is best. Preferences take no choice of statistics without
-            the accuracy, of `by` or of `cluster`.
-        by: the columns by whose values the agreement is also told; those that the ratings lack are left out.
+        statistics: which; the first one decides which metric is best. By default all that there are. Preferences take
+            no other choice than the accuracy, and none of `by` or of `cluster`.
+        by: the columns by whose values the agreement is also told; those that the ratings lack are left out. By default
+            kind, level and content.
         cluster: the column whose values belong together: "content", "prompt", "rater"; "" where every image is on its
             own, as an image with a blank value always is. Ratings by several raters are averaged first, unless the
             cluster is the rater.
@@ -60,10 +61,7 @@ def report_agreement(
     """
     if not scores:
         raise ValueError("there is no metric to compare with people")
-    if unknown := [name for name in statistics if name not in STATISTICS]:
-        raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
-    if not statistics:
-        raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
+    statistics, by = check_choice(opinions, statistics, by, cluster)
     for metric, given in scores.items():
         if np.shape(given) != (len(opinions.names),):
             raise ValueError(
@@ -71,12 +69,7 @@ def report_agreement(
                 f"({len(opinions.names)},)"
             )
     if isinstance(opinions, Preferences):
-        _only_accuracy(statistics, by, cluster)
         return report_preferences(opinions, scores, confidence=confidence)
-    if unknown := [name for name in by if name not in COLUMNS]:
-        raise ValueError(f"by must be of {', '.join(COLUMNS)}, got {', '.join(map(repr, unknown))}")
-    if cluster not in ("", *COLUMNS):
-        raise ValueError(f"cluster must be of {', '.join(COLUMNS)}, or '' for none, got {cluster!r}")
     if opinions.rater and cluster != "rater":
         opinions, scores = opinions.mean_opinion(), _of_first(opinions, scores)
     mask, lacking = scored_by_all(scores, opinions.names)
@@ -141,17 +134,31 @@ def _of_first(ratings: Ratings, scores: Mapping[str, Rows]) -> dict[str, Rows]:
     return {metric: values[list(first.values())] for metric, values in scores.items()}
 
 
-def _only_accuracy(statistics: Sequence[str], by: Sequence[str], cluster: str) -> None:
-    """Refuse what preferences have no use for."""
-    needless = []
-    if "accuracy" not in statistics:
-        needless.append(f"statistics ({', '.join(statistics)}): their one statistic is accuracy")
-    if tuple(by) not in ((), BY):
-        needless.append(f"by ({', '.join(by)}): they have no such columns")
-    if cluster != "content":
-        needless.append(f"cluster ({cluster or 'none'}): pairs of one content or with a common image belong together")
-    if needless:
-        raise ValueError(f"preferences have no use for {'; nor for '.join(needless)}")
+def check_choice(
+    opinions: Ratings | Preferences, statistics: Sequence[str] | None, by: Sequence[str] | None, cluster: str
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Statistics and columns, with what None stands for; `ValueError` for a choice that these opinions do not have."""
+    if statistics is not None and not statistics:
+        raise ValueError(f"name at least one statistic of {', '.join(STATISTICS)}")
+    if unknown := [name for name in statistics or () if name not in STATISTICS]:
+        raise ValueError(f"statistics must be of {', '.join(STATISTICS)}, got {', '.join(unknown)}")
+    if isinstance(opinions, Preferences):
+        needless = []
+        if others := [name for name in statistics or () if name != "accuracy"]:
+            needless.append(f"statistics ({', '.join(others)}): their one statistic is accuracy")
+        if by:
+            needless.append(f"by ({', '.join(by)}): they have no such columns")
+        if cluster != "content":
+            needless.append(
+                f"cluster ({cluster or 'none'}): pairs of one content or with a common image belong together"
+            )
+        if needless:
+            raise ValueError(f"preferences have no use for {'; nor for '.join(needless)}")
+    if unknown := [name for name in by or () if name not in COLUMNS]:
+        raise ValueError(f"by must be of {', '.join(COLUMNS)}, got {', '.join(map(repr, unknown))}")
+    if cluster not in ("", *COLUMNS):
+        raise ValueError(f"cluster must be of {', '.join(COLUMNS)}, or '' for none, got {cluster!r}")
+    return STATISTICS if statistics is None else statistics, BY if by is None else by
 
 
 def _found(

@@ -14,11 +14,10 @@ from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.ratings.halving import successive_halving
 from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.preference_reporting import together
-from qa_hooks.ratings.reporting import report_agreement
+from qa_hooks.ratings.reporting import check_choice, report_agreement
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
 from qa_hooks.ratings.selection import USES, Selection
 from qa_hooks.ratings.speed import milliseconds
-from qa_hooks.ratings.statistics import STATISTICS
 from qa_hooks.ratings.tables import Preferences, Ratings
 from qa_hooks.rewards import diagnose
 from qa_hooks.rewards.doctor import REWARD, Diagnosis
@@ -33,8 +32,8 @@ def select_metrics(
     references: str | Path | None = None,
     uses: Sequence[str] = USES,
     phases: int = 1,
-    statistics: Sequence[str] = STATISTICS,
-    by: Sequence[str] = ("kind", "level", "content"),
+    statistics: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
     cluster: str = "content",
     confidence: float = 0.95,
     batch_size: int = 16,
@@ -64,6 +63,7 @@ def select_metrics(
     if unknown := set(uses) - set(USES):
         raise ValueError(f"uses must be of {', '.join(USES)}, got {', '.join(sorted(unknown))}")
     check_count("phases", phases)
+    told, _ = check_choice(opinions, statistics, by, cluster)  # before the scoring, which is the long work
     named = name_scorers(scorers, device, prompts=True)
     opinions, images = _with_images(opinions)
     needed = any("reference" in scorer.inputs for scorer in named.values())
@@ -85,7 +85,7 @@ def select_metrics(
         report = report_agreement(
             some,
             scored(names, some),
-            statistics=statistics[:1] if isinstance(some, Ratings) else statistics,
+            statistics=told[:1] if isinstance(some, Ratings) else None,
             by=() if _across(some) else ("content",),
             cluster=cluster,
             confidence=confidence,

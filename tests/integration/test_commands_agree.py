@@ -121,3 +121,23 @@ def test_options_that_are_no_columns_are_refused(mine, capsys):
     with pytest.raises(SystemExit):
         main(["agree", "mine.csv", "scores.csv", "--columns", "file"])
     assert "is not WHAT=COLUMN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "kind", "level", "content"], "by (kind, level, content)"),
+        (["--statistics", "srcc", "accuracy"], "(srcc)"),
+    ],
+)
+def test_what_preferences_do_not_have_is_refused_before_the_scores_are_read(options, message, tmp_path, capsys):
+    lines = ["image_a,image_b,label", *(f"{c}a.png,{c}b.png,1" for c in range(6))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    rows = ["path,m", *(f"{c}{side}.png,{side == 'a':d}" for c in range(6) for side in "ab")]
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    command = ["agree", str(tmp_path / "pairs.csv"), str(tmp_path / "m.csv"), "--higher", "m"]
+    assert main([*command, *options]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert main(command) == 0

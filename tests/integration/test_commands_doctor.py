@@ -37,7 +37,6 @@ def test_a_metric_of_another_library_without_a_gradient_is_a_monitor(capsys):
     ("command", "message"),
     [
         (["doctor", "nonsense"], "unknown scorer 'nonsense'"),
-        (["doctor", "psnr", "--size", "4"], "--size must be at least 8"),
         (["doctor", "giqa-gmm"], "has to be fitted"),
         (["doctor", "psnr", "--images", "missing"], "missing is not a folder"),
     ],

@@ -8,7 +8,6 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch

@@ -10,6 +10,7 @@ hooks = Hooks([
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,8 @@ class QualityCurve(DialMonitor):
             key = f"{scorer.name}_q={level:g}"
             self.last[key] = interval.value
             for stat, value in (("mean", interval.value), ("low", interval.low), ("high", interval.high)):
-                ctx.writer.scalar(make_tag("eval", key, stat), value, ctx.step)
+                if math.isfinite(value):  # scores that are all equal have no interval
+                    ctx.writer.scalar(make_tag("eval", key, stat), value, ctx.step)
             found.append((level, *interval))
         points = torch.tensor(found, dtype=torch.float64, device="cpu")
         moves = float(points[:, 1].max() - points[:, 1].min()) > 1e-6

@@ -196,3 +196,18 @@ class TestVerdicts:
     def test_trained_features_and_enough_images_are_judged(self):
         extractor = self.extractor(type="resnet18")
         assert self.compared(0.5, 2.0, extractor=extractor).comparisons["A"]["kd_net"].verdict == "A better"
+
+
+@pytest.mark.parametrize("key", ["recall", "coverage"])
+def test_shares_that_no_group_changes_differ_by_an_interval_with_a_width(key):
+    limits, row = (0.0, 1.0), torch.ones(11, dtype=torch.float64)
+    all_found, none_found = (Estimate(key, 12, own, limits, higher_is_better=True) for own in (row, 0 * row))
+    for paired in (False, True):
+        found = none_found.compare(all_found, paired=paired)
+        # Newcombe (1998), method 10, of 0 of 12 and 12 of 12: Wilson's limits, 0.2425 apart from each end.
+        assert found.low == pytest.approx(1 - 0.2425 * 2**0.5, abs=1e-3)
+        assert found.high == 1.0
+        assert found.verdict == "B better"
+        same = all_found.compare(all_found, paired=paired)
+        assert same.low < 0 < same.high
+        assert same.verdict == "cannot tell"

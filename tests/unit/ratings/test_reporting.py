@@ -216,6 +216,8 @@ def test_one_blank_content_of_pairs_leaves_the_others_known():
         ({"cluster": "rater"}, r"no use for cluster \(rater\)"),
         ({"cluster": ""}, r"no use for cluster \(none\)"),
         ({"by": ["kind"]}, r"no use for by \(kind\)"),
+        ({"by": ["kind", "level", "content"]}, r"no use for by \(kind, level, content\)"),
+        ({"statistics": ["srcc", "accuracy"]}, r"no use for statistics \(srcc\)"),
         ({"statistics": ["srcc"]}, r"no use for statistics \(srcc\): their one statistic is accuracy"),
     ],
 )
