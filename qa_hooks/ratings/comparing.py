@@ -123,4 +123,11 @@ def _references_of(ratings: Ratings) -> dict[str, str]:
     """Content -> name of its reference."""
     if not ratings.reference:
         return {}
-    return dict(zip(ratings.content or ratings.reference, ratings.reference, strict=True))
+    found: dict[str, str] = {}
+    for content, reference in zip(ratings.content or ratings.reference, ratings.reference, strict=True):
+        if found.setdefault(content, reference) != reference:
+            raise ValueError(
+                f"{content!r} has two references, {found[content]!r} and {reference!r}: a content has one, so give the "
+                "two contents names of their own"
+            )
+    return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks.ratings.directions import direction_of_paths
-from qa_hooks.ratings.rows import Table, is_image, is_number, read_table, stem
+from qa_hooks.ratings.rows import Table, contents_of, is_image, is_number, read_table, stem
 from qa_hooks.ratings.tables import Ratings
 
 TID = re.compile(r"^i(\d\d)_(\d\d)_(\d)(\.\w+)?$", re.IGNORECASE)
@@ -184,7 +184,7 @@ def _told_collection(table: Table, higher_is_better: bool | None) -> Ratings:
     better = guess if certain or higher_is_better is None else higher_is_better
     if not better:
         scale = "differential mean opinion (DMOS)"
-    content = [stem(name) if name else own for name, own in zip(references, names, strict=True)]
+    content = [shown or own for shown, own in zip(contents_of(references), names, strict=True)]
     return Ratings(
         names, numbers(table.column("score"), table), better, scale, f"a collection's table of {sets}",
         content=content, reference=references, kind=kind, level=level,

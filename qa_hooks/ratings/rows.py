@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import posixpath
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -44,6 +46,25 @@ def stem(name: str) -> str:
     """
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return PurePosixPath(last).stem if is_image(last) else last
+
+
+def contents_of(references: Sequence[str]) -> list[str]:
+    """What each image shows, by its reference: the reference's bare name, or its path where two share that name.
+
+    Example:
+        >>> contents_of(["a/1.png", "a/1.png", "a/2.png", ""]), contents_of(["a/1.png", "b/1.png"])
+        (['1', '1', '2', ''], ['a/1', 'b/1'])
+    """
+    plain = {name: posixpath.normpath(name.replace("\\", "/")) for name in references if name}
+    alike: dict[str, set[str]] = {}
+    for path in plain.values():
+        alike.setdefault(stem(path), set()).add(path)
+    return [
+        "" if not name
+        else stem(name) if len(alike[stem(plain[name])]) == 1
+        else f"{posixpath.dirname(plain[name])}/{stem(name)}".lstrip("/")
+        for name in references
+    ]  # fmt: skip
 
 
 def is_number(field: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from qa_hooks._base.files import check_writable, write_text
 from qa_hooks.folders.reporting.curves import curve
 from qa_hooks.writers import read_run_log
+from qa_hooks.writers.run_log import NAME
 
 GROUPS = {
     "qa_eval": "Measured",
@@ -65,7 +66,7 @@ def report_runs(runs: Sequence[str | Path], output: str | Path) -> Path:
         The output's path.
 
     Raises:
-        ValueError: no runs, two of one folder, or a folder without values.
+        ValueError: no runs, two of one folder, or a folder without values and pictures.
         ImportError: matplotlib is not installed.
     """
     folders, output = [Path(run) for run in runs], Path(output)
@@ -83,13 +84,20 @@ def read_run(folder: Path, name: str) -> Run:
     """Read one run; what is missing is left out, but for the values."""
     from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
-    values = read_run_log(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    values = read_run_log(folder) if (folder / NAME).is_file() else {}
     events = EventAccumulator(str(folder), size_guidance={IMAGES: 0, TENSORS: 0})
     events.Reload()
     tags = events.Tags()
     pictures = {
         tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]
     }
+    if not values and not pictures:
+        raise ValueError(
+            f"{folder} holds no values and no pictures: it is a run that logged nothing, or no folder that "
+            "Hooks(log_dir=...) or qa-hooks watch wrote"
+        )
     written = [tag for tag in tags["tensors"] if tag.startswith("qa_hooks/settings")]
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(written[0])] if written else []
     best = [_json(path) for path in sorted(folder.rglob("best.json"))]

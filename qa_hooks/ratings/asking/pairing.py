@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -45,18 +46,35 @@ def contents_by_name(names: Sequence[str], way: str = "auto", *, least: int = 2)
 def references_by_content(contents: Mapping[str, Sequence[int]], names: Sequence[str], start: int) -> dict[str, int]:
     """The reference of each content: the image of its name, or of its last folder's name, among `names[start:]`.
 
+    Of several references of one name it is the one whose folders are the last folders of the content, too.
+
     Raises:
-        ValueError: contents without a reference.
+        ValueError: contents without a reference, or with several that fit equally well.
     """
-    stems = {PurePosixPath(name).stem: position for position, name in enumerate(names) if position >= start}
+    stems: dict[str, list[int]] = {}
+    for position in range(start, len(names)):
+        stems.setdefault(PurePosixPath(names[position]).stem, []).append(position)
     found = {}
     for content, members in contents.items():
         keys = [PurePosixPath(content).name, *(PurePosixPath(names[member]).stem for member in members)]
-        position = next((stems[key] for key in keys if key in stems), None)
-        if position is None:
+        alike = next((stems[key] for key in keys if key in stems), [])
+        if not alike:
             raise ValueError(f"there is no reference named {keys[0]!r} for {names[members[0]]}")
-        found[content] = position
+        around = [PurePosixPath(content), *(PurePosixPath(names[member]) for member in members)]
+        fits = [max(_common_end(PurePosixPath(names[position]), path) for path in around) for position in alike]
+        if fits.count(max(fits)) > 1:
+            raise ValueError(
+                f"{names[members[0]]} could have the reference {names[alike[0]]} or {names[alike[1]]}: put the "
+                "references into folders named as those of the images"
+            )
+        found[content] = alike[fits.index(max(fits))]
     return found
+
+
+def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
+    """How many last parts two paths have in common, without their suffixes."""
+    ends = [[path.stem, *reversed(path.parts[:-1])] for path in (a, b)]
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
 
 
 def _grouped(keys: Sequence[str]) -> dict[str, list[int]]:

@@ -62,7 +62,7 @@ def test_the_command(run, tmp_path, capsys):
     assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 1
-    assert "holds no metrics.jsonl: it is no folder that Hooks(log_dir=...)" in capsys.readouterr().err
+    assert "holds no values and no pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,33 @@ def test_the_command(run, tmp_path, capsys):
         ([], "r.html", "runs must be folders that differ"),
         (["a", "a"], "r.html", "runs must be folders that differ"),
         (["a"], "r.pdf", r"must be a file ending in \.html"),
-        (["none"], "r.html", r"holds no metrics\.jsonl"),
+        (["none"], "r.html", r"none is not a folder"),
     ],
 )
 def test_bad_arguments(run, tmp_path, names, output, message):
     with pytest.raises(ValueError, match=message):
         report_runs([tmp_path / name for name in names], tmp_path / output)
     assert not (tmp_path / output).exists()
+
+
+def test_a_run_that_logged_nothing_is_told_by_its_name(run, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    Hooks([], log_dir=empty).close()  # made, and never a step
+    told = tmp_path / "told"
+    told.mkdir()
+    (told / "metrics.jsonl").write_text("")
+    for folder in (empty, told):
+        folder.mkdir(exist_ok=True)
+        page = tmp_path / "report.html"
+        assert main(["report", str(run), str(folder), "-o", str(page)]) == 1
+        assert f"{folder} holds no values and no pictures" in capsys.readouterr().err
+        assert not page.exists()
+    assert main(["report", str(tmp_path / "missing"), "-o", str(page)]) == 1
+    assert "missing is not a folder" in capsys.readouterr().err
+
+
+def test_a_run_of_pictures_alone_has_a_page(tmp_path):
+    writer = TensorBoardWriter(tmp_path / "a")
+    writer.image("qa_images/samples/grid", torch.zeros(3, 8, 8, dtype=torch.uint8), 7)
+    writer.close()
+    assert "<figcaption>step 7" in report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()

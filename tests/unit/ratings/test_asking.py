@@ -212,6 +212,10 @@ def test_contents_by_name():
     with pytest.raises(ValueError, match="pair by one of"):
         contents_by_name(NAMES, "colour")
     assert references_by_content({"s1": [0]}, ["m/s1.png", "ref/s1.jpg"], 1) == {"s1": 1}
+    two = ["cats/1.png", "dogs/1.png", "ref/dogs/1.jpg", "ref/cats/1.jpg"]
+    assert references_by_content({"cats": [0], "dogs": [1]}, two, 2) == {"cats": 3, "dogs": 2}
+    with pytest.raises(ValueError, match=r"m/1\.png could have the reference ref/dogs/1\.jpg or ref/cats/1\.jpg"):
+        references_by_content({"1": [0]}, ["m/1.png", "x/1.png", *two[2:]], 2)
     with pytest.raises(ValueError, match="no reference named 's2'"):
         references_by_content({"s2": [0]}, ["m/s2.png", "ref/s1.jpg"], 1)
 

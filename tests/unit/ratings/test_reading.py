@@ -395,3 +395,16 @@ def test_real_files(name, caplog):
 def test_real_preferences():
     pairs = read_preferences(Path(os.environ["QA_HOOKS_RATINGS"]) / "imagereward_test.json")
     assert (len(pairs), len(pairs.without_ties())) == (7230, 6399)
+
+
+def test_references_of_one_name_in_two_folders_are_two_contents(tmp_path):
+    """`setA/ref/1.png` and `setB/ref/1.png` show different things, whatever their bare names say."""
+    lines = ["dis_img_path,dis_type,ref_img_path,score"]
+    for folder in ("setA", "setB"):
+        lines += [f"{folder}/{c}_{k}.png,blur,{folder}/ref/{c}.png,{k}" for c in (1, 2) for k in range(3)]
+    (tmp_path / "all.csv").write_text("\n".join(lines))
+    ratings = read_ratings(tmp_path / "all.csv", higher_is_better=True)
+    assert sorted(set(ratings.content)) == ["setA/ref/1", "setA/ref/2", "setB/ref/1", "setB/ref/2"]
+    assert len(ratings.as_pairs()) == 4 * 3
+    (tmp_path / "one.csv").write_text("\n".join(lines[:7]))
+    assert sorted(set(read_ratings(tmp_path / "one.csv", higher_is_better=True).content)) == ["1", "2"]
