@@ -561,7 +561,7 @@ def test_scores_without_information_are_refused(values, message):
 def test_tables_of_the_opposite_direction_are_refused_and_another_scale_is_said(tmp_path):
     adapter = QualityAdapter(plain_unet(), table())
     adapter.save(tmp_path / "dial.safetensors")
-    turned, scaled = table(higher=False), table(100 + 100 * DRAWN)
+    turned, scaled, compressed = table(higher=False), table(100 + 100 * DRAWN), table(DRAWN / 100)
 
     def load(scores):
         return QualityAdapter.load(tmp_path / "dial.safetensors", plain_unet(), scores=scores)
@@ -569,15 +569,18 @@ def test_tables_of_the_opposite_direction_are_refused_and_another_scale_is_said(
     for use in (adapter.of_images, load):
         with pytest.raises(ValueError, match="bright with higher_is_better=False, and the adapter was trained with"):
             use(turned)
-        with pytest.warns(UserWarning, match="far outside the training images: bright") as said:
+        with pytest.warns(UserWarning, match="unlike .* training images: bright lies far outside") as said:
             use(scaled)
         assert len(said) == 1
+        with pytest.warns(UserWarning, match="bright has a deviation of 0.01 of the training images'"):
+            use(compressed)  # inside the range of the dial, where it is all but one quality
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             use(table())
     marked = QualityAdapter(plain_unet(), table(mark="a"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        adapter.of_images(table(DRAWN / 100), ["0.png", "1.png"])  # of two images a deviation says nothing
         marked.of_images(table(100 + 100 * DRAWN, mark="a"))
 
 

@@ -66,4 +66,6 @@ def check_scores(known: QualityScores, given: QualityScores) -> None:
     known.check_same(given.names, given.higher_is_better, given.fingerprints, "these are")
     if given.mean.shape != known.mean.shape:
         raise ValueError(f"these are {len(given.mean)} numbers an image, and the adapter has {len(known.mean)}")
-    known.warn_of_scale((given.mean - known.mean) / known.deviation, given.fingerprints)
+    known.warn_of_scale(
+        (given.mean - known.mean) / known.deviation, given.deviation / known.deviation, given.fingerprints
+    )
