@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import re
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -50,6 +51,14 @@ class TestEveryCommand:
         assert f"qa-hooks {name}" in said.partition("example")[2]
         assert re.search(r"exit codes: 0 it worked; 1 bad input, with a message; 2 a wrong option; ", said)
         assert "130 Ctrl-C" in said
+
+    def test_its_examples_are_commands(self, name):
+        for line in re.findall(r"^  (.*qa-hooks .*|.*-m qa_hooks .*)$", COMMANDS[name].epilog, re.M):
+            words = re.split(
+                r" (?:\|\|?|>|&&) |  +", line.partition("qa-hooks ")[2] or line.partition("-m qa_hooks ")[2]
+            )[0]
+            options = _parser().parse_args(shlex.split(words))
+            assert options.run
 
     def test_json_is_a_switch(self, name):
         (action,) = [action for action in COMMANDS[name]._actions if "--json" in action.option_strings]

@@ -186,6 +186,15 @@ def hooks_of_a_gan(digits: torch.Tensor, **_: Any) -> Scope:
     return {"hooks": Hooks([ScoreMonitor(brightness(), sample=sample, n=8)])}
 
 
+def a_run(**_: Any) -> Scope:
+    from qa_hooks import Hooks
+
+    with Hooks([], log_dir="runs/a", log_every=1) as hooks:
+        hooks.record(loss=2.0)
+        hooks.step()
+    return {}
+
+
 def a_lora_trainer(**_: Any) -> Scope:
     from qa_hooks.integrations.peft import inject_lora
 
@@ -205,6 +214,7 @@ PREAMBLES: dict[str, Callable[..., Scope]] = {
     "README.md sr": a_super_resolution_network,
     "README.md diffusion": a_lora_trainer,
     "checkpoints.md": checkpoints,
+    "logs.md": a_run,
     "scores.md": lambda digits, **_: {"real_images": digits[:300], "samples": digits[300:340]},
     "sr.md": ground_truths,
     "afine.md": a_reference,
@@ -226,6 +236,7 @@ CHECKS: dict[str, Callable[[Scope, Path], bool]] = {
     "start/diffusion.md": lambda scope, folder: (folder / "adapter").is_dir() and scope["guard"].last["step"] > 0,
     "troubleshooting.md": lambda scope, folder: True,
     "checkpoints.md": lambda scope, folder: scope["monitor"].last == {},  # the loop is the reader's: below
+    "logs.md": lambda scope, folder: scope["last"] == {"qa_train/loss/mean": 2.0},
     "scores.md": lambda scope, folder: len(scope["best"]) == 36,
     "sr.md": lambda scope, folder: scope["hooks"].step_count == 1 and scope["data"][0]["gt"].shape == (3, 128, 128),
     "afine.md": lambda scope, folder: scope["mine"].held_out["pairs"] > 0 and "fidelity" in scope["loss"].terms,
