@@ -42,12 +42,13 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    "tensorboard": Picture("demo", "timeseries", "tagFilter=fd_|samples|penalty/|wasserstein", (1500, 1060)),
+    "tensorboard": Picture(
+        "demo", "timeseries", "tagFilter=eval/fd_|confidence/mean|samples|penalty/|wasserstein", (1500, 1200)
+    ),
     "monitors": Picture(
-        "monitors", "timeseries", "tagFilter=fd_|precision|distribution|ranked|regressions", (1500, 1060)
+        "monitors", "timeseries", "tagFilter=eval/fd_|eval/precision|distribution|ranked|regressions", (1500, 1200)
     ),
     "intervals": Picture("monitors", "custom_scalars", "", (1300, 900)),
-    "images": Picture("monitors", "images", "", (1300, 900)),
     "hparams": Picture("monitors", "hparams", "", (1500, 600)),
 }
 SETTINGS = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('Settings'))"  # opens a side bar

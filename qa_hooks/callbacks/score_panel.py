@@ -109,7 +109,7 @@ class ScorePanel(SamplingMonitor):
         if self._panels:
             last, best = self._panels["last"], self._panels["best"]
             is_best = best["step"] == last["step"]
-            name = "the last panel, the best so far" if is_best else "the last panel"
+            name = "the last and best panel" if is_best else "the last panel"
             now["sheets"]["regressions"] = self._regressions(now, last, name)
             if not is_best:
                 now["sheets"]["regressions_since_best"] = self._regressions(now, best, "the best panel")
@@ -184,14 +184,14 @@ class ScorePanel(SamplingMonitor):
         change, after = _change(before, now), shrunk(now["pictures"], self.thumbnail)
         fell = int((change < 0).sum())
         chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // 2))].tolist()
-        what = "those that fell most" if fell else "those that rose least"
+        order = "most first" if fell else "least risen first"
         pictures: list[Tensor | None] = []
         labels: list[str] = []
         for start in range(0, len(chosen), CARD_COLUMNS):
             row = chosen[start : start + CARD_COLUMNS]
             pictures += [None, *(before["thumbnails"][index] for index in row)]
             labels += [
-                "" if start else f"{fell or 'none'} of {self.n} fell since {name} (step {before['step']}): {what}"
+                "" if start else f"{fell or 'none'} of {self.n} fell since {name}, step {before['step']}; {order}"
             ]
             labels += [f"#{index}\n{_text(sign * before['goodness'][index])}" for index in row]
             pictures += [None, *(after[index] for index in row)]

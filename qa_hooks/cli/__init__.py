@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0")
-    who = f"qa-hooks {options.command}" + (f" (process {rank})" if rank != "0" else "")
+    words = ["qa-hooks", options.command, *([options.fit] if options.command == "fit" else [])]
+    who = " ".join(words) + (f" (process {rank})" if rank != "0" else "")
     try:
         with _words_on_stderr(who), Heartbeat(waits=options.waits):
             with only_the_answer(options):

@@ -25,7 +25,7 @@ from qa_hooks.cli.options import (
 
 NOT_OF_THE_SCORER = {
     "command",
-    "kind",
+    "fit",
     "run",
     "folder",
     "grid",
@@ -50,7 +50,7 @@ def add_fit(commands: Commands) -> None:
         description="Fits a scorer and writes it as safetensors, for --scorer and load_scorer().",
         epilog="qa-hooks fit KIND --help explains a kind, with an example.",
     )
-    kinds = fit.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kinds = fit.add_subparsers(dest="fit", required=True, metavar="KIND")
     _add_gmm(kinds)
     _add_knn(kinds)
     _add_snapshot(kinds)
@@ -132,7 +132,7 @@ def _fit_in_features(options: argparse.Namespace) -> Answer:
     if options.limit is not None and check_count("--limit", options.limit) < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
     extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
-    scorer = _fitted(options, f"giqa-{options.kind}", paths, extractor=extractor)
+    scorer = _fitted(options, f"giqa-{options.fit}", paths, extractor=extractor)
     return saved(options.output, scorer)
 
 

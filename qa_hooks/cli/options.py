@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from qa_hooks._base.text import printable
 
+LOG = logging.getLogger("qa_hooks.cli")
 Commands = Any  # argparse's class of sub-parsers is private
 
 
@@ -166,9 +167,13 @@ def read_device(name: str | None) -> str:
 
 
 def say(text: object, *, error: bool = False) -> None:
-    """Print an outcome, or on stderr what went wrong; once, also under several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+    """Print an outcome, or tell on stderr what went wrong, with the command's name; once under several processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if error:
+        LOG.warning("%s", text)
+    else:
+        print(printable(text), flush=True)
 
 
 UNUSED = 3  # exit code of --strict
@@ -180,11 +185,12 @@ def say_failures(
     """List on stderr the images that had problems, `total` in all; `where` says who has all of them."""
     if failures:
         total = total or len(failures)
-        say(f"{f'{label}: ' if label else ''}{total} images with problems:", error=True)
+        lines = [f"{f'{label}: ' if label else ''}{total} images with problems:"]
         for name, message in list(failures.items())[:shown]:
-            say(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}", error=True)
+            lines.append(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}")
         if total > min(shown, len(failures)):
-            say(f"  and {total - min(shown, len(failures))} more; {where}", error=True)
+            lines.append(f"  and {total - min(shown, len(failures))} more; {where}")
+        say("\n".join(lines), error=True)
 
 
 def place(text: str) -> str:

@@ -149,6 +149,17 @@ def test_the_list_of_filter_is_in_its_json(folder, capsys):
     assert found["images"] == 12
 
 
+def test_each_message_on_stderr_has_the_commands_name(folder, capsys):
+    (folder / "b" / "broken.png").write_bytes(b"\x89PNG")
+    (folder / "a" / "broken.png").write_bytes(b"\x89PNG")
+    for command in ([*SCORE, "-o", "-"], ["compare", "a", "b", "--metrics", "fd"], ["score", "c", "--scorer", "psnr"]):
+        main([*command, *(["-o", "t.csv"] if command[1] == "c" else [])])
+        lines = capsys.readouterr().err.splitlines()
+        assert lines
+        assert lines[0].startswith(f"qa-hooks {command[0]}: ")
+        assert [line for line in lines if not line.startswith((f"qa-hooks {command[0]}: ", "  "))] == []
+
+
 def test_json_and_the_table_do_not_mix(folder, capsys):
     assert main([*SCORE, "-o", "-", "--json"]) == 1
     assert "-o - and --json both want stdout" in capsys.readouterr().err
