@@ -49,7 +49,7 @@ LIBRARIES = ("torch", "torchvision.transforms", "scipy.stats", "sklearn.mixture"
 
 
 def tests_of(root: Path, path: str) -> list[list[str]]:
-    """The test files for a module in two parts: those of its room that name it, with its own examples; all the others."""
+    """The test files for a module in two parts: its examples and those of its room that name it; all others."""
     module = root / path
     room = Path(path).parts[1]
     nodes = ast.parse(module.read_text()).body
@@ -75,6 +75,7 @@ def run_tests(copy: Path, arguments: list[str], output: Path) -> None:
     sys.path.insert(0, str(copy))
     sys.dont_write_bytecode = True
     import pytest
+
     import qa_hooks
 
     if not str(qa_hooks.__file__).startswith(str(copy)):
