@@ -41,13 +41,16 @@ def check_sharded(value: Any) -> None:
 
 
 def check_whole(model: nn.Module, what: str, instead: str) -> None:
-    """Refuse to read or change the weights of a network that `fully_shard`, FSDP or DeepSpeed has cut up.
+    """Refuse to read or change the weights of a network that `fully_shard`, FSDP or DeepSpeed's ZeRO-3 has cut up.
 
     Raises:
         ValueError: `what` cannot be done, and what to do `instead`.
     """
     kinds = {kind.__name__ for part in (*model.modules(), *model.parameters()) for kind in type(part).__mro__}
-    if found := kinds.intersection(REFUSED):
+    found = kinds.intersection(REFUSED)
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        found = {"ZeRO-3"}
+    if found:
         raise ValueError(f"{what} needs whole weights, and this network's are sharded ({sorted(found)[0]}): {instead}")
 
 
