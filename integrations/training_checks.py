@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from qa_hooks._base.sharding import SHARDED, sharded_kind
+
 GATHER = (
     "on all ranks state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
     "torch.distributed.checkpoint.state_dict, on one of them load it into an unsharded copy with the same adapter"
 )
-REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
+REFUSED = (*SHARDED, "DeepSpeedEngine")
 
 
 def check_plain_training(accelerator: Any) -> None:
@@ -46,12 +48,8 @@ def check_whole(model: nn.Module, what: str, instead: str) -> None:
     Raises:
         ValueError: `what` cannot be done, and what to do `instead`.
     """
-    kinds = {kind.__name__ for part in (*model.modules(), *model.parameters()) for kind in type(part).__mro__}
-    found = kinds.intersection(REFUSED)
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        found = {"ZeRO-3"}
-    if found:
-        raise ValueError(f"{what} needs whole weights, and this network's are sharded ({sorted(found)[0]}): {instead}")
+    if kind := sharded_kind(model):
+        raise ValueError(f"{what} needs whole weights, and this network's are sharded ({kind}): {instead}")
 
 
 def check_model(model: nn.Module) -> None:
