@@ -46,10 +46,12 @@ PICTURES = {
         "demo", "timeseries", "tagFilter=eval/fd_|confidence/mean|samples|penalty/|wasserstein", (1500, 1200)
     ),
     "monitors": Picture(
-        "monitors", "timeseries", "tagFilter=eval/fd_|eval/precision|distribution|ranked|regressions", (1500, 1200)
+        "monitors",
+        "timeseries",
+        "tagFilter=eval/fd_|eval/precision|distribution|ranked|regressions|since_best",
+        (1500, 1060),
     ),
     "intervals": Picture("monitors", "custom_scalars", "", (1300, 900)),
-    "hparams": Picture("monitors", "hparams", "", (1500, 600)),
 }
 SETTINGS = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('Settings'))"  # opens a side bar
 

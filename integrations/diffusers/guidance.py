@@ -196,5 +196,5 @@ def _picture(scales: Sequence[float], columns: Sequence[Measured], sheets: Seque
     parts = [contact_sheet(pictures, labels, columns=SHOWN, scale=enlarged, max_side=128)]
     parts += [torch.cat(charts[start : start + 2], dim=2) for start in range(0, len(charts), 2)]
     width = max(part.shape[2] for part in parts)
-    padded = [torch.nn.functional.pad(part, (0, width - part.shape[2]), value=245) for part in parts]
+    padded = [torch.nn.functional.pad(part, (0, width - part.shape[2]), value=255) for part in parts]
     return torch.cat(padded, dim=1)

@@ -29,7 +29,7 @@ class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and those whose score fell most, before and after.
 
     Writes `qa_images/{name}/ranked`, where `#` is the number of the sample; from the second panel on also
-    `qa_images/{name}/regressions` (and, where that is another one, `/regressions_since_best`) and
+    `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
     `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
 
@@ -112,7 +112,7 @@ class ScorePanel(SamplingMonitor):
             name = "the last and best panel" if is_best else "the last panel"
             now["sheets"]["regressions"] = self._regressions(now, last, name)
             if not is_best:
-                now["sheets"]["regressions_since_best"] = self._regressions(now, best, "the best panel")
+                now["sheets"]["since_best"] = self._regressions(now, best, "the best panel")
         for what, sheet in now["sheets"].items():
             if self.folder is not None:
                 save_image(sheet, self.folder / f"{what}_{ctx.step:08d}.png")

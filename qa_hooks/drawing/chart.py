@@ -94,9 +94,9 @@ def chart(
             axes.plot(*array.T, color=color, label=line.label or None, marker="o" * line.dots, linewidth=2)
     for x, y, text in notes:
         axes.annotate(_plain(text), (x, y), (6, 6), textcoords="offset points", fontsize=letters)
-    axes.set_title(_plain(title), fontsize=letters)
-    axes.set_xlabel(_plain(x_label), fontsize=letters)
-    axes.set_ylabel(_plain(y_label), fontsize=letters)
+    axes.set_title(_plain(title), fontsize=letters, wrap=True)
+    axes.set_xlabel(_plain(x_label), fontsize=letters, wrap=True)
+    axes.set_ylabel(_plain(y_label), fontsize=letters, wrap=True)
     axes.tick_params(labelsize=letters - 1)
     axes.grid(alpha=0.3)
     if from_zero:

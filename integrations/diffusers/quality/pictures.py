@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
-from qa_hooks.drawing.contact_sheet import contact_sheet
+from qa_hooks.drawing.contact_sheet import CARD_LETTERS, contact_sheet
 
 
 def draw_strip(images: Tensor, levels: Sequence[float], *, title: str = "", side: int = 96) -> Tensor:
@@ -29,9 +29,13 @@ def draw_strip(images: Tensor, levels: Sequence[float], *, title: str = "", side
     """
     if images.ndim != 5 or images.shape[1] != len(levels):
         raise ValueError(f"images must be (seeds, {len(levels)}, C, H, W), got {tuple(images.shape)}")
-    labels = [f"q = {level:+.2f}" for level in levels] * len(images)
+    labels = [f"{level:+.3g}" for level in levels] * len(images)
     pictures: list[Tensor | None] = list(images.flatten(0, 1))
-    if title:
-        pictures, labels = [None, *pictures], [title, *labels]
+    pictures, labels = (
+        [None, *pictures],
+        [f"{title}; q is under each image" if title else "q is under each image", *labels],
+    )
     scale = max(1, check_count("side", side) // images.shape[-1])
-    return contact_sheet(pictures, labels, columns=len(levels), scale=scale, max_side=max(side, 64))
+    return contact_sheet(
+        pictures, labels, columns=len(levels), scale=scale, max_side=max(side, 64), letters=CARD_LETTERS
+    )

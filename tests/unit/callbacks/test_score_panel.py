@@ -94,7 +94,7 @@ class TestScorePanel:
         sheets = [sheet for _, sheet in writer.images["qa_images/brightness/regressions"]]
         assert corner(sheets[1], 200)
         assert corner(sheets[2], 90)  # nothing fell since the last panel, which is shown all the same
-        ((step, since_best),) = writer.images["qa_images/brightness/regressions_since_best"]
+        ((step, since_best),) = writer.images["qa_images/brightness/since_best"]
         assert step == 4  # before that the last panel was the best one
         assert corner(since_best, 200)[0] < corner(since_best, 91)[0]
 
