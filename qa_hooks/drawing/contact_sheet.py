@@ -17,7 +17,7 @@ from qa_hooks.drawing.font import LETTERS, Font, load_font
 GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
 DETAIL = "the part of the image with the most detail, pixel by pixel"
 LABEL = 8  # letters of text, by which labels may widen the cells of tiny images
-CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 6, 120, 24
+CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 6, 120, 21
 Picture = np.ndarray[Any, Any]
 
 
@@ -30,6 +30,7 @@ def contact_sheet(
     max_side: int = 192,
     detail: int = 0,
     letters: int = LETTERS,
+    bold: bool = False,
 ) -> Tensor:
     """Draw images of any sizes on one sheet, in reading order.
 
@@ -43,7 +44,8 @@ def contact_sheet(
         max_side: larger images are shrunk to this, keeping their proportions.
         detail: under an image that was shrunk comes a square of it of this side in its own pixels, of nine the one with
             the most detail: blur, noise and blocks are seen there and not in a thumbnail. The sheet says so. 0: none.
-        letters: size of the text in pixels.
+        letters, bold: size of the text in pixels, and whether it is bold: where only every third row of pixels is
+            shown, thin strokes such as a minus are lost.
 
     Returns:
         uint8 `(3, h, w)`.
@@ -59,7 +61,10 @@ def contact_sheet(
     from PIL import Image
 
     scale, max_side = check_count("scale", scale), check_count("max_side", max_side)
-    detail, font = check_count("detail", detail, least=0), load_font(check_count("letters", letters, least=6))
+    detail, font = (
+        check_count("detail", detail, least=0),
+        load_font(check_count("letters", letters, least=6), bold=bold),
+    )
     if len(images) != len(labels):
         raise ValueError(f"there must be one label per image, got {len(labels)} labels for {len(images)} images")
     pictures = [None if image is None else _picture(image, scale, max_side) for image in images]
@@ -113,7 +118,9 @@ def card_sheet(images: Sequence[Tensor | None] | Tensor, labels: Sequence[str]) 
     """
     longest = max((max(image.shape[1:]) for image in images if image is not None), default=1)
     scale = max(1, CARD_SIDE // longest)
-    return contact_sheet(images, labels, columns=CARD_COLUMNS, scale=scale, max_side=CARD_SIDE, letters=CARD_LETTERS)
+    return contact_sheet(
+        images, labels, columns=CARD_COLUMNS, scale=scale, max_side=CARD_SIDE, letters=CARD_LETTERS, bold=True
+    )
 
 
 def _row(

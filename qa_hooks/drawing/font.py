@@ -78,8 +78,8 @@ def _break(line: str) -> int:
 
 
 @cache
-def load_font(size: int = LETTERS) -> Font:
-    """The font at a size in pixels.
+def load_font(size: int = LETTERS, *, bold: bool = False) -> Font:
+    """The font at a size in pixels; bold where matplotlib brings that.
 
     Example:
         >>> load_font(20).line > load_font(13).line
@@ -94,5 +94,5 @@ def load_font(size: int = LETTERS) -> Font:
         from matplotlib.ft2font import FT2Font
     except ImportError:
         return Font(ImageFont.load_default(size), frozenset(range(32, 127)))
-    path = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+    path = str(Path(matplotlib.get_data_path()) / f"fonts/ttf/DejaVuSans{'-Bold' * bold}.ttf")
     return Font(ImageFont.truetype(path, size), frozenset(FT2Font(path).get_charmap()))

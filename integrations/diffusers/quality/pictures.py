@@ -37,5 +37,5 @@ def draw_strip(images: Tensor, levels: Sequence[float], *, title: str = "", side
     )
     scale = max(1, check_count("side", side) // images.shape[-1])
     return contact_sheet(
-        pictures, labels, columns=len(levels), scale=scale, max_side=max(side, 64), letters=CARD_LETTERS
+        pictures, labels, columns=len(levels), scale=scale, max_side=max(side, 64), letters=CARD_LETTERS, bold=True
     )
