@@ -153,7 +153,7 @@ def read_safetensors(
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise ValueError(f"{path} {complaint}: it does not exist")
+        raise ValueError(f"{path} does not exist")
     try:
         with torch.device("cpu"), safe_open(str(path), framework="pt") as file:  # whatever the user's default device
             metadata = dict(file.metadata() or {})

@@ -41,9 +41,12 @@ def scorer_spec(text: str) -> Any:
 def share(text: str) -> float | int:
     """`--keep`: 0.8 is a share, 100 a number of images."""
     try:
-        return int(text) if text.isdigit() and text != "1" else float(text)
+        value = int(text) if text.isdigit() and text != "1" else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.8 nor a number of images") from None
+        value = 0
+    if not 0 < value <= (1 if isinstance(value, float) else math.inf):
+        raise argparse.ArgumentTypeError(f"it must be a share such as 0.8, or a number of images, got {text!r}")
+    return value
 
 
 def whole(least: int = 1) -> Callable[[str], int]:
@@ -141,8 +144,8 @@ def scorer_file(name: str) -> Path:
 
     output = Path(name)
     if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"output must be a file ending in .safetensors, got {name!r}")
-    check_writable(output.parent, name="output")
+        raise ValueError(f"--output must be a file ending in .safetensors, got {name!r}")
+    check_writable(output.parent, name="--output")
     return output
 
 

@@ -159,9 +159,11 @@ def test_pick_spares_what_is_not_its_own(samples, gmm, tmp_path, capsys):
 
 
 def test_a_keep_that_makes_no_sense_is_told_before_scoring(samples, gmm, tmp_path, capsys):
-    code, _, err = run(["pick", samples, "--scorer", gmm, "--keep", "1.5", "--out", tmp_path / "out"], capsys)
-    assert code == 1
-    assert "keep must be" in err
+    for keep in ("1.5", "0", "-1", "nan", "half"):
+        with pytest.raises(SystemExit) as end:
+            run(["pick", samples, "--scorer", gmm, f"--keep={keep}", "--out", tmp_path / "out"], capsys)
+        assert end.value.code == 2
+        assert "--keep: it must be a share such as 0.8, or a number of images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +288,6 @@ def test_a_json_scorer_tiles_and_overwrite(tmp_path, photographs, capsys):
         (["fit", "knn", "{samples}", "-o", "{tmp}/f/s.safetensors"], "cannot be written"),
         (["fit", "gmm", "{samples}", "-o", "{tmp}/s.safetensors", "--extractor", "nonsense"], "nonsense"),
         (["fit", "gmm", "{samples}", "-o", "{tmp}/s.safetensors", "--components", "500"], "500"),
-        (["fit", "gmm", "{samples}", "-o", "{tmp}/s.safetensors", "--limit", "0"], "limit"),
     ],
 )
 def test_bad_input_is_one_line(samples, tmp_path, capsys, arguments, message):
@@ -295,7 +296,8 @@ def test_bad_input_is_one_line(samples, tmp_path, capsys, arguments, message):
     code, out, err = run(arguments, capsys)
     assert code == 1
     assert message in err.splitlines()[-1]
-    assert err.splitlines()[-1].startswith(f"qa-hooks {arguments[0]}: ")
+    command = " ".join(arguments[: 1 + (arguments[0] == "fit")])
+    assert err.splitlines()[-1].startswith(f"qa-hooks {command}: ")
     assert "Traceback" not in err
     assert out == ""
 

@@ -115,7 +115,8 @@ def pick_folder(
     inside, around = folder.resolve(), target.resolve()
     if around.is_relative_to(inside) or inside.is_relative_to(around):
         raise ValueError(
-            f"out={str(out)!r} must not lie inside {str(folder)!r}, nor around it: choose a folder beside it"
+            f"what is picked goes into a folder of its own: {str(out)!r} must not lie inside {str(folder)!r}, nor "
+            "around it"
         )
     # A keep that makes no sense is told before hours of scoring.
     choose_best(torch.zeros(1, device="cpu", dtype=torch.float32), keep)
