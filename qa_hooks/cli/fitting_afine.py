@@ -57,7 +57,7 @@ def add_afine(kinds: Commands) -> None:
     afine.add_argument("--steps", type=whole(), default=1000, metavar="N", help="of each of the three stages")
     afine.add_argument(
         "--held-out",
-        type=between(0, 1, ends="low"),
+        type=between(0, 1, ends="none"),
         default=0.2,
         metavar="F",
         help="share of the contents to measure on",

@@ -132,7 +132,7 @@ def _method(text: str) -> str | None:
 def add_held_out(parser: argparse.ArgumentParser, *, share: float = 0.2, of: str = "share") -> None:
     """`--held-out`, `--calibration` and `--seed`."""
     parser.add_argument(
-        "--held-out", type=between(0, 1, ends="low"), default=share, metavar="F", help=f"{of} kept for the calibration"
+        "--held-out", type=between(0, 1, ends="none"), default=share, metavar="F", help=f"{of} kept for the calibration"
     )
     parser.add_argument("--calibration", type=_method, default="ecdf", metavar="M", help=f"{METHODS}: map to [0, 1]")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the split and the fit")

@@ -213,7 +213,7 @@ def test_a_table_of_the_users_own(tmp_path):
         ("Image,Score\na.png,3\n", {"format": "koniq-10k"}, "is no koniq-10k: its first line is Image, Score"),
         ("Image,Score\na.png,3\n", {"format": "mos"}, "format must be auto or one of"),
         ("Image,Score\na.png,3\n", {"rating": "align"}, "has the ratings rating"),
-        ("Image,Score\na.png,3\n", {"columns": {"name": "Image", "rating": "Score"}}, "say higher_is_better"),
+        ("Image,Score\na.png,3\n", {"columns": {"name": "Image", "rating": "Score"}}, "higher_is_better=True"),
         ("Image,Score\na.png,3\n", {"columns": {"name": "Image"}, "higher_is_better": True}, "which column is rating"),
         ("Image,Score\na.png,3\n", {"columns": {"name": "x", "rating": "Score"}, "higher_is_better": True}, "column"),
         ("Image,Score\na.png,3\na.png,4\n", {}, "have two ratings"),
