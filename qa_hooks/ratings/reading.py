@@ -66,8 +66,8 @@ def read_ratings(
         raise ValueError(f"{path} is no {format}: .mat files are read as aigciqa-2023")
     if columns is not None and (rating is not None or format != "auto"):
         raise ValueError(
-            "--format and --rating (format=, rating=) are for published sets; of a table of yours --columns (columns=) says "
-            "which column is the rating"
+            "--format and --rating (format=, rating=) are for published sets; of a table of yours --columns "
+            "(columns=) says which column is the rating"
         )
     if columns is not None:
         parts = [_own(table, columns, higher_is_better, scale) for table in tables]
