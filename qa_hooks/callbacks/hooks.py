@@ -292,8 +292,7 @@ class Hooks:
         self._captures.end()
         self._tracking.end()
         self._callbacks.active, self._running, self._over = [], False, True
-        if self._owns_writer:
-            self._writer.close()
+        (self._writer.close if self._owns_writer else self._writer.flush)()
 
 
 def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:

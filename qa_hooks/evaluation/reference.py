@@ -149,7 +149,8 @@ def make_reference(
     if found is not None:
         return found
     reference = _KNOWN.get((data, extractor.fingerprint, rows))
-    if any_rank(reference is None):
+    missing = any_rank(reference is None)
+    if reference is None or missing:
         reference = _computed(
             extractor, source, data, rows, value_range=value_range, batch_size=batch_size, progress=progress
         )
