@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from qa_hooks.callbacks import (
 )
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring import process
+from qa_hooks.evaluation import reference
 from qa_hooks.features import create_extractor
 from qa_hooks.scorers import FunctionScorer, GMMScorer, create_scorer
 from qa_hooks.writers import MemoryWriter, TensorBoardWriter, read_run_log
@@ -431,6 +433,7 @@ class TestSharing:
         monkeypatch.setattr(instruments, "saved_extractor", lambda *a: made.append(1) or plain(*a))
         net = Bright()
         average = {"level": torch.tensor(0.5)}
+        gc.collect()
         raw = distance("process", net, name="raw")
         ema = GenerativeMonitor(
             with_weights(net.sample, net, average), REAL, extractor=EXTRACTOR, n=50, every=1, metrics=("fd",),
@@ -442,9 +445,13 @@ class TestSharing:
         assert len(inline.started) == 1
         assert len(made) == 1
         assert raw._made is ema._made  # the real images were looked at once
+        assert len(reference._KNOWN) == 1
         assert writer.scalars["qa_eval/fd_random4-0_n=50,raw/value"][0][1] < ema.last["fd"]
         assert writer.scalars["qa_eval/fd_random4-0_n=50,ema/value"] == [(1, ema.last["fd"])]
         assert not process._SHARED
+        del raw, ema, hooks
+        gc.collect()
+        assert not reference._KNOWN  # nothing is kept for nobody
 
     def test_one_that_has_left_does_not_end_it_for_the_others(self, inline):
         net = Bright()
@@ -494,6 +501,13 @@ def test_several_processes_are_refused_by_name(monkeypatch):
     monkeypatch.setattr("qa_hooks.callbacks.measuring.monitor.is_distributed", lambda: True)
     with pytest.raises(ValueError, match="where='cpu' is for training in one process"):
         tone("cpu", Bright())
+
+
+def test_a_dry_run_says_where_it_computes():
+    net = Bright()
+    said = Hooks([distance("process", net, name="a"), distance("cpu", net, name="b"), distance(None, net)]).check()
+    assert said.count("computes in a process of its own, on the device of the images, while training goes on") == 1
+    assert said.count("computes in a process of its own, on cpu,") == 1
 
 
 SCRIPT = """
