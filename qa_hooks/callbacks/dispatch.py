@@ -74,8 +74,8 @@ class Dispatch:
             wait: for all that are under way.
         """
         stops: list[TrainingStopped] = []
-        for monitor in self._measuring:
-            while monitor in self.active and (step := monitor.arrived(wait=wait)) is not None:
+        for monitor in list(self._measuring):
+            while monitor in self._measuring and (step := monitor.arrived(wait=wait)) is not None:
                 then = replace(ctx, step=step, images={}, terms={}, late=True)
                 stops += self._run("take_in", [monitor], then)
                 readers = [callback for callback in self.active if monitor in callback.reads]
@@ -102,7 +102,10 @@ class Dispatch:
         except TrainingStopped as stop:
             stops.append(stop)
         except Exception as error:
-            self.active.remove(callback)
+            if callback in self.active:
+                self.active.remove(callback)
+            if event == "take_in":  # otherwise what it has drawn before still lands
+                self._measuring.remove(callback)
             if rank() == 0 or not callback.budgeted:
                 warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
         if event == "take_in" or ctx.late:

@@ -6,6 +6,7 @@ A monitor uses an instrument in the process that trains, or sends it to another 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -125,6 +126,12 @@ class SetInstrument:
                 f"{self.extractor.name} is a network of your own, which another process cannot make again: give an "
                 'extractor by name, such as "inception" or "dinov2_vits14", or leave where= out'
             )
+        try:
+            json.dumps(self.extractor.spec)
+        except TypeError as error:
+            raise ValueError(
+                f"the options of {self.extractor.name} cannot be told another process ({error}): write paths as text"
+            ) from None
         if self._scored:
             packed_scorer(self.scorer)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +55,7 @@ class MeasuringProcess:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._known: set[str] = set()  # keys of the instruments that it has been told of
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,11 +74,14 @@ class MeasuringProcess:
 
     def close(self) -> None:
         """End the process, also in the middle of a job, which is lost."""
+        if os.getpid() != self._owner:  # a fork of the one that trains, such as a loader's worker
+            return
         self._closed = True
         self._jobs.put(None)
         if self._process is not None:
             self._process.kill()
-        self._thread.join(10)
+        if threading.current_thread() is not self._thread:  # which may collect the garbage that used it
+            self._thread.join(10)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -152,14 +158,22 @@ def shared_process(device: torch.device, user: Any) -> MeasuringProcess:
     if str(device) not in _SHARED:
         _SHARED[str(device)] = MeasuringProcess(device), set()
     process, users = _SHARED[str(device)]
-    users.add(id(user))
+    if id(user) not in users:
+        users.add(id(user))
+        weakref.finalize(user, _leave, process, id(user)).atexit = False  # hooks that nobody closes, in a notebook
     return process
 
 
 def leave_process(process: MeasuringProcess, user: Any) -> None:
     """Use a process no longer."""
+    _leave(process, id(user))
+
+
+def _leave(process: MeasuringProcess, user: int) -> None:
     known, users = _SHARED.get(str(process.device), (None, set()))
-    users.discard(id(user))
-    if known is process and not users:
+    if known is not process:
+        return
+    users.discard(user)
+    if not users:
         del _SHARED[str(process.device)]
         process.close()

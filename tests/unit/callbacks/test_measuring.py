@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from inline_process import InlineProcess
@@ -28,6 +29,7 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring import process
 from qa_hooks.evaluation import reference
 from qa_hooks.features import create_extractor
+from qa_hooks.integrations.hook_state import load_state, save_state
 from qa_hooks.scorers import FunctionScorer, GMMScorer, create_scorer
 from qa_hooks.writers import MemoryWriter, TensorBoardWriter, read_run_log
 
@@ -313,6 +315,19 @@ class TestStates:
             assert writer.scalars["qa_eval/psnr/mean"][0][0] == 1
             resumed._end()
 
+    @pytest.mark.parametrize("make", [tone, distance])
+    def test_a_late_value_survives_a_file_that_holds_no_pickles(self, inline, tmp_path, make):
+        net, other = Bright(), Bright()
+        monitor, again = make("process", net, every=1), make("process", other, every=9)
+        hooks = Hooks([monitor])
+        step(hooks, net)
+        save_state(hooks.state_dict(), tmp_path / "state.safetensors")
+        resumed = Hooks([again])
+        resumed.load_state_dict(load_state(tmp_path / "state.safetensors"))
+        step(resumed, other)
+        hooks.close()
+        assert again.last == monitor.last
+
     def test_a_value_without_its_weights_is_no_checkpoint(self, inline, tmp_path):
         net = Bright()
         monitor = tone("process", net, every=2)
@@ -415,6 +430,21 @@ class TestDeaths:
             step(hooks, net)
         hooks.close()
 
+    def test_what_was_drawn_before_a_failure_still_lands(self, inline, tmp_path):
+        inline.gate.clear()
+        net, writer = Bright(), MemoryWriter()
+        monitor = tone("process", net, every=1)
+        best = BestCheckpoint(monitor, "mean", mode="max", save=lambda path: path.touch(), folder=tmp_path)
+        hooks = Hooks([monitor, best], writer=writer)
+        step(hooks, net)
+        with pytest.warns(UserWarning, match="switched off.*no images named 'fake'"):
+            hooks.step()
+        inline.gate.set()
+        hooks.close()
+        assert [at for at, _ in writer.scalars["qa_eval/psnr/mean"]] == [1]
+        assert best.best["step"] == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "step_00000001"]
+
     def test_samples_that_are_not_finite_end_it_in_their_step(self, inline):
         net = Bright()
         net.sample = lambda n, generator: torch.full((n, 1, 8, 8), float("nan"))
@@ -453,6 +483,16 @@ class TestSharing:
         gc.collect()
         assert not reference._KNOWN  # nothing is kept for nobody
 
+    def test_hooks_that_are_forgotten_leave_no_process(self, inline):
+        net = Bright()
+        hooks = Hooks([distance("process", net)])
+        step(hooks, net)
+        settled(hooks.callbacks[0])
+        assert process._SHARED
+        del hooks
+        gc.collect()
+        assert not process._SHARED
+
     def test_one_that_has_left_does_not_end_it_for_the_others(self, inline):
         net = Bright()
         one, other = distance("process", net), distance("process", net)
@@ -473,6 +513,7 @@ class TestSharing:
             {"extractor": create_extractor(nn.Sequential(nn.Conv2d(3, 4, 3)), name="mine")},
             "mine is a network of your own",
         ),
+        ({"extractor": {**EXTRACTOR, "size": np.int64(8)}}, "cannot be told another process.*write paths as text"),
         ({"metrics": ("is",), "classifier": lambda images: images.mean((2, 3))}, 'leave "is" out'),
         ({"where": "cuda:99"}, "neither .process. nor a device"),
         ({"where": "threads"}, "neither .process. nor a device"),
