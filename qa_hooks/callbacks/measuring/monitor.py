@@ -145,7 +145,7 @@ class MeasuringMonitor(Monitor):
         """The inverse of `late`: the values land at the next step."""
         self._jobs = []
         for entry in state.get("late", []):
-            job = Job(self._key, int(entry["step"]), self.instrument().packed, [])
+            job = Job(self._key, int(entry["step"]), lambda: self.instrument().packed(), [])  # asked by nobody
             job.found = dict(entry["found"])
             job.done.set()
             self._jobs.append(job)
@@ -176,7 +176,7 @@ def check_where(where: Any) -> str | None:
         raise ValueError(f'where must be "process", a device such as "cpu" or "cuda:1", or None, got {where!r}')
     if where != "process":
         try:
-            torch.zeros(1, device=where, dtype=torch.float32)
+            torch.zeros(1, device=where, dtype=torch.float32).item()  # "meta" has no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f'where={where!r} is neither "process" nor a device that is here: {reason}') from None

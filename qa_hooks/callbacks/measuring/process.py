@@ -78,8 +78,9 @@ class MeasuringProcess:
             return
         self._closed = True
         self._jobs.put(None)
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
         if threading.current_thread() is not self._thread:  # which may collect the garbage that used it
             self._thread.join(10)
 
@@ -98,6 +99,8 @@ class MeasuringProcess:
         self._end()
 
     def _measure(self, job: Job) -> None:
+        if self._process is not None and self._process.poll() is not None:  # it died with nothing to do
+            self._end()
         process = self._process or self._start()
         asked, answers = process.stdin, process.stdout
         if asked is None or answers is None:

@@ -42,6 +42,9 @@ class InlineProcess:
             self._in.close()
             self._out.close()
 
+    def poll(self):
+        return self.returncode
+
     def kill(self) -> None:
         if self.returncode is None:
             self.returncode = -signal.SIGKILL

@@ -383,8 +383,9 @@ class TestDeaths:
             settled(monitor)
             first = monitor._process._process
             assert isinstance(first, subprocess.Popen)
+            first.send_signal(signal.SIGSTOP)  # so that it is in the middle of step 4
+            step(hooks, net)  # takes in step 3
             first.send_signal(signal.SIGKILL)
-            step(hooks, net)  # takes in step 3; step 4 finds nobody
             settled(monitor)
             with pytest.warns(UserWarning, match="died while it was at step 4.*SIGKILL.*new process") as caught:
                 step(hooks, net)
@@ -392,6 +393,17 @@ class TestDeaths:
             settled(monitor)
             assert monitor._process._process is not first
         assert [at for at, _ in writer.scalars["qa_eval/fd_random4-0_n=50/value"]] == [1, 2, 3, 5]
+
+    def test_one_that_dies_with_nothing_to_do_costs_nothing(self, inline):
+        net, writer = Bright(), MemoryWriter()
+        monitor = distance("process", net)
+        with Hooks([monitor], writer=writer) as hooks:
+            step(hooks, net)
+            settled(monitor)
+            inline.started[0].kill()
+            step(hooks, net)
+        assert [at for at, _ in writer.scalars["qa_eval/fd_random4-0_n=50/value"]] == [1, 2]
+        assert len(inline.started) == 2
 
     def test_one_that_dies_again_and_again_is_switched_off(self, monkeypatch, tmp_path):
         monkeypatch.setattr(process, "PROGRAM", "import sys; sys.exit(3)")
@@ -516,6 +528,7 @@ class TestSharing:
         ({"extractor": {**EXTRACTOR, "size": np.int64(8)}}, "cannot be told another process.*write paths as text"),
         ({"metrics": ("is",), "classifier": lambda images: images.mean((2, 3))}, 'leave "is" out'),
         ({"where": "cuda:99"}, "neither .process. nor a device"),
+        ({"where": "meta"}, "neither .process. nor a device"),
         ({"where": "threads"}, "neither .process. nor a device"),
         ({"where": ""}, "where must be"),
         ({"where": 3}, "where must be"),
