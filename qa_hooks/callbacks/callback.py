@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class Callback:
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
         draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
+        pending: its measurements that are computed elsewhere and not yet taken in.
     """
 
     every: int = 1
@@ -71,6 +72,7 @@ class Callback:
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
     draws: bool = False
+    pending: Sequence[Any] = ()
 
     name: str = ""
 

@@ -74,7 +74,7 @@ class Dispatch:
             wait: for all that are under way.
         """
         stops: list[TrainingStopped] = []
-        for monitor in list(self._measuring):
+        for monitor in [monitor for monitor in self._measuring if monitor.pending]:
             while monitor in self._measuring and (step := monitor.arrived(wait=wait)) is not None:
                 then = replace(ctx, step=step, images={}, terms={}, late=True)
                 stops += self._run("take_in", [monitor], then)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_call
+from qa_hooks._base.sharding import sharded_kind
 from qa_hooks.sources.samples import Sample, check_sample
 
 Weights = Mapping[str, Tensor] | Sequence[Tensor]
@@ -74,6 +75,8 @@ def exchanged(network: nn.Module, weights: Weights) -> Iterator[None]:
 
 def _pairs(network: nn.Module, weights: Any) -> list[tuple[Tensor, Tensor]]:
     """The network's tensors, each with the one that takes its place."""
+    if (kind := sharded_kind(network)) is not None:
+        raise ValueError(f"the network is sharded ({kind}): samples of other weights are for networks that are whole")
     if isinstance(weights, Mapping):
         named: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
         named |= dict(network.named_buffers(remove_duplicate=False))
@@ -95,8 +98,6 @@ def _pairs(network: nn.Module, weights: Any) -> list[tuple[Tensor, Tensor]]:
             f"{type(weights).__name__}"
         )
     for name, (own, other) in pairs.items():
-        if hasattr(own, "full_tensor"):
-            raise ValueError(f"{name} is sharded: samples of other weights are for networks that are whole")
         if not isinstance(other, Tensor) or other.shape != own.shape:
             got = tuple(other.shape) if isinstance(other, Tensor) else type(other).__name__
             raise ValueError(f"weights of {name} must be a tensor {tuple(own.shape)}, got {got}")

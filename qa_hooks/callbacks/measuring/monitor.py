@@ -48,7 +48,7 @@ class MeasuringMonitor(Monitor):
         self.where = check_where(where)
         self.here: torch.device | None = None
         self._key = f"{next(_KEYS)}"
-        self._jobs: list[Job] = []  # in the order of their steps; those that a state brought are done
+        self.pending: list[Job] = []  # in the order of their steps; those that a state brought are done
         self._process: MeasuringProcess | None = None
         self._deaths = 0
         self._told_busy = False
@@ -84,7 +84,7 @@ class MeasuringMonitor(Monitor):
     def reduce(self, ctx: Context, part: Any) -> None:
         if self.where is not None:
             job = Job(self._key, ctx.step, self.instrument().packed, part)
-            self._jobs.append(job)
+            self.pending.append(job)
             self._process = shared_process(self.place, self)
             self._process.submit(job)
             return
@@ -93,7 +93,7 @@ class MeasuringMonitor(Monitor):
     # -- later ------------------------------------------------------------------------------------------------------
 
     def postponed(self, step: int) -> bool:
-        busy = self.where is not None and len(self._jobs) >= PENDING
+        busy = self.where is not None and len(self.pending) >= PENDING
         if busy and not self._told_busy:
             self._told_busy = True
             warn(
@@ -103,17 +103,17 @@ class MeasuringMonitor(Monitor):
         return busy
 
     def awaits(self, step: int) -> bool:
-        return any(job.step == step for job in self._jobs)
+        return any(job.step == step for job in self.pending)
 
     def arrived(self, *, wait: bool = False) -> int | None:
-        if not self._jobs:
+        if not self.pending:
             return None
         if wait:
-            self._wait(self._jobs[0])
-        return self._jobs[0].step if self._jobs[0].done.is_set() else None
+            self._wait(self.pending[0])
+        return self.pending[0].step if self.pending[0].done.is_set() else None
 
     def take_in(self, ctx: Context) -> None:
-        job = self._jobs.pop(0)
+        job = self.pending.pop(0)
         if job.error:
             raise RuntimeError(f"step {job.step} could not be measured: {job.error}")
         if job.lost:
@@ -129,26 +129,26 @@ class MeasuringMonitor(Monitor):
         self.land(ctx, job.found)
 
     def detach(self) -> None:
-        self._jobs = []
+        self.pending = []
         if self._process is not None:
             leave_process(self._process, self)
             self._process = None
 
     def late(self) -> dict[str, Any]:
         """What a state keeps of measurements that are under way: it waits for their values; {} where there are none."""
-        for job in self._jobs:
+        for job in self.pending:
             self._wait(job)
-        kept = [{"step": job.step, "found": job.found} for job in self._jobs if not (job.error or job.lost)]
+        kept = [{"step": job.step, "found": job.found} for job in self.pending if not (job.error or job.lost)]
         return {"late": kept} if kept else {}
 
     def load_late(self, state: dict[str, Any]) -> None:
         """The inverse of `late`: the values land at the next step."""
-        self._jobs = []
+        self.pending = []
         for entry in state.get("late", []):
             job = Job(self._key, int(entry["step"]), lambda: self.instrument().packed(), [])  # asked by nobody
             job.found = dict(entry["found"])
             job.done.set()
-            self._jobs.append(job)
+            self.pending.append(job)
 
     @property
     def place(self) -> torch.device:
@@ -158,7 +158,7 @@ class MeasuringMonitor(Monitor):
         return self.here or torch.device("cpu")
 
     def _steps(self) -> list[str]:
-        return [str(job.step) for job in self._jobs]
+        return [str(job.step) for job in self.pending]
 
     def _wait(self, job: Job) -> None:
         if not job.done.wait(PATIENCE):

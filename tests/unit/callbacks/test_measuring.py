@@ -69,7 +69,7 @@ def step(hooks: Hooks, net: Bright) -> None:
 
 def settled(monitor) -> None:
     """Wait until what is under way is known; it lands at the next step."""
-    for job in monitor._jobs:
+    for job in monitor.pending:
         assert job.done.wait(300)  # however busy the machine is
 
 
@@ -150,7 +150,7 @@ class TestLateValues:
         for _ in range(3):
             step(hooks, net)
         assert monitor.last == {}
-        assert [job.step for job in monitor._jobs] == [1, 2]
+        assert [job.step for job in monitor.pending] == [1, 2]
         assert monitor.awaits(2)
         assert not monitor.awaits(3)
         inline.gate.set()

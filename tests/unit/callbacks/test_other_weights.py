@@ -135,6 +135,14 @@ def test_weights_that_do_not_fit_are_refused_at_once(net, weights, error, messag
         with_weights(sampler(net), {}, net.state_dict())
 
 
+def test_sharded_networks_are_refused(net):
+    class FSDPModule(nn.Linear):
+        pass
+
+    with pytest.raises(ValueError, match=r"the network is sharded \(FSDPModule\)"):
+        with_weights(sampler(net), FSDPModule(2, 2), {"weight": torch.zeros(2, 2)})
+
+
 def test_tied_weights_have_both_names():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Unflatten(1, (1, 2, 2)))
     net[1].weight = net[0].weight
