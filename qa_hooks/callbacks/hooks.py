@@ -104,8 +104,6 @@ class Hooks:
         self._on_stop: Callable[[], Any] | None = None
         self._running = self._over = False
 
-    # -- the loop ---------------------------------------------------------------------------------------------------
-
     def step(self, step: int | None = None, **images: Tensor) -> None:
         """Call it after each optimizer step.
 
@@ -199,26 +197,21 @@ class Hooks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, TrainingStopped):
-            self.close()
-        else:
-            if self._running and not is_distributed():  # no collectives: the other ranks may be elsewhere
-                self._finish(wait=False)
-            self._end()
+            return self.close()
+        if self._running and not is_distributed():  # no collectives: the other ranks may be elsewhere
+            self._finish(wait=False)
+        return self._end()
 
     def __repr__(self) -> str:
         where = "" if self._writer.name is None else f", writer={self._writer.name}"
         return f"Hooks({self.callbacks}{where}, track={sorted(self.track)}, step={self.step_count})"
-
-    # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it.
 
         What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap. Values
         that are computed elsewhere are waited for, and are part of the state until they have been taken in.
-        Unfinished means are saved per rank. They are exact after a resume if each rank loads its own state, or if you
-        save at a multiple of `log_every`. If every rank loads rank 0's state, rank 0's pending values are used for all
-        ranks.
+        Unfinished means are saved per rank: save at a multiple of `log_every`, or let each rank load its own state.
         """
         self._writer.flush()
         return RunState(self.callbacks, self.track, self._means).gather(self.step_count)
@@ -292,7 +285,10 @@ class Hooks:
         self._captures.end()
         self._tracking.end()
         self._callbacks.active, self._running, self._over = [], False, True
-        (self._writer.close if self._owns_writer else self._writer.flush)()
+        if self._owns_writer:
+            self._writer.close()
+        else:
+            self._writer.flush()
 
 
 def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:
