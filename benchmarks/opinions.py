@@ -1,11 +1,14 @@
 """Every scorer we ship against thousands of people's ratings: TID2013's labels on stimuli that are made again.
 
-    python -m benchmarks opinions --kodak DIR --ratings DIR [--photos DIR] [--out DIR] [--scorers SPEC ...]
+    python -m benchmarks opinions --kodak DIR --ratings DIR [--photos DIR] [--out DIR] [--scorers SPEC ...] [--fit]
+    python -m benchmarks opinions --tiny
 
 `--kodak` holds the 24 Kodak photographs, `--ratings` a file tid2013.txt or mos_with_names.txt, `--photos` photographs
-of other contents: GMM, KNN and RankScorer are fitted on them, so every content of the table is held out. Only types
-whose stimuli pass the rule of `benchmarks.tid_stimuli` are in the table. Scores are kept in `--out`: the same command
-goes on where it was stopped.
+of other contents: GMM, KNN and RankScorer are fitted on them, so every content of the table is held out. `--fit` adds
+scorers that are fitted on the ratings themselves: `fit mos`, `fit pairs` and `fit afine`, four times on 18 contents
+each, judged on the other 6 (`benchmarks.opinions_fit`). Only types whose stimuli pass the rule of
+`benchmarks.tid_stimuli` are in the table. Scores are kept in `--out`: the same command goes on where it was stopped.
+`--tiny` tries everything on small pictures with ratings that were made up.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, rebuild
+from benchmarks.opinions_fit import by_default, fitted_scores, seeds_apart
+from benchmarks.results import Results
+from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, make_tiny, rebuild
 from qa_hooks._base.files import whole_file
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.drawing.tables import text_table
@@ -39,6 +44,7 @@ from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
 PLAIN = ("psnr", "ssim", "ms_ssim", "niqe_bsd100", "niqe", "lpips", "dists", "perceptual:hed")
 PIQ = ("piq:vsi", "piq:fsim", "piq:gmsd", "piq:haarpsi", "piq:mdsi", "piq:vif")
+TINY, TINY_TYPES = ("psnr", "ssim"), ("01", "08")
 CROP = 128
 GREY = (0.299, 0.587, 0.114)
 
@@ -110,11 +116,15 @@ def crops_of(folder: Path) -> Tensor:
 def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
     """The scorers that are fitted, on crops of other photographs; kept in `out/scorers`."""
     crops, cache = crops_of(photos).float() / 255, out / "scorers"
+    stages, middle = "efficientnet_lite0-stages", "efficientnet_lite0-middle"
     specs: dict[str, dict[str, Any]] = {  # 600 crops are enough for three components of 64 dimensions
         "rank": {"type": "rank", "fit": photos},
-        "giqa-knn (stages)": {"type": "giqa-knn", "extractor": "efficientnet_lite0-stages", "k": 1},
-        "giqa-sgm (stages)": {"type": "giqa-sgm", "extractor": "efficientnet_lite0-stages"},
-        "giqa-gmm (stages)": {"type": "giqa-gmm", "extractor": "efficientnet_lite0-stages", "components": 3, "pca": 64},
+        "giqa-knn (middle)": {"type": "giqa-knn", "extractor": middle, "k": 5},
+        "giqa-sgm (middle)": {"type": "giqa-sgm", "extractor": middle},
+        "giqa-gmm (middle)": {"type": "giqa-gmm", "extractor": middle, "components": 3, "pca": 32},
+        "giqa-knn (stages)": {"type": "giqa-knn", "extractor": stages, "k": 1},
+        "giqa-sgm (stages)": {"type": "giqa-sgm", "extractor": stages},
+        "giqa-gmm (stages)": {"type": "giqa-gmm", "extractor": stages, "components": 3, "pca": 64},
         "giqa-knn (last layer)": {"type": "giqa-knn", "extractor": "efficientnet_lite0", "k": 1},
     }
     made = {}
@@ -142,22 +152,14 @@ def scores_in_features(named: dict[str, FeatureScorer], files: list[Path], out: 
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kodak", type=Path, required=True, help="the 24 Kodak photographs")
-    parser.add_argument("--ratings", type=Path, required=True, help="the folder of TID2013's labels")
-    parser.add_argument("--photos", type=Path, help="photographs of other contents, to fit on")
-    parser.add_argument("--out", type=Path, default=Path("runs/opinions"), help="stimuli, scores and the table")
-    parser.add_argument("--scorers", nargs="*", default=[], help="further scorers, such as files of yours")
-    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="scorers that take too long here")
-    options = parser.parse_args(arguments)
-    rebuild(options.kodak, options.out / "stimuli")
-    ratings = rebuilt(options.ratings, options.out / "stimuli")
+def named_scorers(options: argparse.Namespace) -> tuple[dict[str, Scorer], dict[str, FeatureScorer]]:
+    """The scorers that look at images, and those that share an extractor's features."""
     named: dict[str, Scorer] = {}
-    for spec in (*PLAIN, *PIQ, *options.scorers):
+    plain = TINY if options.tiny else (*PLAIN, *PIQ)
+    for spec in (*plain, *options.scorers):
         try:
             scorer = create_scorer(spec)
-            named[spec if spec in (*PLAIN, *PIQ) else scorer.name] = scorer
+            named[spec if spec in plain else scorer.name] = scorer
         except Exception as error:  # weights that cannot be had here, packages that are missing
             print(f"{spec} is left out: {str(error).splitlines()[0]}", flush=True)
     in_features: dict[str, FeatureScorer] = {}
@@ -168,22 +170,53 @@ def main(arguments: Sequence[str]) -> None:
             else:
                 named[name] = scorer
     try:
-        named["distance in Lite0"] = network_distance()
+        if not options.tiny:
+            named["distance in Lite0"] = network_distance()
     except ImportError as error:
         print(f"the distance in Lite0 is left out: {error}", flush=True)
     named["ssim as published"] = FunctionScorer(
         published_ssim, name="ssim as published", higher_is_better=True, inputs={"reference"}
     )
-    named = {name: scorer for name, scorer in named.items() if name not in options.leave_out}
+    return {name: scorer for name, scorer in named.items() if name not in options.leave_out}, in_features
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks opinions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kodak", type=Path, help="the 24 Kodak photographs")
+    parser.add_argument("--ratings", type=Path, help="the folder of TID2013's labels")
+    parser.add_argument("--photos", type=Path, help="photographs of other contents, to fit on")
+    parser.add_argument("--out", type=Path, default=Path("runs/opinions"), help="stimuli, scores and the table")
+    parser.add_argument("--scorers", nargs="*", default=[], help="further scorers, such as files of yours")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="scorers that take too long here")
+    parser.add_argument("--fit", action="store_true", help="also fit on the ratings, and judge on contents held out")
+    parser.add_argument("--time", action="store_true", help="also measure what each scorer costs: on a quiet machine")
+    parser.add_argument("--tiny", action="store_true", help="small pictures and ratings that were made up")
+    options = parser.parse_args(arguments)
+    if not options.tiny and (options.kodak is None or options.ratings is None):
+        parser.error("name the Kodak photographs and the labels, --kodak DIR --ratings DIR, or add --tiny")
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = read_options(arguments)
+    size, stimuli_folder = None, options.out / "stimuli"
+    if options.tiny:
+        options.kodak = options.ratings = options.out / "tiny"
+        size, options.fit = make_tiny(options.kodak, TINY_TYPES), True
+    rebuild(options.kodak, stimuli_folder, size, kinds=TINY_TYPES if options.tiny else tuple(TYPES))
+    ratings = rebuilt(options.ratings, stimuli_folder)
+    named, in_features = named_scorers(options)
     stimuli = [
-        Stimulus(path, options.out / "stimuli" / f"{content.upper()}.png") if path is not None else None
+        Stimulus(path, stimuli_folder / f"{content.upper()}.png") if path is not None else None
         for path, content in zip(ratings.images, ratings.content, strict=True)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores, problems = score_stimuli(stimuli, named, options.out / "scores")
-    files = [stimulus.image for stimulus in stimuli if stimulus is not None]
-    scores.update(scores_in_features(in_features, files, options.out))
+        files = [stimulus.image for stimulus in stimuli if stimulus is not None]
+        scores.update(scores_in_features(in_features, files, options.out))
     for name, failed in problems.items():
         print(f"{name} failed on {len(failed)} images; the first: {next(iter(failed.values()))}")
     types = check_types(ratings, scores)
@@ -191,13 +224,26 @@ def main(arguments: Sequence[str]) -> None:
         (NAMES[kind], f"{row['psnr']:.3f}", f"{PUBLISHED[kind][0]:.3f}", f"{row['ssim']:.3f}",
          f"{PUBLISHED[kind][1]:.3f}", "yes" if row["passes"] else "no") for kind, row in types.items()
     )]), end="\n\n")  # fmt: skip
-    passing = [row for row, kind in enumerate(ratings.kind) if types[kind]["passes"]]
+    passing = [row for row, kind in enumerate(ratings.kind) if types[kind]["passes"] or options.tiny]
     kept = replace(ratings.select(passing), level=[])
     del scores["ssim as published"]
-    report = report_agreement(kept, {name: values[passing] for name, values in scores.items()})
-    there = [stimulus for stimulus in stimuli if stimulus is not None]
-    every: dict[str, Scorer] = {**named, **in_features}
-    times = {name: milliseconds(every[name], there) for name in scores}
+    scores = {name: values[passing] for name, values in scores.items()}
+    if options.fit:
+        settings = {"types": sorted(set(kept.kind)), "images": len(kept), "tiny": options.tiny}
+        results = Results(options.out / "fit", settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            own = by_default(kept, options.out, scores, tiny=options.tiny)
+            known = fitted_scores(kept, stimuli_folder, options.out, results, tiny=options.tiny)
+        scores.update({name: values for name, values in known.items() if "seed" not in name or "seed 0" in name})
+        lines = [f"  {name}: {short(row[0])} ({short(row[1])}, {short(row[2])})" for name, row in own.items()]
+        print("one `qa-hooks fit mos` with its defaults, SRCC on the six contents that it holds out:", *lines, sep="\n")
+        print(*seeds_apart(kept, known), sep="\n", end="\n\n")
+    report = report_agreement(kept, scores)
+    times: dict[str, float] = {}
+    if options.time:
+        there = [stimulus for stimulus in stimuli if stimulus is not None]
+        times = {name: milliseconds(scorer, there) for name, scorer in {**named, **in_features}.items()}
     options.out.mkdir(parents=True, exist_ok=True)
     report.save(options.out / "opinions.json")
     (options.out / "types.json").write_text(json.dumps({"types": types, "milliseconds": times}, indent=1))
@@ -210,14 +256,16 @@ def markdown(report: AgreementReport, times: dict[str, float]) -> str:
     """The table of docs/judges.md; an asterisk marks what cannot be told from the best."""
     kinds = [str(row.group) for row in report.rows if row[:1] == (report.metrics[0],) and row.column == "kind"
              and row.group is not None and row.statistic == "srcc"]  # fmt: skip
-    heads = ["scorer", *(NAMES[kind] for kind in kinds), "mean of types", "all together", "pairs", "ms"]
+    heads = ["scorer", *(NAMES[kind] for kind in kinds), "mean of types", "all together", "pairs"]
+    heads += ["ms"] if times else []
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in report.metrics:
         found = [report.value(name, "srcc", "kind", kind) for kind in (*kinds, None)]
         found += [report.value(name, "srcc"), report.value(name, "accuracy")]
         cells = [f"{short(one.value)} ({short(one.low)}, {short(one.high)})" for one in found]
+        cells += [f"{times[name]:.0f}" if name in times else "-"] if times else []
         star = "*" if name in report.best else ""
-        lines.append(f"| {name}{star} | " + " | ".join(cells) + f" | {times[name]:.0f} |")
+        lines.append(f"| {name}{star} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -12,17 +12,19 @@ Source of the labels: Ponomarenko et al., "Image database TID2013: Peculiarities
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from qa_hooks._base.files import whole_file
+from qa_hooks.images import save_image
 
 Pixels = NDArray[np.float64]  # (H, W, 3) in [0, 255]
-HEIGHT, WIDTH = 384, 512
+SIZE = 384, 512
 CORNERS = {1: (126, 104), 3: (44, 73), 4: (206, 0), 6: (43, 66), 8: (4, 71), 19: (255, 0)}  # top, left; checked
 PSNRS = (33.0, 30.0, 27.0, 24.0, 21.0)
 BLURS = (0.6, 0.9, 1.4, 2.4, 4.5)
@@ -39,12 +41,13 @@ PUBLISHED = {
 NAMES = {"01": "white noise", "06": "impulse noise", "08": "blur", "10": "JPEG", "11": "JPEG 2000"}
 
 
-def reference(path: Path, number: int) -> Pixels:
+def reference(path: Path, number: int, size: tuple[int, int] = SIZE) -> Pixels:
     """The reference `I{number}`, `(384, 512, 3)`, of its Kodak photograph."""
     with Image.open(path) as file:
         image = np.asarray(file.convert("RGB"), dtype=np.float64)
-    top, left = CORNERS.get(number, ((image.shape[0] - HEIGHT) // 2, (image.shape[1] - WIDTH) // 2))
-    return image[top : top + HEIGHT, left : left + WIDTH]
+    height, width = size
+    top, left = CORNERS.get(number, ((image.shape[0] - height) // 2, (image.shape[1] - width) // 2))
+    return image[top : top + height, left : left + width]
 
 
 def as_bytes(image: Pixels) -> NDArray[np.uint8]:
@@ -102,19 +105,36 @@ TYPES: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
 }  # fmt: skip
 
 
-def rebuild(kodak: Path, folder: Path) -> None:
+def rebuild(kodak: Path, folder: Path, size: tuple[int, int] | None = None, kinds: Sequence[str] | None = None) -> None:
     """Write `I01.png` and `I01_08_3.png` and so on; what is there stays."""
     photographs = {int(path.stem[-2:]): path for path in sorted(kodak.rglob("kodim*.png"))}
     if set(photographs) != set(range(1, 25)):
         raise ValueError(f"{kodak} must hold kodim01.png to kodim24.png, it has {len(photographs)} of them")
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in photographs.items():
-        clean = reference(path, number)
+        clean = reference(path, number, size or SIZE)
         Image.fromarray(as_bytes(clean)).save(folder / f"I{number:02}.png")
-        for kind, make in TYPES.items():
+        for kind in kinds or TYPES:
             for level in range(5):
                 target = folder / f"I{number:02}_{kind}_{level + 1}.png"
                 if not target.is_file():
                     random = np.random.default_rng([number, int(kind), level])
                     with whole_file(target) as partial:
-                        Image.fromarray(as_bytes(make(clean, level, random))).save(partial, "PNG")
+                        Image.fromarray(as_bytes(TYPES[kind](clean, level, random))).save(partial, "PNG")
+
+
+def make_tiny(folder: Path, kinds: Sequence[str]) -> tuple[int, int]:
+    """Drawn pictures under the photographs' names, with ratings that fall with the level; the size of the crops."""
+    from qa_hooks.functional.degradations import dead_leaves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    random, lines = np.random.default_rng(0), []
+    for number in range(1, 25):
+        small = dead_leaves(1, 88, generator=torch.Generator().manual_seed(number))
+        picture = torch.nn.functional.interpolate(small, scale_factor=4.0, mode="bilinear")[0]
+        save_image((picture * 255).round().to(torch.uint8), folder / f"kodim{number:02}.png")
+        for kind in kinds:
+            for level in range(1, 6):
+                lines.append(f"{6 - level + random.normal() / 2:.5f} I{number:02}_{kind}_{level}.bmp")
+    (folder / "mos_with_names.txt").write_text("\n".join(lines) + "\n")
+    return 96, 112

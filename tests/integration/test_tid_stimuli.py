@@ -12,11 +12,7 @@ from benchmarks.opinions import check_types, published_ssim
 from benchmarks.tid_stimuli import CORNERS, PSNRS, TYPES, psnr, rebuild, reference
 from qa_hooks.ratings import Ratings
 
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(tid_stimuli, "HEIGHT", 48)
-    monkeypatch.setattr(tid_stimuli, "WIDTH", 64)
+SMALL = 48, 64
 
 
 @pytest.fixture
@@ -41,12 +37,12 @@ def test_each_level_is_worse(kind, clean):
     assert found == sorted(found, reverse=True)
 
 
-def test_crops_stand_where_they_were_found(tmp_path, small):
+def test_crops_stand_where_they_were_found(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (400, 300, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     top, left = CORNERS[1]
-    np.testing.assert_array_equal(reference(tmp_path / "a.png", 1), picture[top : top + 48, left : left + 64])
-    np.testing.assert_array_equal(reference(tmp_path / "a.png", 2), picture[176:224, 118:182])
+    np.testing.assert_array_equal(reference(tmp_path / "a.png", 1, SMALL), picture[top : top + 48, left : left + 64])
+    np.testing.assert_array_equal(reference(tmp_path / "a.png", 2, SMALL), picture[176:224, 118:182])
 
 
 def test_a_folder_with_fewer_photographs_is_refused(tmp_path):
@@ -54,15 +50,15 @@ def test_a_folder_with_fewer_photographs_is_refused(tmp_path):
         rebuild(tmp_path, tmp_path / "out")
 
 
-def test_what_is_there_stays(tmp_path, small, monkeypatch):
+def test_what_is_there_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(tid_stimuli, "TYPES", {"08": TYPES["08"]})
     picture = np.random.default_rng(0).integers(0, 255, (320, 320, 3), dtype=np.uint8)
     for number in range(1, 25):
         Image.fromarray(picture).save(tmp_path / f"kodim{number:02}.png")
-    rebuild(tmp_path, tmp_path / "out")
+    rebuild(tmp_path, tmp_path / "out", SMALL)
     assert len(list((tmp_path / "out").iterdir())) == 24 * 6
     (tmp_path / "out" / "I03_08_2.png").write_bytes(b"mine")
-    rebuild(tmp_path, tmp_path / "out")
+    rebuild(tmp_path, tmp_path / "out", SMALL)
     assert (tmp_path / "out" / "I03_08_2.png").read_bytes() == b"mine"
 
 

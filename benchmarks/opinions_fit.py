@@ -1,0 +1,140 @@
+"""Scorers fitted on people's ratings and judged on contents that they have not seen: rows of the table of `opinions`.
+
+The contents are divided into parts; every part is judged by a scorer that was fitted on the others, so that each rated
+image is judged once by a scorer that never saw what it shows. What is known is on disk at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.results import Results
+from qa_hooks.features import create_extractor
+from qa_hooks.ratings import Ratings, agreement, as_comparisons, fit_mos
+from qa_hooks.ratings.held_out import held_out_contents, numbered
+from qa_hooks.ratings.opinion_features import rated_features
+from qa_hooks.scorers import FittedAFINE, OpinionScorer
+from qa_hooks.scorers.opinions.targets import PairTargets, RatingTargets, Targets
+
+PARTS = 4
+EXTRACTORS = ("efficientnet_lite0-stages", "efficientnet_lite0-middle")
+AFINE = ("efficientnet_lite0-stages", "hed-stages")
+SEEDS = (0, 1, 2)
+Scores = Callable[[], Tensor]
+
+
+def parts_of(contents: list[int], parts: int = PARTS, seed: int = 0) -> list[Tensor]:
+    """Masks `(n,)` of the rows that are judged together; every content is in one of them."""
+    places = torch.tensor(contents)
+    names = places.unique()
+    order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
+    return [torch.isin(places, part) for part in order.tensor_split(parts)]
+
+
+def pair_targets(ratings: Ratings) -> PairTargets:
+    """All pairs of images of one content, as `fit_pairs` has them."""
+    place = {name: row for row, name in enumerate(ratings.names)}
+    pairs = ratings.as_pairs().pairs
+    first, second = (torch.tensor([place[getattr(pair, side)] for pair in pairs]) for side in ("a", "b"))
+    better = torch.tensor([(pair.better + 1) / 2 for pair in pairs], dtype=torch.float64)
+    return PairTargets(len(ratings), first, second, better)
+
+
+def head_scores(ratings: Ratings, targets: Targets, extractor: Any, cache: Path, parts: int) -> Tensor:
+    """`(n,)`: what `fit mos` or `fit pairs` says of images whose contents took no part in its fit."""
+    network = create_extractor(extractor)
+    features = rated_features(network, [path for path in ratings.images if path is not None], cache=cache)
+    contents, said = numbered(ratings.together()), torch.full((len(ratings),), float("nan"))
+    for held in parts_of(contents, parts):
+        own = [content for content, out in zip(contents, held.tolist(), strict=True) if not out]
+        scorer = OpinionScorer(network, higher_is_better=ratings.higher_is_better)
+        scorer.fit(features[~held], targets.within(~held), own)
+        scores = scorer.score_features(features[held])
+        said[held] = scores if ratings.higher_is_better else -scores
+    return said
+
+
+def afine_scores(
+    ratings: Ratings, stimuli: Path, extractor: Any, cache: Path, parts: int, seed: int, steps: int
+) -> Tensor:
+    """`(n,)`: minus the distance D of an A-FINE that was trained on the ratings of other contents."""
+    items = as_comparisons(ratings, stimuli)
+    row = {Path(name).stem.lower(): place for place, name in enumerate(ratings.names)}
+    rows = torch.tensor([row.get(Path(str(items.pictures[place])).stem.lower(), -1) for place in items.test.tolist()])
+    numbers = dict(zip(ratings.content, numbered(ratings.together()), strict=True))
+    item_parts = [numbers[content] for content in items.content]
+    pair_parts, said = torch.tensor(item_parts)[items.pairs[:, 0]], torch.full((len(ratings),), float("nan"))
+    for held in parts_of(item_parts, parts):
+        trained = ~torch.isin(pair_parts, torch.tensor(item_parts)[held])
+        fitted = FittedAFINE(extractor, part="distance", seed=seed)
+        # One content is all that its own held-out accuracy is measured on: what counts is measured here.
+        fitted.fit_comparisons(items.with_pairs(trained), cache=cache, steps=steps, held_out=0.01, warn_below=0)
+        known = held & (rows >= 0)
+        said[rows[known]] = -fitted.judge(items, cache=cache)[known]
+    return said
+
+
+def fits(ratings: Ratings, stimuli: Path, out: Path, *, tiny: bool) -> Iterator[tuple[str, Scores]]:
+    """Rows of the table by name, in the order of what they cost."""
+    mos = RatingTargets(ratings.rating.double())
+    cache, parts = out / "features", PARTS
+    extractors = ({"type": "random", "width": 4},) if tiny else EXTRACTORS
+    for extractor in extractors:
+        words = extractor["type"] if isinstance(extractor, dict) else extractor
+        for name, targets in (("fit mos", mos), ("fit pairs", pair_targets(ratings))):
+            yield f"{name}, {words}", lambda e=extractor, t=targets: head_scores(ratings, t, e, cache, parts)
+    for extractor in extractors if tiny else AFINE:
+        words = extractor["type"] if isinstance(extractor, dict) else extractor
+        for seed in SEEDS[:1] if tiny else SEEDS:
+            yield (
+                f"A-FINE, {words}, seed {seed}",
+                lambda e=extractor, s=seed: afine_scores(
+                    ratings, stimuli, e, out / "statistics", parts, s, 4 if tiny else 1000
+                ),
+            )
+
+
+def fitted_scores(ratings: Ratings, stimuli: Path, out: Path, results: Results, *, tiny: bool) -> dict[str, Any]:
+    """Goodness `(n,)` of each row that could be fitted here."""
+    found: dict[str, Any] = {}
+    for name, scores in fits(ratings, stimuli, out, tiny=tiny):
+        if name not in results:
+            print(f"{name}, {PARTS} times", flush=True)
+            try:
+                results.add(name, scores().tolist())
+            except ImportError as error:
+                print(f"  left out: {error}", flush=True)
+                continue
+        found[name] = np.array(results.found[name])
+    return found
+
+
+def by_default(ratings: Ratings, out: Path, scores: dict[str, Any], *, tiny: bool) -> dict[str, Any]:
+    """What one `qa-hooks fit mos` with its defaults says of itself, and how the others do on the same contents."""
+    extractor = {"type": "random", "width": 4} if tiny else EXTRACTORS[0]
+    facts = fit_mos(ratings, extractor=extractor, cache=out / "features").facts
+    held = held_out_contents(numbered(ratings.together()), 0.25, 0)
+    clusters = [content for content, out_of in zip(ratings.content, held.tolist(), strict=True) if out_of]
+    found = {"fit mos": [facts["held_out"]["srcc"][part] for part in ("value", "low", "high")]}
+    for name, values in scores.items():
+        own = agreement(values[held.numpy()], ratings.goodness[held], clusters=clusters)
+        found[name] = [own.value, own.low, own.high]
+    return found
+
+
+def seeds_apart(ratings: Ratings, found: dict[str, Any]) -> list[str]:
+    """A line for each A-FINE: the rank correlation of each seed, all images together."""
+    lines: dict[str, list[str]] = {}
+    for name, values in found.items():
+        words, seed, _ = name.partition(", seed ")
+        if seed:
+            lines.setdefault(words, []).append(
+                f"{agreement(values, ratings.goodness, clusters=ratings.content).value:.3f}"
+            )
+    return [f"{words}: SRCC of the seeds {' '.join(values)}" for words, values in lines.items()]
