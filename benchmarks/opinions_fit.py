@@ -6,7 +6,7 @@ image is judged once by a scorer that never saw what it shows. What is known is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qa_hooks.scorers.opinions.targets import PairTargets, RatingTargets, Target
 PARTS = 4
 EXTRACTORS = ("efficientnet_lite0-stages", "efficientnet_lite0-middle")
 AFINE = ("efficientnet_lite0-stages", "hed-stages")
-SEEDS = (0, 1, 2)
+TINY = {"type": "random", "width": 4}
 Scores = Callable[[], Tensor]
 
 
@@ -80,30 +80,39 @@ def afine_scores(
     return said
 
 
-def fits(ratings: Ratings, stimuli: Path, out: Path, *, tiny: bool) -> Iterator[tuple[str, Scores]]:
-    """Rows of the table by name, in the order of what they cost."""
-    mos = RatingTargets(ratings.rating.double())
-    cache, parts = out / "features", PARTS
-    extractors = ({"type": "random", "width": 4},) if tiny else EXTRACTORS
-    for extractor in extractors:
-        words = extractor["type"] if isinstance(extractor, dict) else extractor
-        for name, targets in (("fit mos", mos), ("fit pairs", pair_targets(ratings))):
-            yield f"{name}, {words}", lambda e=extractor, t=targets: head_scores(ratings, t, e, cache, parts)
-    for extractor in extractors if tiny else AFINE:
-        words = extractor["type"] if isinstance(extractor, dict) else extractor
-        for seed in SEEDS[:1] if tiny else SEEDS:
+def fits(
+    ratings: Ratings, stimuli: Path, out: Path, afine: Mapping[str, Sequence[int]], *, tiny: bool
+) -> Iterator[tuple[str, Scores]]:
+    """Rows of the table by name. HED runs in bfloat16, or it would take twice as long."""
+    mos, pairs = RatingTargets(ratings.rating.double()), pair_targets(ratings)
+    cache = out / "features"
+    for extractor in (TINY,) if tiny else EXTRACTORS:
+        words = "random" if tiny else str(extractor)
+        for name, targets in (("fit mos", mos), ("fit pairs", pairs)):
+            yield f"{name}, {words}", lambda e=extractor, t=targets: head_scores(ratings, t, e, cache, PARTS)  # type: ignore[misc]
+    for words, seeds in ({"random": [0]} if tiny else afine).items():
+        network = TINY if tiny else {"type": words, "amp": words == "hed-stages"}
+        for seed in seeds:
             yield (
                 f"A-FINE, {words}, seed {seed}",
-                lambda e=extractor, s=seed: afine_scores(
-                    ratings, stimuli, e, out / "statistics", parts, s, 4 if tiny else 1000
+                lambda e=network, s=seed: afine_scores(  # type: ignore[misc]
+                    ratings, stimuli, e, out / "statistics", PARTS, s, 4 if tiny else 1000
                 ),
             )
 
 
-def fitted_scores(ratings: Ratings, stimuli: Path, out: Path, results: Results, *, tiny: bool) -> dict[str, Any]:
+def fitted_scores(
+    ratings: Ratings,
+    stimuli: Path,
+    out: Path,
+    results: Results,
+    afine: Mapping[str, Sequence[int]],
+    *,
+    tiny: bool,
+) -> dict[str, Any]:
     """Goodness `(n,)` of each row that could be fitted here."""
     found: dict[str, Any] = {}
-    for name, scores in fits(ratings, stimuli, out, tiny=tiny):
+    for name, scores in fits(ratings, stimuli, out, afine, tiny=tiny):
         if name not in results:
             print(f"{name}, {PARTS} times", flush=True)
             try:
@@ -117,7 +126,7 @@ def fitted_scores(ratings: Ratings, stimuli: Path, out: Path, results: Results, 
 
 def by_default(ratings: Ratings, out: Path, scores: dict[str, Any], *, tiny: bool) -> dict[str, Any]:
     """What one `qa-hooks fit mos` with its defaults says of itself, and how the others do on the same contents."""
-    extractor = {"type": "random", "width": 4} if tiny else EXTRACTORS[0]
+    extractor = TINY if tiny else EXTRACTORS[0]
     facts = fit_mos(ratings, extractor=extractor, cache=out / "features").facts
     held = held_out_contents(numbered(ratings.together()), 0.25, 0)
     clusters = [content for content, out_of in zip(ratings.content, held.tolist(), strict=True) if out_of]

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from benchmarks import tid_stimuli
-from benchmarks.opinions import check_types, published_ssim
+from benchmarks.opinions import check_types
+from benchmarks.opinions_scorers import published_psnr, published_ssim
 from benchmarks.tid_stimuli import CORNERS, PSNRS, TYPES, psnr, rebuild, reference
 from qa_hooks.ratings import Ratings
 
@@ -62,6 +63,14 @@ def test_what_is_there_stays(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "I03_08_2.png").read_bytes() == b"mine"
 
 
+def test_the_published_psnr_is_that_of_grey_images():
+    g = torch.Generator().manual_seed(0)
+    images, reference = torch.rand(2, 2, 3, 20, 24, generator=g)
+    grey = [0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2] for x in (images.double(), reference.double())]
+    wanted = [10 * np.log10(1 / float((a - b).square().mean())) for a, b in zip(*grey, strict=True)]
+    assert published_psnr(images, reference).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
 def test_the_published_ssim_looks_at_grey_means():
     g = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 48, 48, generator=g)
@@ -76,7 +85,7 @@ def test_a_type_counts_when_both_metrics_agree_with_the_published():
     ratings = Ratings(names, truth, True, "x", "x", content=content, kind=["08"] * 120)
     g = np.random.default_rng(0)
     noise = g.normal(size=(2, 120))
-    near = {"psnr": truth.numpy() + 14 * noise[0], "ssim as published": truth.numpy() + 9 * noise[1]}
+    near = {"psnr as published": truth.numpy() + 14 * noise[0], "ssim as published": truth.numpy() + 9 * noise[1]}
     assert check_types(ratings, near)["08"]["passes"]
-    far = {**near, "psnr": truth.numpy()}
+    far = {**near, "psnr as published": truth.numpy()}
     assert not check_types(ratings, far)["08"]["passes"]
