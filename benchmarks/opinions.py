@@ -26,17 +26,17 @@ import numpy as np
 from benchmarks.opinions_fit import AFINE, by_default, fitted_scores, seeds_apart
 from benchmarks.opinions_scorers import AS_PUBLISHED, named_scorers, scores_in_features
 from benchmarks.results import Results
-from benchmarks.tid_stimuli import NAMES, PUBLISHED, TOLERANCE, TYPES, make_tiny, rebuild
+from benchmarks.tid_stimuli import NAMES, PUBLISHED, SIZE, TOLERANCE, TYPES, make_tiny, rebuild
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.ratings import AgreementReport, Ratings, agreement, read_ratings, report_agreement
 from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
 from qa_hooks.ratings.speed import milliseconds
 
-TINY_TYPES = ("01", "08")
+USUAL, TINY_TYPES = ("01", "06", "08", "10", "11"), ("01", "08")
 
 
-def rebuilt(ratings: Path, stimuli: Path) -> Ratings:
+def rebuilt(ratings: Path, stimuli: Path, kinds: Sequence[str]) -> Ratings:
     """The ratings whose stimuli were made again, with their images; content 25 is no photograph."""
     names = [name for name in ("mos_with_names.txt", "tid2013.txt") if (ratings / name).is_file()]
     if not names:
@@ -45,7 +45,7 @@ def rebuilt(ratings: Path, stimuli: Path) -> Ratings:
     rows = [
         row
         for row, (content, kind) in enumerate(zip(table.content, table.kind, strict=True))
-        if kind in TYPES and content.upper() != "I25"
+        if kind in kinds and content.upper() != "I25"
     ]
     kept = table.select(rows)
     return replace(kept, images=find_images(kept.names, stimuli), across_contents=True)
@@ -73,6 +73,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ratings", type=Path, help="the folder of TID2013's labels")
     parser.add_argument("--photos", type=Path, help="photographs of other contents, to fit on")
     parser.add_argument("--out", type=Path, default=Path("runs/opinions"), help="stimuli, scores and the table")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(USUAL), help="TID2013's numbers")
     parser.add_argument("--scorers", nargs="*", default=[], help="further scorers, such as files of yours")
     parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="scorers that take too long here")
     parser.add_argument("--fit", action="store_true", help="also fit on the ratings, and judge on contents held out")
@@ -90,12 +91,13 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> None:
     options = read_options(arguments)
-    size, stimuli_folder = None, options.out / "stimuli"
+    size, stimuli_folder = SIZE, options.out / "stimuli"
     if options.tiny:
         options.kodak = options.ratings = options.out / "tiny"
-        size, options.fit = make_tiny(options.kodak, TINY_TYPES), True
-    rebuild(options.kodak, stimuli_folder, size, kinds=TINY_TYPES if options.tiny else tuple(TYPES))
-    ratings = rebuilt(options.ratings, stimuli_folder)
+        options.types, options.fit = list(TINY_TYPES), True
+        size = make_tiny(options.kodak, options.types)
+    rebuild(options.kodak, stimuli_folder, options.types, size)
+    ratings = rebuilt(options.ratings, stimuli_folder, options.types)
     named, in_features = named_scorers(options)
     stimuli = [
         Stimulus(path, stimuli_folder / f"{content.upper()}.png") if path is not None else None
