@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qa_hooks._base.files import whole_file
-from qa_hooks._base.hashing import fingerprint
-from qa_hooks.features import create_extractor, extract_features
+from qa_hooks.features import create_extractor
 from qa_hooks.functional import ssim
 from qa_hooks.images import list_images, load_image
+from qa_hooks.ratings.opinion_features import rated_features
 from qa_hooks.scorers import FunctionScorer, Scorer, create_scorer
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 from qa_hooks.scorers.perceptual import unit
@@ -115,16 +113,10 @@ def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
 
 def scores_in_features(named: dict[str, FeatureScorer], files: list[Path], out: Path) -> dict[str, Any]:
     """Goodness of the images; scorers in the features of one network share them, and they are kept in `out`."""
-    found, content = {}, fingerprint(*(path.read_bytes() for path in files))
+    found = {}
     for name, scorer in named.items():
-        kept = out / "features" / f"{scorer.extractor.name}-{scorer.extractor.fingerprint}-{content}.safetensors"
-        if not kept.is_file():
-            print(f"features of {len(files)} images in {scorer.extractor.name}", flush=True)
-            values = extract_features(scorer.extractor, files, batch_size=8).values
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(kept) as partial:
-                save_file({"values": values.contiguous()}, partial)
-        found[name] = scorer.score_features(load_file(kept)["values"]).double().numpy()
+        values = rated_features(scorer.extractor, files, cache=out / "features", batch_size=8).values
+        found[name] = scorer.score_features(values).double().numpy()
     return found
 
 
