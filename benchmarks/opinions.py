@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.opinions_fit import AFINE, by_default, fitted_scores, seeds_apart
-from benchmarks.opinions_scorers import AS_PUBLISHED, named_scorers, scores_in_features
+from benchmarks.opinions_scorers import AS_PUBLISHED, as_published, named_scorers, scores_in_features
 from benchmarks.results import Results
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, SIZE, TOLERANCE, TYPES, make_tiny, rebuild
 from qa_hooks.drawing.tables import text_table
@@ -81,6 +81,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--afine", nargs="*", default=list(AFINE), metavar="EXTRACTOR", help="of --fit: hed-stages is slow"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the A-FINEs of --fit")
+    parser.add_argument("--check", action="store_true", help="only say which types are rebuilt")
     parser.add_argument("--time", action="store_true", help="also measure what each scorer costs: on a quiet machine")
     parser.add_argument("--tiny", action="store_true", help="small pictures and ratings that were made up")
     options = parser.parse_args(arguments)
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
         size = make_tiny(options.kodak, options.types)
     rebuild(options.kodak, stimuli_folder, options.types, size)
     ratings = rebuilt(options.ratings, stimuli_folder, options.types)
-    named, in_features = named_scorers(options)
+    named, in_features = (as_published(), {}) if options.check else named_scorers(options)
     stimuli = [
         Stimulus(path, stimuli_folder / f"{content.upper()}.png") if path is not None else None
         for path, content in zip(ratings.images, ratings.content, strict=True)
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str]) -> None:
         (NAMES[kind], f"{row['psnr']:.3f}", f"{PUBLISHED[kind][0]:.3f}", f"{row['ssim']:.3f}",
          f"{PUBLISHED[kind][1]:.3f}", "yes" if row["passes"] else "no") for kind, row in types.items()
     )]), end="\n\n")  # fmt: skip
+    if options.check:
+        return
     passing = [row for row, kind in enumerate(ratings.kind) if types[kind]["passes"] or options.tiny]
     kept = replace(ratings.select(passing), level=[])
     scores = {name: values[passing] for name, values in scores.items() if name not in AS_PUBLISHED}

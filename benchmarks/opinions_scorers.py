@@ -142,6 +142,11 @@ def named_scorers(options: argparse.Namespace) -> tuple[dict[str, Scorer], dict[
             named[name] = make()
         except ImportError as error:
             print(f"{name} is left out: {error}", flush=True)
-    for name, function in AS_PUBLISHED.items():
-        named[name] = FunctionScorer(function, name=name, higher_is_better=True, inputs={"reference"})
-    return {name: scorer for name, scorer in named.items() if name not in options.leave_out}, in_features
+    named = {name: scorer for name, scorer in named.items() if name not in options.leave_out}
+    return {**named, **as_published()}, in_features
+
+
+def as_published() -> dict[str, Scorer]:
+    """The two by which it is told whether a type is rebuilt."""
+    how: dict[str, Any] = {"higher_is_better": True, "inputs": {"reference"}}
+    return {name: FunctionScorer(function, name=name, **how) for name, function in AS_PUBLISHED.items()}

@@ -36,14 +36,17 @@ PUBLISHED = {
     "01": (0.929, 0.867),
     "02": (0.898, 0.773),
     "03": (0.920, 0.852),
+    "05": (0.914, 0.863),
     "06": (0.897, 0.750),
+    "07": (0.881, 0.866),
     "08": (0.915, 0.967),
     "10": (0.919, 0.920),
     "11": (0.884, 0.947),
     "19": (0.891, 0.780),
 }
 NAMES = {
-    "01": "white noise", "02": "colour noise", "03": "correlated noise", "06": "impulse noise", "08": "blur",
+    "01": "white noise", "02": "colour noise", "03": "correlated noise",
+    "05": "high-frequency noise", "06": "impulse noise", "07": "quantisation", "08": "blur",
     "10": "JPEG", "11": "JPEG 2000", "19": "multiplied noise",
 }  # fmt: skip
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
@@ -96,6 +99,19 @@ def correlated_noise(clean: Pixels, level: int, random: np.random.Generator) -> 
     return noise_of(field / field.std(), clean, level)
 
 
+def high_frequency_noise(clean: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    """Noise less its blur with a deviation of one pixel, which is a guess."""
+    from scipy.ndimage import gaussian_filter
+
+    field = random.normal(size=clean.shape)
+    return noise_of(field - np.asarray(gaussian_filter(field, (1.0, 1.0, 0))), clean, level)
+
+
+def quantised(clean: Pixels, level: int, random: np.random.Generator) -> Pixels:
+    """Equal steps in each channel."""
+    return matched(lambda step: (np.floor(clean / step) + 0.5) * step, clean, PSNRS[level], 1.0, 200.0)
+
+
 def multiplied_noise(clean: Pixels, level: int, random: np.random.Generator) -> Pixels:
     """Noise in proportion to the pixel."""
     return noise_of(random.normal(size=clean.shape) * clean / 128, clean, level)
@@ -132,7 +148,8 @@ def jpeg_2000(clean: Pixels, level: int, random: np.random.Generator) -> Pixels:
 
 
 TYPES: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
-    "01": white_noise, "02": colour_noise, "03": correlated_noise, "06": impulse_noise, "08": blur, "10": jpeg,
+    "01": white_noise, "02": colour_noise, "03": correlated_noise,
+    "05": high_frequency_noise, "06": impulse_noise, "07": quantised, "08": blur, "10": jpeg,
     "11": jpeg_2000, "19": multiplied_noise,
 }  # fmt: skip
 

@@ -25,7 +25,8 @@ def clean():
 
 
 @pytest.mark.parametrize(
-    ("kind", "near"), [("01", 0.3), ("02", 0.3), ("03", 0.1), ("19", 0.1), ("06", 0.3), ("11", 1.5)]
+    ("kind", "near"),
+    [("01", 0.3), ("02", 0.3), ("03", 0.1), ("05", 0.3), ("07", 2.0), ("19", 0.1), ("06", 0.3), ("11", 1.5)],
 )
 def test_strengths_have_the_published_psnr(kind, near, clean):
     """JPEG 2000 has few rates for so small a picture."""
@@ -54,6 +55,13 @@ def test_correlated_noise_has_neighbours_alike(clean):
     """A Gaussian of deviation 1 gives neighbours the correlation exp(-1/4)."""
     noise = (TYPES["03"](clean, 2, np.random.default_rng(1)) - clean)[..., 0]
     assert np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] == pytest.approx(np.exp(-0.25), abs=0.05)
+
+
+def test_high_frequency_noise_has_no_low_ones_and_steps_are_equal(clean):
+    noise = (TYPES["05"](clean, 2, np.random.default_rng(1)) - clean)[..., 0]
+    assert np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] < -0.1
+    values = np.unique(TYPES["07"](clean, 4, np.random.default_rng(1)))
+    assert np.ptp(np.diff(values)) < 1e-9
 
 
 def test_multiplied_noise_grows_with_the_pixel():

@@ -90,6 +90,13 @@ def test_tiny_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-6:] == first.splitlines()[-6:]
 
 
+def test_check_says_which_types_are_rebuilt_and_no_more(tmp_path, capsys):
+    opinions.main(["--tiny", "--check", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in said.splitlines() if line] == ["type", "white noise", "blur"]
+    assert not (tmp_path / "fit").exists()
+
+
 def test_what_is_missing_is_said(capsys):
     with pytest.raises(SystemExit):
         opinions.main(["--kodak", "x"])
