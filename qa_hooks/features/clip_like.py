@@ -74,7 +74,7 @@ def clip_like(source: str, *, download: bool = True) -> ClipLike:
 
     processors: Any = AutoImageProcessor  # has no types
     spec, how = f"{PREFIX}{source}", {"trust_remote_code": False, "local_files_only": not download}
-    with loading(spec), torch.random.fork_rng(devices=[]):
+    with loading(spec), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True, **how)
             if not hasattr(model, "logit_scale"):

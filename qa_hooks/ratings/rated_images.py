@@ -40,6 +40,13 @@ def what_about(ratings: Ratings, about: str | None) -> str:
                 f"alignment is about an image and its prompt, and {len(blank)} of {len(ratings)} images have none; the "
                 f"first is {blank[0]}. In a table of your own name the column: columns={{'prompt': ...}}"
             )
+        known: dict[str, str] = {}
+        for name, prompt in zip(ratings.names, prompts, strict=True):
+            if known.setdefault(name, prompt) != prompt:
+                raise ValueError(
+                    f"{name} is rated with two prompts, {known[name]!r} and {prompt!r}: alignment needs one prompt for "
+                    "each image; give the file once for each, under two names"
+                )
     return found
 
 

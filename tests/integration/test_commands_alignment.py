@@ -143,6 +143,11 @@ def test_a_missing_prompt_is_told(made, tmp_path):
     ratings.prompt[3] = " "
     with pytest.raises(ValueError, match=r"1 of 48 images have none; the first is sd1\.5_normal_000_3\.png"):
         fit_mos(ratings, extractor=clip)
+    ratings.prompt[3] = ratings.prompt[2]
+    ratings.names[3] = ratings.names[2]
+    ratings.prompt[3] = "another prompt"
+    with pytest.raises(ValueError, match="is rated with two prompts, .* and 'another prompt'"):
+        fit_mos(ratings, extractor=clip)
     with pytest.raises(ValueError, match="about must be one of image, alignment, got 'prompt'"):
         fit_mos(ratings, extractor=clip, about="prompt")
     with pytest.raises(ValueError, match="about must be one of image, alignment, got 'mos'"):
