@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from benchmarks.opinions_fit import AFINE, by_default, fitted_scores, seeds_apart
+from benchmarks.opinions_fit import AFINE, TINY, by_default, fitted_scores, seeds_apart, stage_features
 from benchmarks.opinions_scorers import AS_PUBLISHED, as_published, named_scorers, scores_in_features
 from benchmarks.results import Results
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, SIZE, TOLERANCE, TYPES, make_tiny, rebuild
 from qa_hooks.drawing.tables import text_table
+from qa_hooks.features import create_extractor
 from qa_hooks.ratings import AgreementReport, Ratings, agreement, read_ratings, report_agreement
 from qa_hooks.ratings.images import find_images
+from qa_hooks.ratings.opinion_features import rated_features
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
 from qa_hooks.ratings.speed import milliseconds
 
@@ -108,7 +111,12 @@ def main(arguments: Sequence[str]) -> None:
         warnings.simplefilter("ignore")
         scores, problems = score_stimuli(stimuli, named, options.out / "scores")
         files = [stimulus.image for stimulus in stimuli if stimulus is not None]
-        scores.update(scores_in_features(in_features, files, options.out))
+        features: dict[str, Tensor] = {}
+        if options.tiny:
+            features["random"] = rated_features(create_extractor(TINY), files, cache=options.out / "features").values
+        elif options.fit:
+            features = stage_features(ratings, stimuli_folder, options.out / "statistics")
+        scores.update(scores_in_features(in_features, files, options.out, features))
     for name, failed in problems.items():
         print(f"{name} failed on {len(failed)} images; the first: {next(iter(failed.values()))}")
     types = check_types(ratings, scores)
@@ -126,9 +134,10 @@ def main(arguments: Sequence[str]) -> None:
         results = Results(options.out / "fit", settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            own = by_default(kept, options.out, scores, tiny=options.tiny)
+            chosen = {name: values[passing] for name, values in features.items()}
+            own = by_default(kept, chosen, scores, tiny=options.tiny)
             afine = dict.fromkeys(options.afine, options.seeds)
-            known = fitted_scores(kept, stimuli_folder, options.out, results, afine, tiny=options.tiny)
+            known = fitted_scores(kept, chosen, stimuli_folder, options.out, results, afine, tiny=options.tiny)
         scores.update({name: values for name, values in known.items() if "seed" not in name or "seed 0" in name})
         lines = [f"  {name}: {short(row[0])} ({short(row[1])}, {short(row[2])})" for name, row in own.items()]
         print("one `qa-hooks fit mos` with its defaults, SRCC on the six contents that it holds out:", *lines, sep="\n")

