@@ -106,12 +106,13 @@ def fits(
 ) -> Iterator[tuple[str, Scores]]:  # fmt: skip
     """Rows of the table by name. HED runs in bfloat16, or it would take twice as long."""
     mos, pairs = RatingTargets(ratings.rating.double()), pair_targets(ratings)
+    parts = 2 if tiny else PARTS
     for words, values in features.items():
         network = create_extractor(TINY if tiny else words)
         for name, targets in (("fit mos", mos), ("fit pairs", pairs)):
             yield (
                 f"{name}, {words}",
-                lambda v=values, t=targets, n=network: head_scores(ratings, v, t, n, PARTS),  # type: ignore[misc]
+                lambda v=values, t=targets, n=network: head_scores(ratings, v, t, n, parts),  # type: ignore[misc]
             )
     for words, seeds in ({"random": [0]} if tiny else afine).items():
         spec = TINY if tiny else {"type": words, "amp": True} if words == "hed-stages" else words
@@ -119,7 +120,7 @@ def fits(
             yield (
                 f"A-FINE, {words}, seed {seed}",
                 lambda e=spec, s=seed: afine_scores(  # type: ignore[misc]
-                    ratings, stimuli, e, out / "statistics", PARTS, s, 4 if tiny else 1000
+                    ratings, stimuli, e, out / "statistics", parts, s, 4 if tiny else 1000
                 ),
             )
 
@@ -138,7 +139,7 @@ def fitted_scores(
     found: dict[str, Any] = {}
     for name, scores in fits(ratings, features, stimuli, out, afine, tiny=tiny):
         if name not in results:
-            print(f"{name}, {PARTS} times", flush=True)
+            print(f"{name}, {2 if tiny else PARTS} times", flush=True)
             try:
                 results.add(name, scores().tolist())
             except ImportError as error:
