@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
+from qa_hooks.integrations.diffusers.quality.scale import warn_of_scale
 from qa_hooks.integrations.diffusers.quality.scores import QualityScores
 
 FORMAT = "qa_hooks.quality_adapter"
@@ -66,6 +67,5 @@ def check_scores(known: QualityScores, given: QualityScores) -> None:
     known.check_same(given.names, given.higher_is_better, given.fingerprints, "these are")
     if given.mean.shape != known.mean.shape:
         raise ValueError(f"these are {len(given.mean)} numbers an image, and the adapter has {len(known.mean)}")
-    known.warn_of_scale(
-        (given.mean - known.mean) / known.deviation, given.deviation / known.deviation, given.fingerprints
-    )
+    middle, spread = (given.mean - known.mean) / known.deviation, given.deviation / known.deviation
+    warn_of_scale(known, middle, spread, given.fingerprints)

@@ -7,7 +7,6 @@ So one unit is one standard deviation of the training images, 0 is their average
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -21,9 +20,9 @@ from qa_hooks._base.checks import warn
 from qa_hooks.data import QualityTable
 from qa_hooks.data.candidates import some
 from qa_hooks.data.weights import only_candidate
+from qa_hooks.integrations.diffusers.quality.scale import warn_of_scale
 
 SPREAD = 8  # images from which on a deviation is looked at
-UNLIKE = 10.0  # times larger or smaller than in training
 Quality = float | Mapping[str, float] | list[float] | tuple[float, ...] | Tensor | None
 
 
@@ -152,7 +151,7 @@ class QualityScores:
         spread = torch.stack(
             [c[c.isfinite()].std() if c.isfinite().sum() >= SPREAD else c.new_tensor(torch.nan) for c in q.T]
         )
-        self.warn_of_scale(q.nanmedian(0).values, spread, marks)
+        warn_of_scale(self, q.nanmedian(0).values, spread, marks)
         return q
 
     def as_rows(self, q: Quality) -> Tensor:
@@ -225,36 +224,6 @@ class QualityScores:
                     f"{what} scores of another {name} (fingerprint {mark}) than the adapter was trained on "
                     f"({own_mark}): its numbers mean something else"
                 )
-
-    def warn_of_scale(self, middle: Tensor, spread: Tensor, fingerprints: Sequence[str]) -> None:
-        """One warning where scores without a fingerprint lie or vary as the training images' do not: another scale?
-
-        Scores of [0, 1] where [0, 100] was trained on may well lie within the range of the dial. Then they hardly vary.
-
-        Args:
-            middle: `(D,)`, the q in the middle of the images that are looked at.
-            spread: `(D,)`, the deviation of their q, which is 1 in training; NaN where they are too few.
-            fingerprints: of their scorers; where both sides have one, it was compared.
-        """
-        if self.reference:
-            return
-        odd = []
-        for i, (name, mark) in enumerate(zip(self.names, fingerprints, strict=True)):
-            low, high, q, varies = float(self.low[i]), float(self.high[i]), float(middle[i]), float(spread[i])
-            reach = (high - low) / 2
-            if mark and self.fingerprints[i]:
-                continue
-            if q < low - reach or q > high + reach:
-                odd.append(
-                    f"{name} lies far outside (q = {q:+.3g} in the middle, {low:+.3g} to {high:+.3g} in training)"
-                )
-            elif not math.isnan(varies) and not 1 / UNLIKE <= varies <= UNLIKE:
-                odd.append(f"{name} has a deviation of {varies:.2g} of the training images'")
-        if odd:
-            warn(
-                f"the scores are unlike those of the training images: {', '.join(odd)}. No fingerprint says that they "
-                "are of the same scorer: is their scale another one?"
-            )
 
     def check_resumed(self, saved: QualityScores) -> None:
         """`ValueError` unless a run with these saved scores can go on with ours."""
