@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         raise ValueError(f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if images.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(images.shape)}")
+    if images.shape[3] == 3 and min(images.shape[1:3]) > 4:
+        raise ValueError(
+            f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}, which looks like (N, H, W, C): give "
+            f"{name}.permute(0, 3, 1, 2)"
+        )
     if floating and not images.is_floating_point():
         raise TypeError(
             f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
@@ -195,7 +200,7 @@ def as_tensor(images: Any) -> Tensor:
         from qa_hooks._base.decoding import pixels_of
 
         return _from_array(pixels_of(images))
-    if isinstance(images, Iterable) and not isinstance(images, (str, bytes)):
+    if isinstance(images, Iterable) and not isinstance(images, (str, bytes, Mapping)):
         parts = [as_tensor(image) for image in images]
         if not parts:
             raise ValueError("images is empty")

@@ -15,6 +15,7 @@ import io
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from qa_hooks._base.arrays import LARGEST, named, read_array
 from qa_hooks._base.checks import warn
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, open_picture, pixels_of
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture, pixels_of
 from qa_hooks._base.files import walk_files
 
 ARRAYS = (".npz", ".npy")
@@ -86,25 +87,45 @@ def list_pictures(folder: Path) -> list[Path]:
         return list_members(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = list(walk_files(folder))
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     paths = sorted(path for path in found if path.is_file())
     lost = [path for path in found if path.is_symlink() and not path.exists()]
     if lost:
         warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
+    others = _of_other_formats(files)
     if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        splits = sorted(path for path in folder.iterdir() if path.is_dir() and is_container(path))
+        instead = f"; it holds saved data sets: give one of them, such as {splits[0]}" if splits else others
+        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
+    if others:
+        warn(f"of the pictures below {folder}{others}")
     return paths
+
+
+def _of_other_formats(files: Iterable[Path]) -> str:
+    """Words about pictures that are left out, none where there are none."""
+    others = sorted(path for path in files if path.suffix.lower() in OTHER_SUFFIXES)
+    return (
+        f", {len(others)} are left out, since their formats are not read, the first is {others[0].name}: save them as "
+        "PNG or JPEG"
+        if others
+        else ""
+    )
 
 
 def list_members(path: Path) -> list[Path]:
     """The members' paths, sorted; `ValueError` when there are none."""
     if path.suffix.lower() == ".zip" and path.is_file():
-        names = set(_zip(path, *_version(path)).namelist())
-        members = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and _is_plain(name)]
+        names = {path / name for name in _zip(path, *_version(path)).namelist() if _is_plain(name)}
+        members = [name for name in names if name.suffix.lower() in IMAGE_SUFFIXES]
+        others = _of_other_formats(names)
     else:
-        members = [path / f"{position:06d}.png" for position in range(len(_members(path)))]
+        members, others = [path / f"{position:06d}.png" for position in range(len(_members(path)))], ""
     if not members:
-        raise ValueError(f"{path} holds no images")
+        raise ValueError(f"{path} holds no images{others}")
+    if others:
+        warn(f"of the pictures in {path}{others}")
     return sorted(members)
 
 
@@ -161,11 +182,21 @@ def read_pixels(path: Path) -> Pixels:
         found = next((found[key] for key in KEYS if key in found), None)
     if isinstance(found, dict):  # not decoded: {"bytes": ..., "path": ...}
         return decode(io.BytesIO(found["bytes"]))
-    if isinstance(found, np.ndarray):
-        return found if found.ndim == 3 else found[:, :, None]
+    if isinstance(found, (list, np.ndarray)):
+        return _numbers(np.asarray(found))
     if found is None:
         raise ValueError(f"it has no image under {', '.join(KEYS)}")
     return pixels_of(found)
+
+
+def _numbers(found: np.ndarray[Any, Any]) -> Pixels:
+    """A picture that stands as numbers in a column of a data set, or in an array."""
+    whole = found.dtype.kind in "ui" and found.size > 0 and 0 <= found.min() <= found.max() <= 255
+    if not whole or not (found.ndim == 2 or (found.ndim == 3 and found.shape[2] in (1, 3))):
+        raise ValueError(
+            f"it holds {found.dtype} {found.shape}, expected whole numbers from 0 to 255, (H, W) or (H, W, C)"
+        )
+    return found.astype(np.uint8, copy=False).reshape(*found.shape[:2], -1)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -223,12 +254,17 @@ def _zip(path: Path, *_: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
+@functools.lru_cache(maxsize=4)
+def _entries(path: Path, *version: int) -> dict[Path, zipfile.ZipInfo]:
+    """By path, of which an archive may have other spellings: ./a.png, b//a.png."""
+    return {Path(info.filename): info for info in _zip(path, *version).infolist()}
+
+
 def _zip_bytes(path: Path, file: Path) -> bytes:
     archive = _zip(file, *_version(file))
-    try:
-        info = archive.getinfo(path.relative_to(file).as_posix())
-    except KeyError:
-        raise FileNotFoundError(2, "No such member", str(path)) from None
+    info = _entries(file, *_version(file)).get(path.relative_to(file))
+    if info is None:
+        raise FileNotFoundError(2, "No such member", str(path))
     if info.file_size > LARGEST:
         raise ValueError(f"it unpacks to {info.file_size} bytes, more than {LARGEST}")
     return archive.read(info)

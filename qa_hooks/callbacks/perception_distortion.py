@@ -132,12 +132,7 @@ class PerceptionDistortion(Monitor):
     def _pair(self, ctx: Context) -> tuple[Tensor, Tensor]:
         if isinstance(self.reference, Tensor):
             return sample_block(cast(Sample, self.images), len(self.reference), self.seed, 0), self.reference
-        missing = [name for name in (self.images, self.reference) if name not in ctx.images]
-        if missing:
-            raise ValueError(
-                f"no images named {missing[0]!r} were handed over by hooks.step(...); got {sorted(ctx.images)}"
-            )
-        return ctx.images[cast(str, self.images)], ctx.images[self.reference]
+        return ctx.handed_pair(cast(str, self.images), self.reference)
 
     def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]

@@ -35,6 +35,10 @@ def test_layout_errors_say_what_arrived():
         check_images("fake", torch.zeros(0, 3, 8, 8))
     with pytest.raises(TypeError, match=r"float\(\) / 255"):
         check_images("pred", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"looks like \(N, H, W, C\): give pred\.permute\(0, 3, 1, 2\)"):
+        check_images("pred", torch.zeros(2, 16, 16, 3))
+    for shape in ((2, 3, 16, 3), (2, 16, 3, 3), (2, 4, 16, 3)):  # narrow pictures, and maps of features
+        assert check_images("pred", torch.zeros(shape)).shape == shape
 
 
 def test_to_unit_is_linear_keeps_overshoot_and_gradient():
