@@ -7,6 +7,7 @@ gradients flow through it and overshoots survive it.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -181,8 +182,8 @@ def as_tensor(images: Any) -> Tensor:
     """Images in any common form -> `(N, C, H, W)`: a tensor stays as it is, PIL images and uint8 arrays become uint8.
 
     Accepts a tensor `(N, C, H, W)` or `(C, H, W)`, a PIL image, a NumPy array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`
-    of uint8 in [0, 255] or float in the declared range, or a list of any of these with one size. For places where
-    nothing is differentiated: monitors, fitting, files.
+    of uint8 in [0, 255] or float in the declared range, the bytes of a picture file, or a list of any of these with one
+    size. For places where nothing is differentiated: monitors, fitting, files.
 
     Raises:
         TypeError: an unknown type.
@@ -200,7 +201,12 @@ def as_tensor(images: Any) -> Tensor:
         from qa_hooks._base.decoding import pixels_of
 
         return _from_array(pixels_of(images))
-    if isinstance(images, Iterable) and not isinstance(images, (str, bytes, Mapping)):
+    if isinstance(images, (bytes, bytearray)) or (isinstance(images, Mapping) and "bytes" in images):
+        from qa_hooks._base.containers import picture_bytes
+        from qa_hooks._base.decoding import decode
+
+        return _from_array(decode(io.BytesIO(picture_bytes(images) if isinstance(images, Mapping) else images)))
+    if isinstance(images, Iterable) and not isinstance(images, (str, Mapping)):
         parts = [as_tensor(image) for image in images]
         if not parts:
             raise ValueError("images is empty")

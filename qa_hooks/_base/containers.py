@@ -15,7 +15,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -23,8 +23,9 @@ import numpy as np
 
 from qa_hooks._base.arrays import LARGEST, named, read_array
 from qa_hooks._base.checks import warn
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture, pixels_of
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture
 from qa_hooks._base.files import walk_files
+from qa_hooks._base.text import printable
 
 ARRAYS = (".npz", ".npy")
 _CELL = re.compile(r"(.+)#(\d+x\d+(?:\+\d+)?)")
@@ -92,7 +93,7 @@ def list_pictures(folder: Path) -> list[Path]:
     paths = sorted(path for path in found if path.is_file())
     lost = [path for path in found if path.is_symlink() and not path.exists()]
     if lost:
-        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
+        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {_shown(lost[0])}")
     others = _of_other_formats(files)
     if not paths:
         splits = sorted(path for path in folder.iterdir() if path.is_dir() and is_container(path))
@@ -103,11 +104,15 @@ def list_pictures(folder: Path) -> list[Path]:
     return paths
 
 
+def _shown(path: Path) -> str:
+    return printable(path.name, one_line=True)
+
+
 def _of_other_formats(files: Iterable[Path]) -> str:
     """Words about pictures that are left out, none where there are none."""
     others = sorted(path for path in files if path.suffix.lower() in OTHER_SUFFIXES)
     return (
-        f", {len(others)} are left out, since their formats are not read, the first is {others[0].name}: save them as "
+        f", {len(others)} are left out, since their formats are not read, the first is {_shown(others[0])}: save them as "
         "PNG or JPEG"
         if others
         else ""
@@ -178,15 +183,24 @@ def read_pixels(path: Path) -> Pixels:
     if file.suffix.lower() == ".zip":
         return decode(io.BytesIO(_zip_bytes(path, file)))
     found = _members(file)[int(path.stem)]
+    if isinstance(found, dict):  # a row of a data set, and in it {"bytes": ..., "path": ...}
+        (found,) = found.values()
     if isinstance(found, dict):
-        found = next((found[key] for key in KEYS if key in found), None)
-    if isinstance(found, dict):  # not decoded: {"bytes": ..., "path": ...}
-        return decode(io.BytesIO(found["bytes"]))
+        return decode(io.BytesIO(picture_bytes(found)))
     if isinstance(found, (list, np.ndarray)):
         return _numbers(np.asarray(found))
-    if found is None:
-        raise ValueError(f"it has no image under {', '.join(KEYS)}")
-    return pixels_of(found)
+    raise ValueError(f"there is no picture, but {type(found).__name__}")
+
+
+def picture_bytes(picture: Mapping[str, Any]) -> bytes:
+    """The file that an entry of a data set holds; one that names another file, or an address, is not followed."""
+    held = picture.get("bytes")
+    if held is None:
+        raise ValueError(
+            f"it names the picture {str(picture.get('path'))!r} and does not hold it, and names are not followed: save "
+            "the data set with save_to_disk, which puts the files in"
+        )
+    return bytes(held)
 
 
 def _numbers(found: np.ndarray[Any, Any]) -> Pixels:
@@ -276,10 +290,17 @@ def _members(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _saved(path: Path, *_: int) -> Any:
-    from datasets import load_from_disk
+    """The column of pictures alone, as the files that it holds: other columns may lead to files and addresses."""
+    import datasets
 
     with named(path):
-        return load_from_disk(str(path))
+        rows: Any = datasets.load_from_disk(str(path))
+        key = next((key for key in KEYS if key in rows.column_names), None)
+        if key is None:
+            raise ValueError(f"none of its columns {rows.column_names} is called {', '.join(KEYS)}")
+        rows = rows.select_columns([key]).with_format(None)
+        picture = isinstance(rows.features[key], datasets.Image)
+        return rows.cast_column(key, datasets.Image(decode=False)) if picture else rows
 
 
 @functools.lru_cache(maxsize=2)

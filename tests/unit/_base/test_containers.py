@@ -246,3 +246,46 @@ def test_a_data_set_of_numbers_and_one_of_several_parts(images, tmp_path):
         ValueError, match=r"holds no image files .* it holds saved data sets: give one of them, such as"
     ):
         list_images(tmp_path / "all")
+
+
+@pytest.mark.parametrize("named", ["outside.png", "http://example.invalid/x.png"])
+def test_a_saved_data_set_leads_nowhere(images, tmp_path, named, monkeypatch):
+    """Neither to files outside nor to a server; and a column beside the pictures is not opened at all."""
+    datasets = pytest.importorskip("datasets")
+    import pyarrow as pa
+
+    def asked(*_):
+        raise AssertionError("a server was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    save_image(images[0], tmp_path / "outside.png")
+    if not named.startswith("http"):
+        named = str(tmp_path / named)
+    buffer = io.BytesIO()
+    save_image(images[1], tmp_path / "held.png")
+    held = {"bytes": (tmp_path / "held.png").read_bytes(), "path": None}
+    entry = {"bytes": None, "path": named}
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = datasets.Dataset.from_dict({"image": [entry, held], "other": [entry, entry]},
+                                      features=datasets.Features({"image": struct, "other": struct}))  # fmt: skip
+    rows.save_to_disk(str(tmp_path / "set"))
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    features = {name: {"_type": "Image"} for name in ("image", "other")}
+    facts = {"info": {"features": features}}
+    table = pa.ipc.open_stream(file.read_bytes()).read_all().replace_schema_metadata({"huggingface": json.dumps(facts)})
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    file.write_bytes(buffer.getvalue())
+    facts = json.loads((tmp_path / "set" / "dataset_info.json").read_text())
+    (tmp_path / "set" / "dataset_info.json").write_text(json.dumps({**facts, "features": features}))
+    first, second = list_images(tmp_path / "set")
+    with pytest.raises(ValueError, match="000000.png .* it names the picture .* and does not hold it"):
+        load_image(first)
+    assert torch.equal(load_image(second), images[1])
+
+
+def test_a_saved_data_set_without_pictures_says_its_columns(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"photo": [1, 2]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"none of its columns \['photo'\] is called image, images"):
+        list_images(tmp_path / "set")
