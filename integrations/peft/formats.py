@@ -234,8 +234,8 @@ def _converted(
     pipeline = pipeline_class(network)
     if pipeline is None or not hasattr(pipeline, "lora_state_dict"):
         raise ValueError(
-            f"{path} has another trainer's names of layers, which Diffusers cannot convert for a {type(network).__name__}; "
-            f"{_WAY_OUT}"
+            f"{path} has another trainer's names of layers, which Diffusers cannot convert for a "
+            f"{type(network).__name__}; {_WAY_OUT}"
         )
     config = {"unet_config": network.config} if hasattr(network, "config") and "UNet" in type(network).__name__ else {}
     try:

@@ -111,12 +111,14 @@ def configs(network: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: they are in a part of it, as of a trainer's module that holds the network that was adapted.
     """
-    if hasattr(network, "peft_config"):
-        found: dict[str, Any] = network.peft_config
+    found: Any = getattr(network, "peft_config", None)
+    if isinstance(found, dict):
         return found
     for name, part in network.named_modules():
         if name and isinstance(getattr(part, "peft_config", None), dict):
-            raise ValueError(f"the adapter was put into {name!r}, a part of this {type(network).__name__}: give that part")
+            raise ValueError(
+                f"the adapter was put into {name!r}, a part of this {type(network).__name__}: give that part"
+            )
     return {}
 
 

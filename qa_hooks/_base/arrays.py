@@ -34,6 +34,16 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     return _images_among(arrays, path)
 
 
+def pixels_of_numbers(found: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`(H, W, C)` of a picture that stands as numbers in an array, or in a column of a data set."""
+    whole = found.dtype.kind in "ui" and found.size > 0 and 0 <= found.min() <= found.max() <= 255
+    if not whole or not (found.ndim == 2 or (found.ndim == 3 and found.shape[2] in (1, 3))):
+        raise ValueError(
+            f"it holds {found.dtype} {found.shape}, expected whole numbers from 0 to 255, (H, W) or (H, W, C)"
+        )
+    return found.astype(np.uint8, copy=False).reshape(*found.shape[:2], -1)
+
+
 def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if path.suffix.lower() == ".npy":
         return {path.name: np.load(path, mmap_mode="r", allow_pickle=False)}

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_hooks._base.arrays import LARGEST, named, read_array
+from qa_hooks._base.arrays import LARGEST, named, pixels_of_numbers, read_array
 from qa_hooks._base.checks import warn
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture, pixels_of
 from qa_hooks._base.files import walk_files
 from qa_hooks._base.text import printable
 
@@ -111,12 +111,8 @@ def _shown(path: Path) -> str:
 def _of_other_formats(files: Iterable[Path]) -> str:
     """Words about pictures that are left out, none where there are none."""
     others = sorted(path for path in files if path.suffix.lower() in OTHER_SUFFIXES)
-    return (
-        f", {len(others)} are left out, since their formats are not read, the first is {_shown(others[0])}: save them as "
-        "PNG or JPEG"
-        if others
-        else ""
-    )
+    told = f", {len(others)} are left out, since their formats are not read, the first is "
+    return f"{told}{_shown(others[0])}: save them as PNG or JPEG" if others else ""
 
 
 def list_members(path: Path) -> list[Path]:
@@ -186,31 +182,23 @@ def read_pixels(path: Path) -> Pixels:
     if isinstance(found, dict):  # a row of a data set, and in it {"bytes": ..., "path": ...}
         (found,) = found.values()
     if isinstance(found, dict):
-        return decode(io.BytesIO(picture_bytes(found)))
+        return pixels_in_memory(found)
     if isinstance(found, (list, np.ndarray)):
-        return _numbers(np.asarray(found))
+        return pixels_of_numbers(np.asarray(found))
     raise ValueError(f"there is no picture, but {type(found).__name__}")
 
 
-def picture_bytes(picture: Mapping[str, Any]) -> bytes:
-    """The file that an entry of a data set holds; one that names another file, or an address, is not followed."""
-    held = picture.get("bytes")
+def pixels_in_memory(picture: Any) -> Pixels:
+    """Of a `PIL.Image`, a file's bytes, or a mapping that holds them; the name of another file is not followed."""
+    if type(picture).__module__.startswith("PIL."):
+        return pixels_of(picture)
+    held = picture.get("bytes") if isinstance(picture, Mapping) else picture
     if held is None:
         raise ValueError(
-            f"it names the picture {str(picture.get('path'))!r} and does not hold it, and names are not followed: save "
-            "the data set with save_to_disk, which puts the files in"
+            f"it names the picture {dict(picture).get('path')!r} and does not hold it, and names are not followed: "
+            "save the data set with save_to_disk, which puts the files in"
         )
-    return bytes(held)
-
-
-def _numbers(found: np.ndarray[Any, Any]) -> Pixels:
-    """A picture that stands as numbers in a column of a data set, or in an array."""
-    whole = found.dtype.kind in "ui" and found.size > 0 and 0 <= found.min() <= found.max() <= 255
-    if not whole or not (found.ndim == 2 or (found.ndim == 3 and found.shape[2] in (1, 3))):
-        raise ValueError(
-            f"it holds {found.dtype} {found.shape}, expected whole numbers from 0 to 255, (H, W) or (H, W, C)"
-        )
-    return found.astype(np.uint8, copy=False).reshape(*found.shape[:2], -1)
+    return decode(io.BytesIO(held))
 
 
 def picture_size(path: Path) -> tuple[int, int]:

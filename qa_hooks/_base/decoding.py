@@ -17,10 +17,12 @@ from qa_hooks._base.checks import warn
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .mpo .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .gif .apng".split()
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-OTHER_SUFFIXES = frozenset(  # pictures all the same: a folder's own are named when they are left out
-    ".avif .heic .heif .jxl .jp2 .j2k .tga .exr .hdr .pfm .psd .dds .dng .cr2 .cr3 .nef .arw .raf .orf .rw2".split()
+OTHER_SUFFIXES = frozenset(  # pictures all the same: they are named when they are left out
+    {".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".tga", ".exr", ".hdr", ".pfm", ".psd", ".dds"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # of cameras
 )
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 178_956_970  # of one picture, twice Pillow's default; what Pillow is told in somebody's run does not matter
@@ -44,7 +46,7 @@ def open_picture(file: str | Path | BinaryIO) -> Iterator[Any]:
 
     try:
         with contextlib.ExitStack() as stack:
-            opened = stack.enter_context(open(file, "rb")) if isinstance(file, (str, Path)) else file
+            opened = stack.enter_context(Path(file).open("rb")) if isinstance(file, (str, Path)) else file
             image = stack.enter_context(Image.open(opened, formats=_formats()))
             if image.width * image.height > PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {PIXELS} in all")

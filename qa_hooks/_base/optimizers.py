@@ -29,7 +29,7 @@ def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     Where torch.compile has not been loaded nothing is done, since loading it takes seconds.
     """
-    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook  # type: ignore[no-untyped-call]
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def skips_step(optimizer: torch.optim.Optimizer) -> bool:

@@ -74,8 +74,8 @@ class SeenBatch:
         for name, images in (("real", reals[0]), ("fake", fakes[-1])):
             if version_of(images) != self._versions[id(images)]:
                 raise RuntimeError(
-                    f"the {name} images were changed in place after the critic had seen them (by an in-place first layer, "
-                    "or by the loop): hand them over yourself, batch=lambda: (real, fake)"
+                    f"the {name} images were changed in place after the critic had seen them (by an in-place first "
+                    "layer, or by the loop): hand them over yourself, batch=lambda: (real, fake)"
                 )
         return reals[0], fakes[-1]
 

@@ -139,7 +139,9 @@ def check_source(source: Source) -> None:
         ValueError: no end (`check_end`).
     """
     if isinstance(source, Mapping):
-        raise TypeError(f"images must come as one source, got a {type(source).__name__} of {list(source)[:9]}: give a part")
+        raise TypeError(
+            f"images must come as one source, got a {type(source).__name__} of {list(source)[:9]}: give a part"
+        )
     if not (isinstance(source, (str, Path, Tensor, Iterable)) or _is_dataset(source)):
         function = f"the function {source.__name__}; call it" if hasattr(source, "__name__") else type(source).__name__
         raise TypeError(

@@ -330,5 +330,5 @@ def test_names_of_other_trainers_and_a_network_that_has_them(tmp_path):
     fresh = nn.ModuleDict({"diffusion_model": nn.Linear(8, 8), "module": nn.Linear(8, 8)})
     for ours, theirs in zip(load_lora(fresh, path), lora_parameters(network), strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="another trainer's names .* cannot convert for a Words"):
+    with pytest.raises(ValueError, match=r"another trainer's names .* cannot convert for a Words"):
         load_lora(Words(), path)

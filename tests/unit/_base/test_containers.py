@@ -279,7 +279,7 @@ def test_a_saved_data_set_leads_nowhere(images, tmp_path, named, monkeypatch):
     facts = json.loads((tmp_path / "set" / "dataset_info.json").read_text())
     (tmp_path / "set" / "dataset_info.json").write_text(json.dumps({**facts, "features": features}))
     first, second = list_images(tmp_path / "set")
-    with pytest.raises(ValueError, match="000000.png .* it names the picture .* and does not hold it"):
+    with pytest.raises(ValueError, match=r"000000\.png .* it names the picture .* and does not hold it"):
         load_image(first)
     assert torch.equal(load_image(second), images[1])
 

@@ -91,16 +91,17 @@ class TestScoreMonitor:
 
     @pytest.mark.parametrize("given", [torch.zeros(3, 4, 4), torch.zeros(0, 3, 4, 4), torch.zeros(2, 16, 16, 3)])
     def test_what_is_no_batch_of_images_is_named(self, brightness, given):
-        with pytest.warns(UserWarning, match="switched off .* fake (must have the shape|is empty)"):
+        words = "switched off .* fake (must have the shape|is empty|of shape .* looks like)"
+        with pytest.warns(UserWarning, match=words):
             Hooks([ScoreMonitor(brightness, every=1, images="fake")], writer=MemoryWriter()).step(fake=given)
 
     def test_each_image_needs_its_own_reference(self):
-        psnr = PSNR()
+        psnr, images = PSNR(), (torch.zeros(2, 3, 9, 9), torch.zeros(3, 3, 9, 9))
         axes = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="level", higher_is_better=True), psnr
         path = PerceptionDistortion(*axes, images="pred", reference="target", every=1)
         for monitor in (ScoreMonitor(psnr, every=1, images="pred", reference="target"), path):
             with pytest.warns(UserWarning, match="each of 'pred' needs its 'target', got 2 and 3 images"):
-                Hooks([monitor], writer=MemoryWriter()).step(pred=torch.zeros(2, 3, 9, 9), target=torch.zeros(3, 3, 9, 9))
+                Hooks([monitor], writer=MemoryWriter()).step(pred=images[0], target=images[1])
 
     @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_a_wrong_range_is_noticed(self, brightness):
