@@ -11,49 +11,18 @@ lives between forward and backward, over what lived before the step; "peak" is t
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from benchmarks.timing import OURS, compare, device, header, parser, table
+from qa_hooks.demo.diffusion import Living
 from qa_hooks.integrations.diffusers import grad_last_steps
 
 STEPS = 10
 HELD_GOAL, STEP_GOAL, IDLE_GOAL = 0.05, 1.15, 1.02
-
-
-class Living(TorchDispatchMode):
-    """Bytes of the storages that operations have made and that still live; `peak` is their maximum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for value in tree_leaves(output):
-            if isinstance(value, Tensor):
-                self._add(value.untyped_storage())
-        return output
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
 
 
 def pipeline(batch: int, side: int) -> tuple[Any, dict[str, Any]]:

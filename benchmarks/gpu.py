@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_checks, gpu_speed
-from benchmarks.gpu_training import train
+from benchmarks.gan_training import train
 from benchmarks.results import Results
 from benchmarks.timing import device, header
 from qa_hooks._base.files import write_text

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu_training import Run
+from benchmarks.gan_training import Run
 from benchmarks.reward_guard import Quality, Setting, Upscaler, crops, fit_quality, photographs, shrink
 from qa_hooks._base.files import write_safetensors
 from qa_hooks.demo import load_digits_images

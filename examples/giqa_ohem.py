@@ -180,7 +180,7 @@ def sweep(setting: Setting, fakes: Tensor, latents: Tensor) -> list[dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a folder of images instead of the digits")
-    parser.add_argument("--size", type=int, default=32, help="with --data: 16, 32 or 64")
+    parser.add_argument("--size", type=int, default=32, help="with --data: 16, 32, 48 or 64")
     parser.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))

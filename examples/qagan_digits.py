@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1200, help="generator steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", help="a folder of images instead of the digits")
-    parser.add_argument("--size", type=int, default=32, help="with --data: 16, 32 or 64")
+    parser.add_argument("--size", type=int, default=32, help="with --data: 16, 32, 48 or 64")
     parser.add_argument("--out", type=Path, default=Path("runs/qagan_digits"), help="TensorBoard run and samples.png")
     return parser.parse_args()
 

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from qa_hooks._base.sharding import SHARDED, sharded_kind
+
 GATHER = (
     "on all ranks state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
     "torch.distributed.checkpoint.state_dict, on one of them load it into an unsharded copy with the same adapter"
 )
-REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
+REFUSED = (*SHARDED, "DeepSpeedEngine")
 
 
 def check_plain_training(accelerator: Any) -> None:
@@ -41,14 +43,13 @@ def check_sharded(value: Any) -> None:
 
 
 def check_whole(model: nn.Module, what: str, instead: str) -> None:
-    """Refuse to read or change the weights of a network that `fully_shard`, FSDP or DeepSpeed has cut up.
+    """Refuse to read or change the weights of a network that `fully_shard`, FSDP or DeepSpeed's ZeRO-3 has cut up.
 
     Raises:
         ValueError: `what` cannot be done, and what to do `instead`.
     """
-    kinds = {kind.__name__ for part in (*model.modules(), *model.parameters()) for kind in type(part).__mro__}
-    if found := kinds.intersection(REFUSED):
-        raise ValueError(f"{what} needs whole weights, and this network's are sharded ({sorted(found)[0]}): {instead}")
+    if kind := sharded_kind(model):
+        raise ValueError(f"{what} needs whole weights, and this network's are sharded ({kind}): {instead}")
 
 
 def check_model(model: nn.Module) -> None:

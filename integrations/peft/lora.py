@@ -113,8 +113,8 @@ def inject_lora(
     check_whole(network, "inject_lora", "inject the adapter first, then call fully_shard")
     if is_parallel(model):
         raise ValueError(
-            "LoRA must be put in before DDP or accelerator.prepare wraps the model: they reduce the gradients of the "
-            "parameters that they find"
+            "LoRA must be put in before DDP, DeepSpeed or accelerator.prepare wraps the model: they reduce the "
+            "gradients of the parameters that they find"
         )
     names, left_out = matching_layers(network, targets)
     failing = failing_layers(network, names, example)

@@ -36,7 +36,8 @@ def _inside(model: nn.Module) -> nn.Module:
 
 def is_parallel(model: nn.Module) -> bool:
     """Whether this wrapper reduces the gradients of the parameters that it found when it was made."""
-    return isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return isinstance(model, parallel) or type(model).__name__ == "DeepSpeedEngine"
 
 
 def is_lora(module: nn.Module) -> bool:

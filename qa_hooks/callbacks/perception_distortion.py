@@ -16,7 +16,7 @@ from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, in_range, sample_block
+from qa_hooks.sources.samples import Sample, check_sample, in_range, sample_blocks
 from qa_hooks.writers import make_tag
 
 
@@ -96,9 +96,10 @@ class PerceptionDistortion(Monitor):
 
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
-        if not isinstance(self.images, str) and ctx.rank != 0:
+        pair = self._pair(ctx)
+        if pair is None:
             return rows[0]
-        images, reference = self._pair(ctx)
+        images, reference = pair
         self._guard(data={"reference": reference}, predictions={"images": images})
         low, high = self.perception.value_range
         images = in_range(images, (low, high))
@@ -129,9 +130,12 @@ class PerceptionDistortion(Monitor):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self.path = dict(state["last"]), state["path"].clone()
 
-    def _pair(self, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _pair(self, ctx: Context) -> tuple[Tensor, Tensor] | None:
+        """Images and their ground truths; of a function of the user's, on the first process alone."""
         if isinstance(self.reference, Tensor):
-            return sample_block(cast(Sample, self.images), len(self.reference), self.seed, 0), self.reference
+            n, rank = len(self.reference), 0 if ctx.rank == 0 else -1
+            blocks = list(sample_blocks(cast(Sample, self.images), n, batch_size=n, seed=self.seed, rank=rank))
+            return (blocks[0][1], self.reference) if blocks else None
         return ctx.handed_pair(cast(str, self.images), self.reference)
 
     def _picture(self) -> Tensor | None:

@@ -52,9 +52,10 @@ class SampleGrid(SamplingMonitor):
         self.scale, self.folder = scale, picture_folder(folder)
 
     def local(self, ctx: Context) -> Tensor | None:
-        if ctx.rank != 0:
+        blocks = list(self.blocks(ctx, shared_out=False))
+        if not blocks:
             return None
-        ((_, samples),) = self.blocks(ctx, shared_out=False)
+        ((_, samples),) = blocks
         images = to_uint8(samples, self.value_range).cpu()
         return make_grid(images, scale=self.scale or max(1, 64 // images.shape[-1]))
 

@@ -54,12 +54,12 @@ class SamplingMonitor(Monitor):
 
         Args:
             ctx: whose process asks.
-            shared_out: give this process its share; otherwise all of them.
+            shared_out: give this process its share; otherwise the first process gets all of them, and the others none.
             seed: another one than the monitor's.
         """
         if self.sample is None:
             raise ValueError(f"{self.state_key} has no sample=")
-        rank, world_size = (ctx.rank, ctx.world_size) if shared_out else (0, 1)
+        rank, world_size = (ctx.rank, ctx.world_size) if shared_out else (0 if ctx.rank == 0 else -1, 1)
         return sample_blocks(
             self.sample, self.n, batch_size=self.batch_size, seed=self.seed if seed is None else seed,
             guard=self._guard, rank=rank, world_size=world_size,

@@ -93,8 +93,6 @@ class ScorePanel(SamplingMonitor):
         self._panels: dict[str, dict[str, Any]] = {}  # "last" and "best": step, goodness (n,) and thumbnails
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
-        if ctx.rank != 0:
-            return None
         pictures, scores = [], []
         for start, images in self.blocks(ctx, shared_out=False):
             pictures.append(to_uint8(images, self.value_range).cpu())
@@ -102,6 +100,8 @@ class ScorePanel(SamplingMonitor):
             if self.reference is not None:
                 inputs["reference"] = self.reference[start : start + len(images)].to(images.device)
             scores.append(self.scorer(in_range(images, self.value_range), **inputs).cpu())
+        if not pictures:
+            return None
         now: dict[str, Any] = {"step": ctx.step, "pictures": torch.cat(pictures), "scores": torch.cat(scores).double()}
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         if not bool(torch.isfinite(now["scores"]).any()):

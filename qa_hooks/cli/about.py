@@ -32,7 +32,7 @@ def add_demo(commands: Commands) -> None:
     demo.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run of each variant per seed")
     demo.add_argument("--steps", type=int, help="steps of a run (default: gan 1200, sr 300, diffusion 600)")
     demo.add_argument("--equal", default="steps", choices=["steps", "time"], help="what the variants have in common")
-    demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32 or 64")
+    demo.add_argument("--size", type=int, default=32, help="with --data: side of the images, 16, 32, 48 or 64")
     demo.add_argument("--limit", type=int, default=10_000, help="with --data: how many images to read")
     demo.add_argument("--jobs", type=int, default=2, help="processes at a time")
     demo.set_defaults(run=_demo)

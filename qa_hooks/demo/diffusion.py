@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import json
-import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
@@ -114,6 +115,36 @@ def distances_to_base(denoiser: nn.Module) -> Iterator[list[float]]:
         handle.remove()
 
 
+class Living(TorchDispatchMode):
+    """Bytes of the storages that operations have made and that still live; `peak` is their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        output = func(*args, **(kwargs or {}))
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in given:  # not changed in place
+                self._add(value.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
     """MiB that a call takes at its peak over what was there before, as the allocator counts them."""
     if device.type == "cuda":
@@ -121,12 +152,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    from torch.profiler import ProfilerActivity, profile
-
-    with tempfile.TemporaryDirectory() as folder:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            function()
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(f"{folder}/trace.json").read_text())["traceEvents"]
-    changes = sorted((event["ts"], int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]")
-    return max(itertools.accumulate((change for _, change in changes), initial=0)) / 2**20
+    living = Living()
+    with living:
+        function()
+    return living.peak / 2**20

@@ -11,11 +11,10 @@ LATENT = 32
 
 
 def make_generator(size: int, channels: int) -> nn.Sequential:
-    """`(N, 32)` noise -> `(N, C, S, S)` in (-1, 1); S is 16, 32 or 64."""
-    _check_size(size)
-    stages = int(math.log2(size // 4))
+    """`(N, 32)` noise -> `(N, C, S, S)` in (-1, 1); S is 16, 32, 48 or 64."""
+    least, stages = _smallest(size)
     widths = [32 * 2**i for i in reversed(range(stages))]
-    layers: list[nn.Module] = [nn.Linear(LATENT, widths[0] * 16), nn.Unflatten(1, (widths[0], 4, 4))]
+    layers: list[nn.Module] = [nn.Linear(LATENT, widths[0] * least**2), nn.Unflatten(1, (widths[0], least, least))]
     for width, out in zip(widths, [*widths[1:], channels], strict=True):
         layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, out, 4, 2, 1)]
     return nn.Sequential(*layers, nn.Tanh())
@@ -23,13 +22,13 @@ def make_generator(size: int, channels: int) -> nn.Sequential:
 
 def make_critic(size: int, channels: int) -> nn.Sequential:
     """`(N, C, S, S)` -> `(N, 1)`; no normalisation, so that a gradient belongs to one image."""
-    _check_size(size)
+    least, stages = _smallest(size)
     layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, 32, 3, padding=1), nn.LeakyReLU(0.2)]
     width = 32
-    for _ in range(int(math.log2(size // 8))):
+    for _ in range(stages - 1):
         layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width *= 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * least**2, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
 
 
 @torch.no_grad()
@@ -40,6 +39,9 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
         own.copy_(new)
 
 
-def _check_size(size: int) -> None:
-    if size not in (16, 32, 64):
-        raise ValueError(f"size must be 16, 32 or 64, got {size}")
+def _smallest(size: int) -> tuple[int, int]:
+    """The side of the smallest maps, 4 or 6, and how often it is doubled."""
+    if size not in (16, 32, 48, 64):
+        raise ValueError(f"size must be 16, 32, 48 or 64, got {size}")
+    least = 6 if size == 48 else 4
+    return least, int(math.log2(size // least))

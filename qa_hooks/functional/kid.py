@@ -180,14 +180,19 @@ def squared_mmd(
 def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
     if x.device.type == "mps":
         x = x.cpu()
-    dtype = product_dtype(x, y)
-    origin = (to_float64(x).mean(0) + to_float64(y).to(x.device).mean(0)) / 2
+    y, dtype = y.to(x.device), product_dtype(x, y)
+    origin = (_mean(x) + _mean(y)) / 2
     sides = []
-    for rows in (x, y.to(x.device)):
-        centred = (to_float64(rows) - origin).to(dtype)
-        offsets = (to_float64(centred) @ origin + origin @ origin / 2) / len(origin)
-        sides.append(_Rows(centred, offsets))
+    for rows in (x, y):
+        centred = torch.cat([(to_float64(part) - origin).to(dtype) for part in rows.split(BLOCK)])
+        offsets = torch.cat([to_float64(part) @ origin for part in centred.split(BLOCK)]) + origin @ origin / 2
+        sides.append(_Rows(centred, offsets / len(origin)))
     return sides[0], sides[1]
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """`(d,)` float64, in blocks that stay in the cache."""
+    return torch.stack([to_float64(part).sum(0) for part in rows.split(BLOCK)]).sum(0) / len(rows)
 
 
 def _kernel(x: _Rows, y: _Rows, degree: int) -> Tensor:

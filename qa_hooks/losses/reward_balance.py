@@ -8,6 +8,8 @@ constant to autograd. G is taken before the ceiling: images that have reached it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,10 +84,25 @@ def fidelity_gradient(fidelity: Tensor | None, pred: Tensor) -> Tensor:
     gradient = None
     if fidelity.requires_grad:
         scaled = fidelity.float().sum() * scale
-        gradient = torch.autograd.grad(scaled, pred, retain_graph=True, allow_unused=True)[0]
+        with _no_hooks_of(pred):
+            gradient = torch.autograd.grad(scaled, pred, retain_graph=True, allow_unused=True)[0]
     if gradient is None:
         raise ValueError("fidelity does not depend on pred: compute it from the tensor that the ScoreLoss is given")
     return gradient.float() / scale
+
+
+@contextmanager
+def _no_hooks_of(pred: Tensor) -> Iterator[None]:
+    """Hooks on a network's output wait for the user's backward pass (DeepSpeed begins its own work in one)."""
+    hooks = pred._backward_hooks
+    kept = dict(hooks or {})
+    if hooks is not None:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        if hooks is not None:
+            hooks.update(kept)
 
 
 def image_gradients(losses: Tensor, pred: Tensor) -> Tensor:
@@ -98,7 +115,8 @@ def image_gradients(losses: Tensor, pred: Tensor) -> Tensor:
         >>> image_gradients(images.square().sum((1, 2, 3)), images).flatten().tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
-    return torch.autograd.grad(losses.sum(), pred)[0].float()
+    with _no_hooks_of(pred):
+        return torch.autograd.grad(losses.sum(), pred)[0].float()
 
 
 def with_gradient(values: Tensor, images: Tensor, gradients: Tensor) -> Tensor:

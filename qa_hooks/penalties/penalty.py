@@ -256,12 +256,13 @@ def _zero(images: Tensor) -> Tensor:
 def check_critic(critic: Critic) -> None:
     """Refuse what cannot work, warn about what breaks the meaning of a per-sample gradient."""
     from qa_hooks._base.reach import modules_of
+    from qa_hooks._base.sharding import sharded_kind
 
     check_call("critic", critic, "critic(images)", None)
     parts = [part for module in modules_of(critic) for part in module.modules()]
     for part in parts:
-        kind = type(part).__name__
-        if kind == "FullyShardedDataParallel" or kind.startswith("FSDP") or kind == "DeepSpeedEngine":
+        kind = sharded_kind(part) or ("DeepSpeedEngine" if type(part).__name__ == "DeepSpeedEngine" else None)
+        if kind is not None:
             raise ValueError(
                 f"a critic sharded by {kind} has no double backward; use DDP or a single device for the critic"
             )

@@ -15,6 +15,7 @@ from qa_hooks._base.checks import check_call
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key, seed_everything
 from qa_hooks._base.reach import modules_of
+from qa_hooks._base.sharding import sharded_kind
 from qa_hooks.images import Range, RangeGuard, as_tensor
 
 Sample = Callable[[int, torch.Generator], Any]
@@ -69,13 +70,21 @@ def sample_blocks(
         batch_size: images of a block.
         seed: of the noise.
         guard: looks at the first blocks' range.
-        rank, world_size: of the processes that share the work; by default this one does it all.
+        rank, world_size: of the processes that share the work; by default this one does it all. Rank -1 gets no block.
+
+    A network in shards works on all processes at once: there each process calls the function for all blocks, and keeps
+    its own.
     """
-    for block, start, stop in numbered_blocks(n, batch_size, rank=rank, world_size=world_size):
+    collective = any(sharded_kind(module) for module in modules_of(sample))
+    for block, start, stop in numbered_blocks(n, batch_size):
+        own = block % world_size == rank
+        if not (own or collective):
+            continue
         images = sample_block(sample, stop - start, seed, block)
         if guard is not None:
             guard(predictions={"samples": images})
-        yield start, images
+        if own:
+            yield start, images
 
 
 def in_range(images: Tensor, value_range: Range) -> Tensor:

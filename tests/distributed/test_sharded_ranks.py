@@ -160,3 +160,65 @@ def test_what_needs_whole_weights_is_refused_by_name(tmp_path):
             assert rank[what].startswith("ValueError"), (what, rank[what])
             assert name in rank[what], (what, rank[what])
             assert remedy in rank[what], (what, rank[what])
+
+
+def monitors_of(wrap) -> dict:
+    """Every monitor that draws samples, over a generator that `wrap` has cut up or left whole."""
+    from qa_hooks.callbacks import (
+        GenerativeMonitor,
+        Hooks,
+        PerceptionDistortion,
+        RewardGuard,
+        SampleGrid,
+        ScoreHistogram,
+        ScoreMonitor,
+        ScorePanel,
+    )
+    from qa_hooks.scorers import PSNR
+    from qa_hooks.writers import MemoryWriter
+
+    generator = nn.Sequential(*network(), nn.Sigmoid())
+    wrap(generator)
+    scorer = FunctionScorer(curved, name="curved", higher_is_better=True)
+    real = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def sample(n, noise):
+        return generator(torch.rand(n, 3, 8, 8, generator=noise))
+
+    monitors = [
+        SampleGrid(sample, n=4, every=1),
+        ScorePanel(sample, scorer=scorer, n=9, every=1),
+        ScoreHistogram(
+            sample, real=real, scorer=scorer, n=40, batch_size=16, every=1
+        ),  # three blocks for two processes
+        ScoreMonitor(scorer, sample=sample, n=40, batch_size=16, every=1),
+        GenerativeMonitor(
+            sample,
+            real,
+            extractor={"type": "random", "width": 4},
+            n=40,
+            batch_size=16,
+            every=1,
+            groups=5,
+            metrics=("fd",),
+        ),
+        PerceptionDistortion(scorer, PSNR(), images=sample, reference=real[:6], every=1),
+        RewardGuard(scorer, sample=sample, real=real, n=24, batch_size=16, every=1),
+    ]
+    writer = MemoryWriter()
+    with Hooks(monitors, writer=writer) as hooks:
+        hooks.step()
+    return {tag: found[0][1] for tag, found in writer.scalars.items() if "perf" not in tag}
+
+
+def sharded_monitors(rank: int) -> dict:
+    return monitors_of(sharded)
+
+
+def test_monitors_of_a_sharded_generator_give_the_numbers_of_a_whole_one(tmp_path):
+    alone = monitors_of(lambda generator: None)
+    first, second = two_ranks(sharded_monitors, tmp_path)
+    assert any("fd" in tag for tag in alone)
+    assert first.keys() == alone.keys()
+    assert first == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert second == {}

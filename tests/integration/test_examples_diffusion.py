@@ -102,10 +102,13 @@ def test_a_base_that_was_trained_is_read_and_another_one_trained(tmp_path):
 
 
 def test_peak_memory_counts_what_lives_at_the_same_time():
+    there = torch.zeros(2**20)  # made before, and changed in place
+
     def function() -> None:
         kept = torch.zeros(2**18)  # 1 MiB
         torch.zeros(2**19)  # 2 MiB, gone at once
         more = torch.zeros(2**18)
+        there.add_(1)
         del kept, more
 
     assert peak_memory(function, torch.device("cpu")) == pytest.approx(3.0, abs=0.05)

@@ -113,13 +113,11 @@ class QualityStrip(DialMonitor):
         self.folder = picture_folder(folder)
 
     def local(self, ctx: Context) -> Tensor | None:
-        if ctx.rank != 0:
-            return None
         columns = []
         for place in range(len(self.levels)):
-            ((_, images),) = self.images_at(ctx, place, shared_out=False)
-            columns.append(to_uint8(images, self.value_range).cpu())
-        return draw_strip(torch.stack(columns, 1), self.levels)
+            for _, images in self.images_at(ctx, place, shared_out=False):
+                columns.append(to_uint8(images, self.value_range).cpu())
+        return draw_strip(torch.stack(columns, 1), self.levels) if columns else None
 
     def reduce(self, ctx: Context, part: Tensor | None) -> None:
         if part is None:

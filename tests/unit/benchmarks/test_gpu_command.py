@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_checks
-from benchmarks.gpu_training import VARIANTS, train
+from benchmarks.gan_training import VARIANTS, train
 from benchmarks.results import Results
 
 

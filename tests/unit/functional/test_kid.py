@@ -140,3 +140,10 @@ def test_bad_input_is_refused():
         kernel_distance(x, x / 0)
     with pytest.raises(ValueError, match="subsets"):
         kernel_distance(x, x, subsets=0)
+
+
+def test_the_error_of_one_subset_is_finite_and_that_of_its_rows():
+    x, y = features(200, 0), features(200, 1, shift=0.1)
+    everything = kernel_distance(x, y, subsets=1, subset_size=200)
+    assert everything.error == pytest.approx(kernel_distance(x, y).error, rel=1e-6)
+    assert 0 < kernel_distance(x, y, subsets=1, subset_size=100).error < math.inf

@@ -230,6 +230,18 @@ class TestBalance:
             ScoreLoss(scorer(), balance=-1)
 
 
+def test_hooks_on_the_predictions_run_in_the_users_backward_alone():
+    """DeepSpeed's engine begins its own work in a hook on what the network returned."""
+    pred = torch.rand(2, 3, 16, 16).requires_grad_().clone()
+    seen = []
+    pred.register_hook(lambda gradient: seen.append(gradient.clone()))
+    loss = ScoreLoss(scorer(curved), balance=1.0)
+    total = loss(pred, fidelity=pred.square().mean())
+    assert seen == []
+    total.backward()
+    assert len(seen) == 1
+
+
 class TestViews:
     def test_a_view_is_a_crop_resized_and_flipped(self):
         ramp = torch.arange(40.0).view(1, 1, 1, 40).expand(2, 1, 40, 40) / 40

@@ -1,6 +1,7 @@
-"""QAGAN on the device for as long as the time allows: plain, SSIM and NIQE with the hinge, side by side at equal steps.
+"""QAGAN for as long as the time allows: plain, SSIM and NIQE with the hinge, side by side at equal steps.
 
-The runs take turns, one generator step each, so that whenever it is stopped all of them have trained equally long.
+In `train` the runs take turns, one generator step each, so that whenever it is stopped all of them have trained equally
+long.
 """
 
 from __future__ import annotations
@@ -76,6 +77,26 @@ class Run:
         self.optimizers[which].zero_grad()
         loss.backward()
         self.optimizers[which].step()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on to the bit."""
+        return {
+            "networks": [net.state_dict() for net in (self.generator, self.critic, self.ema)],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "penalty": self.penalty.run_state(),
+            "rng": self.rng.get_state(),
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state()` was taken."""
+        for net, values in zip((self.generator, self.critic, self.ema), state["networks"], strict=True):
+            net.load_state_dict(values)
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.penalty.load_run_state(state["penalty"])
+        self.rng.set_state(state["rng"])
+        self.seconds = state["seconds"]
 
     @torch.no_grad()
     def images(self, count: int) -> Tensor:
