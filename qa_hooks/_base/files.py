@@ -159,7 +159,8 @@ def read_safetensors(
     try:
         with torch.device("cpu"), safe_open(str(path), framework="pt") as file:  # whatever the user's default device
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: safetensors maps the file, and writing over it later would change them, or end the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} {complaint}: {error}") from error
     if metadata.get("format", "").startswith("qa_hooks.") and metadata.get("version", VERSION) != VERSION:

@@ -137,3 +137,15 @@ def test_a_file_of_a_later_format_is_refused(tmp_path):
     write_safetensors(path, tensors, {"format": "qa_hooks.scorer", "version": "2"})
     with pytest.raises(ValueError, match="its format has the version '2', and this qa_hooks reads version 1"):
         read_safetensors(path, "is no file")
+
+
+def test_what_was_read_stays_when_the_file_is_written_over(tmp_path):
+    """As `cp new.safetensors old.safetensors` does beside a run that has read the old one."""
+    path, tensors = tmp_path / "a.safetensors", {"a": torch.arange(5000.0)}
+    write_safetensors(path, tensors, {})
+    read, _ = read_safetensors(path, "is no file")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - 4000)
+        file.write(bytes(4000))
+    assert torch.equal(read["a"], tensors["a"])
