@@ -7,6 +7,7 @@ from .early_stop import EarlyStop as EarlyStop
 from .generative_monitor import GenerativeMonitor as GenerativeMonitor
 from .hooks import Hooks as Hooks
 from .nan_guard import NaNGuard as NaNGuard
+from .other_weights import with_weights as with_weights
 from .perception_distortion import PerceptionDistortion as PerceptionDistortion
 from .refresh_gradient_model import RefreshGradientModel as RefreshGradientModel
 from .reward_guard.guard import RewardGuard as RewardGuard

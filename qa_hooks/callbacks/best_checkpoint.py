@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.headers import parse_header
 from qa_hooks._base.processes import first_error, shared, together
+from qa_hooks.callbacks.best_file import LEFT_OVER, PENDING, check_wrote, read_best, read_json, remove
 from qa_hooks.callbacks.callback import Callback, Context
 from qa_hooks.callbacks.readings import MetricReader, Reading, from_plain, in_words, to_plain
 
 Save = Callable[[Path], Any]
-
-PENDING = "partial_best.json"  # a best.json that is about to hold
-_CHECKPOINT = re.compile(r"step_\d{8}[^/\\]*")  # the names that we give, and that may be deleted
-_LEFT_OVER = re.compile(r"partial_(old_)?step_\d{8}[^/\\]*|partial_best\.json")
 
 
 class BestCheckpoint(Callback):
@@ -40,6 +34,10 @@ class BestCheckpoint(Callback):
 
     A run that is resumed, or one that begins in the folder of another, goes on from what the folder holds: a better
     checkpoint is never replaced by a worse one. Where that is not what the loaded state says, it warns.
+
+    A monitor that computes elsewhere (`where=`) knows the value of a step some steps later. Then `save` is called at
+    each step that is measured, since later the weights are others; the copy waits in the folder, under a name that
+    begins with "partial_", until the value is known, and becomes a checkpoint or is removed. There are at most two.
 
     When `save` fails it warns (once) that nothing was saved, keeps what it had, and tries again at the next measurement
     that is better than that.
@@ -94,9 +92,10 @@ class BestCheckpoint(Callback):
         check_writable(self.folder, name="folder")
         self._kept: list[dict[str, Any]] = []  # to_plain of each with its path; the best first
         self._leaving: list[str] = []  # paths of checkpoints that are no longer among the best, and not yet removed
+        self._aside: dict[int, str] = {}  # what was saved at steps whose value is not known yet; "" where that failed
         self._loaded = False
         self.failures = 0
-        self._check_file(_read_best(self.folder))
+        self._check_file(read_best(self.folder))
 
     @property
     def state_key(self) -> str:
@@ -115,7 +114,7 @@ class BestCheckpoint(Callback):
         with together():
             if ctx.rank == 0:
                 self._clear_away()
-                found = _read_best(self.folder)
+                found = read_best(self.folder)
                 self._check_file(found)
         on_disk = shared(found.get("kept", []))
         # One of this very step was saved by the call of `save` that wrote the loaded state, too.
@@ -130,18 +129,26 @@ class BestCheckpoint(Callback):
         self._kept = on_disk
 
     def on_step_end(self, ctx: Context) -> None:
+        if self.reads[0].awaits(ctx.step):
+            self._set_aside(ctx.step)
+            return
         reading = self._watched.new(ctx.step, spec=self.best.get("spec"))
+        aside = self._aside.pop(ctx.step, "")
         last_kept = from_plain(self._kept[-1]) if len(self._kept) >= self.keep else None
         if reading is None or not reading.beats(last_kept, self.mode):
+            self._drop(aside)
+            return
+        if ctx.late and not (aside and (self.folder / aside).exists()):
+            self._missing(reading)
             return
         name = f"step_{ctx.step:08d}{self.suffix}"
         if any(
             entry["path"] == name for entry in self._kept
         ):  # of a run before; best.json names it until it is replaced
             name = f"step_{ctx.step:08d}_again{self.suffix}"
-        partial = self.folder / f"partial_{name}"  # no dot in front: torch.save refuses such names
+        partial = self.folder / (aside or f"partial_{name}")  # no dot in front: torch.save refuses such names
         error: Exception | None = None
-        if ctx.rank == 0 or self.all_ranks:
+        if not aside and (ctx.rank == 0 or self.all_ranks):
             try:
                 self.save(partial)
             except Exception as caught:
@@ -161,24 +168,54 @@ class BestCheckpoint(Callback):
         if message is None:
             self._kept = kept
             return
-        self.failures += 1
         self._leaving.append(name)  # where it came into its place, but not into best.json
-        if ctx.rank == 0:
-            self._failed(partial, reading, message)
+        self._failed(partial, in_words(to_plain(reading)), message, say=ctx.rank == 0)
+
+    def on_train_end(self, ctx: Context) -> None:
+        for aside in self._aside.values():  # of a monitor that was switched off meanwhile
+            self._drop(aside)
+        self._aside = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": [dict(entry) for entry in self._kept]}
+        kept = {"kept": [dict(entry) for entry in self._kept]}
+        return {**kept, "aside": {str(step): name for step, name in self._aside.items()}} if self._aside else kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._kept, self._loaded = [dict(entry) for entry in state["kept"]], True
+        aside = {int(step): str(name) for step, name in state.get("aside", {}).items()}
+        self._aside = {step: name for step, name in aside.items() if LEFT_OVER.fullmatch(name)}  # it may be removed
+
+    def _set_aside(self, step: int) -> None:
+        """Save the weights of this step, whose value is not known yet."""
+        partial = self.folder / f"partial_step_{step:08d}{self.suffix}"
+        self._aside[step] = ""
+        try:
+            self.save(partial)
+            check_wrote(partial)
+            self._aside[step] = partial.name
+        except Exception as error:
+            self._failed(partial, f"step {step}", f"{type(error).__name__}: {error}", say=True)
+
+    def _drop(self, aside: str) -> None:
+        with contextlib.suppress(OSError):  # the next start tries again
+            if aside:
+                remove(self.folder / aside)
+
+    def _missing(self, reading: Reading) -> None:
+        """The value of an earlier step is the best, and its weights are not there; those of now are others."""
+        if not self.failures:
+            self.failures += 1
+            warn(
+                f"{self.state_key}: {in_words(to_plain(reading))} is better than what is kept, but came later, and no "
+                "checkpoint was saved at that step: it is left out"
+            )
 
     def _commit(self, partial: Path, name: str, kept: list[dict[str, Any]]) -> None:
         """Put the new checkpoint in place, then the file that names it, and only then remove old ones.
 
         What is about to happen is written down first, so that the next start can finish what a kill interrupts.
         """
-        if not partial.exists():
-            raise ValueError(f"save(path) wrote nothing at {partial}; it must write to exactly the path it is given")
+        check_wrote(partial)
         target, old = self.folder / name, self.folder / f"partial_old_{name}"
         paths = {entry["path"] for entry in kept}
         self._leaving = [path for path in (*self._leaving, *(e["path"] for e in self._kept)) if path not in paths]
@@ -190,42 +227,44 @@ class BestCheckpoint(Callback):
         partial.rename(target)
         pending.replace(self.folder / "best.json")
         with contextlib.suppress(OSError):  # the new one is safe, whatever becomes of the old
-            _remove(old)
+            remove(old)
             self._remove_leaving()
 
     def _remove_leaving(self) -> None:
         for path in self._leaving:
-            _remove(self.folder / path)
+            remove(self.folder / path)
         self._leaving = []
 
     def _clear_away(self) -> None:
         """Finish or undo what a killed run had begun. Only files with names of our own are touched."""
         pending = self.folder / PENDING
         with contextlib.suppress(ValueError):  # half a file
-            paths = [entry["path"] for entry in _read_json(pending).get("kept", [])]
+            paths = [entry["path"] for entry in read_json(pending).get("kept", [])]
             waiting = [path for path in paths if (self.folder / f"partial_{path}").exists()]
             if paths and not waiting and all((self.folder / path).exists() for path in paths):
                 pending.replace(self.folder / "best.json")  # the new checkpoint was in place
         for left_over in self.folder.glob("partial_*"):
-            if not _LEFT_OVER.fullmatch(left_over.name):
+            if not LEFT_OVER.fullmatch(left_over.name) or left_over.name in self._aside.values():
                 continue
             target = self.folder / left_over.name.removeprefix("partial_old_")
             if left_over.name.startswith("partial_old_") and not target.exists():
                 left_over.rename(target)
             else:
-                _remove(left_over)
-        found = _read_best(self.folder)
+                remove(left_over)
+        found = read_best(self.folder)
         named = {entry["path"] for entry in found.get("kept", [])}
         self._leaving = [path for path in found.get("leaving", []) if path not in named]
         self._remove_leaving()
 
-    def _failed(self, partial: Path, reading: Reading, message: str) -> None:
-        with contextlib.suppress(OSError):  # the folder may be what failed; the next start tries again
-            _remove(partial)
+    def _failed(self, partial: Path, what: str, message: str, *, say: bool) -> None:
+        self.failures += 1
+        if not say:
+            return
+        self._drop(partial.name)  # the folder may be what failed
         if self.failures == 1:
             have = f"the best on disk is still {in_words(self.best)}" if self._kept else "there is none on disk"
             warn(
-                f"{self.state_key}: the checkpoint of {in_words(to_plain(reading))} was not saved, {have}: {message}. "
+                f"{self.state_key}: the checkpoint of {what} was not saved, {have}: {message}. "
                 "It tries again at the next better measurement; said once"
             )
 
@@ -236,35 +275,3 @@ class BestCheckpoint(Callback):
             raise ValueError(
                 f"{self.folder / 'best.json'} belongs to {theirs}, this is {ours}: give each its own folder"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a `best.json` says; {} where there is none, `ValueError` where it is not one of ours."""
-    if not path.exists():
-        return {}
-    try:
-        found = parse_header(path.read_text())
-        if not isinstance(found, dict) or not all({"step", "value", "path"} <= set(entry) for entry in found["kept"]):
-            raise ValueError("it lacks metric, step, value or path")
-        names = [str(name) for name in (*(entry["path"] for entry in found["kept"]), *found.get("leaving", []))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} was not written by BestCheckpoint, or is damaged: {error}") from error
-    strange = [name for name in names if not _CHECKPOINT.fullmatch(name)]
-    if strange:  # what it names would be deleted one day
-        raise ValueError(f"{path} names {strange[0]!r}, which is no checkpoint of BestCheckpoint (step_00001000...)")
-    return found
-
-
-def _read_best(folder: Path) -> dict[str, Any]:
-    """What `best.json` says, without checkpoints that somebody has removed; {} where there is none."""
-    found = _read_json(folder / "best.json")
-    if found:
-        found["kept"] = [entry for entry in found["kept"] if (folder / entry["path"]).exists()]
-    return found
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

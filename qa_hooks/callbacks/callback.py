@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Context:
             "train" what was recorded.
         writer: takes scalars, images and histograms; on other ranks than 0 it does nothing.
         rank, world_size: of this process.
+        late: the value of an earlier step is being handed over: `step` is that step, and the weights are those of a
+            later one.
     """
 
     step: int
@@ -40,6 +42,7 @@ class Context:
     writer: Writer
     rank: int
     world_size: int
+    late: bool = False
 
     def handed_over(self, name: str) -> Tensor:
         """The images (N, C, H, W) of this name; `ValueError` says which there are."""
@@ -70,6 +73,7 @@ class Callback:
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
         draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
+        pending: its measurements that are computed elsewhere and not yet taken in.
     """
 
     every: int = 1
@@ -77,6 +81,7 @@ class Callback:
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
     draws: bool = False
+    pending: Sequence[Any] = ()
 
     name: str = ""
 
@@ -91,6 +96,25 @@ class Callback:
     def due(self, step: int) -> bool:
         """Whether it runs after this step."""
         return step % self.every == 0
+
+    def postponed(self, step: int) -> bool:
+        """Whether it is due after this step and has to wait for its next turn."""
+        return False
+
+    def awaits(self, step: int) -> bool:
+        """Whether its value of this step is still being computed elsewhere."""
+        return False
+
+    def arrived(self, *, wait: bool = False) -> int | None:
+        """The step of the next value that was computed elsewhere and has come; `wait`: until it comes, if there is one.
+
+        `Hooks` then calls `take_in`, and `on_step_end` of the callbacks that read this one, with a context of that
+        step, whose `late` is set.
+        """
+        return None
+
+    def take_in(self, ctx: Context) -> None:
+        """Take in the value of the step `ctx.step`."""
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Called by `Hooks.attach`, for callbacks that look at gradients."""

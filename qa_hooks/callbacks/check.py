@@ -12,6 +12,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
 from qa_hooks.callbacks.callback import Callback, Monitor
+from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.images import as_tensor
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample, in_range, sample_block
@@ -46,6 +47,9 @@ def _lines(callback: Callback) -> Iterator[str]:
     for value in (getattr(looks, name, None) for name in named):
         if isinstance(value, str) and getattr(looks, "sample", None) is None:
             yield f"takes the images {value!r} from hooks.step({value}=...) or hooks.capture({value!r}, module)"
+    if isinstance(callback, MeasuringMonitor) and callback.where is not None:
+        place = "the device of the images" if callback.where == "process" else callback.where
+        yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
         yield _check_scorer(scorer, images, getattr(looks, "reference", None))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qa_hooks._base.checks import warn
@@ -29,6 +30,7 @@ class Dispatch:
 
     def __init__(self, callbacks: Iterable[Callback], budget: float | None) -> None:
         self.active, self.budget = list(callbacks), Budget(budget)
+        self._measuring = [c for c in self.active if getattr(type(c), "arrived", None) is not Callback.arrived]
         keys: set[str] = set()
         for position, callback in enumerate(self.active):
             if not isinstance(callback, Callback):
@@ -60,8 +62,25 @@ class Dispatch:
 
     def step(self, ctx: Context) -> list[TrainingStopped]:
         """Run the callbacks that are due after a step. Returns the `TrainingStopped` exceptions that they raised."""
+        stops = self.land(ctx)
         due = [callback for callback in self.active if callback.due(ctx.step)]
-        return self._run("on_step_end", due, ctx)
+        return stops + self._run("on_step_end", due, ctx)
+
+    def land(self, ctx: Context, *, wait: bool = False) -> list[TrainingStopped]:
+        """Take in the values of earlier steps that have come, one at a time, each with the callbacks that read it.
+
+        Args:
+            ctx: of the present step.
+            wait: for all that are under way.
+        """
+        stops: list[TrainingStopped] = []
+        for monitor in [monitor for monitor in self._measuring if monitor.pending]:
+            while monitor in self._measuring and (step := monitor.arrived(wait=wait)) is not None:
+                then = replace(ctx, step=step, images={}, terms={}, late=True)
+                stops += self._run("take_in", [monitor], then)
+                readers = [callback for callback in self.active if monitor in callback.reads]
+                stops += self._run("on_step_end", readers, then)
+        return stops
 
     def end(self, ctx: Context) -> list[TrainingStopped]:
         """After the last step."""
@@ -75,7 +94,7 @@ class Dispatch:
 
     def _call(self, callback: Callback, event: str, ctx: Context) -> list[TrainingStopped]:
         measured = callback.budgeted and event == "on_step_end"
-        if measured and not self.budget.allows(callback):
+        if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback)):
             return []
         start, stops = time.perf_counter(), []
         try:
@@ -83,9 +102,14 @@ class Dispatch:
         except TrainingStopped as stop:
             stops.append(stop)
         except Exception as error:
-            self.active.remove(callback)
+            if callback in self.active:
+                self.active.remove(callback)
+            if event == "take_in":  # otherwise what it has drawn before still lands
+                self._measuring.remove(callback)
             if rank() == 0 or not callback.budgeted:
                 warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
-        if measured and callback in self.active:
+        if event == "take_in" or ctx.late:
+            self.budget.spend(time.perf_counter() - start)
+        elif measured and callback in self.active:
             self.budget.account(callback, time.perf_counter() - start, ctx.step, ctx.writer)
         return stops

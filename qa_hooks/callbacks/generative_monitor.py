@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.files import check_writable
-from qa_hooks._base.processes import gather_rows, shared, together
+from qa_hooks._base.processes import together
 from qa_hooks._base.reach import modules_of
-from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.measuring.instruments import Block, Found, SetInstrument
+from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.evaluation.comparable import check_comparable
-from qa_hooks.evaluation.measure import Measurement, measure
+from qa_hooks.evaluation.measure import Measurement
 from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs, higher_is_better
 from qa_hooks.features import FeatureExtractor, create_extractor
@@ -26,7 +28,7 @@ from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import describe, make_tag
 
 
-class GenerativeMonitor(Monitor):
+class GenerativeMonitor(MeasuringMonitor):
     """Distances of generated to real images: Frechet and kernel distance, precision and recall, and others.
 
     Writes `qa_eval/{metric}_{extractor}_n={n}/value` with `/low` and `/high`, the ends of the 95 % interval. `fid` and
@@ -52,7 +54,12 @@ class GenerativeMonitor(Monitor):
         classifier: images `(N, C, H, W)` float in [0, 1] on the extractor's device -> logits `(N, classes)`, for "is".
         groups: of the jackknife behind the intervals of "fd", "pr" and "is": they cost that many
             evaluations more (features are extracted once).
-        name: in the state's key, where several monitors share an extractor.
+        where: "process", "cpu", "cuda:1", ...: the samples are drawn in the step, and features and values are computed
+            in a process of its own while training goes on; "process" takes the device that the step would. The values
+            are written at the step of their samples. At most two sets of samples are in memory; a measurement that is
+            due while two are under way is left out. None computes in the step.
+        name: in the tags and in the state's key, where several monitors share an extractor, such as one of the weights
+            that train and one of their average.
 
     Attributes:
         last: of the last measurement: "step", and for each value ("fd", "kid", "precision", "recall", "density",
@@ -86,6 +93,7 @@ class GenerativeMonitor(Monitor):
         scorer: Any = None,
         classifier: Callable[[Tensor], Tensor] | None = None,
         groups: int = 10,
+        where: str | None = None,
         name: str | None = None,
     ) -> None:
         check_sample(sample)
@@ -100,7 +108,7 @@ class GenerativeMonitor(Monitor):
             raise TypeError("real is None: give real images, such as a tensor, a folder or a dataset")
         check_source(real)
         image_paths(real)  # a folder that is missing is told now and not after hours
-        super().__init__(every=every)
+        super().__init__(every=every, where=where)
         self.metrics = check_needs(metrics, classifier=classifier, scorer=scorer)
         self._follows = isinstance(extractor, (str, dict))
         self.extractor = create_extractor(extractor)
@@ -118,20 +126,24 @@ class GenerativeMonitor(Monitor):
         known, least = count_images(real) if is_shared(real) else None, max(groups, FEWEST_FOR_INTERVAL)
         if known is not None and known < least:
             raise ValueError(f"real has {known} images, and at least {least} are needed to measure distances to them")
-        self.name = name or self.extractor.name
+        self.name, self._label = name or self.extractor.name, f",{name}" if name else ""
         self.last: dict[str, float] = {}
         self.spec: dict[str, str] = {}
         self._settings: dict[str, str] = {}  # the specs without what they say of the real images
         self.measures = tuple(value for metric in self.metrics for value in METRICS[metric].values)
         self._reference: Reference | None = None
+        self._made: Reference | None = None
         self._guard = RangeGuard(self.value_range)
         self._told = False
+        if where is not None:
+            self._instrument(None).check_portable()
 
     def functions(self) -> list[Callable[..., Any]]:
         return [self.sample] + ([] if self.classifier is None else [self.classifier])
 
     def on_train_start(self, ctx: Context) -> None:
         """Measure the real images now, so that this time is not counted in the measurements."""
+        super().on_train_start(ctx)
         try:
             self._prepare(ctx)
         except Exception as error:
@@ -139,83 +151,71 @@ class GenerativeMonitor(Monitor):
                 raise
             self._failure = error  # the other processes wait in the first measurement, and are told there
 
-    def local(self, ctx: Context) -> Tensor:
-        """Rows of this process's samples: position, features and, for "is", logits."""
-        rows = []
+    def draw(self, ctx: Context) -> Iterator[Block]:
+        """This process's samples, in 8 bits."""
         share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
         for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
-            images = to_uint8(samples, self.value_range).to(self.extractor.mean.device)
+            images = to_uint8(samples, self.value_range)
             if self._reference is not None:
                 check_comparable(self.extractor, self._reference.shapes[:, :3].tolist(), images.shape[1:])
-            features = self.extractor(images)
-            if not bool(torch.isfinite(features).all()):
-                raise ValueError(f"{self.extractor.name} gives features that are not finite")
-            columns = [torch.arange(start, start + len(images), device="cpu")[:, None], features]
-            if self.classifier is not None and "is" in self.metrics:
-                columns.append(self.classifier(images.float() / 255))
-            rows.append(torch.cat([column.to(features) for column in columns], 1))
-        return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float32, device="cpu")
+            yield {"images": images, "position": torch.arange(start, start + len(images), device="cpu")}
 
-    def reduce(self, ctx: Context, part: Tensor) -> None:
-        widths = gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64))
-        width = int(widths.max())  # which a process without samples does not know
-        rows = gather_rows(part if len(part) else part.new_zeros(0, width))
-        rows = rows[rows[:, 0].argsort()]
-        features, logits = rows[:, 1 : 1 + self.extractor.dim], rows[:, 1 + self.extractor.dim :]
-        found = {}
+    def instrument(self) -> SetInstrument:
+        """Features of samples, and the metrics of all of them; on several processes the rows are shared out."""
+        if self._reference is None:
+            raise RuntimeError("the statistics of the real images are missing: on_train_start was not called")
+        return self._instrument(self._reference)
+
+    def land(self, ctx: Context, found: Found) -> None:
+        measured = {key: Measurement(*value) for key, value in found.items()}
         with together():
-            # A diversity score fits a model, for which all processes are needed; the rest is rank 0's.
-            found = self._measured(features, logits, {"ds"} & set(self.metrics))
             if ctx.rank == 0:
-                found = self._measured(features, logits, set(self.metrics) - {"ds"}) | found
-                self._check_spec(found)
-        found = shared(found)
-        self.spec = {key: value.spec for key, value in found.items()}
-        self._settings = {key: value.settings for key, value in found.items()}
+                self._check_spec(measured)
+        self.spec = {key: value.spec for key, value in measured.items()}
+        self._settings = {key: value.settings for key, value in measured.items()}
         self.last = {"step": ctx.step}
-        for key, value in found.items():
+        for key, value in measured.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            better = "higher" if higher_is_better(key) else "lower"
+            better, label = "higher" if higher_is_better(key) else "lower", f"{value.name}_n={value.n}{self._label}"
             if not self._told:
                 text = f"{value.spec}; {better} is better; 95 % interval on the page CUSTOM SCALARS"
-                describe(ctx.writer, make_tag("eval", f"{value.name}_n={value.n}", "value"), text)
+                describe(ctx.writer, make_tag("eval", label, "value"), text)
             for stat in ("value", "low", "high"):
-                tag = make_tag("eval", f"{value.name}_n={value.n}", stat)
-                ctx.writer.scalar(tag, getattr(value, stat), ctx.step)
+                ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:
             print("\n".join(f"qa_hooks: measuring {spec}" for spec in self.spec.values()), flush=True)
         self._told = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": dict(self.last), "spec": dict(self.spec), "settings": dict(self._settings)}
+        late = self.late()
+        return {"last": dict(self.last), "spec": dict(self.spec), "settings": dict(self._settings), **late}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self.spec = dict(state["last"]), dict(state["spec"])
         self._settings = dict(state.get("settings", {}))  # states of before have none
+        self.load_late(state)
+
+    def _instrument(self, reference: Reference | None) -> SetInstrument:
+        parts: Any = (self.extractor, reference, self.metrics, self.scorer, self.classifier, self.groups)
+        return SetInstrument(*parts)
 
     def _prepare(self, ctx: Context) -> None:
+        on_cuda = [p.device for net in modules_of(self.sample) for p in net.parameters() if p.is_cuda]
+        self.here = on_cuda[0] if on_cuda and self._follows else self.extractor.mean.device
         if self._follows:
-            on_cuda = [p.device for net in modules_of(self.sample) for p in net.parameters() if p.is_cuda]
-            self.extractor.to(on_cuda[0] if on_cuda else self.extractor.mean.device)
+            self.extractor.to(self.place)
         start = time.perf_counter()
         options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
         reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
+        if self._follows and self.where is not None:
+            self.extractor.to("cpu")  # the other process has one of its own
+        self._made = reference  # another monitor of the same images finds it while somebody holds it
         self._reference = reference.to(self.extractor.mean.device)
         if ctx.rank == 0:
             seconds = time.perf_counter() - start
             print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)
-
-    def _measured(self, features: Tensor, logits: Tensor, metrics: set[str]) -> dict[str, Measurement]:
-        if not metrics:
-            return {}
-        if self._reference is None:
-            raise RuntimeError("the statistics of the real images are missing: on_train_start was not called")
-        options: dict[str, Any] = {"scorer": self.scorer, "groups": self.groups}
-        options["logits"] = logits if "is" in metrics else None
-        chosen = [metric for metric in self.metrics if metric in metrics]
-        return measure(features, self._reference, chosen, extractor=self.extractor, **options)
 
     def _check_spec(self, found: dict[str, Measurement]) -> None:
         """Other real images are told and measured with; other settings are a mistake of the user's."""

@@ -11,7 +11,8 @@ What happens when:
     attach / with Hooks(...)    nothing yet, but an unwritable log folder has already raised
     first step                  on_train_start, then as below; monitors run once
     each call of a tracked part its terms are added to running means (no synchronisation)
-    optimizer step k            the callbacks get the terms that are new since the last step
+    optimizer step k            values of earlier steps that were computed elsewhere and have come are taken in
+                                the callbacks get the terms that are new since the last step
                                 callbacks with k % every == 0, in order, isolated from the run
                                 k % log_every == 0: means are written (one all-reduce)
     close / end of the block    means are written, on_train_end; without either, means are written when Python ends
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -102,8 +104,6 @@ class Hooks:
         self._on_stop: Callable[[], Any] | None = None
         self._running = self._over = False
 
-    # -- the loop ---------------------------------------------------------------------------------------------------
-
     def step(self, step: int | None = None, **images: Tensor) -> None:
         """Call it after each optimizer step.
 
@@ -115,9 +115,7 @@ class Hooks:
             RuntimeError: Hooks is attached to an optimizer, which already calls this.
         """
         if self._attachment is not None:
-            raise RuntimeError(
-                "these hooks are attached to an optimizer, which calls them; remove the explicit hooks.step()"
-            )
+            raise RuntimeError("an optimizer calls these hooks (attach): remove the explicit hooks.step()")
         for name, image in images.items():
             if not isinstance(image, Tensor):
                 raise TypeError(f"hooks.step({name}=...) takes a tensor (N, C, H, W), got {type(image).__name__}")
@@ -143,9 +141,7 @@ class Hooks:
         if on_stop is not None:
             check_call("on_stop", on_stop, "on_stop()")
         if self._attachment is not None or self._running or self._over:
-            raise RuntimeError(
-                "attach() goes with neither a second attach(), nor explicit step() calls, nor closed hooks"
-            )
+            raise RuntimeError("attach() goes with neither a second attach(), nor calls of step(), nor closed hooks")
         self._attachment, self._on_stop = Attachment(optimizer, self.callbacks, self._after_optimizer_step), on_stop
         try:
             for callback in self.callbacks:
@@ -186,9 +182,9 @@ class Hooks:
             self._tracking.record(name, value)
 
     def close(self) -> None:
-        """Write what is pending and end the run; further calls do nothing."""
+        """Write what is pending and end the run; values that are computed elsewhere are waited for."""
         if self._running:
-            self._means.write(self._writer, self.step_count)
+            self._finish(wait=True)
             self._dispatch(self._callbacks.end, self._context({}))
         if self._attachment is not None:
             self._attachment.close()
@@ -201,25 +197,21 @@ class Hooks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, TrainingStopped):
-            self.close()
-        else:
-            if self._running and not is_distributed():  # no collectives: the other ranks may be elsewhere
-                self._means.write(self._writer, self.step_count)
-            self._end()
+            return self.close()
+        if self._running and not is_distributed():  # no collectives: the other ranks may be elsewhere
+            self._finish(wait=False)
+        return self._end()
 
     def __repr__(self) -> str:
         where = "" if self._writer.name is None else f", writer={self._writer.name}"
         return f"Hooks({self.callbacks}{where}, track={sorted(self.track)}, step={self.step_count})"
 
-    # -- state ------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain tensors and numbers. No collective: any rank may call it.
 
-        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap.
-        Unfinished means are saved per rank. They are exact after a resume if each rank loads its own state, or if you
-        save at a multiple of `log_every`. If every rank loads rank 0's state, rank 0's pending values are used for all
-        ranks.
+        What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap. Values
+        that are computed elsewhere are waited for, and are part of the state until they have been taken in.
+        Unfinished means are saved per rank: save at a multiple of `log_every`, or let each rank load its own state.
         """
         self._writer.flush()
         return RunState(self.callbacks, self.track, self._means).gather(self.step_count)
@@ -240,7 +232,8 @@ class Hooks:
                 "count is used"
             )
         self._advance(following if known is None else known, {})
-        if self._on_stop is not None and (first or any(c.due(self.step_count) for c in self.callbacks)):
+        alone = self.should_stop and not is_distributed()  # a value of an earlier step may have come
+        if self._on_stop is not None and (first or alone or any(c.due(self.step_count) for c in self.callbacks)):
             self.should_stop = any_rank(self.should_stop)
             if self.should_stop:
                 self._on_stop()
@@ -279,6 +272,11 @@ class Hooks:
         if self._attachment is not None:
             self._attachment.count_silence()
 
+    def _finish(self, *, wait: bool) -> None:
+        """Write the means, and the values that were computed elsewhere: all, or those that have come."""
+        self._means.write(self._writer, self.step_count)
+        self.should_stop |= bool(self._callbacks.land(self._context({}), wait=wait))
+
     def _end(self) -> None:
         for callback in self.callbacks:
             callback.detach()
@@ -289,11 +287,13 @@ class Hooks:
         self._callbacks.active, self._running, self._over = [], False, True
         if self._owns_writer:
             self._writer.close()
+        else:
+            self._writer.flush()
 
 
 def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:
-    """Write the last means of hooks that nobody closed; without collectives, since other processes may be gone."""
+    """Write the last values of hooks that nobody closed; without collectives, since other processes may be gone."""
     hooks = reference()
     if hooks is not None and hooks._running and not is_distributed() and os.getpid() == process:  # not a forked child
-        hooks._means.write(hooks._writer, hooks.step_count)
+        hooks._finish(wait=not hasattr(sys, "last_type"))  # after an error nobody wants to wait
         hooks._end()

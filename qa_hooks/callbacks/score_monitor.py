@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
+from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
@@ -17,7 +18,7 @@ from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
 from qa_hooks.writers import describe, make_tag
 
 
-class ScoreMonitor(SamplingMonitor):
+class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     """The scores of samples, or of images the loop hands over: mean, spread and histogram.
 
     Writes these tags:
@@ -40,6 +41,8 @@ class ScoreMonitor(SamplingMonitor):
         n: how many samples to score.
         batch_size: how many at a time.
         seed: seed of the samples.
+        where: "process", "cpu", "cuda:1", ...: the scores are computed in a process of its own while training goes on,
+            as in `GenerativeMonitor`. None computes in the step.
         name: the name in the tags; the scorer's name by default.
 
     Attributes:
@@ -64,6 +67,7 @@ class ScoreMonitor(SamplingMonitor):
         n: int = 256,
         batch_size: int = 64,
         seed: int = 0,
+        where: str | None = None,
         name: str | None = None,
     ) -> None:
         check_is_scorer(scorer)
@@ -77,21 +81,25 @@ class ScoreMonitor(SamplingMonitor):
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
         super().__init__(sample, name or scorer.name, every=every, optional=True, **options)
         self.scorer, self.images, self.reference = scorer, images, reference
+        self.where = check_where(where)
+        if where is not None:
+            self.instrument().check_portable()
         self.last: dict[str, float] = {}
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
         self._told: set[str] = set()  # the names whose meaning the log has
 
-    def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
-        positions = [torch.zeros(0, dtype=torch.int64, device="cpu")]
+    def draw(self, ctx: Context) -> Iterator[Block]:
+        """This process's samples, or the images that the loop has handed over."""
         for start, images, inputs in self._batches(ctx):
-            scores.append(self.scorer(in_range(images, self.scorer.value_range), **inputs).cpu())
-            positions.append(torch.arange(start, start + len(images), device="cpu"))
-        return torch.stack([torch.cat(scores).double(), torch.cat(positions).double()], 1)
+            position = torch.arange(start, start + len(images), device="cpu")
+            yield {"images": in_range(images, self.scorer.value_range), "position": position, **inputs}
 
-    def reduce(self, ctx: Context, part: Tensor) -> None:
-        rows = gather_rows(part)
-        scores = rows[rows[:, 1].argsort(stable=True), 0]  # in one order for any number of processes
+    def instrument(self) -> ScoreInstrument:
+        """The scorer."""
+        return ScoreInstrument(self.scorer)
+
+    def land(self, ctx: Context, found: Found) -> None:
+        scores = found["scores"]  # in one order for any number of processes
         finite = scores[torch.isfinite(scores)]
         if finite.numel() < scores.numel():
             lost = scores.numel() - finite.numel()
@@ -128,10 +136,12 @@ class ScoreMonitor(SamplingMonitor):
                 ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": dict(self.last), "scores": self._scores}
+        late = self.late()
+        return {"last": dict(self.last), "scores": self._scores, **late}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self._scores = dict(state["last"]), state.get("scores")
+        self.load_late(state)
 
     def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
         if self.sample is not None:

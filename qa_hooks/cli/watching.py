@@ -20,13 +20,17 @@ def add_watch(commands: Commands) -> None:
         description="Looks at a folder of samples again and again, scores each training step once, plots the values\n"
         "for TensorBoard, keeps best.json and raises alarms: a line on stderr and in alarms.jsonl. The trainer\n"
         "needs no change; its files are only read. The step comes from the names: step_1000/0003.png, sample-12.png.\n"
+        "Of several runs each has a folder of its own below --log-dir, and report.html and best.json are of them all.\n"
         "Ctrl-C ends it; the same command goes on. With --once the exit code is 3 when there was an alarm.",
         epilog="examples:\n"
         "  qa-hooks watch runs/a/samples --scorer niqe_bsd100 --log-dir runs/a/watch\n"
         "  qa-hooks watch samples/ --real photos/ --extractor inception --best fd --alarm 'fd>80' 'precision<0.3'\n"
+        "  qa-hooks watch runs/*/samples --scorer niqe_bsd100 --log-dir runs/watch\n"
         "  qa-hooks watch samples/ --scorer gmm.safetensors --once || echo look at the run",
     )
-    watch.add_argument("folder", metavar="DIR", help="where the run writes its samples; may be empty at first")
+    watch.add_argument(
+        "folders", metavar="DIR", nargs="+", help="where a run writes its samples; may be empty at first"
+    )
     add_shared(watch, "--scorer", nargs="+", default=[])
     watch.add_argument("--real", metavar="DIR", help="real images, for distances of steps with 20 images and more")
     add_shared(watch, "--extractor")
@@ -48,19 +52,20 @@ def add_watch(commands: Commands) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from qa_hooks.folders.watching.watcher import watch_folder
+    from qa_hooks.folders import watch_folder, watch_folders
 
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the trainer goes first
     names = ["real", "extractor", "metrics", "every", "once", "log_dir", "best", "mode", "guard", "batch_size"]
-    result = watch_folder(
-        options.folder,
-        scorers=options.scorer,
-        alarms=options.alarm,
-        device=read_device(options.device),
-        say=say,
-        **chosen(options, *names, "step", "grid"),
-    )
-    if result.best is not None:
-        say(f"best: step {result.best['step']} with {result.best['key']} {result.best['value']:.4g}")
-    return ALARMED if result.alarms else 0
+    asked = chosen(options, *names, "step", "grid")
+    asked |= {"scorers": options.scorer, "alarms": options.alarm, "device": read_device(options.device), "say": say}
+    if len(options.folders) == 1:
+        one = watch_folder(options.folders[0], **asked)
+        best, alarmed = one.best, bool(one.alarms)
+    else:
+        several = watch_folders(options.folders, **asked)
+        best, alarmed = several.best, any(run.alarms for run in several.runs.values())
+    if best is not None:
+        run = f"{best['run']}, " if "run" in best else ""
+        say(f"best: {run}step {best['step']} with {best['key']} {best['value']:.4g}")
+    return ALARMED if alarmed else 0

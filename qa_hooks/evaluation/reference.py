@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from qa_hooks.sources.batches import Source, warn_left_out
 from qa_hooks.sources.fingerprint import data_fingerprint, fixed_random
 
 FORMAT = "qa_hooks.reference"
+
+# What somebody in this process holds: monitors of the same images and features share it.
+_KNOWN: weakref.WeakValueDictionary[tuple[str, str, int], Reference] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,8 @@ def make_reference(
 ) -> Reference:
     """Statistics of the real images, from the folder `cache` where they are there already.
 
-    The file's name holds the fingerprints of images and extractor, so other images are another file. On several
+    The file's name holds the fingerprints of images and extractor, so other images are another file. Statistics that
+    somebody in this process still holds (another monitor of the same images) are not computed again. On several
     processes the work is shared, all of them must call it, and all get the same. While it is computed the features of
     all real images are in memory, `4 d` bytes each.
 
@@ -143,8 +148,23 @@ def make_reference(
     found = _from_cache(path, data, extractor.fingerprint)
     if found is not None:
         return found
+    reference = _KNOWN.get((data, extractor.fingerprint, rows))
+    missing = any_rank(reference is None)
+    if reference is None or missing:
+        reference = _computed(
+            extractor, source, data, rows, value_range=value_range, batch_size=batch_size, progress=progress
+        )
+        _KNOWN[data, extractor.fingerprint, rows] = reference
+    if path is not None and rank() == 0:
+        try:
+            reference.save(path)
+        except OSError as error:
+            warn(f"the statistics of the real images cannot be kept: {error}")
+    return reference
+
+
+def _computed(extractor: FeatureExtractor, source: Source, data: str, rows: int, **options: Any) -> Reference:
     failures: dict[int, str] = {}
-    options: dict[str, Any] = {"value_range": value_range, "batch_size": batch_size, "progress": progress}
     with fixed_random(source), shapes_seen(extractor) as shapes:  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     warn_left_out(failures, "real images")
@@ -155,13 +175,7 @@ def make_reference(
         )
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0), device="cpu")
     chosen = features.values[order[:rows]]
-    reference = Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])
-    if path is not None and rank() == 0:
-        try:
-            reference.save(path)
-        except OSError as error:
-            warn(f"the statistics of the real images cannot be kept: {error}")
-    return reference
+    return Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])
 
 
 def _from_cache(path: Path | None, data: str, extractor: str) -> Reference | None:

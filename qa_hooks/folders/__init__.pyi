@@ -7,4 +7,5 @@ from .reporting.report import report_runs as report_runs
 from .scoring.score_folder import score_folder as score_folder
 from .scoring.score_table import ScoreTable as ScoreTable
 from .scoring.score_table import read_scores as read_scores
-from .watching.watcher import watch_folder as watch_folder
+from .watching.watch import watch_folder as watch_folder
+from .watching.watch import watch_folders as watch_folders

@@ -49,6 +49,19 @@ def load_scorer(
     if metadata.get("format") == NATURALNESS:
         scorer: Scorer = SPECS["niqe"].kind(pristine=str(path), value_range=value_range)
         return scorer
+    return restored_scorer(tensors, metadata, value_range, extractor=extractor, other_sizes=other_sizes, path=path)
+
+
+def restored_scorer(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    value_range: Range,
+    *,
+    extractor: FeatureExtractor | nn.Module | str | Mapping[str, Any] | None = None,
+    other_sizes: str = "warn",
+    path: str | Path,
+) -> Scorer:
+    """The scorer of the tensors and the header that `scorer_parts` gave; `path` names them in messages."""
     header = _header(path, metadata)
     own = {name: value for name, value in tensors.items() if not name.startswith("calibration.")}
     try:

@@ -12,7 +12,9 @@ from pathlib import Path, PurePath
 
 from qa_hooks._base.checks import warn
 from qa_hooks.images import list_images
+from qa_hooks.sources.doubts import looks_like
 
+LOOKED_AT = 256  # names, for doubts
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
 
 # A number after one of these words is the step; words of an earlier line win: epoch=3-step=1000 is step 1000.
@@ -106,7 +108,8 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
 
     Files without a step in their names are left out with a warning, and so are the other variants of the samples
     (of the averaged weights, of interpolations) where there are plain ones, or else all but the most frequent variant:
-    they are not of one step.
+    they are not of one step. A number that looks like a date, a part of a hash, a size, a version or a seed is read
+    all the same, and warned of.
 
     Args:
         folder: of the run.
@@ -141,6 +144,7 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
         )
     chosen = [row for row, variant in enumerate(variants) if variant == taken]
     _check_step([names[row] for row in chosen], [steps[row] for row in chosen])
+    _say_doubts([names[row] for row in chosen], [steps[row] for row in chosen])
     return [paths[row] for row in chosen], [steps[row] for row in chosen]
 
 
@@ -156,7 +160,7 @@ def _variant(name: str) -> str:
 
 def _check_step(names: list[str], steps: list[int]) -> None:
     """Refuse a step that no word marks, that all files have, while another number in their names differs."""
-    if len(names) < 2 or len(set(steps)) > 1 or any(_is_marked(name) for name in names):
+    if len(names) < 2 or len(set(steps)) > 1 or any(is_marked(name) for name in names):
         return
     numbers = [re.findall(r"\d+", PurePath(name).stem) for name in names]
     if len({tuple(found) for found in numbers}) > 1 and all(len(found) > 1 for found in numbers):
@@ -166,12 +170,28 @@ def _check_step(names: list[str], steps: list[int]) -> None:
         )
 
 
-def _is_marked(name: str) -> bool:
+def _say_doubts(names: list[str], steps: list[int]) -> None:
+    """Warn of the first name whose step is probably none, of at most `LOOKED_AT`, evenly taken."""
+    few = [row * len(names) // min(len(names), LOOKED_AT) for row in range(min(len(names), LOOKED_AT))]
+    for name, step in ((names[row], steps[row]) for row in few):
+        what = "" if _has_word(name) else looks_like(name, step)
+        if what:
+            warn(
+                f"{name} is read as step {step}, but that looks like {what}: if it is no step, say where the step is "
+                "with a regular expression whose first group it is, step='img_(\\d+)' (--step-regex)"
+            )
+            return
+
+
+def is_marked(name: str) -> bool:
     """Whether a trainer's way to write names, a word, or a folder that is a number, says what the step is."""
+    return _has_word(name) or any(part.isdecimal() for part in PurePath(name).parts[:-1])
+
+
+def _has_word(name: str) -> bool:
     if any(re.fullmatch(form, PurePath(name).stem) for form in _NAMES):
         return True
-    marked = any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in _WORDS)
-    return marked or any(part.isdecimal() for part in PurePath(name).parts[:-1])
+    return any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in _WORDS)
 
 
 def _last_number(name: str) -> int | None:

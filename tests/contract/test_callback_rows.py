@@ -30,7 +30,7 @@ from qa_hooks.penalties import NIQEPenalty
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.writers import MemoryWriter
 
-NO_CALLBACKS = {"Callback", "Context", "Hooks", "Monitor", "TrainingStopped"}
+NO_CALLBACKS = {"Callback", "Context", "Hooks", "Monitor", "TrainingStopped", "with_weights"}
 
 
 def brightness() -> FunctionScorer:

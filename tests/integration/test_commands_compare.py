@@ -17,9 +17,9 @@ import torch
 
 from qa_hooks.cli import main
 from qa_hooks.features import create_extractor
+from qa_hooks.folders import watch_folder
 from qa_hooks.folders.comparing.compare_folders import compare_folders
 from qa_hooks.folders.watching.alarms import find_alarms, parse_threshold
-from qa_hooks.folders.watching.watcher import watch_folder
 from qa_hooks.functional.kid import kernel_distance
 from qa_hooks.images import load_image, save_image, to_uint8
 from qa_hooks.scorers import PSNR, FunctionScorer

@@ -3,8 +3,7 @@
 guard = RewardGuard(reward, heldout=[niqe, other], base=unet, sample=sample, real=photographs, action="stop")
 with Hooks([guard], log_dir="runs/a").attach(optimizer): ...
 
-What is measured, and when it is an alarm, is in `qa_hooks.rewards.measures` and
-`qa_hooks.rewards.alarm_rule`.
+What is measured, and when it is an alarm, is in `qa_hooks.rewards.measures` and `qa_hooks.rewards.alarm_rule`.
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
-from qa_hooks.callbacks.reward_guard.images import (
-    GuardImages,
-    gathered_rows,
-    in_order,
-    joined_rows,
-)
+from qa_hooks.callbacks.reward_guard.images import GuardImages, gathered_rows, in_order, joined_rows
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range

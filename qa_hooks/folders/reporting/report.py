@@ -52,7 +52,7 @@ class Run(NamedTuple):
     alarms: list[dict[str, Any]]
 
 
-def report_runs(runs: Sequence[str | Path], output: str | Path) -> Path:
+def report_runs(runs: Sequence[str | Path], output: str | Path, *, headline: str = "") -> Path:
     """Write a page with the last values, curves with their bands, pictures, the best checkpoint, alarms and settings.
 
     Nothing in it comes from another file or host.
@@ -60,6 +60,7 @@ def report_runs(runs: Sequence[str | Path], output: str | Path) -> Path:
     Args:
         runs: folders that `Hooks(log_dir=...)` or `qa-hooks watch` wrote.
         output: the .html file.
+        headline: a line to stand below the title.
 
     Returns:
         The output's path.
@@ -74,8 +75,8 @@ def report_runs(runs: Sequence[str | Path], output: str | Path) -> Path:
     if output.suffix != ".html" or output.is_dir():
         raise ValueError(f"output must be a file ending in .html, got {str(output)!r}")
     check_writable(output.parent, name="output")
-    read = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    write_text(output, page(read))
+    read = [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
+    write_text(output, page(read, headline))
     return output
 
 
@@ -98,10 +99,10 @@ def read_run(folder: Path, name: str) -> Run:
     return Run(name, values, pictures, texts[-1] if texts else "", [found for found in best if found], raised)
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[Run], headline: str = "") -> str:
     """The whole HTML."""
     title = ", ".join(run.name for run in runs)
-    parts = [f"<h1>{html.escape(title)}</h1>", _summary(runs)]
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(headline)}</p>" * bool(headline), _summary(runs)]
     for group, heading in GROUPS.items():
         tags = sorted({tag for run in runs for tag in run.values if tag.startswith(f"{group}/")})
         if tags:
@@ -166,7 +167,7 @@ def _words(alarm: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in alarm.items())
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def short_names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that differ."""
     parts = [folder.resolve().parts for folder in folders]
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))

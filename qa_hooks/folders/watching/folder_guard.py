@@ -7,6 +7,7 @@ a watcher that was killed and goes on raises the alarms that it would have raise
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +42,12 @@ class FolderGuard:
         count = min(len(real), REAL)
         self._real = self._rows([real[i * len(real) // count] for i in range(count)])
         self._levels: Levels | None = None
+
+    def fresh(self) -> FolderGuard:
+        """One for another run, with the same real images."""
+        other = copy.copy(self)
+        other._levels = None
+        return other
 
     def measure(self, paths: Sequence[Path], history: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         """ "guard_{kind}" of a step's files."""

@@ -26,10 +26,11 @@ class Report:
 
     Args:
         log_dir: where they go.
+        name: of the run, where there are several; its lines and alarms begin with it.
     """
 
-    def __init__(self, log_dir: Path) -> None:
-        self.log_dir = log_dir
+    def __init__(self, log_dir: Path, name: str = "") -> None:
+        self.log_dir, self.prefix = log_dir, f"{name}: " if name else ""
         self.alarms: list[dict[str, Any]] = []
         self.scorers: list[str] = []
         self.metrics: dict[str, str] = {}  # value -> the name it is printed by: "kid" -> "kd_random"
@@ -61,13 +62,13 @@ class Report:
                 low, high = values[f"{value}_low"], values[f"{value}_high"]
                 parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}]")
         without = f", {left_out} left out" if left_out else ""
-        return f"step {step}: {', '.join(parts)} ({int(values['n'])} images{without}, {seconds:.1f} s)"
+        return f"{self.prefix}step {step}: {', '.join(parts)} ({int(values['n'])} images{without}, {seconds:.1f} s)"
 
     def alarm(self, step: int, key: str, message: str) -> None:
         """Raise the alarm."""
         alarm = {"step": step, "key": key, "message": message}
         self.alarms.append(alarm)
-        LOG.warning("ALARM at step %d: %s", step, message)
+        LOG.warning("%sALARM at step %d: %s", self.prefix, step, message)
         with (self.log_dir / "alarms.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm) + "\n")
 
@@ -75,7 +76,7 @@ class Report:
         """Say a thing once."""
         if message not in self._told:
             self._told.add(message)
-            LOG.warning("%s", message)
+            LOG.warning("%s%s", self.prefix, message)
 
     def close(self) -> None:
         """Finish the curves."""
@@ -83,7 +84,8 @@ class Report:
 
     def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float]]:
         for name in self.scorers:
-            yield make_tag("eval", name, "mean"), values[name]
+            for end, stat in (("", "mean"), ("_low", "low"), ("_high", "high")):
+                yield make_tag("eval", name, stat), values.get(f"{name}{end}", math.nan)
             yield make_tag("eval", name, "std"), values[f"{name}_std"]
             yield make_tag("eval", name, "nonfinite"), values[f"{name}_nonfinite"] or math.nan  # 0 is no news
         for key in KEYS:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qa_hooks._base.containers import file_state
-from qa_hooks.sources.snapshots import list_snapshots, step_pattern
+from qa_hooks.sources.snapshots import is_marked, list_snapshots, step_pattern
 
 TRIES = 3  # looks at a step with broken files
 MANY = 20  # steps
@@ -51,6 +51,7 @@ class Steps:
                 f"each of {len(found)} steps has one image: if the numbers in the names are those of images, give each "
                 "step a folder of its own (step_001000/0001.png)"
             )
+        self._say_one_step(found)
         usual = max((values["n"] for values in known.values()), default=0)
         self.pending = False
         for step in sorted(found):
@@ -67,6 +68,18 @@ class Steps:
                 self._tries[step] += 1
                 yield step, [Path(path) for path, _, _ in signature]
             self.pending |= step not in known and self._tries[step] < TRIES
+
+    def _say_one_step(self, found: dict[int, Signature]) -> None:
+        """Say that all files are of one step, where nothing but a number in their names says so."""
+        if self.pattern is not None or len(found) != 1:
+            return
+        ((step, files),) = found.items()
+        names = [Path(path).relative_to(self.folder).as_posix() for path, _, _ in files]
+        if len(names) > 1 and not any(is_marked(name) for name in names):
+            self.tell(
+                f"all files are of step {step}, such as {names[0]}: if that is no step, say where the step stands with "
+                "a regular expression whose first group it is, --step-regex 'img_(\\d+)'"
+            )
 
     def may_try_again(self, step: int) -> bool:
         """Whether another look at the step is left."""

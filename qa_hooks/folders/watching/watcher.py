@@ -1,144 +1,76 @@
-"""Score the samples that a training run writes, from beside it: what `qa-hooks watch` calls.
-
-The trainer needs no change and cannot be harmed: its files are only read, nothing is locked, the log lies elsewhere.
-The step comes from the names (`qa_hooks.sources.snapshots.step_of`). A step is scored once its files did not change
-between two looks, or are older than `every` seconds (at least one second). Files that cannot be read are tried again
-before they are left out.
+"""One run that is watched: its finished steps are scored once each.
 
 `steps` finds the files of each step, `state` remembers what was scored, `report` writes the results.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
-    check_metrics,
     estimate_metrics,
     higher_is_better,
 )
-from qa_hooks.features import create_extractor
+from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
-from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.folders.watching.alarms import broken_shares, find_alarms, parse_threshold
 from qa_hooks.folders.watching.folder_guard import KEYS, FolderGuard
-from qa_hooks.folders.watching.report import LOG, Report
+from qa_hooks.folders.watching.report import Report
 from qa_hooks.folders.watching.state import Goal, State
-from qa_hooks.folders.watching.steps import TRIES, Steps
+from qa_hooks.folders.watching.steps import Steps
+from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import cut, grid_remark
 
 LOOKED_AT = 3  # steps whose pictures may be grids
-PAUSE = 2.0  # seconds between the looks of one that ends: a file that did not change meanwhile is whole, or broken
 FEWEST_OF_STEP = 20  # images of a step that is measured by set metrics
 KNOWN = tuple(key for key, metric in METRICS.items() if not metric.needs)  # no classifier or scorer is at hand
 
 
-@dataclass
-class WatchedFolder:
-    """What `watch_folder` returns when it ends.
+class RealImages(NamedTuple):
+    """Real images with their features, which all runs share.
 
     Attributes:
-        steps: the values of each step, by key:
-            "{scorer}", "{scorer}_std": mean and standard deviation of a scorer's scores.
-            "fd", "kid", ...: a set metric, and "fd_low", "fd_high", ... the ends of its interval.
-            "n": the number of images.
-        alarms: `{"step", "key", "message"}` of each alarm raised by this call.
-        best: `{"key", "mode", "step", "value", ...}`, or None.
+        images: those that can be read.
+        extractor: of the features.
+        data: the fingerprint of the images.
     """
 
-    steps: dict[int, dict[str, float]] = field(default_factory=dict)
-    alarms: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    images: ImageSet
+    extractor: FeatureExtractor
+    data: str
+
+    @classmethod
+    def read(
+        cls, real: str | Path, extractor: Any, *, cache: Path, batch_size: int, device: str | torch.device | None
+    ) -> RealImages:
+        """Extract the features, or take them from the folder `cache`."""
+        made = create_extractor(extractor)
+        if device is not None:
+            made.to(device)
+        (images,) = image_sets([real], n=None, paired=False, seed=0)
+        add_features(images, made, cache=cache, batch_size=batch_size, progress=True)
+        images.keep(images.readable().nonzero().flatten())
+        return cls(images, made, data_fingerprint(real))
 
 
-def watch_folder(
-    folder: str | Path,
-    *,
-    scorers: Spec | Sequence[Spec] = (),
-    real: str | Path | None = None,
-    extractor: Any = "random",
-    metrics: Sequence[str] = ("fd", "kid"),
-    every: float = 30.0,
-    once: bool = False,
-    log_dir: str | Path = "runs/watch",
-    best: str | None = None,
-    mode: str | None = None,
-    alarms: Sequence[str] = (),
-    guard: bool = False,
-    step: str | None = None,
-    grid: str | None = None,
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    say: Callable[[str], None] = LOG.info,
-) -> WatchedFolder:
-    """Watch a folder of samples until interrupted, or until what is there now is scored.
+class Watcher:
+    """Scores the steps that are finished; see `watch_folder` for what its parts are given.
 
     Args:
-        folder: where the run writes; it may be empty or missing at first.
-        scorers: whatever `create_scorer` takes; each image of a step is scored.
-        real: real images; then the set metrics of each step with at least 20 images are measured too.
-        extractor: what `create_extractor` takes; makes the features of the set metrics.
-        metrics: some of "fd", "kid", "pr": those in `set_metrics.METRICS` that need no classifier and no scorer.
-        every: seconds between two looks.
-        once: score what is there and return; a step that is still being written, or that cannot be read, is looked at
-            again for a few seconds.
-        log_dir: where the results go; outside `folder`. The same call with the same folder goes on.
-        best: the key whose best step is kept in best.json; the first scorer's, or the first metric's, by default.
-        mode: "min" or "max"; by default the direction of the key.
-        alarms: "KEY<VALUE" or "KEY>VALUE", beside those that `qa_hooks.folders.watching.alarms` raises by itself.
-        guard: also look for an exploited reward (`qa_hooks.folders.watching.folder_guard`); needs `real`.
-        step: a regular expression whose first group is the step in a file's path below `folder`: `img_(\\d+)`.
-        grid: cut each picture into the images that it is a grid of, as in `qa_hooks.sources.grids.find_images`.
-        batch_size: images at a time.
-        device: where networks run; None leaves them where they are. The run's own GPU may need its memory.
-        say: takes a line for each step; the logger `qa_hooks.watch` by default, which also has alarms and remarks.
-
-    Raises:
-        ValueError: nothing to score by, an unknown key, a log folder inside `folder` or of another watch.
+        name: of the run, where there are several.
     """
-    given = [scorers] if isinstance(scorers, (str, Path, Mapping, Scorer)) else list(scorers)
-    named = name_scorers(given, device) if given else {}
-    watcher = _Watcher(Path(folder), Path(log_dir), named, batch_size, device, grid)
-    check_writable(log_dir)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(exclusive(watcher.log_dir / "watch.json"))
-        watcher.begin(step, patient=not once)
-        stack.callback(watcher.report.close)
-        if real is not None:
-            watcher.use_real(real, extractor, check_metrics(metrics, KNOWN))
-        if guard:
-            watcher.use_guard()
-        watcher.prepare(best, mode, alarms)
-        looks = 0
-        while True:
-            watcher.look(every, say)
-            looks += 1
-            if once and (not watcher.steps.pending or looks > TRIES):
-                break
-            time.sleep(min(every, PAUSE) if once else every)
-    state = watcher.state
-    if once and not state.steps:
-        raise ValueError(watcher.steps.missing or f"no step in {folder} could be scored")
-    return WatchedFolder(state.steps, watcher.report.alarms, state.best)
-
-
-class _Watcher:
-    """Scores the steps that are finished; see `watch_folder` for what its parts are given."""
 
     def __init__(
         self,
@@ -148,7 +80,9 @@ class _Watcher:
         batch_size: int,
         device: str | torch.device | None,
         grid: str | None,
+        name: str = "",
     ) -> None:
+        self.name = name
         if log_dir.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"log_dir={str(log_dir)!r} lies in the folder that is watched: choose another place")
         needing = [name for name, scorer in scorers.items() if "reference" in scorer.inputs]
@@ -169,29 +103,19 @@ class _Watcher:
 
     def begin(self, step: str | None, *, patient: bool) -> None:
         """Open the log, in which nobody else writes."""
-        self.report = Report(self.log_dir)
+        self.report = Report(self.log_dir, self.name)
         self.steps = Steps(self.folder, pattern=step, patient=patient, tell=self.report.tell)
         if step is not None:
             self.settings |= {"step": step}
 
-    def use_real(self, real: str | Path, extractor: Any, metrics: tuple[str, ...]) -> None:
+    def use_real(self, real: RealImages, metrics: tuple[str, ...]) -> None:
         """Also measure distances to real images."""
-        self.extractor, self.metrics = create_extractor(extractor), metrics
-        if self.device is not None:
-            self.extractor.to(self.device)
-        (self.real,) = image_sets([real], n=None, paired=False, seed=0)
-        add_features(
-            self.real, self.extractor, cache=self.log_dir / "features", batch_size=self.batch_size, progress=True
-        )
-        self.real.keep(self.real.readable().nonzero().flatten())
-        self.settings |= {"extractor": self.extractor.fingerprint, "metrics": list(metrics)}
-        self.settings |= {"real": data_fingerprint(real)}
+        self.real, self.extractor, self.metrics = real.images, real.extractor, metrics
+        self.settings |= {"extractor": self.extractor.fingerprint, "metrics": list(metrics), "real": real.data}
 
-    def use_guard(self) -> None:
+    def use_guard(self, guard: FolderGuard) -> None:
         """Also look for an exploited reward."""
-        if self.real is None:
-            raise ValueError("the guard against exploited rewards needs real images, real= (--real)")
-        self.guard = FolderGuard(self.real.paths, self.extractor, batch_size=self.batch_size)
+        self.guard = guard
         self.settings |= {"guard": True}
 
     def prepare(self, best: str | None, mode: str | None, alarms: Sequence[str]) -> None:
@@ -204,7 +128,8 @@ class _Watcher:
         self.directions = directions
         keys = dict(directions)
         keys |= dict.fromkeys((f"{name}_std" for name in self.scorers), None)
-        keys |= dict.fromkeys((f"{value}{end}" for value in values for end in ("_low", "_high")), None)
+        measured = (*self.scorers, *values)
+        keys |= dict.fromkeys((f"{value}{end}" for value in measured for end in ("_low", "_high")), None)
         keys |= dict.fromkeys(KEYS if self.guard is not None else (), None)
         self.report.scorers = list(self.scorers)
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
@@ -220,7 +145,7 @@ class _Watcher:
         if mode is None and keys[key] is None:
             raise ValueError(f"say with mode= (--mode) whether the smallest or the largest {key} is best")
         higher = mode == "max" if mode is not None else bool(keys[key])
-        of_a_set = not any(key in (name, f"{name}_std") for name in self.scorers)
+        of_a_set = not any(key in (f"{n}{end}" for end in ("", "_std", "_low", "_high")) for n in self.scorers)
         self.state = State(self.log_dir, self.settings, Goal(key, higher, of_a_set), self.report.tell)
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
@@ -278,6 +203,9 @@ class _Watcher:
             finite = scores[scores.isfinite()]
             values[name] = float(finite.mean()) if len(finite) else math.nan
             values[f"{name}_std"] = float(finite.std(unbiased=False)) if len(finite) else math.nan
+            if len(finite) > 1:
+                interval = bootstrap_interval(finite)
+                values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
             refused = sum(message.startswith(f"{name}: ") for message in images.refused.values())
             values[f"{name}_nonfinite"] = len(scores) - len(finite) - refused
             if refused:
@@ -285,8 +213,8 @@ class _Watcher:
         if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
             sets = Sets(Reference.of(self.real.features), images.features)
             for key, estimate in estimate_metrics(sets, self.metrics).items():
-                interval = estimate.interval()
-                values |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+                found = estimate.interval()
+                values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)

@@ -147,6 +147,8 @@ ONE = torch.ones(3)
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda: weighted_loss(torch.ones(3, 1), ONE), ValueError, r"losses must be \(N,\), got \(3, 1\)"),
     (lambda: weighted_loss(ONE, torch.ones(3, 1)), ValueError, r"weights must be \(N,\)"),
+    (lambda: advantage_weighted_loss(ONE, ONE, max_weight=0.0), ValueError, "max_weight must be positive"),
+    (lambda: advantage_weighted_loss(ONE, ONE, temperature=0.0), ValueError, "temperature and max_weight must be"),
     (lambda: weighted_loss(ONE, torch.ones(2)), ValueError, r"weights must be \(3,\)"),
     (lambda: weighted_loss(torch.ones(()), ONE), ValueError, "losses must be"),
     (lambda: weighted_loss(ONE, -ONE), ValueError, "negative"),

@@ -126,6 +126,9 @@ class TestRange:
         slopes = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
         (clamp_inward(x) * slopes).sum().backward()
         assert x.grad.tolist() == [0, -1, 1, -1, 1, 0]  # a step goes against them
+        ends = torch.tensor([0.0, 1.0], requires_grad=True)  # pixels on the bounds are inside
+        (clamp_inward(ends) * torch.tensor([1.0, -1.0])).sum().backward()
+        assert ends.grad.tolist() == [1, -1]
         assert clamp_inward(x).tolist() == pytest.approx([0, 0, 0.2, 0.2, 1, 1])
 
     @pytest.mark.parametrize("balance", [None, 1.0])

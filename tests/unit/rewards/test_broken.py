@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qa_hooks.callbacks import Hooks, NaNGuard, RewardGuard
-from qa_hooks.folders.watching.watcher import watch_folder
+from qa_hooks.folders import watch_folder
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.rewards.broken import broken_images, broken_message
 from qa_hooks.scorers import FunctionScorer

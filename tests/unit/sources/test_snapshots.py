@@ -103,3 +103,61 @@ def test_variants_alone_are_taken_and_a_pattern_chooses(tmp_path):
         assert steps(tmp_path) == {"1000-ema.png": 1000, "2000-ema.png": 2000}
     write(tmp_path, "1000.png")
     assert steps(tmp_path, r"(\d+)-ema\.") == {"1000-ema.png": 1000, "2000-ema.png": 2000}
+
+
+DOUBTFUL = {
+    "20260102.png": "a date",
+    "2026-01-02.png": "a date",
+    "Screenshot_2026-01-02_at_03.04.05.png": "a date",
+    "20260102_030405.png": "a date",
+    "20260102030405.png": "a date",
+    "1767000000.png": "a date",
+    "20260102/0001.png": "a date",
+    "a3f9c2d1.png": "a part of a hash",
+    "550e8400-e29b-41d4-a716-446655440000.png": "a part of a hash",
+    "cat_512x512.png": "a size",
+    "cat_1024px.png": "a size",
+    "cat_v2.png": "a version, a seed or a scale",
+    "seed42.png": "a version, a seed or a scale",
+    "cat_x4.png": "a version, a seed or a scale",
+}
+STEPS = (
+    "00001000.png", "fakes000200.png", "baboon_5000.png", "sample-1000.png", "IMG_1234.png", "deadbeef1234.png",
+    "sample_2026-01-02_500.png", "0801x4_500.png", "box_500.png", "x_500.png", "model_v2_500.png", "2024_500.png",
+    "100/0001.png", "step_20260102.png", "iter_1767000000.png", "epoch_12_512x512.png", "1000-seed-5/step_100.png",
+    "20260102_step_500.png", "NAME_000500_00_20260102030405_42.png", "step_500_prompt_0_1024x1024.png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "what"), DOUBTFUL.items())
+def test_numbers_that_look_like_no_step_are_told(tmp_path, name, what):
+    told = rf"is read as step \d+, but that looks like {what}.*whose first group it is.*--step-regex"
+    with pytest.warns(UserWarning, match=told):
+        steps(write(tmp_path, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(tmp_path, r"(\d+)")  # somebody has said where it is
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_steps_are_not_doubted(tmp_path, name):
+    assert len(steps(write(tmp_path, name))) == 1
+
+
+def test_a_watch_says_its_doubts_once(tmp_path, caplog):
+    scorer = FunctionScorer(lambda images: images.mean((1, 2, 3)), name="level", higher_is_better=True)
+    options = {"scorers": scorer, "once": True, "every": 0.01}
+    write(tmp_path / "dates", "20260101.png", "20260102.png", "20260103.png")
+    watched = watch_folder(tmp_path / "dates", log_dir=tmp_path / "a", **options)
+    assert len(watched.steps) == 3
+    assert caplog.text.count("20260101.png is read as step 20260101, but that looks like a date") == 1
+    assert caplog.text.count("looks like") == 1
+    write(tmp_path / "one", "cat_1000.png", "dog_1000.png")
+    watch_folder(tmp_path / "one", log_dir=tmp_path / "b", **options)
+    assert caplog.text.count("all files are of step 1000, such as cat_1000.png: if that is no step") == 1
+    caplog.clear()
+    write(tmp_path / "said", "step_1000/cat.png", "step_1000/dog.png")
+    watch_folder(tmp_path / "said", log_dir=tmp_path / "c", **options)
+    watch_folder(tmp_path / "one", log_dir=tmp_path / "d", step=r"_(\d+)", **options)
+    assert "all files" not in caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qa_hooks.folders.watching.watcher import watch_folder
+from qa_hooks.folders import watch_folder
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers import FunctionScorer
 from qa_hooks.sources.snapshots import list_snapshots, step_of
