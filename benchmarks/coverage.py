@@ -143,14 +143,14 @@ def opinions(contents: int, images: int = 10) -> Case:
 
 def cases(tiny: bool) -> Iterator[tuple[str, str, Callable[[], Case]]]:
     """Groups, what differs in them, and how each is made."""
-    for n in (60,) if tiny else (60, 200, 1000):
-        for kind in ("equal", "far") if tiny else ("equal", "wider", "collapsed", "far"):
-            yield "sets", f"{kind}, n = {n}", lambda n=n, kind=kind: feature_sets(n, 8 if tiny else 32, kind)
     for n in (20,) if tiny else (20, 50, 200, 1000):
         yield "means", f"n = {n}", lambda n=n: means(n)
         yield "shares", f"n = {n}", lambda n=n: shares(n)
     for contents in (12,) if tiny else (6, 12, 20, 60, 200):
         yield "opinions", f"{contents} contents", lambda contents=contents: opinions(contents)
+    for n in (60,) if tiny else (60, 200, 1000):
+        for kind in ("equal", "far") if tiny else ("equal", "wider", "collapsed", "far"):
+            yield "sets", f"{kind}, n = {n}", lambda n=n, kind=kind: feature_sets(n, 8 if tiny else 32, kind)
 
 
 def covered(case: Case, draws: int, title: str) -> dict[str, dict[str, float]]:

@@ -41,7 +41,8 @@ def add_mos(kinds: Commands) -> None:
         description=f"Fits a scorer on ratings of images, in their own units and direction.\n{DESCRIPTION}",
         epilog="examples:\n"
         "  qa-hooks fit mos tid2013/mos_with_names.txt tid2013/distorted_images -o mine.safetensors\n"
-        "  qa-hooks fit mos stars.csv photos --columns name=file rating=stars --better higher -o mine.safetensors",
+        "  qa-hooks fit mos stars.csv photos --columns name=file rating=stars --better higher -o mine.safetensors\n"
+        "  qa-hooks fit mos data.csv agiqa3k --rating align --extractor transformers:MODEL -o mine.safetensors",
     )
     add_opinions(mos)
     _add_rest(mos, _fit_mos)
@@ -70,6 +71,11 @@ def _add_rest(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace
     parser.add_argument(
         "-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file to write"
     )
+    parser.add_argument(
+        "--about", choices=["image", "alignment"],
+        help="alignment: how well an image fits its prompt, with --extractor transformers:MODEL (default: what the "
+        "ratings say)",
+    )  # fmt: skip
     add_shared(
         parser, "--extractor", default=None, help=f"efficientnet_lite0-stages where it is installed; {EXTRACTORS}"
     )
@@ -113,6 +119,7 @@ def _fitted(options: argparse.Namespace, output: Path, fit: Callable[..., Any]) 
     own = options.cache is None
     cache = output.with_name(f"{output.name}.features") if own else Path(options.cache)
     how = chosen(options, "held_out", "calibration", "batch_size", "seed")
+    how |= {"about": options.about} if options.about else {}
     with launched_processes():
         scorer = fit(extractor=extractor, cache=cache, device=read_device(options.device), **how)
         if rank() == 0:

@@ -138,6 +138,7 @@ def table_of_files(paths: Sequence[str]) -> str:
         try:
             check_facts(dict(facts))
             features = str(dict(extractor).get("name", "-"))
+            features += " and prompts (alignment)" if options.get("about") == "alignment" else ""
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a saved scorer: {error}") from error
         fitted = (

@@ -6,7 +6,8 @@ One network, three kinds of features. The last layer knows what is in an image: 
 want it. The statistics of stages know how the image looks, those in the middle of the network best: quality wants
 them. Judging neighbouring degrees of blur, noise, JPEG and downsampling on BSD100 by the five nearest neighbours, the
 last layer was right in 56 % of the pairs, six stages together in 60 % and the two in the middle in 90 %
-(docs/giqa.md, `python -m benchmarks giqa_photographs`).
+(docs/giqa.md, `python -m benchmarks giqa_photographs`). People's ratings of other photographs say the same
+(docs/judges.md).
 """
 
 from __future__ import annotations

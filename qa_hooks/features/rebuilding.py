@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from qa_hooks._base.checks import check_count
-from qa_hooks.features.extractor import FeatureExtractor, create_extractor, create_named
+from qa_hooks.features.create import create_extractor, create_named
+from qa_hooks.features.extractor import FeatureExtractor
 from qa_hooks.features.networks import untrained_size
 
 LARGEST_SIDE = 2048  # to which images may be resized

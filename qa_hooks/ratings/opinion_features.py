@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from qa_hooks._base.files import check_writable
+from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import any_rank, rank
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.scorers.opinions.alignment import joined
 from qa_hooks.sources.batches import warn_left_out
 from qa_hooks.sources.fingerprint import data_fingerprint
 
@@ -77,3 +80,25 @@ def rated_features(
         torch.cat([part.indices for part in parts]),
         sizes.pop() if len(sizes) == 1 else None,
     )
+
+
+def with_prompts(
+    features: Features, prompts: Sequence[str], extractor: FeatureExtractor, *, batch_size: int = 16
+) -> Features:
+    """Features of images joined with those of their prompts: the rows that a head of alignment sees.
+
+    Args:
+        features: of the images, in their order.
+        prompts: one for each row.
+        extractor: a CLIP-like model; every different prompt is read once.
+        batch_size: prompts at a time.
+    """
+    different = sorted(set(prompts))
+    with isolated(), torch.no_grad():
+        parts = [
+            extractor.prompts(different[start : start + batch_size]).cpu()
+            for start in range(0, len(different), batch_size)
+        ]
+    place = {prompt: row for row, prompt in enumerate(different)}
+    rows = torch.cat(parts)[[place[prompt] for prompt in prompts]]
+    return replace(features, values=joined(features.values, rows))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from qa_hooks.ratings.tables import Ratings
+from qa_hooks.scorers.opinions.scorer import ABOUT, ALIGNMENT, IMAGE
 
 LOG = logging.getLogger("qa_hooks")
 OF_THE_PROMPT = ("align", "correspond")  # in the scale of ratings that are about more than the image
@@ -15,18 +16,46 @@ OWN_UNITS = ("", "the rating's own")
 FEWEST_RATERS = 3  # whose deviation is taken for the spread of opinions
 
 
+def what_about(ratings: Ratings, about: str | None) -> str:
+    """ "image", or "alignment": how well images fit their prompts. None asks the ratings' own scale.
+
+    Raises:
+        ValueError: another word; ratings of alignment that are taken for ratings of images; alignment without a prompt
+            for each image.
+    """
+    if about is not None and about not in ABOUT:
+        raise ValueError(f"about must be one of {', '.join(ABOUT)}, got {about!r}")
+    aligned = any(word in ratings.scale.lower() for word in OF_THE_PROMPT)
+    if aligned and about == IMAGE:
+        raise ValueError(
+            f"these ratings ({ratings.scale}) are about images together with their prompts, so about='image' would "
+            "learn something else than people were asked: take the ratings of quality, or about='alignment'"
+        )
+    found = about or (ALIGNMENT if aligned else IMAGE)
+    if found == ALIGNMENT:
+        prompts = ratings.prompt or [""] * len(ratings)
+        blank = [name for name, prompt in zip(ratings.names, prompts, strict=True) if not prompt.strip()]
+        if blank:
+            raise ValueError(
+                f"alignment is about an image and its prompt, and {len(blank)} of {len(ratings)} images have none; the "
+                f"first is {blank[0]}. In a table of your own name the column: columns={{'prompt': ...}}"
+            )
+        known: dict[str, str] = {}
+        for name, prompt in zip(ratings.names, prompts, strict=True):
+            if known.setdefault(name, prompt) != prompt:
+                raise ValueError(
+                    f"{name} is rated with two prompts, {known[name]!r} and {prompt!r}: alignment needs one prompt for "
+                    "each image; give the file once for each, under two names"
+                )
+    return found
+
+
 def one_row_an_image(ratings: Ratings) -> Ratings:
     """Rows whose image was found, several raters' ratings of one image as their mean and deviation.
 
     Raises:
-        ValueError: no images, ratings of how well images fit their prompts, spreads that are negative.
+        ValueError: no images, spreads that are negative.
     """
-    if any(word in ratings.scale.lower() for word in OF_THE_PROMPT):
-        raise ValueError(
-            f"these ratings ({ratings.scale}) are about images together with their prompts, and the features of an "
-            "image know no prompt: take the ratings of quality, or a prompt scorer "
-            "(create_scorer('transformers:MODEL'))"
-        )
     if not ratings.images:
         raise ValueError("the ratings have no images: read_ratings(path, images=FOLDER)")
     there = [row for row, path in enumerate(ratings.images) if path is not None]

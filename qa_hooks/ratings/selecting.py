@@ -127,7 +127,7 @@ def _recommended(
             found[use] = None
             for name in [*best, *(name for name in ranked if name not in best)]:
                 if named[name].inputs - {"reference"}:
-                    continue  # the doctor has no prompts
+                    continue  # the doctor's ladders say nothing of prompts
                 diagnoses[name] = diagnose(named[name], progress=progress)
                 if diagnoses[name].verdict == REWARD:
                     found[use] = name

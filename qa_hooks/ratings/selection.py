@@ -93,6 +93,8 @@ class Selection:
         return text_table(rows)
 
     def _advice(self, use: str, name: str | None) -> str:
+        if name is None and not self.diagnoses:
+            return f"{use}: not known; all of them need prompts, which the doctor does not judge: try check_reward"
         if name is None:
             return f"{use}: none of them; the doctor calls no metric usable as a reward"
         behind = "" if name in self.report.best else "; it agrees less with people than the best"

@@ -61,7 +61,7 @@ class FullReferenceScorer(Scorer):
 class PSNR(FullReferenceScorer):
     """Peak signal-to-noise ratio, 10 log10(1 / MSE) in dB, at most 100 (identical images; keeps the gradient finite).
 
-    Agreement with people's ratings: docs/judges.md.
+    SRCC .86 with people's ratings of five distortions together: docs/judges.md.
 
     Example:
         >>> PSNR()(torch.zeros(1, 3, 8, 8), reference=torch.full((1, 3, 8, 8), 0.1)).round()
@@ -77,7 +77,7 @@ class PSNR(FullReferenceScorer):
 class SSIM(FullReferenceScorer):
     """Structural similarity (Wang et al. 2004): 11 taps, sigma 1.5, no padding; see `qa_hooks.functional.ssim`.
 
-    Agreement with people's ratings: docs/judges.md.
+    SRCC .68 with people's ratings of five distortions together: docs/judges.md.
 
     Example:
         >>> image = torch.rand(1, 3, 16, 16)
@@ -94,7 +94,7 @@ class SSIM(FullReferenceScorer):
 class MSSSIM(FullReferenceScorer):
     """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003); see `qa_hooks.functional.ms_ssim`.
 
-    Agreement with people's ratings: docs/judges.md.
+    SRCC .81 with people's ratings of five distortions together: docs/judges.md.
 
     Example:
         >>> image = torch.rand(1, 3, 192, 192)

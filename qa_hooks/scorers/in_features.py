@@ -49,12 +49,21 @@ class ScorerInFeatures(Scorer):
             self.register_buffer(name, None, persistent=False)
 
     def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
-        """What a subclass writes: the shapes that the tensors of a file must have, for `dim` features."""
+        """What a subclass writes: the shapes that the tensors of a file must have, for rows of `dim` numbers."""
         raise NotImplementedError(f"{type(self).__name__} must define shapes(tensors, dim)")
 
     def score_rows(self, features: Tensor) -> Tensor:
         """What a subclass writes: `(n, dim)` -> `(n,)` raw scores, differentiable."""
         raise NotImplementedError(f"{type(self).__name__} must define score_rows(features)")
+
+    def width(self, dim: int) -> int:
+        """How many numbers it scores where the extractor gives `dim`."""
+        return dim
+
+    def rows(self, images: Tensor, **inputs: Any) -> Tensor:
+        """The rows `(N, width)` of images, with a gradient."""
+        features: Tensor = self.extractor(images)
+        return features
 
     def own_options(self) -> dict[str, Any]:
         """The constructor's options besides extractor and range, as JSON can hold them."""
@@ -62,9 +71,9 @@ class ScorerInFeatures(Scorer):
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
         self._check_fitted()
-        features = self.extractor(self._at_fitted_size(images))
-        with full_precision(features.device):
-            return self.score_rows(features)
+        rows = self.rows(self._at_fitted_size(images), **inputs)
+        with full_precision(rows.device):
+            return self.score_rows(rows)
 
     def score_features(self, features: Features | Tensor) -> Tensor:
         """Raw scores `(n,)` float32 of features; `ValueError` for those of another extractor."""
@@ -103,7 +112,7 @@ class ScorerInFeatures(Scorer):
         scorer = cls(made, **options, value_range=value_range)
         if set(tensors) != set(cls.fitted):
             raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(cls.fitted)}")
-        for name, shape in scorer.shapes(tensors, check_count("dim", saved["dim"])).items():
+        for name, shape in scorer.shapes(tensors, scorer.width(check_count("dim", saved["dim"]))).items():
             tensor = tensors[name]
             if tensor.shape != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
                 raise ValueError(f"{name} must hold finite numbers of the shape {shape}, got {tuple(tensor.shape)}")
@@ -138,9 +147,10 @@ class ScorerInFeatures(Scorer):
                     f"{self.extractor.name} ({self.extractor.fingerprint}): extract them with its extractor"
                 )
             features = features.values
-        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != self.extractor.dim:
+        width = self.width(self.extractor.dim)
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != width:
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"features must be (n, {self.extractor.dim}) of {self.extractor.name}, got {shape}")
+            raise ValueError(f"features must be (n, {width}) of {self.extractor.name}, got {shape}")
         if not len(features):
             raise ValueError("there are no features: the source of images was empty")
         if not bool(torch.isfinite(features).all()):

@@ -31,7 +31,8 @@ COVARIANCES = ("full", "diag")
 class GMMScorer(FeatureScorer):
     """Log-likelihood under a Gaussian mixture of real features.
 
-    Agreement with people's ratings: docs/judges.md.
+    SRCC .56 with people's ratings of five distortions together in `efficientnet_lite0-middle`, the features to
+    take for photographs, and .33 in six stages: docs/judges.md.
 
     Args:
         extractor: from `create_extractor`, or its name.

@@ -9,22 +9,20 @@ others); the gradient passes the clamp, so that pixels outside can come back.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib
 import inspect
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, TextIO, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import with_options
-from qa_hooks._base.isolation import isolated
+from qa_hooks._base.libraries import import_library, loading
+from qa_hooks.functional.clamp import through_clamp
 from qa_hooks.images import Range
 from qa_hooks.scorers.scorer import Scorer
 
@@ -185,100 +183,7 @@ class TableScorer(LibraryScorer):
         return torch.stack([row.mean() for row in rows])
 
 
-class _ThroughClamp(torch.autograd.Function):
-    """Clamps to [0, 1] forward, does nothing backward."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> Tensor:
-        return images.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-def through_clamp(images: Tensor) -> Tensor:
-    """Images clamped to [0, 1] whose gradient is that of images that were not.
-
-    Example:
-        >>> x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
-        >>> y = through_clamp(x)
-        >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
-        ([0.0, 0.5, 1.0], [1.0, 1.0, 1.0])
-    """
-    return cast(Tensor, _ThroughClamp.apply(images))
-
-
-def import_library(library: str) -> ModuleType:
-    """The library, or an ImportError with the command that installs it."""
-    try:
-        return importlib.import_module(library)
-    except ModuleNotFoundError as error:
-        if error.name != library:
-            raise ImportError(f"{library} is installed, but it needs {error.name}: {_pip(error.name)}") from error
-        raise ImportError(f"{library} is not installed: pip install {library}") from error
-
-
 def unknown_metric(library: str, metric: str, known: Mapping[str, Any]) -> ValueError:
     """The error for a name that is not in a library's list."""
     near = difflib.get_close_matches(metric, known, 4, 0.4) if len(known) > 40 else sorted(known)
     return ValueError(f"unknown metric {library}:{metric}; {'near it are' if len(known) > 40 else 'known are'} {near}")
-
-
-@contextlib.contextmanager
-def loading(spec: str) -> Iterator[None]:
-    """Where a library builds a metric and fetches its weights: the random state is kept, and a failure is explained.
-
-    What it prints goes to stderr, where it cannot mix with a command's output.
-
-    Raises:
-        ImportError: a package is missing that only this metric needs.
-        RuntimeError: the download failed; the message says which file is wanted and how to provide it. Or a file of
-            weights is broken.
-    """
-    from safetensors import SafetensorError
-
-    said = _Listener(sys.stderr)
-    try:
-        with isolated(), contextlib.redirect_stdout(cast(TextIO, said)), contextlib.redirect_stderr(cast(TextIO, said)):
-            yield
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{spec} needs {error.name}: {_pip(error.name)}") from error
-    except (SafetensorError, EOFError) as error:
-        raise RuntimeError(
-            f"the weights of {spec} cannot be read, a file is cut off or is none of weights: {error}"
-        ) from error
-    except OSError as error:  # URLError, HTTPError, the Hugging Face hub's and requests' errors
-        wanted = [line.removeprefix("Downloading: ") for line in said.lines if line.startswith("Downloading: ")]
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise RuntimeError(
-            f"the weights of {spec} could not be loaded: {reason}. "
-            + (f"Wanted: {wanted[-1]}. Without a network put that file there" if wanted else "Without a network")
-            + f"{', or' if wanted else ''} run create_scorer({spec!r}) on a machine that has one and copy "
-            f"{torch.hub.get_dir()} (TORCH_HOME), the Hugging Face cache (HF_HOME) and ~/.cache/clip"
-        ) from error
-
-
-def _pip(package: str | None) -> str:
-    if package == "pkg_resources":
-        return "pip install 'setuptools<81' (newer ones have no pkg_resources)"
-    return f"pip install {package}"
-
-
-class _Listener:
-    """A stream that passes everything on and remembers the lines."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return self.stream.write(text)
-
-    @property
-    def lines(self) -> list[str]:
-        return self.text.splitlines()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)

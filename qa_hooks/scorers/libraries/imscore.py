@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.libraries import import_library, loading
 from qa_hooks.images import Range
-from qa_hooks.scorers.libraries.adapter import LibraryScorer, import_library, loading, unknown_metric
+from qa_hooks.scorers.libraries.adapter import LibraryScorer, unknown_metric
 
 PROMPT = frozenset({"prompt"})
 

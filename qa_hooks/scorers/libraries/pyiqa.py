@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.libraries import import_library, loading
 from qa_hooks.images import Range
-from qa_hooks.scorers.libraries.adapter import LibraryScorer, import_library, loading, unknown_metric
+from qa_hooks.scorers.libraries.adapter import LibraryScorer, unknown_metric
 
 # Round trips through PIL, histograms, torch.no_grad inside: no gradient, or none that means anything; MAD's is NaN.
 MONITOR_ONLY = ("qalign", "qrealign", "compare2score", "afine", "piqe", "entropy", "mad")

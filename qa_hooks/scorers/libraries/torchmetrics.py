@@ -65,7 +65,7 @@ class TorchMetricsScorer(TableScorer):
 class LPIPS(TorchMetricsScorer):
     """Learned perceptual image patch similarity (Zhang et al. 2018), lower is better; version 0.1 of the weights.
 
-    Agreement with people's ratings: docs/judges.md.
+    Agreement with people's ratings: measured by `python -m benchmarks opinions` where the weights can be had.
 
     Args:
         net: the backbone: "alex" to report, "vgg" to optimise (both by the authors' advice), or "squeeze".
@@ -82,7 +82,7 @@ class LPIPS(TorchMetricsScorer):
 class DISTS(TorchMetricsScorer):
     """Deep image structure and texture similarity (Ding et al. 2020), lower is better: tolerant of resampled texture.
 
-    Agreement with people's ratings: docs/judges.md.
+    Agreement with people's ratings: measured by `python -m benchmarks opinions` where the weights can be had.
 
     Args:
         value_range: what the numbers of the images mean.

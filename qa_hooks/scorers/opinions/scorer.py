@@ -18,6 +18,7 @@ from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.filters import full_precision
 from qa_hooks.images import Range, as_tensor, check_images
 from qa_hooks.scorers.in_features import ScorerInFeatures
+from qa_hooks.scorers.opinions.alignment import joined, joined_width
 from qa_hooks.scorers.opinions.head import Head, fit_head
 from qa_hooks.scorers.opinions.targets import Targets
 
@@ -25,6 +26,7 @@ Own = TypeVar("Own", bound="OpinionScorer")
 AGREEMENT = ("value", "low", "high", "n", "clusters")
 STATISTICS = ("srcc", "plcc", "accuracy")
 HEAD = Head._fields
+IMAGE, ALIGNMENT = ABOUT = ("image", "alignment")
 FACTS = ("kind", "images", "opinions", "contents", "held_out", "penalty")
 
 
@@ -34,8 +36,14 @@ class OpinionScorer(ScorerInFeatures):
     Fitted on ratings it scores in their units and their direction; fitted on pairs, in units in which the difference of
     two scores says how probable it is that one image is found better, and higher is better.
 
+    SRCC .83 with people's ratings of five distortions together, on contents held out: docs/own_scorer.md.
+
+    Fitted on opinions of images together with their prompts (`about="alignment"`) it needs `prompt=`, and its features
+    are those of `qa_hooks.scorers.opinions.alignment`.
+
     Args:
         extractor: from `create_extractor`, or its name.
+        about: "image", or "alignment": how well an image fits its prompt; then the extractor must know prompts.
         higher_is_better: the direction of the ratings.
         scale: what the numbers mean, in words.
         facts: what it was fitted on, and how well it agrees with people on contents held out; saved with it.
@@ -67,6 +75,7 @@ class OpinionScorer(ScorerInFeatures):
         self,
         extractor: FeatureExtractor | str | Mapping[str, Any],
         *,
+        about: str = "image",
         higher_is_better: bool = True,
         scale: str = "",
         facts: Mapping[str, Any] | None = None,
@@ -77,9 +86,22 @@ class OpinionScorer(ScorerInFeatures):
             raise TypeError(f"higher_is_better must be True or False, got {higher_is_better!r}")
         self.higher_is_better, self.scale, self.facts = higher_is_better, str(scale), dict(facts or {})
         check_facts(self.facts)
+        self.about = check_about(about, self.extractor)
+        if about == ALIGNMENT:
+            self.inputs = frozenset({"prompt"})
 
     def own_options(self) -> dict[str, Any]:
-        return {"higher_is_better": self.higher_is_better, "scale": self.scale, "facts": self.facts}
+        about = {"about": self.about} if self.about != IMAGE else {}  # files of before say nothing of it
+        return {"higher_is_better": self.higher_is_better, "scale": self.scale, "facts": self.facts, **about}
+
+    def width(self, dim: int) -> int:
+        return joined_width(dim) if self.about == ALIGNMENT else dim
+
+    def rows(self, images: Tensor, **inputs: Any) -> Tensor:
+        features: Tensor = self.extractor(images)
+        if self.about == IMAGE:
+            return features
+        return joined(features, self.extractor.prompts(inputs["prompt"]))
 
     def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
         outputs = 2 if tensors["bias"].shape == (2,) else 1
@@ -113,20 +135,24 @@ class OpinionScorer(ScorerInFeatures):
     def score_rows(self, features: Tensor) -> Tensor:
         return self._head(features)[:, 0]
 
-    def spread(self, images: Any) -> Tensor:
+    def spread(self, images: Any, *, prompt: Sequence[str] | None = None) -> Tensor:
         """`(N,)` the standard deviation that people's ratings of these images would have, in units of the ratings.
 
+        Args:
+            images: as in a call.
+            prompt: N prompts, where it needs them.
+
         Raises:
-            ValueError: it was fitted on ratings without spreads, or on pairs.
+            ValueError: it was fitted on ratings without spreads, or on pairs; a prompt is missing.
         """
         self._check_fitted()
+        self._check_inputs({"prompt": prompt})
         if len(self.bias) < 2:
             raise ValueError(f"{self.name} was fitted without people's spreads, so it expects none")
-        features = self.extractor(
-            self._at_fitted_size(self._to_unit(check_images("images", as_tensor(images), floating=False)))
-        )
-        with full_precision(features.device):
-            return self._head(features)[:, 1].exp()
+        unit = self._at_fitted_size(self._to_unit(check_images("images", as_tensor(images), floating=False)))
+        rows = self.rows(unit, prompt=prompt)
+        with full_precision(rows.device):
+            return self._head(rows)[:, 1].exp()
 
     def _head(self, features: Tensor) -> Tensor:
         return Head(self.centre, self.rate, self.level, self.weights, self.bias)(features)
@@ -135,6 +161,18 @@ class OpinionScorer(ScorerInFeatures):
         said = f", {agreement_text(self.facts)}" if self.facts.get("held_out") else ""
         fitted = "" if self._is_fitted else ", not fitted"
         return f"{self.name}, value_range={self.value_range}, extractor={self.extractor.name}{said}{fitted}"
+
+
+def check_about(about: Any, extractor: FeatureExtractor) -> str:
+    """The value itself; `ValueError` unless it is known and the extractor has what it needs."""
+    if about not in ABOUT:
+        raise ValueError(f"about must be one of {', '.join(ABOUT)}, got {about!r}")
+    if about == ALIGNMENT and not extractor.reads_prompts:
+        raise ValueError(
+            f"opinions of how well images fit their prompts need an extractor that knows prompts, and "
+            f"{extractor.name} knows none: take a CLIP-like model, extractor='transformers:MODEL'"
+        )
+    return str(about)
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def test_the_true_values_of_agreement_are_those_of_many_contents():
 
 def test_a_stopped_run_goes_on_and_every_interval_has_a_row(tmp_path, capsys, monkeypatch):
     every = list(coverage.cases(tiny=True))
-    monkeypatch.setattr(coverage, "cases", lambda tiny: iter(every[-3:]))
+    monkeypatch.setattr(coverage, "cases", lambda tiny: iter(every[:3]))
     coverage.main(["--tiny", "--out", str(tmp_path)])
     first = json.loads((tmp_path / "results.json").read_text())["found"]
     monkeypatch.setattr(coverage, "covered", lambda *_: pytest.fail("known already"))
