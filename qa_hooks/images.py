@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
     """Check that `images` is a non-empty `(N, C, H, W)` tensor; return it.
 
     Args:
-        name: the argument's name, for the message.
-        images: what arrived.
+        name, images: the argument's name, for the message, and what arrived.
         floating: refuse integer tensors (they carry no gradient) with the conversion in the message.
 
     Raises:
@@ -54,6 +53,9 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
         raise ValueError(f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if images.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(images.shape)}")
+    if images.shape[3] == 3 and min(images.shape[1:3]) > 4:
+        shape = tuple(images.shape)
+        raise ValueError(f"{name} of shape {shape} looks like (N, H, W, C): give {name}.permute(0, 3, 1, 2)")
     if floating and not images.is_floating_point():
         raise TypeError(
             f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
@@ -176,8 +178,8 @@ def as_tensor(images: Any) -> Tensor:
     """Images in any common form -> `(N, C, H, W)`: a tensor stays as it is, PIL images and uint8 arrays become uint8.
 
     Accepts a tensor `(N, C, H, W)` or `(C, H, W)`, a PIL image, a NumPy array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`
-    of uint8 in [0, 255] or float in the declared range, or a list of any of these with one size. For places where
-    nothing is differentiated: monitors, fitting, files.
+    of uint8 in [0, 255] or float in the declared range, the bytes of a picture file, or a list of any of these with one
+    size. For places where nothing is differentiated: monitors, fitting, files.
 
     Raises:
         TypeError: an unknown type.
@@ -191,11 +193,12 @@ def as_tensor(images: Any) -> Tensor:
         return check_images("images", images[None] if images.ndim == 3 else images, floating=False)
     if isinstance(images, np.ndarray):
         return _from_array(images)
-    if type(images).__module__.startswith("PIL."):
-        from qa_hooks._base.decoding import pixels_of
+    held = isinstance(images, (bytes, bytearray)) or (isinstance(images, Mapping) and "bytes" in images)
+    if held or type(images).__module__.startswith("PIL."):
+        from qa_hooks._base.containers import pixels_in_memory
 
-        return _from_array(pixels_of(images))
-    if isinstance(images, Iterable) and not isinstance(images, (str, bytes)):
+        return _from_array(pixels_in_memory(images))
+    if isinstance(images, Iterable) and not isinstance(images, (str, Mapping)):
         parts = [as_tensor(image) for image in images]
         if not parts:
             raise ValueError("images is empty")
@@ -209,10 +212,7 @@ def as_tensor(images: Any) -> Tensor:
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
-    if array.ndim == 2:
-        array = array[None, :, :, None]
-    elif array.ndim == 3:
-        array = array[None]
+    array = array[None, :, :, None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise ValueError(f"a NumPy image must be (H, W), (H, W, C) or (N, H, W, C) with C = 1 or 3, got {array.shape}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):

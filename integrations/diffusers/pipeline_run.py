@@ -97,6 +97,11 @@ class PipelineRun(LiveCalls):
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
             if pipe is not self.pipe:  # a copy, made inside the context
                 return plain(pipe, *args, **kwargs)
+            if getattr(pipe, "scheduler", None) is not self.scheduler:
+                raise ValueError(
+                    f"the scheduler of {self.name} was exchanged inside grad_last_steps, which follows the one that it "
+                    "had: exchange it before"
+                )
             bound = inspect.signature(plain).bind(pipe, *args, **kwargs)
             bound.apply_defaults()
             if bound.arguments.get("output_type", "pt") not in ("pt", "latent"):

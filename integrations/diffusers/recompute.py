@@ -94,13 +94,14 @@ class CallState:
         objects = [vars(owner) for owner in owners if not isinstance(owner, nn.Module)]
         self.inputs = [(tensor, tensor._version) for tensor in parts((inputs, objects)) if isinstance(tensor, Tensor)]
         self.weights = list(module.parameters())
+        self.flags = [(p, p.requires_grad) for p in self.weights]
         self.trained = [(p, p._version) for p in self.weights if p.requires_grad]
-        self.values = _values(self.weights)
+        self.values = self._values()
 
     def check(self) -> None:
         """Raise a `RuntimeError` when weights or inputs are no longer those of the call."""
         changed = any(p._version != version for p, version in self.trained)
-        if changed or not all(map(torch.equal, self.values, _values(self.weights))):
+        if changed or not all(map(torch.equal, self.values, self._values())):
             raise RuntimeError(
                 f"weights of {self.name} have changed between sampling and backward, so the gradient would be that of "
                 "neither: call backward before optimizer.step(), and put back weights that an average has lent"
@@ -111,13 +112,32 @@ class CallState:
                 "pipeline): use checkpoint=False, or make a new tensor instead"
             )
 
+    @torch.no_grad()
+    def _values(self) -> list[Tensor]:
+        """Numbers that tell the weights' values: norms, and for those that are trained their sums, which know the sign.
+
+        `.data` writes past autograd's count of versions. Weights of one byte (quantised, float8) are left out.
+        """
+        known = [
+            (p, trained) for p, trained in self.flags
+            if p.is_floating_point() and p.itemsize > 1 and p.numel() and not p.is_meta
+        ]  # fmt: skip
+        groups: dict[Any, list[Tensor]] = {}
+        for p, _ in known:
+            groups.setdefault((p.device, p.dtype), []).append(p.detach())
+        found = [torch.stack(torch._foreach_norm(group)) for group in groups.values()]
+        return found + [p.sum() for p, trained in known if trained]
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Inside this block, all attributes have the values that they had when this object was made."""
+        now = [(p, p.requires_grad) for p in self.weights]
         replaced = torch.compiler.disable(self._put_back)()
+        _set_flags(self.flags)  # a parameter that is frozen by now saved something for its gradient
         try:
             yield
         finally:
+            _set_flags(now)
             torch.compiler.disable(self._undo)(replaced)
 
     def _put_back(self) -> list[tuple[Any, dict[str, Any]]]:
@@ -136,6 +156,12 @@ class CallState:
     def _attributes(self, owner: Any) -> dict[str, Any]:
         own = vars(owner)
         return {name: value for name, value in own.items() if not (owner is self.module and _callers(name))}
+
+
+def _set_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for p, required in flags:
+        if p.requires_grad != required:
+            p.requires_grad_(required)
 
 
 def _callers(name: str) -> bool:
@@ -191,17 +217,3 @@ def _alike(a: Any, b: Any) -> bool:
     if kind in (list, tuple):
         return len(a) == len(b) and all(map(_alike, a, b))
     return kind is set and bool(a == b)
-
-
-@torch.no_grad()
-def _values(weights: list[nn.Parameter]) -> list[Tensor]:
-    """Numbers that tell the weights' values: norms, and for those that are trained their sums, which know the sign.
-
-    `.data` writes past autograd's count of versions. Weights of one byte (quantised, float8) are left out.
-    """
-    known = [p for p in weights if p.is_floating_point() and p.itemsize > 1 and p.numel() and not p.is_meta]
-    groups: dict[Any, list[Tensor]] = {}
-    for p in known:
-        groups.setdefault((p.device, p.dtype), []).append(p.detach())
-    found = [torch.stack(torch._foreach_norm(group)) for group in groups.values()]
-    return found + [p.sum() for p in known if p.requires_grad]

@@ -38,7 +38,8 @@ class PipelineSampler:
     Args:
         pipeline: a Diffusers pipeline, unconditional (DDPM, DDIM, ...), of text, of class labels (DiT), or of tensors.
         prompts: texts, or whole numbers for class labels; None for an unconditional pipeline, and where the conditions
-            are tensors with a row for each, given as options (`image_embeds=`, `prompt_embeds=`): these are cycled.
+            are tensors with a row for each, given as options (`image_embeds=`, `prompt_embeds=`): these are cycled, as
+            are tensors with a row for each prompt (`image=`, `control_image=`).
         seed: of calls without a generator; with one it is mixed in.
         batch_size: images at a time.
         autocast: a dtype to run the pipeline under autocast in, for parts of several precisions (float32 is none); an
@@ -77,7 +78,10 @@ class PipelineSampler:
             raise ValueError(f"prompts must be a list with at least one prompt, got {prompts!r}")
         if prompts is not None and self.condition is None:
             raise ValueError(f"{type(pipeline).__name__} takes no prompts")
-        self.rows = {} if prompts is not None or "batch_size" in parameters else _rows(call_options)
+        if prompts is not None:
+            self.rows = _beside(call_options, len(prompts))
+        else:
+            self.rows = {} if "batch_size" in parameters else _rows(call_options)
         if prompts is None and self.condition is not None and not self.rows:
             raise ValueError(f"{type(pipeline).__name__} needs prompts=, for its argument {self.condition!r}")
         wrong = sorted(name for name in call_options if name in OURS or name not in parameters)
@@ -160,6 +164,19 @@ def _rows(options: dict[str, Any]) -> dict[str, Tensor]:
     sizes = {name: len(value) for name, value in rows.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the conditions must have one number of rows, got {sizes}")
+    return rows
+
+
+def _beside(options: dict[str, Any], prompts: int) -> dict[str, Tensor]:
+    """The options that are tensors with a row for each prompt, such as the images that it begins from."""
+    rows = {}
+    for name, value in options.items():
+        single = 3 if "image" in name and "embed" not in name else 1  # dimensions of one picture, or of one row
+        if not isinstance(value, Tensor) or value.ndim <= single or len(value) == 1:
+            continue
+        rows[name] = value
+        if len(value) != prompts:
+            raise ValueError(f"{name} must have one row, or one for each of the {prompts} prompts, got {len(value)}")
     return rows
 
 

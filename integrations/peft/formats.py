@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ PARTS = (
     *("unet", "transformer", "transformer_2", "prior", "decoder", "controlnet"),
     *("text_encoder", "text_encoder_2", "text_encoder_3"),
 )
+FOREIGN = ("lora_unet_", "lora_te", "lora_transformer_", "diffusion_model.")  # of kohya, ComfyUI and others
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")  # of peft, DDP and torch.compile
 OPTIONS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "modules_to_save")
 # What says which layers, how they began and what happens in training: the tensors say the rest.
 NO_MATTER = (
@@ -73,7 +75,7 @@ class AdapterFile:
     @property
     def layers(self) -> list[str]:
         """The layers that have an A."""
-        return sorted({key.rpartition(".lora_")[0] for key in self.tensors if ".lora_" in key})
+        return sorted({_layer(key) for key in self.tensors if ".lora_" in key})
 
     @property
     def summary(self) -> str:
@@ -97,7 +99,7 @@ class AdapterFile:
             module: Any = present.get(name)
             if module is not None and is_lora(module):
                 module = module.get_base_layer()
-            if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)):
                 what = "no such layer" if module is None else f"a {type(module).__name__} there"
                 raise ValueError(
                     f"{self.path} is for the layer {name!r}, and this model has {what}: it is of another model"
@@ -118,9 +120,10 @@ def read_adapter(path: Path, network: nn.Module, part: str | None) -> AdapterFil
     tensors, metadata = read_safetensors(path, "does not hold a LoRA adapter")
     facts = _facts(path, metadata)
     alphas: dict[str, float] = {}
-    if any(key.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_down." in key for key in tensors):
+    own = {name for name, _ in network.named_modules()}
+    if any(key.startswith(FOREIGN) or ".lora_down." in key for key in tensors if _layer(key) not in own):
         tensors, alphas = _converted(path, tensors, network)
-    tensors = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
+    tensors = {_without_wrappers(key, own): tensor for key, tensor in tensors.items()}
     prefix = _chosen(path, tensors, facts, network, part)
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     alphas = {key.removeprefix(prefix).removesuffix(".alpha"): value for key, value in alphas.items()}
@@ -141,12 +144,23 @@ def read_adapter(path: Path, network: nn.Module, part: str | None) -> AdapterFil
     else:
         options = _from_shapes(path, tensors, alphas)
     saved = tuple(options.get("modules_to_save") or ())
-    known = re.compile(r".*\.lora_([AB]\.(weight|bias)|magnitude_vector)")
+    known = re.compile(r".*\.lora_([AB]\.(weight|bias)|magnitude_vector|embedding_[AB])")
     for key in tensors:
         whole = any(re.fullmatch(rf"(.*\.)?{re.escape(name)}\..*", key) for name in saved)
         if not known.fullmatch(key) and not whole:
             raise ValueError(f"{path} holds {prefix}{key}, which load_lora does not know; {_WAY_OUT}")
     return AdapterFile(path, tensors, options)
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".lora_")[0]
+
+
+def _without_wrappers(key: str, own: Collection[str]) -> str:
+    """A tensor's name without what wraps a network, and without the name of the adapter in peft's own modules."""
+    while key.startswith(WRAPPERS) and _layer(key) not in own:
+        key = key.removeprefix(next(wrapper for wrapper in WRAPPERS if key.startswith(wrapper)))
+    return re.sub(r"(\.lora_[AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$", r"\1.\2", key)
 
 
 _WAY_OUT = (
@@ -220,8 +234,8 @@ def _converted(
     pipeline = pipeline_class(network)
     if pipeline is None or not hasattr(pipeline, "lora_state_dict"):
         raise ValueError(
-            f"{path} has kohya's names of layers, which Diffusers cannot convert for a {type(network).__name__}; "
-            f"{_WAY_OUT}"
+            f"{path} has another trainer's names of layers, which Diffusers cannot convert for a "
+            f"{type(network).__name__}; {_WAY_OUT}"
         )
     config = {"unet_config": network.config} if hasattr(network, "config") and "UNet" in type(network).__name__ else {}
     try:

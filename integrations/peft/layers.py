@@ -21,6 +21,7 @@ from qa_hooks._base.adapters import (
     parts_of,
     set_active,
 )
+from qa_hooks._base.checks import check_initialised
 from qa_hooks._base.isolation import isolated
 from qa_hooks.integrations.peft.plain import BY_DEFAULT, candidates, copy_geometry, reasons_against
 
@@ -86,11 +87,21 @@ def exactly(names: Sequence[str]) -> str:
 
 
 def check_can_hold(network: nn.Module, adapter: str) -> None:
-    """Refuse a name that is taken, and adapters of other kinds than LoRA."""
+    """Refuse a name that is taken, adapters of other kinds than LoRA, and layers that have no weights yet."""
+    check_initialised(network)
     tuners = import_peft().tuners.tuners_utils
     other = [m for m in network.modules() if isinstance(m, tuners.BaseTunerLayer) and not is_lora(m)]
     if other:
-        raise ValueError(f"the model has an adapter that is not LoRA ({type(other[0]).__name__}): merge it first")
+        kind = type(other[0]).__module__.split(".")[2]
+        raise ValueError(
+            f"the model has an adapter that is not LoRA but of peft's {kind!r}: merge it and take it out first "
+            "(merge_and_unload of peft)"
+        )
+    if any(module.disable_adapters for module in network.modules() if is_lora(module)):
+        raise ValueError(
+            "the model's adapters are switched off, and one on top of them would be, too: switch them on first "
+            "(enable_adapters of Diffusers and transformers, enable_adapter_layers of peft)"
+        )
     if adapter in adapter_names(network):
         raise ValueError(
             f"the model has LoRA already, an adapter called {adapter!r}: go on with lora_parameters(model), or "

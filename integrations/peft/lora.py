@@ -26,6 +26,7 @@ from torch import nn
 
 from qa_hooks._base.adapters import (
     check_base_kept,
+    configs,
     import_peft,
     is_lora,
     is_parallel,
@@ -142,11 +143,18 @@ def merge_lora(model: nn.Module, *, adapter: str | None = None) -> None:
     they are.
 
     Raises:
-        ValueError: layers whose merged weights would not give what the adapter gave; nothing is changed then.
+        ValueError: layers whose merged weights would not give what the adapter gave, or a `PeftModel`, which cannot do
+            without its adapter; nothing is changed then.
     """
     network = unwrapped(model)
+    if any(isinstance(part, import_peft().PeftModel) for part in model.modules()):
+        raise ValueError(
+            "a PeftModel cannot be called without its adapter: network = model.merge_and_unload(), or take the network "
+            "out, network = model.get_base_model(), and merge_lora(network)"
+        )
     check_whole(network, "merge_lora", f"{GATHER}, and merge there")
     adapter = own_adapter(network, adapter)
+    configs(network)
     check_base_kept(network, adapter)
     parts = parts_of(network, adapter)
     layers = {name: part for name, part in parts.items() if is_lora(part)}

@@ -107,9 +107,20 @@ def _held(part: Any) -> list[Any]:
 
 
 def configs(network: nn.Module) -> dict[str, Any]:
-    """peft's configurations of the adapters in a network."""
-    found: dict[str, Any] = getattr(network, "peft_config", {})
-    return found
+    """peft's configurations of the adapters in a network.
+
+    Raises:
+        ValueError: they are in a part of it, as of a trainer's module that holds the network that was adapted.
+    """
+    found: Any = getattr(network, "peft_config", None)
+    if isinstance(found, dict):
+        return found
+    for name, part in network.named_modules():
+        if name and isinstance(getattr(part, "peft_config", None), dict):
+            raise ValueError(
+                f"the adapter was put into {name!r}, a part of this {type(network).__name__}: give that part"
+            )
+    return {}
 
 
 def active_adapters(part: Any) -> list[str]:
@@ -168,7 +179,13 @@ def without_lora(model: nn.Module, *, adapter: str | None = None) -> Iterator[nn
 
 def check_base_kept(network: nn.Module, adapter: str) -> None:
     """Refuse an adapter whose options of peft let it change the weights of the base itself."""
-    config = configs(network).get(adapter)
+    own = [getattr(part, "peft_config", None) for part in network.modules()]
+    config = next((each[adapter] for each in own if isinstance(each, dict) and adapter in each), None)
+    if tokens := getattr(config, "trainable_token_indices", None):
+        raise ValueError(
+            f"the adapter {adapter!r} has trainable_token_indices={tokens!r}, which train rows of an embedding beside "
+            "LoRA: they are not switched off, merged or saved here"
+        )
     bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
     if bias != "none":
         raise ValueError(

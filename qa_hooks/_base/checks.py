@@ -97,6 +97,16 @@ def check_whole_batches(named: dict[str, torch.Tensor]) -> None:
             images = functorch.get_unwrapped(images)
 
 
+def check_initialised(network: torch.nn.Module) -> None:
+    """`ValueError` for lazy layers that have not been called yet: their first call draws their weights."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} of {type(network).__name__} is not initialised yet, as in torch's lazy layers: call the "
+                "network once before, so that its weights are drawn by your run"
+            )
+
+
 def warn(message: str) -> None:
     """A `UserWarning` for the line outside this package that led here, however many calls lie between."""
     level, frame = 1, sys._getframe(1)

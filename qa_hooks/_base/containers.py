@@ -15,15 +15,17 @@ import io
 import os
 import re
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_hooks._base.arrays import LARGEST, named, read_array
+from qa_hooks._base.arrays import LARGEST, named, pixels_of_numbers, read_array
 from qa_hooks._base.checks import warn
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, Pixels, decode, open_picture, pixels_of
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture, pixels_of
 from qa_hooks._base.files import walk_files
+from qa_hooks._base.text import printable
 
 ARRAYS = (".npz", ".npy")
 _CELL = re.compile(r"(.+)#(\d+x\d+(?:\+\d+)?)")
@@ -86,25 +88,45 @@ def list_pictures(folder: Path) -> list[Path]:
         return list_members(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = list(walk_files(folder))
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     paths = sorted(path for path in found if path.is_file())
     lost = [path for path in found if path.is_symlink() and not path.exists()]
     if lost:
-        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {lost[0].name}")
+        warn(f"{len(lost)} links below {folder} lead nowhere, the first is {_shown(lost[0])}")
+    others = _of_other_formats(files)
     if not paths:
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        splits = sorted(path for path in folder.iterdir() if path.is_dir() and is_container(path))
+        instead = f"; it holds saved data sets: give one of them, such as {splits[0]}" if splits else others
+        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
+    if others:
+        warn(f"of the pictures below {folder}{others}")
     return paths
+
+
+def _shown(path: Path) -> str:
+    return printable(path.name, one_line=True)
+
+
+def _of_other_formats(files: Iterable[Path]) -> str:
+    """Words about pictures that are left out, none where there are none."""
+    others = sorted(path for path in files if path.suffix.lower() in OTHER_SUFFIXES)
+    told = f", {len(others)} are left out, since their formats are not read, the first is "
+    return f"{told}{_shown(others[0])}: save them as PNG or JPEG" if others else ""
 
 
 def list_members(path: Path) -> list[Path]:
     """The members' paths, sorted; `ValueError` when there are none."""
     if path.suffix.lower() == ".zip" and path.is_file():
-        names = set(_zip(path, *_version(path)).namelist())
-        members = [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and _is_plain(name)]
+        names = {path / name for name in _zip(path, *_version(path)).namelist() if _is_plain(name)}
+        members = [name for name in names if name.suffix.lower() in IMAGE_SUFFIXES]
+        others = _of_other_formats(names)
     else:
-        members = [path / f"{position:06d}.png" for position in range(len(_members(path)))]
+        members, others = [path / f"{position:06d}.png" for position in range(len(_members(path)))], ""
     if not members:
-        raise ValueError(f"{path} holds no images")
+        raise ValueError(f"{path} holds no images{others}")
+    if others:
+        warn(f"of the pictures in {path}{others}")
     return sorted(members)
 
 
@@ -157,15 +179,26 @@ def read_pixels(path: Path) -> Pixels:
     if file.suffix.lower() == ".zip":
         return decode(io.BytesIO(_zip_bytes(path, file)))
     found = _members(file)[int(path.stem)]
+    if isinstance(found, dict):  # a row of a data set, and in it {"bytes": ..., "path": ...}
+        (found,) = found.values()
     if isinstance(found, dict):
-        found = next((found[key] for key in KEYS if key in found), None)
-    if isinstance(found, dict):  # not decoded: {"bytes": ..., "path": ...}
-        return decode(io.BytesIO(found["bytes"]))
-    if isinstance(found, np.ndarray):
-        return found if found.ndim == 3 else found[:, :, None]
-    if found is None:
-        raise ValueError(f"it has no image under {', '.join(KEYS)}")
-    return pixels_of(found)
+        return pixels_in_memory(found)
+    if isinstance(found, (list, np.ndarray)):
+        return pixels_of_numbers(np.asarray(found))
+    raise ValueError(f"there is no picture, but {type(found).__name__}")
+
+
+def pixels_in_memory(picture: Any) -> Pixels:
+    """Of a `PIL.Image`, a file's bytes, or a mapping that holds them; the name of another file is not followed."""
+    if type(picture).__module__.startswith("PIL."):
+        return pixels_of(picture)
+    held = picture.get("bytes") if isinstance(picture, Mapping) else picture
+    if held is None:
+        raise ValueError(
+            f"it names the picture {dict(picture).get('path')!r} and does not hold it, and names are not followed: "
+            "save the data set with save_to_disk, which puts the files in"
+        )
+    return decode(io.BytesIO(held))
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -223,12 +256,17 @@ def _zip(path: Path, *_: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
+@functools.lru_cache(maxsize=4)
+def _entries(path: Path, *version: int) -> dict[Path, zipfile.ZipInfo]:
+    """By path, of which an archive may have other spellings: ./a.png, b//a.png."""
+    return {Path(info.filename): info for info in _zip(path, *version).infolist()}
+
+
 def _zip_bytes(path: Path, file: Path) -> bytes:
     archive = _zip(file, *_version(file))
-    try:
-        info = archive.getinfo(path.relative_to(file).as_posix())
-    except KeyError:
-        raise FileNotFoundError(2, "No such member", str(path)) from None
+    info = _entries(file, *_version(file)).get(path.relative_to(file))
+    if info is None:
+        raise FileNotFoundError(2, "No such member", str(path))
     if info.file_size > LARGEST:
         raise ValueError(f"it unpacks to {info.file_size} bytes, more than {LARGEST}")
     return archive.read(info)
@@ -240,10 +278,17 @@ def _members(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _saved(path: Path, *_: int) -> Any:
-    from datasets import load_from_disk
+    """The column of pictures alone, as the files that it holds: other columns may lead to files and addresses."""
+    import datasets
 
     with named(path):
-        return load_from_disk(str(path))
+        rows: Any = datasets.load_from_disk(str(path))
+        key = next((key for key in KEYS if key in rows.column_names), None)
+        if key is None:
+            raise ValueError(f"none of its columns {rows.column_names} is called {', '.join(KEYS)}")
+        rows = rows.select_columns([key]).with_format(None)
+        picture = isinstance(rows.features[key], datasets.Image)
+        return rows.cast_column(key, datasets.Image(decode=False)) if picture else rows
 
 
 @functools.lru_cache(maxsize=2)

@@ -16,16 +16,26 @@ import numpy as np
 from qa_hooks._base.checks import warn
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+OTHER_SUFFIXES = frozenset(  # pictures all the same: they are named when they are left out
+    {".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".tga", ".exr", ".hdr", ".pfm", ".psd", ".dds"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}  # of cameras
+)
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 178_956_970  # of one picture, twice Pillow's default; what Pillow is told in somebody's run does not matter
-PHOTOMETRIC = 262  # tag of a TIFF: 0 says that white is 0
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF; photometric 0: white is 0, format 2: signed
 DEEP = 1 << 14  # a 16-bit file whose values stay below holds 14 bits or fewer
 
 
 @contextlib.contextmanager
 def open_picture(file: str | Path | BinaryIO) -> Iterator[Any]:
     """A `PIL.Image` whose pixels are not read yet.
+
+    Pillow is given an open file and no path: it would map a plain file into memory, where a picture that is being
+    written ends the process, and one that is turned comes out scrambled.
 
     Raises:
         ValueError: no picture of `FORMATS`, or one of too many pixels.
@@ -35,12 +45,16 @@ def open_picture(file: str | Path | BinaryIO) -> Iterator[Any]:
     from PIL.Image import DecompressionBombError
 
     try:
-        with Image.open(file, formats=_formats()) as image:
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(Path(file).open("rb")) if isinstance(file, (str, Path)) else file
+            image = stack.enter_context(Image.open(opened, formats=_formats()))
             if image.width * image.height > PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {PIXELS} in all")
             yield image
     except UnidentifiedImageError:
-        raise ValueError(f"its content is none of {', '.join(FORMATS)}") from None
+        raise ValueError(
+            f"its content is none of {', '.join(FORMATS)}, or a kind of pixels in them that Pillow does not read"
+        ) from None
     except (DecompressionBombError, SyntaxError) as error:
         raise ValueError(str(error)) from error
 
@@ -63,6 +77,7 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
             raise _no_range("32-bit integers")
         # Pillow reduces colours of 16 bits to 8 while it reads.
         tiles = [str(tile) for tile in image.tile]
+        _check_samples(image, tiles)
         deep = not image.mode.startswith("I") and any(";16" in tile for tile in tiles)
         sixteen = any("'I;16" in tile for tile in tiles)
         white_is_zero = sixteen and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
@@ -74,6 +89,19 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         if deep and pixels.max() < DEEP >> 8:
             _warn_of_depth(int(pixels.max()) << 8)
     return pixels
+
+
+def _check_samples(image: Any, tiles: list[str]) -> None:
+    """`ValueError` for a TIFF whose samples Pillow takes for others without a word."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode[0] not in "FI" and 2 in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)):
+        raise _no_range("signed integers")
+    deep = max(np.atleast_1d(tags.get(BITS, 8))) > 8
+    if deep and image.mode[0] not in "FI" and not any(";16" in tile for tile in tiles):
+        raise ValueError(
+            "it holds a plane of more than 8 bits for each colour, which Pillow reads as 8 bits: save it with the "
+            "colours of each pixel together, or with 8 bits"
+        )
 
 
 def pixels_of(image: Any) -> Pixels:

@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+VERSION = "1"  # of all our formats of safetensors
+
 
 def check_writable(folder: str | Path, *, name: str = "log_dir") -> None:
     """Make `folder` and write a file in it; `ValueError` that names the argument when that fails."""
@@ -157,9 +159,16 @@ def read_safetensors(
     try:
         with torch.device("cpu"), safe_open(str(path), framework="pt") as file:  # whatever the user's default device
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: safetensors maps the file, and writing over it later would change them, or end the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} {complaint}: {error}") from error
+    if metadata.get("format", "").startswith("qa_hooks.") and metadata.get("version", VERSION) != VERSION:
+        version = metadata["version"]
+        raise ValueError(
+            f"{path} {complaint}: its format has the version {version!r}, and this qa_hooks reads version "
+            f"{VERSION}: it was written by another release"
+        )
     if format is not None and metadata.get("format") != format:
         raise ValueError(f"{path} {complaint}: its format is {metadata.get('format')!r}, expected {format!r}")
     for name, tensor in tensors.items():

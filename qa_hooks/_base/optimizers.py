@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ def unwrapped_optimizer(optimizer: Any, caller: str) -> torch.optim.Optimizer:
             f"{caller} needs a torch optimizer (or a wrapper with .optimizer), got {type(optimizer).__name__}"
         )
     return optimizer
+
+
+def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook for an optimizer whose step a user may have compiled: it runs as plain Python between two graphs.
+
+    Where torch.compile has not been loaded nothing is done, since loading it takes seconds.
+    """
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def skips_step(optimizer: torch.optim.Optimizer) -> bool:

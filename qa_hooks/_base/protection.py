@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import warn
+from qa_hooks._base.checks import check_initialised, warn
 from qa_hooks._base.reach import modules_of
 
 # The tensors of a part of a network that its calls move, by name; a part that is not in it has not been called yet.
@@ -53,6 +53,8 @@ class Snapshot:
             called: it is about to be called: what the call moves shall be put back. Otherwise only the buffers of parts
                 that train are remembered.
         """
+        if called:
+            check_initialised(module)
         hooked = _hooked_parts(module) if called else set()
         new = [part for part in dict.fromkeys((*module.modules(), *hooked)) if part not in self.flags]
         # All flags are read before any is set: a compiled module mirrors the one inside it.
@@ -80,15 +82,15 @@ class Snapshot:
         weights_move = first and (hooked or part.training)
         for tensors, learning in ((part._buffers, first), (plain, first), (part._parameters, weights_move)):
             for name, tensor in tensors.items():
-                if tensor is None:
+                if tensor is None or torch.nn.parameter.is_lazy(tensor):
                     continue
                 aside = learning or name in moves or (tensors is part._buffers and part.training)
                 if called or aside:
                     values = tensor.detach().clone() if aside else None
-                    self.kept.append(_Kept(part, name, tensor, _version(tensor), values))
+                    self.kept.append(_Kept(part, name, tensor, version_of(tensor), values))
 
     def _put_back(self, kept: _Kept) -> None:
-        moved = _version(kept.tensor) != kept.version
+        moved = version_of(kept.tensor) != kept.version
         if kept.values is not None and not torch.equal(kept.tensor, kept.values):
             kept.tensor.data.copy_(kept.values)  # through .data: a graph of the user's that saved it stays valid
             moved = True
@@ -169,5 +171,6 @@ def _hooked_parts(module: nn.Module) -> set[nn.Module]:
     return hooked
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often autograd has seen a tensor change in place; -1 for one made in inference mode, which nobody counts."""
     return -1 if tensor.is_inference() else tensor._version

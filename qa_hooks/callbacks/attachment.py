@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.checks import warn
-from qa_hooks._base.optimizers import skips_step, unwrapped_optimizer
+from qa_hooks._base.optimizers import outside_graphs, skips_step, unwrapped_optimizer
 from qa_hooks.callbacks.callback import Callback
 
 SILENT_CALLS = 200
@@ -49,7 +49,7 @@ class Attachment:
         self._steps = self._silent_calls = 0
         self._ended = False
         _ATTACHED.add(self.optimizer)
-        self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        self._handle = self.optimizer.register_step_post_hook(outside_graphs(self._after_step))
         atexit.register(_close_at_exit, weakref.ref(self), os.getpid())
 
     def count_silence(self) -> None:

@@ -13,6 +13,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
+from qa_hooks.images import check_images
 from qa_hooks.writers import Writer
 
 
@@ -44,10 +45,18 @@ class Context:
     late: bool = False
 
     def handed_over(self, name: str) -> Tensor:
-        """The images of this name; `ValueError` says which there are."""
+        """The images (N, C, H, W) of this name; `ValueError` says which there are."""
         if name not in self.images:
             raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(self.images)}")
-        return self.images[name]
+        return check_images(name, self.images[name], floating=False)
+
+    def handed_pair(self, images: str, reference: str) -> tuple[Tensor, Tensor]:
+        """The images of two names, as many of each; `ValueError` otherwise."""
+        pair = self.handed_over(images), self.handed_over(reference)
+        counts = [len(part) for part in pair]
+        if counts[0] != counts[1]:
+            raise ValueError(f"each of {images!r} needs its {reference!r}, got {counts[0]} and {counts[1]} images")
+        return pair
 
 
 class Callback:

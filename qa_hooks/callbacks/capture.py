@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.protection import version_of
 
 
 class Captures:
@@ -23,7 +24,8 @@ class Captures:
     """
 
     def __init__(self, on_output: Callable[[], None]) -> None:
-        self.images: dict[str, Tensor] = {}
+        self._kept: dict[str, tuple[Tensor, int]] = {}
+        self._told: set[str] = set()
         self.paused = False
         self._on_output = on_output
         self._handles: list[Any] = []
@@ -34,13 +36,24 @@ class Captures:
             raise TypeError(f"capture needs a module whose outputs are images, got {type(module).__name__}")
         self._handles.append(module.register_forward_hook(_Capture(self, name, module)))
 
+    @property
+    def images(self) -> dict[str, Tensor]:
+        for name, (image, version) in self._kept.items():
+            if version_of(image) != version and name not in self._told:
+                self._told.add(name)
+                warn(
+                    f"capture({name!r}): the loop changes the module's output in place, and callbacks see what it has "
+                    "made of it: write image = image * 2 for image *= 2 if they should see the output"
+                )
+        return {name: image for name, (image, _) in self._kept.items()}
+
     def keep(self, name: str, output: Any) -> bool:
         """Keep one output. If it is not a batch of images, warn and return False, so that it is not tried again."""
         if self.paused:
             return True
         self._on_output()
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
-            self.images[name] = output.detach()
+            self._kept[name] = output.detach(), version_of(output)
             return True
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         warn(f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured")
@@ -50,7 +63,7 @@ class Captures:
         """Remove the hooks from the modules, and forget the images."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self.images = [], {}
+        self._handles, self._kept = [], {}
 
 
 class _Capture:

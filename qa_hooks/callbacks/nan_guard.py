@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count, warn
-from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
+from qa_hooks._base.optimizers import check_no_closure, outside_graphs, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.rewards.broken import broken_images, broken_message
@@ -67,6 +67,7 @@ class NaNGuard(Callback):
         self.action, self.name = action, name
         self.found = self.skips = 0
         self._told: set[str] = set()  # names of images
+        self._blind = False
         self._handles: dict[torch.optim.Optimizer, Any] = {}
         self._steps: dict[torch.optim.Optimizer, int] = {}
         for one in (optimizer,) if hasattr(optimizer, "param_groups") else optimizer or ():
@@ -74,7 +75,7 @@ class NaNGuard(Callback):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         if optimizer not in self._handles:
-            self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
+            self._handles[optimizer] = optimizer.register_step_pre_hook(outside_graphs(self._before_step))
             self._steps[optimizer] = 0
 
     def detach(self) -> None:
@@ -104,6 +105,8 @@ class NaNGuard(Callback):
         """The names of images that are not finite; images that show nothing are warned of."""
         bad = []
         for name, images in ctx.images.items() if ctx.step % self.every == 0 else ():
+            if not images.numel():
+                continue
             shares = {kind: float(which.float().mean()) for kind, which in broken_images(images).items()}
             if shares.pop("nonfinite"):
                 bad.append(f"images {name!r}")
@@ -129,7 +132,7 @@ class NaNGuard(Callback):
         if skips_step(optimizer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = _count_non_finite(gradients)
+        bad = self._count(gradients)
         if self.action == "warn":
             if bad:
                 self._report(f"the gradients of {bad} of {len(gradients)} parameters are not finite", stop=False)
@@ -145,6 +148,17 @@ class NaNGuard(Callback):
                 message += "; the step is skipped"
             self._report(message, stop=self.action == "stop")
 
+    def _count(self, gradients: list[Tensor]) -> int:
+        """How many are not finite; 0 for gradients of a kind that cannot be looked at, which is said once."""
+        if self._blind:
+            return 0
+        try:
+            return _count_non_finite(gradients)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            self._blind = True
+            warn(f"NaNGuard cannot look at these gradients, and does not from now on: {error}")
+            return 0
+
     def _report(self, message: str, *, stop: bool) -> None:
         self.found += 1
         if stop:
@@ -155,6 +169,8 @@ class NaNGuard(Callback):
 
 def _count_non_finite(gradients: list[torch.Tensor]) -> int:
     """How many of the gradients hold a NaN or an infinity; one pass and one synchronisation when none does."""
+    gradients = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return 0
     total_norm = getattr(torch.nn.utils, "get_total_norm", None)  # torch 2.6

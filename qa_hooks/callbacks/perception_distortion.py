@@ -136,12 +136,7 @@ class PerceptionDistortion(Monitor):
             n, rank = len(self.reference), 0 if ctx.rank == 0 else -1
             blocks = list(sample_blocks(cast(Sample, self.images), n, batch_size=n, seed=self.seed, rank=rank))
             return (blocks[0][1], self.reference) if blocks else None
-        missing = [name for name in (self.images, self.reference) if name not in ctx.images]
-        if missing:
-            raise ValueError(
-                f"no images named {missing[0]!r} were handed over by hooks.step(...); got {sorted(ctx.images)}"
-            )
-        return ctx.images[cast(str, self.images)], ctx.images[self.reference]
+        return ctx.handed_pair(cast(str, self.images), self.reference)
 
     def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]

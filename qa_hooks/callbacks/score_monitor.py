@@ -149,9 +149,11 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         if self.sample is not None:
             yield from ((start, images, {}) for start, images in self.blocks(ctx))
             return
-        handed = {"images": ctx.handed_over(str(self.images))}
-        if self.reference is not None:
-            handed["reference"] = ctx.handed_over(self.reference)
+        if self.reference is None:
+            handed = {"images": ctx.handed_over(str(self.images))}
+        else:
+            pair = ctx.handed_pair(str(self.images), self.reference)
+            handed = dict(zip(("images", "reference"), pair, strict=True))
         for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
             parts = {name: images[start:stop] for name, images in handed.items()}
             self._guard(predictions={"images": parts["images"]})

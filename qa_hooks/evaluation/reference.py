@@ -168,6 +168,11 @@ def _computed(extractor: FeatureExtractor, source: Source, data: str, rows: int,
     with fixed_random(source), shapes_seen(extractor) as shapes:  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
     warn_left_out(failures, "real images")
+    if len(features) > 1 and not bool((features.values != features.values[:1]).any()):
+        raise ValueError(
+            f"the features of all {len(features)} real images are the same: are they one image, or does "
+            f"{extractor.name} not look at them? No distance can be told from them"
+        )
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0), device="cpu")
     chosen = features.values[order[:rows]]
     return Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])

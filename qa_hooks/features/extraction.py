@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.checks import check_size
+from qa_hooks._base.checks import check_size, warn
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
 from qa_hooks._base.processes import gather_rows
@@ -21,6 +21,7 @@ from qa_hooks.sources.batches import Source, has_positions
 from qa_hooks.sources.measuring import measure_source
 
 FORMAT = "qa_hooks.features"
+UNSTEADY = 0.05  # of a vector's length: far above what half precision rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +115,13 @@ def extract_features(
 
     def measure(images: Tensor) -> Tensor:
         images = to_clamped(images.to(extractor.mean.device))
+        first = not sizes
         sizes.add((images.shape[2], images.shape[3]))
         features: Tensor = extractor(images)
         if not bool(torch.isfinite(features).all()):
             raise ValueError(f"{extractor.name} gives features that are not finite")
+        if first and extractor.spec is None and len(images) > 1:  # a network of the user's
+            _look_at_one_alone(extractor, images, features)
         return features
 
     found = measure_source(
@@ -133,6 +137,16 @@ def extract_features(
     seen = gather_rows(torch.tensor(sorted(sizes), dtype=torch.int64, device="cpu").reshape(-1, 2)).unique(dim=0)
     one = (int(seen[0, 0]), int(seen[0, 1])) if len(seen) == 1 else None
     return Features(found.rows, extractor.fingerprint, indices, one)
+
+
+def _look_at_one_alone(extractor: FeatureExtractor, images: Tensor, features: Tensor) -> None:
+    """Warn when an image has other features alone than in its batch."""
+    alone, among = extractor(images[:1])[0], features[0]
+    if float((alone - among).norm()) > UNSTEADY * float(among.norm()):
+        warn(
+            f"{extractor.name} gives an image other features alone than in a batch: it draws random numbers, or mixes "
+            "the images of a batch, so numbers made of its features depend on chance or on batch_size"
+        )
 
 
 def _guard(

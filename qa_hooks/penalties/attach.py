@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qa_hooks._base.checks import check_call, warn
-from qa_hooks._base.optimizers import check_no_closure, skips_step, unwrapped_optimizer
+from qa_hooks._base.optimizers import check_no_closure, outside_graphs, skips_step, unwrapped_optimizer
 from qa_hooks._base.processes import all_reduce_sum, any_rank, together, world_size
 from qa_hooks._base.reach import modules_of
 from qa_hooks.functional.input_gradients import Critic
@@ -38,7 +38,7 @@ class AttachedPenalty:
     def __init__(self, optimizer: torch.optim.Optimizer, critic: Critic, penalty: CriticPenalty, batch: Batch) -> None:
         self.critic, self.penalty, self.batch = critic, penalty, batch
         self.left_out = 0
-        self._handle: Any = optimizer.register_step_pre_hook(self._before_step)
+        self._handle: Any = optimizer.register_step_pre_hook(outside_graphs(self._before_step))
 
     def detach(self) -> None:
         """Take the hook off the optimizer; again is harmless."""

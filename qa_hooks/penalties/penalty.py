@@ -168,6 +168,11 @@ class CriticPenalty(Term, nn.Module):
         check_pair("real", real, "fake", fake)
         if self.is_off():
             return _zero(real)
+        if torch.is_grad_enabled() and (real.is_inference() or fake.is_inference()):
+            raise ValueError(
+                "real and fake must not be made under torch.inference_mode, whose tensors take part in no graph: make "
+                "them under torch.no_grad, or give real.clone() and fake.clone()"
+            )
         first, self.calls = self.calls, self.calls + 1
         if first == 0:
             check_critic(critic)

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.optimizers import unwrapped_optimizer
+from qa_hooks._base.optimizers import outside_graphs, unwrapped_optimizer
+from qa_hooks._base.protection import version_of
 
 KEPT = 16  # batches: micro-batches, interpolated images, and what monitors make in between
 
@@ -52,11 +53,12 @@ class SeenBatch:
         optimizer = unwrapped_optimizer(optimizer, "SeenBatch")
         self._made: list[Tensor] = []  # the last ones
         self._shown: list[Tensor] = []  # the first ones
+        self._versions: dict[int, int] = {}
         forget = weakref.WeakMethod(self.forget)
         self._handles = [
             critic.register_forward_pre_hook(_Note(self, made=False)),
             generator.register_forward_hook(_Note(self, made=True)),
-            optimizer.register_step_post_hook(lambda *_: (forget() or _nothing)()),
+            optimizer.register_step_post_hook(outside_graphs(lambda *_: (forget() or _nothing)())),
         ]
 
     def __call__(self) -> tuple[Tensor, Tensor]:
@@ -69,6 +71,12 @@ class SeenBatch:
                 f"{len(fakes)}: real and fake images cannot be told apart (are they augmented or resized on the way?); "
                 "hand them over yourself: batch=lambda: (real, fake)"
             )
+        for name, images in (("real", reals[0]), ("fake", fakes[-1])):
+            if version_of(images) != self._versions[id(images)]:
+                raise RuntimeError(
+                    f"the {name} images were changed in place after the critic had seen them (by an in-place first "
+                    "layer, or by the loop): hand them over yourself, batch=lambda: (real, fake)"
+                )
         return reals[0], fakes[-1]
 
     def note(self, images: Tensor, *, made: bool) -> None:
@@ -77,10 +85,11 @@ class SeenBatch:
             self._made = [*self._made[1 - KEPT :], images.detach()]
         elif len(self._shown) < KEPT:
             self._shown.append(images.detach())
+            self._versions[id(self._shown[-1])] = version_of(images)
 
     def forget(self) -> None:
         """The step is over."""
-        self._made, self._shown = [], []
+        self._made, self._shown, self._versions = [], [], {}
 
     def detach(self) -> None:
         """Take the hooks off."""

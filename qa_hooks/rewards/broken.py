@@ -42,7 +42,10 @@ def broken_images(images: Tensor, value_range: Range = (0.0, 1.0)) -> dict[str, 
     """
     low, high = (0.0, 255.0) if images.dtype == torch.uint8 else value_range
     step = (high - low) * STEP
-    values = images.detach().float().flatten(2)  # (N, C, H W)
+    values = images.detach().float()
+    if values.ndim < 3:  # no images, and so never black
+        values = values.reshape(len(values) if values.ndim else 1, -1, 1)
+    values = values.flatten(2)  # (N, C, H W)
     nonfinite = ~torch.isfinite(values).flatten(1).all(1)
     largest, smallest = values.amax(2), values.amin(2)
     flat = (largest - smallest <= step).all(1) & ~nonfinite

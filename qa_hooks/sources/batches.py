@@ -138,6 +138,10 @@ def check_source(source: Source) -> None:
         TypeError: nothing that can be walked through, such as a function that makes a generator.
         ValueError: no end (`check_end`).
     """
+    if isinstance(source, Mapping):
+        raise TypeError(
+            f"images must come as one source, got a {type(source).__name__} of {list(source)[:9]}: give a part"
+        )
     if not (isinstance(source, (str, Path, Tensor, Iterable)) or _is_dataset(source)):
         function = f"the function {source.__name__}; call it" if hasattr(source, "__name__") else type(source).__name__
         raise TypeError(
@@ -227,7 +231,7 @@ def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(
                 f"a batch must have the shape (N, C, H, W), got {tuple(images.shape)}"
-                + ("; add the channels: images[:, None]" if images.ndim == 3 else "")
+                + ("; add the channels, images[:, None], or for one image images[None]" if images.ndim == 3 else "")
             )
         images = look(as_tensor(images))
         yield list(itertools.islice(own, images.shape[0])), images

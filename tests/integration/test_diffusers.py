@@ -364,3 +364,30 @@ def test_conditions_that_are_tensors_are_cycled_like_prompts():
     assert {bool(sample(1, rng(seed)).any()) for seed in range(12)} == {False, True}
     with pytest.raises(ValueError, match=r"neither prompts nor a batch_size: give its conditions as tensors"):
         PipelineSampler(pipe, num_inference_steps=2)
+
+
+class OfBoth(Raw):
+    """A prompt and a picture to begin from."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, image=None, num_inference_steps=2, generator=None, output_type="pil"):
+        if len(image) not in (1, len(prompt)):
+            raise RuntimeError(f"{len(prompt)} prompts and {len(image)} images")
+        level = torch.tensor([float(text) for text in prompt])[:, None, None, None] - image.mean(
+            (1, 2, 3), keepdim=True
+        )
+        return ImagePipelineOutput(images=level.expand(-1, 1, 8, 8).movedim(1, -1).numpy())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_pictures_with_a_row_for_each_prompt_go_with_their_prompts(batch_size):
+    pipe, levels = OfBoth(unet().eval(), DDIMScheduler()), [0.0, 0.25, 0.5]
+    image = torch.tensor(levels)[:, None, None, None].expand(3, 3, 8, 8)
+    prompts = [str(level + 0.125) for level in levels]
+    sample = PipelineSampler(pipe, prompts, image=image, batch_size=batch_size)
+    for n in (1, 2, 3, 4, 7):
+        torch.testing.assert_close(sample(n, rng(n)), torch.full((n, 1, 8, 8), 0.125))
+    for one in (image[:1], image[0][None]):
+        assert PipelineSampler(pipe, prompts, image=one, batch_size=batch_size)(4, rng()).shape == (4, 1, 8, 8)
+    with pytest.raises(ValueError, match="image must have one row, or one for each of the 3 prompts, got 2"):
+        PipelineSampler(pipe, prompts, image=image[:2])

@@ -509,6 +509,20 @@ def test_contexts_do_not_nest(sd):
         assert sample(pipe, call).requires_grad
 
 
+def test_a_scheduler_that_is_exchanged_inside_is_named(sd):
+    pipe, call = sd
+    before = pipe.scheduler
+    try:
+        with grad_last_steps(pipe):
+            pipe.scheduler = EulerDiscreteScheduler.from_config(before.config)
+            with pytest.raises(ValueError, match="exchanged inside grad_last_steps"):
+                sample(pipe, call)
+            pipe.scheduler = before
+            assert sample(pipe, call).requires_grad
+    finally:
+        pipe.scheduler = before
+
+
 def test_the_denoiser_must_be_called_and_often_enough(sd):
     pipe, call = sd
     with pytest.raises(ValueError, match="never called"), grad_last_steps(pipe):

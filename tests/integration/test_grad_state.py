@@ -159,6 +159,31 @@ def test_flags_and_hooks_of_a_part_are_those_of_the_call():
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("frozen", ["all", "the first", "none"])
+def test_what_is_frozen_since_is_not_frozen_in_the_call(frozen):
+    """As where another network is trained between sampling and backward."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4), nn.SiLU(), nn.Linear(4, 4))
+    network[3].requires_grad_(frozen == "none")
+    x, found = torch.randn(3, 4), []
+    for checkpoint in (False, True):
+        network[0].requires_grad_(True)
+        network[3].requires_grad_(frozen != "none")
+        network.zero_grad()
+        output = recomputed(network, network.forward, x) if checkpoint else network(x)
+        if frozen == "none":
+            network.requires_grad_(True)
+        else:
+            (network if frozen == "all" else network[0]).requires_grad_(False)
+        now = [p.requires_grad for p in network.parameters()]
+        output.square().sum().backward()
+        found.append([p.grad for p in network.parameters()])
+        assert [p.requires_grad for p in network.parameters()] == now
+        network.requires_grad_(True)
+    for held, again in zip(*found, strict=True):
+        assert (held is None and again is None) or torch.equal(held, again)
+
+
 def test_weights_lent_by_an_average_are_told():
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}

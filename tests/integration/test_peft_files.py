@@ -178,7 +178,7 @@ def test_what_kohya_writes(tmp_path):
     fresh = unet()
     load_lora(fresh, tmp_path / "name-000010.safetensors")
     assert torch.allclose(out(fresh), out(network), atol=1e-6)
-    with pytest.raises(ValueError, match=r"kohya's names .* Sequential; if pipe\.load_lora_weights"):
+    with pytest.raises(ValueError, match=r"another trainer's names .* Sequential; if pipe\.load_lora_weights"):
         load_lora(nn.Sequential(nn.Linear(4, 8)), tmp_path / "name-000010.safetensors")
 
 
@@ -284,3 +284,51 @@ def test_two_networks_need_two_folders_of_a_checkpoint(tmp_path):
     accelerator.load_state(str(tmp_path / "state"))
     for network, old in zip(networks, before, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(lora_parameters(network), old, strict=True))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.proj = nn.Embedding(10, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.proj(self.words(x))
+
+
+def test_lora_of_an_embedding_comes_back(tmp_path):
+    network, x = Words(), torch.arange(10)
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=3, target_modules=["words", "proj"]), network, "default")
+    randomise(lora_parameters(network))
+    save_lora(network, tmp_path)
+    fresh = Words()
+    assert len(load_lora(fresh, tmp_path)) == 4
+    assert torch.equal(fresh(x), network(x))
+    assert not torch.allclose(fresh(x), Words()(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+@pytest.mark.parametrize("named", ["", ".default", ".reward"])
+def test_files_of_states_of_wrapped_networks(prefix, named, tmp_path):
+    """As many scripts write them: the entries of `state_dict()` that belong to the adapter."""
+    network, x = Words(), torch.arange(10)
+    inject_lora(network, rank=2, alpha=2)
+    randomise(lora_parameters(network))
+    state = {prefix + k.replace(".default", named): p for k, p in network.state_dict().items() if "lora_" in k}
+    save_file(state, tmp_path / "x.safetensors")
+    fresh = Words()
+    with pytest.warns(UserWarning, match="does not say its alpha"):
+        load_lora(fresh, tmp_path / "x.safetensors")
+    assert torch.equal(fresh(x), network(x))
+
+
+def test_names_of_other_trainers_and_a_network_that_has_them(tmp_path):
+    network = nn.ModuleDict({"diffusion_model": nn.Linear(8, 8), "module": nn.Linear(8, 8)})
+    inject_lora(network, rank=2)
+    randomise(lora_parameters(network))
+    path = save_lora(network, tmp_path)
+    fresh = nn.ModuleDict({"diffusion_model": nn.Linear(8, 8), "module": nn.Linear(8, 8)})
+    for ours, theirs in zip(load_lora(fresh, path), lora_parameters(network), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"another trainer's names .* cannot convert for a Words"):
+        load_lora(Words(), path)

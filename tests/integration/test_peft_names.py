@@ -201,3 +201,52 @@ def _file_keys(model) -> set[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         return set(load_file(save_lora(model, folder)))
+
+
+def test_adapters_that_are_switched_off_take_none_on_top(tmp_path):
+    network = styled()
+    save_lora(network, tmp_path, adapter="style")
+    for layer in (network[0], network[2]):
+        layer.enable_adapters(False)
+    for put in (inject_lora, lambda model, adapter: load_lora(model, tmp_path, adapter=adapter)):
+        with pytest.raises(ValueError, match="adapters are switched off, and one on top of them would be, too"):
+            put(network, adapter="reward")
+
+
+def test_rows_of_an_embedding_beside_lora_are_refused(tmp_path):
+    network = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8))
+    inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["1"], trainable_token_indices={"0": [1, 2]}), network, "default"
+    )
+    for use in (merge_lora, lambda model: save_lora(model, tmp_path), lambda model: without_lora(model).__enter__()):
+        with pytest.raises(ValueError, match="trainable_token_indices"):
+            use(network)
+
+
+def test_an_adapter_in_a_part_is_refused_where_its_options_are_needed(tmp_path):
+    """As of a trainer's module that holds the network: its names are others than those of the network."""
+    inner = plain()
+    inject_lora(inner, rank=2)
+    outer = nn.ModuleDict({"net": inner, "vae": nn.Linear(2, 2)})
+    for use in (merge_lora, lambda model: save_lora(model, tmp_path)):
+        with pytest.raises(ValueError, match="the adapter was put into 'net', a part of this ModuleDict"):
+            use(outer)
+    assert len(lora_parameters(outer)) == len(lora_parameters(inner)) > 0
+    bad = nn.Sequential(nn.Linear(8, 8))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"], init_lora_weights="pissa"), bad)
+    with pytest.raises(ValueError, match="'pissa'"), without_lora(nn.ModuleDict({"net": bad, "vae": nn.Linear(2, 2)})):
+        pass
+
+
+def test_pefts_own_wrapper_is_not_left_without_its_adapter():
+    from peft import get_peft_model
+
+    wrapped = get_peft_model(plain(), LoraConfig(r=2, target_modules=["0", "2"]))
+    randomise(lora_parameters(wrapped))
+    full = wrapped(rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="get_base_model"):
+        merge_lora(wrapped)
+    assert torch.equal(wrapped(rand(2, 3, 8, 8)), full)
+    network = wrapped.get_base_model()
+    merge_lora(network)
+    assert torch.allclose(network(rand(2, 3, 8, 8)), full, atol=1e-5)

@@ -35,6 +35,10 @@ def test_layout_errors_say_what_arrived():
         check_images("fake", torch.zeros(0, 3, 8, 8))
     with pytest.raises(TypeError, match=r"float\(\) / 255"):
         check_images("pred", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"looks like \(N, H, W, C\): give pred\.permute\(0, 3, 1, 2\)"):
+        check_images("pred", torch.zeros(2, 16, 16, 3))
+    for shape in ((2, 3, 16, 3), (2, 16, 3, 3), (2, 4, 16, 3)):  # narrow pictures, and maps of features
+        assert check_images("pred", torch.zeros(shape)).shape == shape
 
 
 def test_to_unit_is_linear_keeps_overshoot_and_gradient():
@@ -103,9 +107,24 @@ def test_as_tensor_takes_what_people_have():
             as_tensor(bad)
     with pytest.raises(ValueError, match="one size"):
         as_tensor([array, array[:1]])
-    for name in ("photo.png", "a", b"a", ["photo.png"]):  # letters are strings themselves, without end
-        with pytest.raises(TypeError, match=r"images must be a tensor, .* got (str|bytes)"):
+    for name in ("photo.png", "a", ["photo.png"]):  # letters are strings themselves, without end
+        with pytest.raises(TypeError, match=r"images must be a tensor, .* got str"):
             as_tensor(name)
+
+
+def test_as_tensor_takes_files_in_memory(tmp_path):
+    """As webdataset hands them over, and `datasets` with `Image(decode=False)`."""
+    image = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
+    save_image(image, tmp_path / "a.png")
+    held = (tmp_path / "a.png").read_bytes()
+    for given in (held, bytearray(held), {"bytes": held, "path": None}, [held, {"bytes": held, "path": "x.png"}]):
+        assert torch.equal(as_tensor(given)[0], image)
+    with pytest.raises(ValueError, match="names are not followed"):
+        as_tensor({"bytes": None, "path": str(tmp_path / "a.png")})
+    with pytest.raises(TypeError, match="got dict"):
+        as_tensor({"image": image})
+    with pytest.raises(ValueError, match="its content is none of PNG"):
+        as_tensor(b"a")
 
 
 def test_files_round_trip_and_broken_ones_are_named(tmp_path):

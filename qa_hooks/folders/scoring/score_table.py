@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.headers import parse_header
-from qa_hooks._base.text import true_cell
+from qa_hooks._base.text import printable, true_cell
 from qa_hooks.folders.scoring.shards import MANIFEST, read_parts
 
 FORMAT, VERSION = "qa_hooks.scores", 1
@@ -127,7 +127,7 @@ class ScoreTable:
                 continue
             higher = bool(self.higher_is_better(name))
             order = known[scores[known].argsort(descending=not higher, stable=True)][:shown].tolist()
-            worst = ", ".join(f"{paths[row]} {float(scores[row]):.4g}" for row in order)
+            worst = ", ".join(f"{printable(paths[row], one_line=True)} {float(scores[row]):.4g}" for row in order)
             direction = "higher" if higher else "lower"
             median = float(scores[known].double().quantile(0.5))
             lines.append(f"{name}: median {median:.4g}, {direction} is better; worst {worst}")

@@ -186,3 +186,106 @@ def test_what_a_broken_file_of_many_raises_names_it(tmp_path):
     for path in tmp_path.iterdir():
         with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
             list_images(path)
+
+
+def test_other_spellings_of_names_in_an_archive(images, tmp_path):
+    save_image(images[0], tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("./a.png", "b//c.png", "d/./e.png"):
+            archive.writestr(name, (tmp_path / "a.png").read_bytes())
+    found = list_images(tmp_path / "set.zip")
+    assert [path.relative_to(tmp_path / "set.zip").as_posix() for path in found] == ["a.png", "b/c.png", "d/e.png"]
+    assert all(torch.equal(load_image(path), images[0]) for path in found)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_array_whose_columns_come_first(images, tmp_path, compress):
+    array = np.asfortranarray(images.permute(0, 2, 3, 1).numpy())
+    (np.savez_compressed if compress else np.savez)(tmp_path / "a.npz", array)
+    assert torch.equal(torch.stack([load_image(path) for path in list_images(tmp_path / "a.npz")]), images)
+
+
+def test_one_image_in_an_array_is_not_many_grey_ones(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((50, 80, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"save it as array\[None\]"):
+        list_images(tmp_path / "one.npy")
+
+
+def test_what_an_array_has_instead_is_said(tmp_path):
+    np.save(tmp_path / "first.npy", np.zeros((5, 3, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"it has 0; its arrays: uint8 \(5, 3, 8, 8\)"):
+        list_images(tmp_path / "first.npy")
+
+
+def test_pictures_of_other_formats_are_named_when_they_are_left_out(images, tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(b"x")
+    (tmp_path / "b.jxl").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no image files .*, 2 are left out, .* the first is a\.HEIC"):
+        list_images(tmp_path)
+    save_image(images[0], tmp_path / "c.png")
+    with pytest.warns(UserWarning, match=r"2 are left out, since their formats are not read, the first is a\.HEIC"):
+        assert list_images(tmp_path) == [tmp_path / "c.png"]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.write(tmp_path / "c.png", "c.png")
+        archive.writestr("d.avif", b"x")
+    with pytest.warns(UserWarning, match=r"1 are left out, .* d\.avif"):
+        assert len(list_images(tmp_path / "set.zip")) == 1
+
+
+def test_a_data_set_of_numbers_and_one_of_several_parts(images, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    for kind, values in (("uint8", arrays), ("float32", [array / 255 for array in arrays])):
+        features = datasets.Features({"image": datasets.Array3D((12, 10, 3), kind)})
+        datasets.Dataset.from_dict({"image": values}, features=features).save_to_disk(str(tmp_path / "all" / kind))
+    whole = list_images(tmp_path / "all" / "uint8")
+    assert torch.equal(torch.stack([load_image(path) for path in whole]), images)
+    with pytest.raises(ValueError, match=r"it holds float64 \(12, 10, 3\), expected whole numbers from 0 to 255"):
+        load_image(tmp_path / "all" / "float32" / "000000.png")
+    with pytest.raises(
+        ValueError, match=r"holds no image files .* it holds saved data sets: give one of them, such as"
+    ):
+        list_images(tmp_path / "all")
+
+
+@pytest.mark.parametrize("named", ["outside.png", "http://example.invalid/x.png"])
+def test_a_saved_data_set_leads_nowhere(images, tmp_path, named, monkeypatch):
+    """Neither to files outside nor to a server; and a column beside the pictures is not opened at all."""
+    datasets = pytest.importorskip("datasets")
+    import pyarrow as pa
+
+    def asked(*_):
+        raise AssertionError("a server was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    save_image(images[0], tmp_path / "outside.png")
+    if not named.startswith("http"):
+        named = str(tmp_path / named)
+    buffer = io.BytesIO()
+    save_image(images[1], tmp_path / "held.png")
+    held = {"bytes": (tmp_path / "held.png").read_bytes(), "path": None}
+    entry = {"bytes": None, "path": named}
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = datasets.Dataset.from_dict({"image": [entry, held], "other": [entry, entry]},
+                                      features=datasets.Features({"image": struct, "other": struct}))  # fmt: skip
+    rows.save_to_disk(str(tmp_path / "set"))
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    features = {name: {"_type": "Image"} for name in ("image", "other")}
+    facts = {"info": {"features": features}}
+    table = pa.ipc.open_stream(file.read_bytes()).read_all().replace_schema_metadata({"huggingface": json.dumps(facts)})
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    file.write_bytes(buffer.getvalue())
+    facts = json.loads((tmp_path / "set" / "dataset_info.json").read_text())
+    (tmp_path / "set" / "dataset_info.json").write_text(json.dumps({**facts, "features": features}))
+    first, second = list_images(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"000000\.png .* it names the picture .* and does not hold it"):
+        load_image(first)
+    assert torch.equal(load_image(second), images[1])
+
+
+def test_a_saved_data_set_without_pictures_says_its_columns(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"photo": [1, 2]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"none of its columns \['photo'\] is called image, images"):
+        list_images(tmp_path / "set")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -198,3 +199,40 @@ def test_a_tiff_whose_white_is_zero(tmp_path, levels):
     at = stored.index(struct.pack("<HHI", 262, 3, 1)) + 8  # a tag, one 16-bit number, then the number
     path.write_bytes(stored[:at] + struct.pack("<H", 0) + stored[at + 2 :])
     assert torch.equal(load_image(path)[0], torch.from_numpy(255 - GREY))
+
+
+TURNED = {"grey": GREY[:40, :48], "grey of 16 bits": GREY[:40, :48].astype(np.uint16) * 257, "colour": COLOUR[:40, :48]}
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("kind", TURNED)
+def test_a_plain_tiff_is_turned_upright(tmp_path, kind, orientation):
+    from PIL import ImageOps
+
+    path, array = tmp_path / "a.tif", TURNED[kind]
+    photometric = "rgb" if array.ndim == 3 else "minisblack"
+    tifffile.imwrite(path, array, photometric=photometric, extratags=[(274, "H", 1, orientation, True)])
+    eight = (array // 257).astype(np.uint8) if array.dtype == np.uint16 else array
+    stored = Image.fromarray(eight)
+    stored.getexif()[274] = orientation
+    right = np.asarray(ImageOps.exif_transpose(stored)).reshape(*(48, 40)[:: 1 if orientation > 4 else -1], -1)
+    got = load_image(path)
+    assert (got.permute(1, 2, 0).numpy() == right).all()
+    assert image_size(path) == (got.shape[2], got.shape[1])
+
+
+def test_samples_that_pillow_takes_for_others_are_refused(tmp_path):
+    signed, planes = tmp_path / "signed.tif", tmp_path / "planes.tif"
+    tifffile.imwrite(signed, (GREY.astype(np.int16) - 128).astype(np.int8))
+    tifffile.imwrite(
+        planes, COLOUR.transpose(2, 0, 1).astype(np.uint16) * 257, photometric="rgb", planarconfig="separate"
+    )
+    with pytest.raises(ValueError, match=r"signed\.tif is not a readable image: it holds signed integers"):
+        load_image(signed)
+    with pytest.raises(ValueError, match=r"planes\.tif .* more than 8 bits for each colour"):
+        load_image(planes)
+    for compression in ("zlib", None):  # compressed planes come right, as do planes of 8 bits
+        array = COLOUR.astype(np.uint16) * 257 if compression else COLOUR
+        data = array.transpose(2, 0, 1)
+        tifffile.imwrite(planes, data, photometric="rgb", planarconfig="separate", compression=compression)
+        assert (load_image(planes).permute(1, 2, 0).numpy() == COLOUR).all()

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from qa_hooks._base.files import exclusive, walk_files, whole_file
+from qa_hooks._base.files import exclusive, read_safetensors, walk_files, whole_file, write_safetensors
 from qa_hooks._base.text import printable, safe_cell, true_cell
 from qa_hooks.folders.scoring.growing import csv_line
 
@@ -126,3 +127,25 @@ def test_control_characters_are_shown_and_letters_stay():
     assert printable("a\n\tb") == "a\n\tb"
     assert printable("a\nb\rc", one_line=True) == "a\\nb\\rc"
     printable(b"\xff.png".decode("utf-8", "surrogateescape")).encode("utf-8")
+
+
+def test_a_file_of_a_later_format_is_refused(tmp_path):
+    path, tensors = tmp_path / "a.safetensors", {"a": torch.ones(2)}
+    for header in ({"format": "qa_hooks.scorer"}, {"format": "qa_hooks.scorer", "version": "1"}, {"version": "7"}):
+        write_safetensors(path, tensors, header)
+        assert torch.equal(read_safetensors(path, "is no file")[0]["a"], tensors["a"])
+    write_safetensors(path, tensors, {"format": "qa_hooks.scorer", "version": "2"})
+    with pytest.raises(ValueError, match="its format has the version '2', and this qa_hooks reads version 1"):
+        read_safetensors(path, "is no file")
+
+
+def test_what_was_read_stays_when_the_file_is_written_over(tmp_path):
+    """As `cp new.safetensors old.safetensors` does beside a run that has read the old one."""
+    path, tensors = tmp_path / "a.safetensors", {"a": torch.arange(5000.0)}
+    write_safetensors(path, tensors, {})
+    read, _ = read_safetensors(path, "is no file")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - 4000)
+        file.write(bytes(4000))
+    assert torch.equal(read["a"], tensors["a"])

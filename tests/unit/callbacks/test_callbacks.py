@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qa_hooks.callbacks import Hooks, RefreshGradientModel, SampleGrid, ScoreMonitor
+from qa_hooks.callbacks import Hooks, PerceptionDistortion, RefreshGradientModel, SampleGrid, ScoreMonitor
 from qa_hooks.penalties import NIQEPenalty, QAGANPenalty, SSIMPenalty
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.writers import MemoryWriter
@@ -88,6 +88,20 @@ class TestScoreMonitor:
     def test_missing_images_say_what_is_there(self, brightness):
         with pytest.warns(UserWarning, match=r"no images named 'fake' were handed over .* got \['real'\]"):
             Hooks([ScoreMonitor(brightness, every=1, images="fake")]).step(real=torch.zeros(1, 1, 2, 2))
+
+    @pytest.mark.parametrize("given", [torch.zeros(3, 4, 4), torch.zeros(0, 3, 4, 4), torch.zeros(2, 16, 16, 3)])
+    def test_what_is_no_batch_of_images_is_named(self, brightness, given):
+        words = "switched off .* fake (must have the shape|is empty|of shape .* looks like)"
+        with pytest.warns(UserWarning, match=words):
+            Hooks([ScoreMonitor(brightness, every=1, images="fake")], writer=MemoryWriter()).step(fake=given)
+
+    def test_each_image_needs_its_own_reference(self):
+        psnr, images = PSNR(), (torch.zeros(2, 3, 9, 9), torch.zeros(3, 3, 9, 9))
+        axes = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="level", higher_is_better=True), psnr
+        path = PerceptionDistortion(*axes, images="pred", reference="target", every=1)
+        for monitor in (ScoreMonitor(psnr, every=1, images="pred", reference="target"), path):
+            with pytest.warns(UserWarning, match="each of 'pred' needs its 'target', got 2 and 3 images"):
+                Hooks([monitor], writer=MemoryWriter()).step(pred=images[0], target=images[1])
 
     @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_a_wrong_range_is_noticed(self, brightness):

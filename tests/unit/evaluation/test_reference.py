@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
-from qa_hooks.evaluation.reference import Reference
+from qa_hooks.evaluation.reference import Reference, make_reference
+from qa_hooks.features import create_extractor
 
 
 @pytest.fixture
@@ -47,3 +49,14 @@ def test_parts_that_do_not_fit_are_refused(whole, tmp_path, name, value):
     dataclasses.replace(whole, **{name: value}).save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"a\.safetensors does not hold a reference: 12 images, and a mean, cov"):
         Reference.load(tmp_path / "a.safetensors")
+
+
+def test_real_images_that_all_look_the_same_have_no_distance():
+    images = torch.rand(12, 3, 8, 8)
+    blind = create_extractor(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).requires_grad_(False), name="blind", size=8)
+    with torch.no_grad():
+        blind.network[1].weight.zero_()
+    with pytest.raises(ValueError, match=r"the features of all 12 real images are the same: .* does blind not look"):
+        make_reference(blind, images, progress=False)
+    with pytest.raises(ValueError, match="are they one image"):
+        make_reference(create_extractor("random"), images[:1].expand(12, -1, -1, -1), progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -365,3 +366,34 @@ def test_files_of_features(tmp_path):
 def test_bad_options(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+class Own(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda x: x.mean((2, 3)), False),
+        (lambda x: x.bfloat16().mean((2, 3)), False),
+        (lambda x: x.mean((2, 3)) + torch.randn(len(x), 3), True),
+        (lambda x: torch.cat([x.mean((2, 3)), x.std(0, correction=0).mean().expand(len(x), 1)], 1), True),
+    ],
+    ids=["steady", "half precision", "random", "of the batch"],
+)
+def test_features_that_depend_on_chance_or_on_the_batch_are_told(function, told):
+    images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    extractor = create_extractor(Own(function), name="mine")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = extract_features(extractor, images, batch_size=4, progress=False)
+    assert len(features) == 12
+    assert [str(warning.message)[:54] for warning in caught] == (
+        ["mine gives an image other features alone than in a bat"] if told else []
+    )

@@ -15,6 +15,7 @@ import torch
 
 from qa_hooks.folders import filter_scores, pick_folder, read_scores, score_folder
 from qa_hooks.folders.scoring.growing import number
+from qa_hooks.folders.scoring.score_table import ScoreTable
 from qa_hooks.folders.scoring.tiles import tile_corners
 from qa_hooks.images import load_image, save_image
 from qa_hooks.scorers import NIQE, FunctionScorer
@@ -497,6 +498,9 @@ def test_the_median_and_the_worst(folder, tmp_path):
     first, second = table.digest(shown=1)
     assert first == f"level: median {np.median(list(levels().values())):.4g}, higher is better; worst a.png 0.01961"
     assert second.endswith("lower is better; worst  z.png 0.5686")
+    spec = {"scorers": [{"name": "level", "higher_is_better": True}]}
+    (line,) = ScoreTable(["a\nlevel: median 9.png"], {"level": torch.tensor([1.0])}, spec=spec).digest()
+    assert line == r"level: median 1, higher is better; worst a\nlevel: median 9.png 1"
 
 
 @pytest.mark.parametrize("change", ["twice", "empty", "word", "short"])

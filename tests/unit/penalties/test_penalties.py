@@ -379,6 +379,13 @@ class TestEveryCall:
         value = penalty(critic, batch[0], batch[1].bfloat16())
         assert value.item() == pytest.approx(QAGANPenalty("ssim", value_range=UNIT)(critic, *batch).item(), rel=0.05)
 
+    @pytest.mark.parametrize("kind", [GradientPenalty, SSIMPenalty, DriftPenalty])
+    def test_images_made_in_inference_mode_are_named(self, critic, batch, kind):
+        with torch.inference_mode():
+            fake = batch[1].clone()
+        with pytest.raises(ValueError, match=r"must not be made under torch\.inference_mode"):
+            kind(value_range=UNIT)(critic, batch[0], fake)
+
     def test_inference_mode_is_named(self, critic, batch):
         with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
             GradientPenalty(value_range=UNIT)(critic, *batch)

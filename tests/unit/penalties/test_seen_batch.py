@@ -149,3 +149,18 @@ class TestMadeAnew:
                 gc.collect()
 
         assert self.told(runs) == []
+
+
+@pytest.mark.parametrize("which", ["real", "fake"])
+def test_images_that_are_changed_in_place_afterwards_are_refused(which):
+    critic, generator = networks()
+    batch = SeenBatch(torch.optim.SGD(critic.parameters(), lr=0.1), critic, generator)
+    real, fake = torch.rand(4, 1, 8, 8), generator(torch.randn(4, 4)).detach()
+    fake.mul_(0.5)  # before the critic sees it: that is what it is shown
+    critic(real), critic(fake)
+    assert torch.equal(batch()[1], fake)
+    (real if which == "real" else fake).mul_(0.5)
+    with pytest.raises(RuntimeError, match=f"the {which} images were changed in place after the critic had seen them"):
+        batch()
+    with torch.inference_mode():
+        critic(torch.rand(4, 1, 8, 8))  # is noted without an error

@@ -121,7 +121,9 @@ def test_what_is_shared_and_how_many(images, folder):
         (17, TypeError, "a tensor"),
         ([{"label": 3}], ValueError, "no image under"),
         ([torch.zeros(2, 2, 3, 4, 4)], ValueError, "shape"),
-        (iter([torch.zeros(3, 8, 8)]), ValueError, r"add the channels: images\[:, None\]"),
+        (iter([torch.zeros(3, 8, 8)]), ValueError, r"images\[:, None\], or for one image images\[None\]"),
+        ({"train": torch.zeros(3, 3, 8, 8)}, TypeError, r"a dict of \['train'\]: give a part"),
+        ([torch.zeros(2, 16, 16, 3)], ValueError, r"images\.permute\(0, 3, 1, 2\)"),
     ],
 )
 def test_bad_sources(source, error, message):
