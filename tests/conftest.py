@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
 torch.set_num_threads(1)  # the tensors are small, and two busy processes on two cores starve each other's threads
 TEST_EXTRA = ("skimage", "scipy", "wandb", "torch_fidelity", "transformers", "lightning", "peft", "ray")
 TEST_EXTRA += ("denoising_diffusion",)

@@ -79,6 +79,11 @@ def check_recomputable(module: nn.Module) -> None:
             )
 
 
+def _same(before: Tensor, now: Tensor) -> bool:
+    """Equal to the bit; a NaN, which memory that nobody has set may hold, equals a NaN."""
+    return torch.equal(before, now) or bool(((before == now) | (before.isnan() & now.isnan())).all())
+
+
 class CallState:
     """What a call of a network depends on besides its arguments' values: attributes, weights, versions of inputs.
 
@@ -101,7 +106,7 @@ class CallState:
     def check(self) -> None:
         """Raise a `RuntimeError` when weights or inputs are no longer those of the call."""
         changed = any(p._version != version for p, version in self.trained)
-        if changed or not all(map(torch.equal, self.values, self._values())):
+        if changed or not all(map(_same, self.values, self._values())):
             raise RuntimeError(
                 f"weights of {self.name} have changed between sampling and backward, so the gradient would be that of "
                 "neither: call backward before optimizer.step(), and put back weights that an average has lent"

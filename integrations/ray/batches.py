@@ -58,8 +58,8 @@ class ScoreBatches:
         >>> score = ScoreBatches("niqe_bsd100")
         >>> photo = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
         >>> rows = score({"image": [photo, b"no image"], "label": [3, 4]})
-        >>> rows["label"], np.isnan(rows["niqe_bsd100"]), rows["problem"][1]
-        ([3, 4], array([False,  True]), 'its content is none of PNG, JPEG, MPO, BMP, WEBP, TIFF, PPM, GIF')
+        >>> rows["label"], np.isnan(rows["niqe_bsd100"]), rows["problem"][1][:26]
+        ([3, 4], array([False,  True]), 'its content is none of PNG')
     """
 
     def __init__(

@@ -120,10 +120,10 @@ class ScoreHistogram(SamplingMonitor):
                 write_picture(ctx, self.folder, self.name, "distribution", picture)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": dict(self.last)}
+        return {"last": dict(self.last), "shown": self._shown}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.last = dict(state["last"])
+        self.last, self._shown = dict(state["last"]), bool(state.get("shown", False))
 
 
 def _outline(edges: Tensor, shares: Tensor) -> Tensor:

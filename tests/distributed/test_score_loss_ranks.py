@@ -94,6 +94,6 @@ def test_lora_starts_and_stays_the_same_on_all_ranks(tmp_path):
     first, second = two_ranks(lora, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first["parameters"], second["parameters"], strict=True))
     assert any(p.abs().sum() > 0 for p in first["parameters"][1::2])
-    assert "before DDP or accelerator.prepare" in first["late"]
+    assert "before DDP, DeepSpeed or accelerator.prepare" in first["late"]
     assert first["same"]
     assert second["same"]

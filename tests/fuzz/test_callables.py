@@ -44,6 +44,7 @@ VALUES = {
     "symmetric": lambda x: 2 * x - 1,
     "one spot": lambda x: torch.zeros_like(x).flatten().index_fill(0, torch.tensor(x.numel() // 2), 1.0).view_as(x),
 }
+INTERVALS = ("functional.bootstrap_interval", "functional.paired_difference")
 BAD = {"NaN": torch.nan, "infinity": torch.inf, "minus infinity": -torch.inf}
 
 
@@ -128,6 +129,10 @@ def test_finite_or_a_clear_error(call):
     for x, y in zip(inputs, kept, strict=True):
         assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
     if result is None or not finite:
+        return
+    if name in INTERVALS and not result.isfinite().all():  # equal values: nobody knows how sure the value is
+        assert result[0].isfinite()
+        assert result[1:3].isnan().all()
         return
     assert torch.isfinite(result).all()
     if row.gradient and result.requires_grad:
