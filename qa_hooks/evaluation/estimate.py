@@ -54,9 +54,9 @@ class Estimate(NamedTuple):
         (recall, coverage) has an interval of at least the width of Wilson's for n images, and precision, which is a
         share of n independent images, has Wilson's itself.
 
-        Measured on Gaussian sets of 60 and of 200 points (equal, too wide, collapsed): 93 to 100 % of the intervals
-        hold the mean over draws. The exception is the recall of a set that is far away, which a single image can
-        decide: 88 and 71 %.
+        Measured on Gaussian sets of 60 points (equal, too wide, collapsed; docs/intervals.md): 93 to 100 % of the
+        intervals hold the mean over draws, 90 % of those of density. The exception is the recall of a set that is far
+        away, which a single image can decide: 88 and 71 %.
         """
         error = jackknife_error(self.row[1:])
         found = cut(t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence), *self.limits)

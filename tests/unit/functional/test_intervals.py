@@ -119,3 +119,8 @@ class TestValuesThatAreAllEqual:
     def test_one_constant_set_has_the_others_error(self):
         found = independent_difference([0.0] * 12, [float(value) for value in range(12)])
         assert found.low < found.difference < found.high
+
+
+def test_a_jackknife_needs_two_groups():
+    with pytest.raises(ValueError, match="groups must be"):
+        jackknife_subsets(100, groups=1)
