@@ -106,13 +106,13 @@ def tensorboard(runs: Path) -> Iterator[str]:
         "-m",
         "tensorboard.main",
         "--logdir",
-        str(runs),
+        runs.name,  # the page shows it: no path of this machine
         "--port",
         str(port),
         "--host",
         "127.0.0.1",
     ]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=runs.parent, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
