@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so in the background of a shell, and programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are small, and two busy processes on two cores starve each other's threads
 TEST_EXTRA = ("skimage", "scipy", "wandb", "torch_fidelity", "transformers", "lightning", "peft", "ray")
 TEST_EXTRA += ("denoising_diffusion",)
