@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         with _words_on_stderr(who), Heartbeat(waits=options.waits):
             with only_the_answer(options):
                 answer = options.run(options)
-            return tell(answer, as_json=options.json)
+            return tell(answer, options.json)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141

@@ -6,10 +6,13 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from qa_hooks._base.files import check_writable, write_text
 from qa_hooks.cli.options import say
 
 
@@ -46,7 +49,10 @@ def finish(
         resumes: after Ctrl-C the same command goes on.
         waits: it mostly waits for somebody, so that its silence means nothing.
     """
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
+    parser.add_argument(
+        "--json", nargs="?", const="-", type=_json_place, metavar="FILE",
+        help="print the result as JSON, and nothing else, on stdout; with a FILE.json write it there, beside the text",
+    )  # fmt: skip
     codes = {**CODES, **({3: alarm} if alarm else {}), 130: f"Ctrl-C{'; the same command goes on' * resumes}"}
     listed = "; ".join(f"{code} {what}" for code, what in codes.items())
     parser.epilog = f"{parser.epilog or ''}\n\nexit codes: {listed}".lstrip()
@@ -59,14 +65,25 @@ def saved(output: object, scorer: Any, text: str = "", **found: Any) -> Answer:
     return Answer(text or f"{output}: {scorer.name}", data)
 
 
+def _json_place(name: str) -> str:
+    """A file that ends in .json: `--json photos/` would take away a folder that the command is about."""
+    if name == "-":
+        return name
+    if not name.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"it takes a file that ends in .json, or nothing (as the last word): {name!r}")
+    return name
+
+
 @contextlib.contextmanager
 def only_the_answer(options: argparse.Namespace) -> Iterator[None]:
     """With `--json`, whatever a command prints on its way goes to stderr.
 
     Raises:
-        ValueError: `-o -` wants stdout as well.
+        ValueError: `-o -` wants stdout as well, or the file of `--json` cannot be written.
     """
-    if not options.json:
+    if options.json not in (None, "-"):
+        check_writable(Path(options.json).parent, name="--json")
+    if options.json != "-":
         yield
         return
     if getattr(options, "output", None) == "-" and options.command != "filter":
@@ -75,11 +92,15 @@ def only_the_answer(options: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def tell(answer: Answer, *, as_json: bool) -> int:
-    """Print an answer; returns its exit code."""
-    if as_json:
-        say(json.dumps(_finite(answer.data), indent=2, default=str))
-    elif answer.text:
+def tell(answer: Answer, place: str | None) -> int:
+    """Print an answer, as text or (`place` "-") as JSON, which also goes to a file; returns its exit code."""
+    data = json.dumps(_finite(answer.data), indent=2, default=str) if place is not None else ""
+    if place == "-":
+        say(data)
+        return answer.code
+    if place is not None and os.environ.get("RANK", "0") == "0":
+        write_text(place, data + "\n")
+    if answer.text:
         say(answer.text)
     return answer.code
 

@@ -204,7 +204,7 @@ def _filter(options: argparse.Namespace) -> Answer:
         **chosen(options, "keep", "by", "higher_is_better", "null"),
     )
     found = {"output": options.output, "kept": kept, "images": count}
-    if options.json:
+    if options.json == "-":
         return Answer("", found)
     if options.output == "-":
         end = "\0" if options.null else "\n"

@@ -60,10 +60,10 @@ class TestEveryCommand:
             options = _parser().parse_args(shlex.split(words))
             assert options.run
 
-    def test_json_is_a_switch(self, name):
+    def test_json_means_the_same(self, name):
         (action,) = [action for action in COMMANDS[name]._actions if "--json" in action.option_strings]
-        assert action.nargs == 0
-        assert action.help == "print the result as JSON, and nothing else, on stdout"
+        assert (action.nargs, action.const) == ("?", "-")
+        assert action.help.startswith("print the result as JSON, and nothing else, on stdout")
 
     def test_options_are_described(self, name):
         for action in COMMANDS[name]._actions:
@@ -138,6 +138,24 @@ def test_json_is_all_that_stdout_has(folder, command, key, capsys):
         return
     assert code == 0, err
     assert key in json.loads(out)
+
+
+def test_json_into_a_file_leaves_the_text_where_it_was(folder, capsys):
+    assert main(["scorers", "--no-cost"]) == 0
+    text = capsys.readouterr().out
+    assert main(["scorers", "--no-cost", "--json", "found.json"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["scorers", "--no-cost", "--json"]) == 0
+    assert json.loads((folder / "found.json").read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_json_takes_no_folder_that_the_command_is_about(folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--json", "photos", "real", "fake"])
+    assert "a file that ends in .json, or nothing (as the last word): 'photos'" in capsys.readouterr().err
+    (folder / "no folder").write_text("")
+    assert main(["scorers", "--no-cost", "--json", "no folder/found.json"]) == 1
+    assert "--json" in capsys.readouterr().err
 
 
 def test_the_list_of_filter_is_in_its_json(folder, capsys):
