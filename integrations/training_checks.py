@@ -8,13 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from qa_hooks._base.sharding import SHARDED, sharded_kind
+from qa_hooks._base.sharding import sharded_kind
 
 GATHER = (
     "on all ranks state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
     "torch.distributed.checkpoint.state_dict, on one of them load it into an unsharded copy with the same adapter"
 )
-REFUSED = (*SHARDED, "DeepSpeedEngine")
 
 
 def check_plain_training(accelerator: Any) -> None:
@@ -33,13 +32,10 @@ def inside_ddp(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, (DistributedDataParallel, DataParallel)) else module
 
 
-def check_sharded(value: Any) -> None:
+def check_sharded(model: nn.Module) -> None:
     """Refuse FSDP and DeepSpeed by name."""
-    names = {kind.__name__ for kind in type(value).__mro__}
-    if found := names.intersection(REFUSED):
-        raise ValueError(
-            f"{sorted(found)[0]} shards the weights, which is not supported here: use DDP (or one process)"
-        )
+    if kind := sharded_kind(model, engines=True):
+        raise ValueError(f"{kind} shards the weights, which is not supported here: use DDP (or one process)")
 
 
 def check_whole(model: nn.Module, what: str, instead: str) -> None:
@@ -54,8 +50,7 @@ def check_whole(model: nn.Module, what: str, instead: str) -> None:
 
 def check_model(model: nn.Module) -> None:
     """Refuse sharded, offloaded and float16-trained networks."""
-    for module in model.modules():
-        check_sharded(module)
+    check_sharded(model)
     check_offloading(model)
     halves = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16]
     if halves:

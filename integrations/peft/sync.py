@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from qa_hooks._base.checks import warn
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import all_reduce_sum, gather_rows, is_distributed, world_size
-from qa_hooks.integrations.training_checks import check_plain_training, check_sharded
+from qa_hooks.integrations.training_checks import check_plain_training
 
 _TOLD: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameters of which it was said
 AVERAGED = "gradients are averaged in the backward pass: leave reduce_gradients and sync_adapter out"
@@ -174,9 +174,8 @@ def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _refuse_shards(parameter: Tensor, instead: str) -> None:
-    if type(parameter).__name__ == "DTensor":
+    if any(kind.__name__ == "DTensor" for kind in type(parameter).__mro__):
         raise ValueError(f"the parameters are shards of fully_shard (DTensor), whose {instead}")
-    check_sharded(parameter)
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

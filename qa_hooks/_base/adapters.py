@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from qa_hooks._base.sharding import ENGINE
+
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that write into the base weights
 
 
@@ -37,7 +39,7 @@ def _inside(model: nn.Module) -> nn.Module:
 def is_parallel(model: nn.Module) -> bool:
     """Whether this wrapper reduces the gradients of the parameters that it found when it was made."""
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return isinstance(model, parallel) or type(model).__name__ == "DeepSpeedEngine"
+    return isinstance(model, parallel) or type(model).__name__ == ENGINE
 
 
 def is_lora(module: nn.Module) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from qa_hooks._base.at_exit import at_exit
 from qa_hooks._base.checks import warn
 from qa_hooks._base.optimizers import outside_graphs, skips_step, unwrapped_optimizer
 from qa_hooks.callbacks.callback import Callback
@@ -50,7 +49,7 @@ class Attachment:
         self._ended = False
         _ATTACHED.add(self.optimizer)
         self._handle = self.optimizer.register_step_post_hook(outside_graphs(self._after_step))
-        atexit.register(_close_at_exit, weakref.ref(self), os.getpid())
+        at_exit(self._close_unended)
 
     def count_silence(self) -> None:
         """Count a call from the user's loop; many calls without an optimizer step raise a warning."""
@@ -69,19 +68,17 @@ class Attachment:
         self._ended = True
         _ATTACHED.discard(self.optimizer)
 
+    def _close_unended(self) -> None:
+        """Tell of an optimizer that never made a step, where nobody closed the hooks."""
+        if not self._ended:
+            self.close()
+
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if skips_step(optimizer) or any(callback.skipped is optimizer for callback in self._callbacks):
             return
         self._steps += 1
         # Read once: on a GPU the counter may live there, and reading it each step would synchronise.
         self._on_step(_steps_in_state(optimizer) if self._steps == 1 else None)
-
-
-def _close_at_exit(reference: weakref.ref[Attachment], process: int) -> None:
-    """Tell of an optimizer that never made a step, where nobody closed the hooks."""
-    attachment = reference()
-    if attachment is not None and not attachment._ended and os.getpid() == process:  # not a forked child
-        attachment.close()
 
 
 def _steps_in_state(optimizer: torch.optim.Optimizer) -> int | None:

@@ -20,10 +20,7 @@ What happens when:
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +28,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qa_hooks._base.at_exit import at_exit
 from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.callbacks.attachment import Attachment
@@ -211,7 +209,9 @@ class Hooks:
 
         What has been logged so far is put on disk, so that the curve of a run which is killed later has no gap. Values
         that are computed elsewhere are waited for, and are part of the state until they have been taken in.
-        Unfinished means are saved per rank: save at a multiple of `log_every`, or let each rank load its own state.
+        Unfinished means are saved per rank. They are exact after a resume if each rank loads its own state, or if you
+        save at a multiple of `log_every`. If every rank loads rank 0's state, rank 0's pending values are used for all
+        ranks.
         """
         self._writer.flush()
         return RunState(self.callbacks, self.track, self._means).gather(self.step_count)
@@ -244,7 +244,7 @@ class Hooks:
         if not self._running:
             self._running = True
             self._callbacks.begin(self._writer, self.track, step)
-            atexit.register(_write_at_exit, weakref.ref(self), os.getpid())
+            at_exit(self._end_unclosed)
             self._dispatch(self._callbacks.start, self._context(images))
         self.step_count = step
         self._dispatch(self._callbacks.step, self._context(images, self._tracking.take()))
@@ -290,10 +290,8 @@ class Hooks:
         else:
             self._writer.flush()
 
-
-def _write_at_exit(reference: weakref.ref[Hooks], process: int) -> None:
-    """Write the last values of hooks that nobody closed; without collectives, since other processes may be gone."""
-    hooks = reference()
-    if hooks is not None and hooks._running and not is_distributed() and os.getpid() == process:  # not a forked child
-        hooks._finish(wait=not hasattr(sys, "last_type"))  # after an error nobody wants to wait
-        hooks._end()
+    def _end_unclosed(self) -> None:
+        """Write the last values when Python ends; without collectives, since other processes may be gone."""
+        if self._running and not is_distributed():
+            self._finish(wait=not hasattr(sys, "last_type"))  # after an error nobody wants to wait
+            self._end()

@@ -259,13 +259,13 @@ def check_critic(critic: Critic) -> None:
     from qa_hooks._base.sharding import sharded_kind
 
     check_call("critic", critic, "critic(images)", None)
-    parts = [part for module in modules_of(critic) for part in module.modules()]
-    for part in parts:
-        kind = sharded_kind(part) or ("DeepSpeedEngine" if type(part).__name__ == "DeepSpeedEngine" else None)
-        if kind is not None:
+    networks = modules_of(critic)
+    for network in networks:
+        if kind := sharded_kind(network, engines=True):
             raise ValueError(
                 f"a critic sharded by {kind} has no double backward; use DDP or a single device for the critic"
             )
+    parts = [part for network in networks for part in network.modules()]
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in parts):
         warn(
             "the critic has BatchNorm, which mixes the samples of a batch: its gradient at one image is then not that "

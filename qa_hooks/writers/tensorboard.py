@@ -130,4 +130,4 @@ class TensorBoardWriter:
 
         _, begin, end = hparams(self._settings, {})
         self._writer._get_file_writer().add_summary(end if ended else begin)
-        self._has_row = True
+        self._has_row = not ended  # the end is written once: after `close` it would be in a file of its own

@@ -60,14 +60,14 @@ def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     real, good, noisy = folders
     arguments = ["compare", real, good, noisy, "--metrics", "fd,kid,pr,qs", "--cache", tmp_path / "cache"]
     arguments.append("--always-judge")
-    report = tmp_path / "report.png"
-    code, out, err = run([*arguments, "--report", report], capsys)
+    files = {name: tmp_path / name for name in ("result.json", "report.png")}
+    code, out, err = run([*arguments, "--json", files["result.json"], "--report", files["report.png"]], capsys)
     assert code == 0
     assert "extractor random, resize none" in out
     assert out.startswith("n 58, real 150")  # 60 of 61 files were drawn, two of them broken; as many of the good ones
     assert "noisy: 2 images with problems" in err
     assert "notes.png: is not a readable image" in err
-    result = json.loads(run([*arguments, "--json"], capsys)[1])
+    result = json.loads(files["result.json"].read_text())
     assert result["format"] == "qa_hooks.comparison"
     assert result["comparisons"]["noisy"]["kd_random"]["verdict"] == "A better"
     assert set(result["failures"]["noisy"]) == {"0003.png", "notes.png"}
@@ -75,7 +75,7 @@ def test_compare_prints_writes_and_draws(folders, tmp_path, capsys):
     features = [extractor(torch.stack([load_image(p) for p in sorted(f.iterdir())])) for f in (real, good)]
     alone = compare_folders(real, good, metrics=["kid"], progress=False).values["good"]["kd_random"]
     assert alone.value == pytest.approx(kernel_distance(*features).value, rel=1e-4)
-    picture = load_image(report)
+    picture = load_image(files["report.png"])
     assert picture.shape[2] >= 760
     assert len(list((tmp_path / "cache").iterdir())) == 3
     again, second, _ = run(arguments, capsys)
@@ -177,13 +177,13 @@ def test_a_folder_of_the_name_real_is_no_real_image(folders, tmp_path, digits):
 def test_torchrun_gives_the_same_numbers(folders, tmp_path, capsys):
     real, good, noisy = folders
     arguments = ["compare", str(real), str(good), str(noisy), "--metrics", "fd,kid,pr,qs,ds", "--device", "cpu"]
-    assert main([*arguments, "--json"]) == 0
-    one = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--json", str(tmp_path / "one.json")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--standalone", "-m", "qa_hooks", *arguments, "--json"]
+    launch += ["--standalone", "-m", "qa_hooks", *arguments, "--json", str(tmp_path / "two.json")]
     done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)
+    assert done.stdout.count("extractor random") == 1
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one["failures"] == two["failures"]
     for label, values in one["values"].items():
         for metric, interval in values.items():

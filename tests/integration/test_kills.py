@@ -197,12 +197,12 @@ def comparable(files: dict[str, bytes]) -> dict[str, object]:
             found[name] = {key: value for key, value in facts.items() if key != "started"}
         if name.endswith(".safetensors"):  # rounding depends on where in memory numbers lie
             found[name] = "a scorer"
-        if name == "metrics.jsonl":  # a line may be cut, a step stand there twice: `read_run_log` takes the later one
+        if name == "metrics.jsonl":  # lines are only added: one may be cut, and a step stand there twice, but equal
             lines = {}
             for text in content.decode().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):
                     line = json.loads(text)
-                    lines[line["tag"], line["step"]] = line
+                    assert lines.setdefault((line["tag"], line["step"]), line) == line
             found[name] = lines
         if name == "best.json":
             found[name] = {key: value for key, value in json.loads(content).items() if key != "leaving"}

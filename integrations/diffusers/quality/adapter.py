@@ -110,8 +110,7 @@ class QualityAdapter(KeepsFrozen):
     ) -> None:
         super().__init__()
         inner = unwrapped(denoiser)
-        for part in inner.modules():
-            check_sharded(part)
+        check_sharded(inner)
         object.__setattr__(self, "denoiser", inner)  # and so not a part of this module
         self.scores, measures = resolve_scores(scores, images)
         self.measures = [self.keep(part) for part in measures]

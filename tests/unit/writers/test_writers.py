@@ -337,3 +337,12 @@ class TestTheLinesOfARun:
     def test_another_folder_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"holds no metrics\.jsonl: it is no folder that Hooks"):
             read_run_log(tmp_path)
+
+
+def test_hooks_that_are_closed_twice_leave_one_file(tmp_path):
+    with Hooks([NaNGuard(action="warn")], log_dir=tmp_path) as hooks:
+        hooks.record(loss=1.0)
+        hooks.step()
+        hooks.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+    assert row_of_hparams(tmp_path)[1]
