@@ -23,9 +23,10 @@ from qa_hooks.callbacks.reward_guard.images import GuardImages, gathered_rows, i
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, Levels, look_values
+from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule, Finding
 from qa_hooks.rewards.broken import WORDS, broken_message
-from qa_hooks.rewards.measures import Rows
+from qa_hooks.rewards.levels import Levels, look_values
+from qa_hooks.rewards.measures import CHANGE, Rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample
@@ -215,12 +216,12 @@ class RewardGuard(Monitor):
                 values = look_values(rows, rule.levels)
         values = shared(values)
         self._tell_broken(ctx, values, len(rows["features"]))
-        alarm = rule.look(values)
+        alarm = rule.look(values if self._looks.base is not None else _of_now(values))
         self.found = rule.found
         self.alarms += bool(alarm)
         worst = max((finding.severity for finding in rule.found), default=0.0)
         self.last = {"step": ctx.step, **values, "severity": worst, "alarms": self.alarms}
-        for key, value in self.last.items():
+        for key, value in _of_now(self.last).items():
             if key != "step" and math.isfinite(value):
                 ctx.writer.scalar(make_tag("eval", self.name, key), value, ctx.step)
         if alarm:
@@ -243,9 +244,11 @@ class RewardGuard(Monitor):
                     levels = Levels.of(self._real, len(rows["features"]))
                 else:
                     levels = Levels.of(rows, len(rows["features"]), source="start")
-        numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source")})
+        numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source", "error")})
         levels = Levels(**numbers, features=levels.features)
-        unjudged = ("drift", "change_peak") if self._looks.base is None else ()
+        unjudged = () if self._looks.base is not None else ("drift", "change_peak")
+        if self._looks.base is None and levels.source == "start":  # nothing says which way is the right one
+            unjudged += tuple(key for key, kind in KINDS.items() if kind.both)
         self._rule = AlarmRule(levels, real_level=self.real_level, patience=self.patience, unjudged=unjudged)
         if self._loaded.get("rule"):
             self._rule.load_state_dict(self._loaded["rule"])
@@ -287,9 +290,14 @@ class RewardGuard(Monitor):
                 f"seed={looks.seed} now: these are other samples and cannot be compared; give it another name="
             )
         self._rule, self._loaded = None, {"rule": state["rule"], "levels": state["levels"]}
-        looks.first, looks.first_features, self.last = state["first"], {}, dict(state["last"])
+        looks.first, looks.first_rows, self.last = state["first"], {}, dict(state["last"])
         self._waiting = dict(state["waiting"])
         self.alarms, self._told = int(state["alarms"]), list(state["told"])
+
+
+def _of_now(values: dict[str, float]) -> dict[str, float]:
+    """Without what has changed against the base."""
+    return {key: value for key, value in values.items() if not key.startswith(CHANGE)}
 
 
 def _in_words(found: list[Finding]) -> str:
