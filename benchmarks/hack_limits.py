@@ -2,8 +2,8 @@
 
     python -m benchmarks hack_limits --out DIR [--half choose] [--tolerances 0.5 1 2] [--patience 1 2 3]
 
-DIR is one that `python -m benchmarks hacks --out DIR` has filled: its measured looks are judged again with other limits.
-By default those of the half that limits may be chosen on. A tolerance multiplies the widths against the base.
+DIR is one that `python -m benchmarks hacks --out DIR` has filled: its measured looks are judged again with other
+limits. By default those of the half that limits may be chosen on. A tolerance multiplies the widths against the base.
 """
 
 from __future__ import annotations

@@ -183,20 +183,24 @@ class AlarmRule:
         """Level, limits and width of a kind, nan where it has none; `base` is what the base's images have, or nan."""
         if key == "drift":
             return 0.0, math.nan, DRIFT, DRIFT
-        kind, levels = KINDS[key], self.levels
-        level, width = (of.get(kind.like or key, math.nan) for of in (levels.level, levels.width))
-        deviation = levels.deviation.get(key, math.nan)
-        if kind.both:
-            width = ODD_DEVIATIONS * deviation
-        least = kind.least * (abs(level) if kind.relative else 1)
-        own = math.nan if kind.like else self.best.get(key, math.nan)
+        kind = KINDS[key]
+        level = self.levels.level.get(kind.like or key, math.nan)
+        close = self.levels.source == "real" and not math.isnan(base) and (kind.both or kind.close > 0)
+        width = self._width(key, level, close=close)
+        own = base if close else math.nan if kind.like else self.best.get(key, math.nan)
         if key == "score":  # to reach the real level is an end of its own: no width is granted beyond it
-            return self.real_level, math.nan, max(self.real_level, own + max(width, least) / 2), max(width, least)
-        if levels.source == "real" and not math.isnan(base) and (kind.both or kind.close):
-            own, width = base, (CLOSE + levels.error) * deviation if kind.both else kind.close * abs(level)
-            width, least = self.tolerance * width, self.tolerance * least if kind.both else 0.0
-        width = max(width, least)
+            return self.real_level, math.nan, max(self.real_level, own + width / 2), width
         return level, min(level, own) - width, max(level, own) + width, width
+
+    def _width(self, key: str, level: float, *, close: bool) -> float:
+        kind = KINDS[key]
+        deviation = self.levels.deviation.get(key, math.nan)
+        least = kind.least * (abs(level) if kind.relative else 1)
+        if close:
+            width = max((CLOSE + self.levels.error) * deviation, least) if kind.both else kind.close * abs(level)
+            return self.tolerance * width
+        width = ODD_DEVIATIONS * deviation if kind.both else self.levels.width.get(kind.like or key, math.nan)
+        return max(width, least)
 
     def _gain(self, values: Values) -> Finding | None:
         """The score rises, and at least two held-out ones do not: each in deviations of the real images' scores."""

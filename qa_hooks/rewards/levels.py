@@ -78,9 +78,10 @@ class Levels:
 
 
 def look_values(rows: Rows, levels: Levels) -> Values:
-    """One look in numbers: the means of the rows, "spread", "nearest", "recall", and "drift" in distances of real images.
+    """One look in numbers: means of the rows, "spread", "nearest", "recall", and "drift" in distances of real images.
 
-    Scores that are not finite are left out of their mean.
+    Scores that are not finite are left out of their mean. With "base_features", those of the base's images, there is
+    "change/nearest" as well.
     """
     values = {key: float(row[torch.isfinite(row)].mean()) for key, row in rows.items() if row.ndim == 1}
     if len(rows["features"]) > NEIGHBOURS:
