@@ -33,6 +33,7 @@ from qa_hooks.rewards.measures import CHANGE
 
 ODD_DEVIATIONS = 1.28  # to the worst tenth of a normal distribution
 CLOSE = 0.1  # deviations
+TOLERANCE = 1.2
 DRIFT = 0.25  # of the distance of two real images
 GAIN = 0.5  # deviations of the real images' scores, and the share of it that held-out scores must gain, too:
 FOLLOWS = 0.1
@@ -47,7 +48,7 @@ class Kind(NamedTuple):
         words: for messages.
         family: kinds of one family move together and have one vote.
         low: low values are the bad ones.
-        both: high and low values are bad ones.
+        both: high and low values are bad ones, against what the base has; without a base it is not judged.
         least: the smallest width; with `relative` in units of the real level.
         close: the width against the base, in units of the real level.
         alone: a severity of 2 is enough.
@@ -77,8 +78,8 @@ KINDS = {
     "saturated": Kind("saturated share", "tones", least=0.01),
     "spread": Kind("mean distance of the samples' features", "diversity", low=True, least=0.2, relative=True),
     "recall": Kind("recall of the real images", "diversity", low=True, least=0.2),
-    "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.2, relative=True, close=0.06),
-    "brightness": Kind("brightness", "tones", both=True, least=0.02),
+    "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.1, relative=True, close=0.06),
+    "brightness": Kind("brightness", "tones", both=True, least=0.03),
     "contrast": Kind("contrast", "tones", both=True, least=0.02),
     "colourfulness": Kind("colourfulness", "colour", both=True, least=0.02),
     "red_green": Kind("red minus green", "colour", both=True, least=0.02),
@@ -141,7 +142,7 @@ class AlarmRule:
         real_level: float | None = None,
         patience: int = 2,
         unjudged: Collection[str] = (),
-        tolerance: float = 1.0,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.levels, self.patience, self.tolerance = levels, check_count("patience", patience), tolerance
         self.judged = frozenset(KINDS) - frozenset(unjudged)
@@ -157,18 +158,12 @@ class AlarmRule:
         self.start = self.start or {key: value for key, value in values.items() if math.isfinite(value)}
         for key, value in values.items():
             if key in KINDS and math.isfinite(value):
-                self.best[key] = self._better(key, value, self.best.get(key, value))
+                self.best[key] = (max if KINDS[key].low else min)(value, self.best.get(key, value))
         judged = [self._judged(key, values) for key in values if key in self.judged]
         found = [finding for finding in (*judged, self._gain(values)) if finding is not None and finding.severity >= 1]
         self.found = sorted(found, key=lambda finding: -finding.severity)
         self.waited = self.waited + 1 if is_suspicious(self.found) else 0
         return self.found if self.waited >= self.patience else []
-
-    def _better(self, key: str, value: float, other: float) -> float:
-        if KINDS[key].both:
-            level = self.levels.level.get(key, value)
-            return min(value, other, key=lambda found: abs(found - level))
-        return (max if KINDS[key].low else min)(value, other)
 
     def _judged(self, key: str, values: Values) -> Finding | None:
         kind, value = KINDS[key], values[key]
@@ -183,24 +178,23 @@ class AlarmRule:
         """Level, limits and width of a kind, nan where it has none; `base` is what the base's images have, or nan."""
         if key == "drift":
             return 0.0, math.nan, DRIFT, DRIFT
-        kind = KINDS[key]
-        level = self.levels.level.get(kind.like or key, math.nan)
-        close = self.levels.source == "real" and not math.isnan(base) and (kind.both or kind.close > 0)
-        width = self._width(key, level, close=close)
-        own = base if close else math.nan if kind.like else self.best.get(key, math.nan)
+        kind, levels = KINDS[key], self.levels
+        level, width = (of.get(kind.like or key, math.nan) for of in (levels.level, levels.width))
+        width = max(width, kind.least * (abs(level) if kind.relative else 1))
+        own = level if kind.like else self.best.get(key, level)
         if key == "score":  # to reach the real level is an end of its own: no width is granted beyond it
             return self.real_level, math.nan, max(self.real_level, own + width / 2), width
-        return level, min(level, own) - width, max(level, own) + width, width
+        if kind.both or (kind.close and levels.source == "real" and not math.isnan(base)):
+            own, width = base, self._close_width(key, level)
+        return level, min(own, level) - width, max(own, level) + width, width
 
-    def _width(self, key: str, level: float, *, close: bool) -> float:
-        kind = KINDS[key]
-        deviation = self.levels.deviation.get(key, math.nan)
-        least = kind.least * (abs(level) if kind.relative else 1)
-        if close:
-            width = max((CLOSE + self.levels.error) * deviation, least) if kind.both else kind.close * abs(level)
-            return self.tolerance * width
-        width = ODD_DEVIATIONS * deviation if kind.both else self.levels.width.get(kind.like or key, math.nan)
-        return max(width, least)
+    def _close_width(self, key: str, level: float) -> float:
+        kind, deviation = KINDS[key], self.levels.deviation.get(key, math.nan)
+        if not kind.both:
+            return self.tolerance * kind.close * abs(level)
+        if self.levels.source != "real":  # nothing says which way is the right one
+            return max(ODD_DEVIATIONS * deviation, kind.least)
+        return self.tolerance * max((CLOSE + self.levels.error) * deviation, kind.least)
 
     def _gain(self, values: Values) -> Finding | None:
         """The score rises, and at least two held-out ones do not: each in deviations of the real images' scores."""

@@ -23,7 +23,7 @@ from qa_hooks.callbacks.reward_guard.images import GuardImages, gathered_rows, i
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule, Finding
+from qa_hooks.rewards.alarm_rule import AlarmRule, Finding
 from qa_hooks.rewards.broken import WORDS, broken_message
 from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import CHANGE, Rows
@@ -247,8 +247,6 @@ class RewardGuard(Monitor):
         numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source", "error")})
         levels = Levels(**numbers, features=levels.features)
         unjudged = () if self._looks.base is not None else ("drift", "change_peak")
-        if self._looks.base is None and levels.source == "start":  # nothing says which way is the right one
-            unjudged += tuple(key for key, kind in KINDS.items() if kind.both)
         self._rule = AlarmRule(levels, real_level=self.real_level, patience=self.patience, unjudged=unjudged)
         if self._loaded.get("rule"):
             self._rule.load_state_dict(self._loaded["rule"])

@@ -24,8 +24,9 @@ def crops(photographs) -> torch.Tensor:
     return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:144]]
 
 
-def tint(images: torch.Tensor) -> torch.Tensor:
-    return (images + torch.tensor([0.06, 0.0, -0.06]).view(1, 3, 1, 1)).clamp(0, 1)
+def faded(images: torch.Tensor) -> torch.Tensor:
+    grey = images.mean(1, keepdim=True)
+    return grey + 0.4 * (images - grey)
 
 
 def repeat(images: torch.Tensor) -> torch.Tensor:
@@ -34,9 +35,9 @@ def repeat(images: torch.Tensor) -> torch.Tensor:
 
 TRICKS = {
     "brightness": lambda images: 0.8 * images,
-    "contrast": lambda images: (0.5 + 1.35 * (images - 0.5)).clamp(0, 1),
+    "contrast": lambda images: 0.5 + 0.65 * (images - 0.5),
     "detail": lambda images: blur(images, 0.8),
-    "yellow_blue": tint,
+    "colourfulness": faded,
     "nearest": repeat,
 }
 
