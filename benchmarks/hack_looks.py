@@ -55,9 +55,9 @@ class Measured(NamedTuple):
     looks: list[dict[str, float]]
     late: int | None
 
-    def alarm(self, known: Known, **limits: Any) -> int | None:
-        """The look of the first alarm of a guard with these limits: keyword arguments of `AlarmRule`."""
-        unjudged = () if known.base else ("drift", "change_peak")
+    def alarm(self, known: Known, *, without: Sequence[str] = (), **limits: Any) -> int | None:
+        """The look of the first alarm of a guard, without some kinds and with limits: arguments of `AlarmRule`."""
+        unjudged = (*without, *(() if known.base else ("drift", "change_peak")))
         rule = AlarmRule(self.levels, unjudged=unjudged, **limits)
         return next((i for i, look in enumerate(self.looks) if rule.look(seen(look, known))), None)
 

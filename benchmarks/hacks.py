@@ -1,4 +1,4 @@
-"""A bench for guards: twelve ways to fool a score, on three generators. How many are found in time, how often is it
+"""A bench for guards: sixteen ways to fool a score, on three generators. How many are found in time, how often is it
 wrong?
 
     python -m benchmarks hacks --out DIR [--hours 1] [--half report] [--data PHOTOGRAPHS] [--tiny]
@@ -6,16 +6,16 @@ wrong?
 
 Each honest run (a small super-resolution network, a GAN and a diffusion model of digits that go on with their own
 training) is stored once, 50 looks of it. A guard then sees the stored images again: as they are, where an alarm is
-false, and with one of twelve hacks that grows from nothing to its full strength. A hack is found in time when the alarm
-comes no later than the look at which SSIM to the same images without it has fallen to .8, or recall of their features
-by a fifth. Where neither falls, any alarm is in time.
+false, and with one of sixteen hacks that grows from nothing to its full strength. A hack is found in time when the
+alarm comes no later than the look at which SSIM to the same images without it has fallen to .8, or recall of their
+features by a fifth. Where neither falls, any alarm is in time.
 
 What a guard of yours is: `make_guard(real, base, scorers)` gets real images and the run's first ones, `(n, C, S, S)` in
 [0, 1], and three scorers, of which the first is the one that is optimised; it returns a function of a look's images
 that returns True for an alarm. Without --guard it is `RewardGuard`: given real images alone, the base's images as well,
 and the scorers, too. What it measures is stored, and `python -m benchmarks hack_limits` tries other limits on that.
 
---half choose: the runs that limits are chosen on (even seeds, every other hack); --half report: the runs that figures
+--half choose: the runs that limits are chosen on (even seeds, six hacks); --half report: the runs that figures
 are reported of (odd seeds, all hacks).
 
 Results are in DIR/results.json as they come, DIR/results.md is the table of them; the same command goes on behind the
@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.hack_kinds import COLOURED, HACKS
+from benchmarks.hack_kinds import CHOSEN_ON, COLOURED, HACKS, LATER
 from benchmarks.hack_looks import (
     GUARDS,
     HONEST,
@@ -78,7 +78,7 @@ class Task(NamedTuple):
         """ "report", "choose", or "" for the hacks of even seeds that limits must not be chosen on."""
         if self.seed % 2:
             return "report"
-        return "choose" if self.hack == HONEST or list(HACKS).index(self.hack) % 2 == 0 else ""
+        return "choose" if self.hack in (HONEST, *CHOSEN_ON) else ""
 
 
 def tasks(generators: list[str], seeds: int, honest: int, half: str | None = None) -> Iterator[Task]:
@@ -151,7 +151,10 @@ def report(found: dict[str, Any], guards: list[str]) -> str:
     split = [(*key.split("/"), result) for key, result in found.items()]
     hacked = [(generator, hack, result) for generator, hack, _, result in split if hack != HONEST]
     groups = {hack: [result for _, other, result in hacked if other == hack] for hack in HACKS}
-    groups |= {f"all, {name}": [result for other, _, result in hacked if other == name] for name in GENERATORS}
+    parts = {"that limits were chosen on": CHOSEN_ON, "written when they were fixed": LATER}
+    parts["others"] = tuple(hack for hack in HACKS if hack not in (*CHOSEN_ON, *LATER))
+    groups |= {f"all {name}": [r for _, hack, r in hacked if hack in part] for name, part in parts.items()}
+    groups |= {f"all of {name}": [r for other, _, r in hacked if other == name] for name in GENERATORS}
     groups["all hacks"] = [result for _, _, result in hacked]
     rows = []
     for name, results in groups.items():
