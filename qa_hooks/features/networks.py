@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks._base.checks import check_count
+from qa_hooks.functional.channel_statistics import channel_statistics
 
 DINOV2 = {
     "dinov2_vits14": "facebook/dinov2-small",
@@ -51,9 +52,9 @@ class RandomNetwork(nn.Module):
             self.layers.append(layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = []
+        features: list[Tensor] = []
         for maps in self.stages(images):
-            features += [maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()]
+            features += channel_statistics(maps)
         return (torch.cat(features, 1) + 0.01).log()
 
     def stages(self, images: Tensor) -> list[Tensor]:

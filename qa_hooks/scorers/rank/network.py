@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qa_hooks.functional.agreement import pairwise_accuracy
+from qa_hooks.functional.channel_statistics import channel_statistics
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
 from qa_hooks.images import to_grey
 from qa_hooks.scorers.training import minimise
@@ -52,8 +53,7 @@ class RankNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body((images - 0.5) * 4)
-        deviation = (maps.var((2, 3), correction=0) + 1e-6).sqrt()
-        scores: Tensor = self.head(torch.cat([maps.mean((2, 3)), deviation], 1)).squeeze(1)
+        scores: Tensor = self.head(torch.cat(channel_statistics(maps), 1)).squeeze(1)
         return scores
 
 
