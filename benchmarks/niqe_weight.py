@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
     data = load_folder_images(options.data, limit=options.limit) if options.data else load_digits_images()
     evaluator = Evaluator(data)
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(setting, seed, options.steps, data, evaluator) for setting in options.settings for seed in options.seeds]
-        for line in pool.map(run, *zip(*jobs, strict=True)):
+        pairs = [(setting, seed) for setting in options.settings for seed in options.seeds]
+        shared = (options.steps, data, evaluator)
+        for line in pool.map(run, *zip(*((*pair, *shared) for pair in pairs), strict=True)):
             print(line, flush=True)
