@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from qa_hooks.demo import Evaluator, Images, load_digits_images, load_folder_images, training
-from qa_hooks.penalties import NIQEPenalty, QAGANPenalty
+from qa_hooks.penalties import QAGANPenalty
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "weight 0.1": {"quality_weight": 0.1},
@@ -46,10 +47,10 @@ def run(setting: str, seed: int, steps: int, data: Images, evaluator: Evaluator)
     training.make_penalty = make_penalty
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
         result = training.train(training.Job("niqe", seed, steps, Path(folder), images=data.train), evaluator)
-    penalty = next(part for part in made[-1].modules() if isinstance(part, NIQEPenalty))
-    level = penalty.model.provenance[f"{penalty.mode}_distance"] if penalty.model else float("nan")
-    last = float(made[-1].terms["niqe"])
-    quality = f"FD {result['fd']:.1f}, IS {result['is']:.2f}"
+    term = made[-1].parts["niqe"]
+    level = term.model.provenance[f"{term.mode}_distance"] if term.model else math.nan
+    last = float(made[-1].terms.get("niqe", math.nan))  # a warm-up has none
+    quality = ", ".join(f"{name.upper()} {result[name]:.2f}" for name in ("fd", "is") if name in result)
     return f"{setting:20} seed {seed}: {quality}, term {last:.2f}, real maps {level:.2f}"
 
 
