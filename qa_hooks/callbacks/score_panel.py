@@ -17,7 +17,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
-from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
@@ -82,9 +82,7 @@ class ScorePanel(SamplingMonitor):
         super().__init__(sample, name or scorer.name, every=every, **options)
         self.scorer, self.reference, self.show = scorer, reference, check_count("show", show, least=4)
         self.thumbnail = check_count("thumbnail", thumbnail, least=8)
-        if ("reference" in scorer.inputs) != (reference is not None):
-            raise ValueError(f"{scorer.name} needs reference=, the ground truths of the samples" if reference is None
-                             else f"{scorer.name} takes no reference")  # fmt: skip
+        check_reference(scorer, reference, "the ground truths of the samples")
         if reference is not None and (not isinstance(reference, Tensor) or len(reference) != n):
             raise ValueError(f"reference must be a tensor of the {n} samples' ground truths ({n}, C, H, W)")
         self.folder = picture_folder(folder)

@@ -40,6 +40,11 @@ class Features:
     indices: Tensor
     size: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, values: Tensor, fingerprint: str) -> Features:
+        """The rows `(n, dim)` of images 0 to n - 1."""
+        return cls(values.cpu(), fingerprint, torch.arange(len(values), device="cpu"))
+
     def __len__(self) -> int:
         return int(self.values.shape[0])
 

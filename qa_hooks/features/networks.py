@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ DINOV2_SIZES: dict[str, dict[str, Any]] = {  # what their files say, for untrain
 }  # fmt: skip
 
 
+def channel_statistics(stages: Iterable[Tensor]) -> Tensor:
+    """Mean and standard deviation of each channel of some maps `(N, C, h, w)`, side by side: `(N, 2 * all C)`."""
+    parts = [part for m in stages for part in (m.mean((2, 3)), (m.var((2, 3), correction=0) + 1e-6).sqrt())]
+    return torch.cat(parts, 1)
+
+
 class RandomNetwork(nn.Module):
     """Untrained 3x3 convolutions at four scales; the log mean and log deviation of each channel of each scale.
 
@@ -51,10 +57,7 @@ class RandomNetwork(nn.Module):
             self.layers.append(layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = []
-        for maps in self.stages(images):
-            features += [maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()]
-        return (torch.cat(features, 1) + 0.01).log()
+        return (channel_statistics(self.stages(images)) + 0.01).log()
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The rectified maps of the four scales, `(N, C, h, w)` each."""

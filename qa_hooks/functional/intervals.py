@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
+from qa_hooks._base.random import permutation
 from qa_hooks.functional.numerics import as_doubles
 
 _CHUNK = 1 << 22  # numbers drawn at a time
@@ -227,7 +228,7 @@ def jackknife_subsets(count: int, *, groups: int = 10, seed: int = 0) -> list[Te
     check_count("groups", groups, least=2)
     if count < groups:
         raise ValueError(f"a jackknife of {groups} groups needs at least as many items, got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    order = permutation(count, seed)
     subsets = []
     for group in order.tensor_split(groups):
         kept = torch.ones(count, dtype=torch.bool, device="cpu")

@@ -40,7 +40,7 @@ def ohem_weights(scores: Tensor, *, threshold: float | Tensor, weight: float) ->
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"scores must be a tensor (N,), got {got}")
     below = scores.detach() < threshold
-    return 1 + (_positive("weight", weight) - 1) * below.float()
+    return 1 + (_positive(weight) - 1) * below.float()
 
 
 class OHEM(Weighter):
@@ -90,7 +90,7 @@ class OHEM(Weighter):
             if not 0 < check_weight(name, share) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {share!r}")
         self.worst, self.threshold_mode, self.threshold = float(worst), threshold_mode, float(threshold)
-        self.weight = _positive("weight", weight)
+        self.weight = _positive(weight)
         if threshold_mode == "absolute":
             self._check_calibrated()
         if not normalize and not self.is_off():
@@ -128,7 +128,7 @@ class OHEM(Weighter):
             )
 
 
-def _positive(name: str, value: Any) -> float:
-    if check_weight(name, value) == 0:
-        raise ValueError(f"{name} must be more than 0, got {value!r}")
-    return float(value)
+def _positive(weight: Any) -> float:
+    if check_weight("weight", weight) == 0:
+        raise ValueError(f"weight must be more than 0, got {weight!r}")
+    return float(weight)

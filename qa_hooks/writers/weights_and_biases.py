@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
-from qa_hooks.writers.tags import GROUPS
+from qa_hooks.writers.writer import GROUPS
 
 
 class WandbWriter:

@@ -161,6 +161,11 @@ class SetInstrument:
         return measure(features, self.reference, chosen, extractor=self.extractor, **options)
 
 
+def in_order(rows: Tensor) -> Tensor:
+    """Rows sorted by position, which is the first column."""
+    return rows[rows[:, 0].argsort(stable=True)]
+
+
 def make_instrument(
     facts: Facts, tensors: Tensors, device: torch.device, extractors: dict[str, FeatureExtractor]
 ) -> Instrument:

@@ -20,9 +20,8 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import gather_rows, is_distributed
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.measuring.instruments import Block, Found, Instrument
+from qa_hooks.callbacks.measuring.instruments import Block, Found, Instrument, in_order
 from qa_hooks.callbacks.measuring.process import Job, MeasuringProcess, leave_process, shared_process
-from qa_hooks.callbacks.measuring.worker import in_order
 from qa_hooks.writers import make_tag
 
 PENDING = 2  # measurements of one monitor that are under way: one is computed, the next one waits

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.quality_diversity import quality_scores
-from qa_hooks.evaluation.set_metrics import check_metrics
+from qa_hooks.evaluation.set_metrics import check_metrics, metric_name
 from qa_hooks.evaluation.verdicts import COMPARED, REAL, Verdicts
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.folders.comparing.image_sets import (
@@ -170,7 +169,7 @@ def compare_folders(
         found.add_sets(network, real_set.features, {part.label: part.features for part in sets}, metrics)
     if network is not None and found.mixture is not None and "qs" in metrics:
         for part in sets:
-            rows = Features(part.features, network.fingerprint, torch.arange(len(part.features), device="cpu"))
+            rows = Features.of(part.features, network.fingerprint)
             part.scores[metric_name("qs", network)] = quality_scores(found.mixture, rows).double()
     counts = [len(part.paths) for part in sets]
     found.spec = {"n": counts[0], "real": len(real_set.paths), "seed": seed, "paired": paired}

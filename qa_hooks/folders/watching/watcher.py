@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
     estimate_metrics,
     higher_is_better,
+    metric_name,
 )
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets

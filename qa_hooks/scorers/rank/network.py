@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qa_hooks.features.networks import channel_statistics
 from qa_hooks.functional.agreement import pairwise_accuracy
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
 from qa_hooks.images import to_grey
@@ -52,8 +53,7 @@ class RankNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body((images - 0.5) * 4)
-        deviation = (maps.var((2, 3), correction=0) + 1e-6).sqrt()
-        scores: Tensor = self.head(torch.cat([maps.mean((2, 3)), deviation], 1)).squeeze(1)
+        scores: Tensor = self.head(channel_statistics([maps])).squeeze(1)
         return scores
 
 

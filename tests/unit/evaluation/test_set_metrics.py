@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from qa_hooks.evaluation.estimate import Estimate
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics
+from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics, metric_name
 from qa_hooks.evaluation.verdicts import Verdicts
+from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.functional.intervals import jackknife_error, jackknife_subsets, t_interval, wilson_interval
 from qa_hooks.functional.kid import kernel_distance
 from qa_hooks.functional.precision_and_recall import precision_recall
@@ -83,9 +83,9 @@ def test_the_kernel_distance_has_the_error_of_the_function_and_no_other():
 
 
 def test_only_the_canonical_network_makes_a_fid():
-    canonical = SimpleNamespace(name="inception", spec={"type": "inception"})
-    own = SimpleNamespace(name="inception", spec=None)
-    other = SimpleNamespace(name="random", spec={"type": "random"})
+    network = torch.nn.Conv2d(3, 4, 3)
+    canonical = FeatureExtractor(network, name="inception", spec={"type": "inception"})
+    own, other = FeatureExtractor(network, name="inception"), create_extractor("random")
     assert [metric_name(key, canonical) for key in ("fd", "kid", "recall")] == ["fid", "kid", "recall_inception"]
     assert [metric_name(key, own) for key in ("fd", "kid")] == ["fd_own-inception", "kd_own-inception"]
     assert [metric_name(key, other) for key in ("fd", "kid")] == ["fd_random", "kd_random"]
