@@ -26,7 +26,6 @@ from qa_hooks.folders.watching.report import LOG
 from qa_hooks.folders.watching.runs import Overview, check_single, run_places
 from qa_hooks.folders.watching.steps import TRIES
 from qa_hooks.folders.watching.watcher import KNOWN, RealImages, Watcher
-from qa_hooks.scorers import Scorer
 
 PAUSE = 2.0  # seconds between the looks of one that ends: a file that did not change meanwhile is whole, or broken
 
@@ -183,9 +182,7 @@ class Plan:
             places: the folder and the log folder of each run, by its name.
             log_dir: holds the features of the real images.
         """
-        single = isinstance(self.scorers, (str, Path, Mapping, Scorer))
-        given: Any = [self.scorers] if single else list(self.scorers)  # type: ignore[arg-type]
-        named = name_scorers(given, self.device) if given else {}
+        named = name_scorers(self.scorers, self.device, least=0)
         made = [Watcher(*place, named, self.batch_size, self.device, self.grid, n) for n, place in places.items()]
         for watcher in made:
             check_writable(watcher.log_dir)
