@@ -19,6 +19,7 @@ import numpy as np
 
 from qa_hooks._base.files import whole_file
 from qa_hooks._base.headers import parse_header
+from qa_hooks._base.libraries import import_library
 
 MANIFEST, PATH, PROBLEM = "manifest.json", "path", "problem"
 SHOWN = 20  # messages that a part keeps in its footer
@@ -109,9 +110,5 @@ def read_parts(folder: Path, shards: Sequence[Any], names: Sequence[str]) -> Par
 
 
 def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("tables of scores in Parquet files need pyarrow: pip install 'qa-hooks[ray]'") from error
-    return pyarrow, pyarrow.parquet
+    how = {"needed_by": "a table of scores in Parquet files", "install": "pip install 'qa-hooks[ray]'"}
+    return import_library("pyarrow", **how), import_library("pyarrow.parquet", **how)
