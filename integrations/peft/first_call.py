@@ -31,9 +31,10 @@ class FirstCall:
             if hook is self:
                 del network._forward_hooks[key]
         nodes, reached = graph_behind(tensors)
-        if not any(
-            type(node).__name__ == "CheckpointFunctionBackward" for node in nodes
-        ):  # which hides what it reaches
+        hiding = (
+            "CheckpointFunctionBackward"  # a node of reentrant checkpointing, which does not show what is behind it
+        )
+        if not any(type(node).__name__ == hiding for node in nodes):
             say_unreached(network, self.adapter, reached)
 
 
@@ -55,7 +56,8 @@ def say_unreached(network: nn.Module, adapter: str, reached: set[int]) -> None:
     if alone:
         warn(
             f"{len(alone)} of {len(layers)} adapters had no part in the first output of {type(network).__name__} and "
-            f"get no gradient from it: {listed(alone)}. The network reads their weights past the modules, or did not use them "
-            "in this call. DDP stops or hangs at a parameter without a gradient (find_unused_parameters=True): leave "
-            "them out with targets=, or give inject_lora an example= of your calls, and it leaves them out itself"
+            f"get no gradient from it: {listed(alone)}. The network reads their weights past the modules, or did not "
+            "use them in this call. DDP stops or hangs at a parameter without a gradient "
+            "(find_unused_parameters=True): leave them out with targets=, or give inject_lora an example= of your "
+            "calls, and it leaves them out itself"
         )
