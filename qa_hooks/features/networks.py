@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.libraries import import_library
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its colours
 DINOV2 = {
     "dinov2_vits14": "facebook/dinov2-small",
     "dinov2_vitb14": "facebook/dinov2-base",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, check_share
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.features.moments import Moments
 
@@ -44,9 +44,7 @@ class FeatureSums:
     """
 
     def __init__(self, dim: int, *, held_out: float = 0.2, sample: int = 10_000, seed: int = 0) -> None:
-        if not 0 <= held_out < 1:
-            raise ValueError(f"held_out must be a share in [0, 1), got {held_out!r}")
-        self.dim, self.held_out, self.seed = dim, float(held_out), int(seed)
+        self.dim, self.held_out, self.seed = dim, check_share("held_out", held_out, zero=True), int(seed)
         self.size_of_sample = check_count("sample", sample)
         self.moments = Moments(dim)
         self.sizes: set[Size] = set()

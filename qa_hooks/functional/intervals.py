@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, check_share
 from qa_hooks._base.random import permutation
 from qa_hooks.functional.numerics import as_doubles
 
@@ -262,8 +262,8 @@ def wilson_interval(share: float, n: int, *, confidence: float = 0.95) -> Interv
         0.963006...
     """
     check_count("n", n)
-    if not 0 <= share <= 1 or not 0 < confidence < 1:
-        raise ValueError(f"share must be in [0, 1] and confidence in (0, 1), got {share!r} and {confidence!r}")
+    check_share("share", share, zero=True, one=True)
+    check_share("confidence", confidence)
     z = float(_NORMAL.icdf(torch.tensor((1 + confidence) / 2, dtype=torch.float64, device="cpu")))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     width = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
@@ -275,8 +275,7 @@ def t_quantile(degrees: int, confidence: float) -> float:
     from scipy.special import stdtrit  # scikit-learn brings it
 
     check_count("degrees", degrees)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, for example 0.95, got {confidence!r}")
+    check_share("confidence", confidence)
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight, warn
+from qa_hooks._base.checks import check_share, check_weight, warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 
@@ -86,10 +86,8 @@ class OHEM(Weighter):
         super().__init__(scorer, higher_is_better=higher_is_better, normalize=normalize, every=every)
         if threshold_mode not in MODES:
             raise ValueError(f"threshold_mode must be one of {MODES}, got {threshold_mode!r}")
-        for name, share in (("worst", worst), ("threshold", threshold)):
-            if not 0 < check_weight(name, share) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {share!r}")
-        self.worst, self.threshold_mode, self.threshold = float(worst), threshold_mode, float(threshold)
+        self.worst, self.threshold = check_share("worst", worst), check_share("threshold", threshold)
+        self.threshold_mode = threshold_mode
         self.weight = _positive(weight)
         if threshold_mode == "absolute":
             self._check_calibrated()

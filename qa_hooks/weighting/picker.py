@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import gather_rows, rank, world_size
 from qa_hooks._base.random import permutation
 from qa_hooks.features import FeatureExtractor, Features, extract_features
@@ -97,8 +98,7 @@ def pick(
         >>> pick(None, scores=[0.3, 0.9, float("nan"), 0.5, 0.9], keep=0.5).indices
         tensor([1, 4])
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"keep must be a share, more than 0 and at most 1, got {keep!r}")
+    check_share("keep", keep, one=True)
     shared = images is None or is_shared(images)
     fitted = uncalibrated(scorer)
     own = getattr(fitted, "extractor", None)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks._base.random import permutation
 from qa_hooks.features import Features, FeatureSums, extract_features
@@ -149,5 +150,4 @@ class FeatureScorer(ScorerInFeatures):
 
 def _check_split(held_out: float, calibration: str | None) -> None:
     check_method(calibration)
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be a share in [0, 1), got {held_out!r}")
+    check_share("held_out", held_out, zero=True)
