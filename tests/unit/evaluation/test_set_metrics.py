@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,7 +159,7 @@ class TestVerdicts:
         return found
 
     def extractor(self, **spec):
-        return SimpleNamespace(name="net", spec=spec or None, fingerprint="f" * 16)
+        return FeatureExtractor(torch.nn.Conv2d(3, 2, 3), name="net", spec=spec or None)
 
     def test_the_whole_name_of_the_better_set(self):
         found = self.compared(0.0, 2.0, extractor=self.extractor())
