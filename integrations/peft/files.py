@@ -50,7 +50,7 @@ def save_lora(model: nn.Module, folder: str | Path, *, adapter: str | None = Non
         model: with LoRA, made by `inject_lora` or by peft; wrappers (DDP, compiled, an average) are taken off.
         folder: for the file.
         adapter: its name; None for the only one, or the only one that is trained.
-        part: the name by which a pipeline has the network; by default "unet" or "transformer" for those of Diffusers.
+        part: the name by which a pipeline has the network; by default "unet" or "transformer" for Diffusers' networks.
             The second expert of Wan 2.2 is `part="transformer_2"`, with keys and a file of its own:
             `pipe.transformer_2.load_lora_adapter(folder, weight_name=path.name, prefix="transformer_2")`.
 

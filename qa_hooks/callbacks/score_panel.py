@@ -26,7 +26,7 @@ from qa_hooks.writers import make_tag
 
 
 class ScorePanel(SamplingMonitor):
-    """Samples from best to worst with their scores, and those whose score fell most, before and after.
+    """Samples from best to worst with their scores, and the samples whose score fell most, before and after.
 
     Writes `qa_images/{name}/ranked`, where `#` is the number of the sample; from the second panel on also
     `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
@@ -51,7 +51,7 @@ class ScorePanel(SamplingMonitor):
 
     Attributes:
         last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
-            scorer gives them, those that are not finite left out.
+            scorer gives them, without scores that are not finite.
 
     Example:
         >>> from qa_hooks.scorers import FunctionScorer

@@ -83,7 +83,7 @@ def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000, se
 
 
 def naturalness_of(clean: Tensor) -> FunctionScorer:
-    """Distance of an image's NIQE features from those of clean crops, `sqrt((f - mu)^T (S + e)^-1 (f - mu))`.
+    """Distance of an image's NIQE features from the features of clean crops, `sqrt((f - mu)^T (S + e)^-1 (f - mu))`.
 
     It knows nothing of degradations, and so is another kind of judge than a scorer that was trained on them.
     """

@@ -19,7 +19,7 @@ MAGIC = "7767517"
 HALF = 0x01306B47  # the tag before weights in 16 bits; 0 stands before weights in 32 bits
 ARRAYS = -23300  # a key below this holds an array: option -key - 23300
 INTERPOLATION = {1: "nearest", 2: "bilinear", 3: "bicubic"}
-OPTIONS = {  # those that are read, by kind of layer; with another the layer would mean something else
+OPTIONS = {  # the options that are read, by kind of layer; with another the layer would mean something else
     "Input": {0, 1, 2},
     "Split": set(),
     "Convolution": {0, 1, 4, 5, 6, 9, 10},  # channels, kernel, padding, bias?, weights, activation and its slope

@@ -66,7 +66,7 @@ def compare_checkpoints(
 ) -> CheckpointComparison:
     """Compare two models, or two states of one, on the same seeds.
 
-    Under several processes the images are shared out, in blocks of `batch_size`, and the numbers are those of one. The
+    Under several processes the images are shared out, in blocks of `batch_size`, and the numbers do not change. The
     caller's random state and networks stay as they are.
 
     Args:
@@ -148,7 +148,7 @@ def compare_checkpoints(
 
 @dataclass
 class _Job:
-    """What one process makes and measures: rows (position, C, H, W, scores and features of A, those of B)."""
+    """What one process makes and measures: rows (position, C, H, W, scores and features of A, then of B)."""
 
     scorers: Sequence[Scorer]
     extractor: FeatureExtractor | None

@@ -158,7 +158,7 @@ def _doubt(extractor: FeatureExtractor, n: int) -> str:
 
 
 def _is_copy(rows: Tensor, real: Tensor) -> bool:
-    """Whether features are those of the same images, in any order, up to rounding."""
+    """Whether features come from the same images, in any order, up to rounding."""
     if rows.shape != real.shape:
         return False
     a, b = (part.sort(0).values for part in (rows.to(real), real))

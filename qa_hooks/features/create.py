@@ -76,7 +76,7 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
 
 @torch.inference_mode(False)  # parameters made in it could take no part in a graph
 def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -> FeatureExtractor:
-    """The extractors of `create_extractor` that have a name; without `download` only those that are on this machine."""
+    """The extractors of `create_extractor` that have a name; without `download` only what is on this machine."""
     amp, size = options.pop("amp", False), options.pop("size", "default")
     if kind == "random":
         module, name = with_options(kind, networks.random_network, options), _random_name(**options)

@@ -1,7 +1,7 @@
 """What a fit needs of more features than memory holds: sums that can be added, and a sample chosen by name.
 
 An image's place is a number in [0, 1) that its name and the seed decide. Places below `held_out` belong to the
-calibration and take no part in the fit; of both sides those with the lowest places are kept as a sample. So the result
+calibration and take no part in the fit; of both sides the lowest places are kept as a sample. So the result
 does not depend on how the images were divided, nor on the order in which the parts were added: the samples are the same
 to the last bit, the moments to the rounding of float64.
 """
@@ -26,7 +26,7 @@ class FeatureSums:
     Args:
         dim: of the features.
         held_out: the share of the images that calibrate and take no part in the fit.
-        sample: rows that are kept, at most, of those that are fitted and of those that are held out.
+        sample: rows that are kept, at most, of the fitted images and of the held-out ones.
         seed: of the choice.
 
     Attributes:

@@ -195,7 +195,7 @@ def group_jackknife(
 
     Args:
         statistic: `statistic(indices)` of the items at these positions, `(m,)` int64, ascending; smooth in them, so no
-            median and no extreme. For a paired difference: that of B minus that of A, at the same indices.
+            median and no extreme. For a paired difference: B's value minus A's value at the same indices.
         count: items in the set, at least `groups`.
         groups: how many; the error itself is known to about `1 / sqrt(2 (groups - 1))` of itself, 24 % for 10.
         seed: of the division into groups.

@@ -4,7 +4,7 @@
     paths = [files[i] for i in picked.indices]
 
 Dropping images of low score raises precision and lowers recall: a scorer likes the middle of its data. So the result
-holds precision and recall of the kept images beside those of as many images drawn at random.
+holds precision and recall of the kept images beside the values of as many images drawn at random.
 """
 
 from __future__ import annotations

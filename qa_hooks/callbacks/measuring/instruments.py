@@ -174,7 +174,7 @@ def make_instrument(
     Args:
         facts, tensors: what it gave.
         device: where its network shall work.
-        extractors: those that are here already, by fingerprint; the one that is made joins them.
+        extractors: extractors that are here already, by fingerprint; the one that is made joins them.
 
     Raises:
         ValueError: a part of it cannot be made here, or is another one here.

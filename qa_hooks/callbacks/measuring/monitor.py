@@ -39,7 +39,7 @@ class MeasuringMonitor(Monitor):
             training goes on: on the device where the step would have computed, or on the one that is named.
 
     Attributes:
-        here: the device where the step would compute; that of the images where it is not known before.
+        here: the device where the step would compute; the images' device where it is not known before.
     """
 
     def __init__(self, *, every: int, where: str | None = None) -> None:
@@ -47,7 +47,7 @@ class MeasuringMonitor(Monitor):
         self.where = check_where(where)
         self.here: torch.device | None = None
         self._key = f"{next(_KEYS)}"
-        self.pending: list[Job] = []  # in the order of their steps; those that a state brought are done
+        self.pending: list[Job] = []  # in the order of their steps; jobs out of a saved state are done
         self._process: MeasuringProcess | None = None
         self._deaths = 0
         self._told_busy = False
@@ -96,7 +96,7 @@ class MeasuringMonitor(Monitor):
         if busy and not self._told_busy:
             self._told_busy = True
             warn(
-                f"{self.state_key}: step {step} is not measured, since those of {' and '.join(self._steps())} are "
+                f"{self.state_key}: step {step} is not measured, since steps {' and '.join(self._steps())} are "
                 "still being computed elsewhere; a larger every= or a smaller n= keeps up (said once)"
             )
         return busy

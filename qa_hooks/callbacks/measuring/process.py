@@ -69,7 +69,7 @@ class MeasuringProcess:
         return None if self._process is None else self._process.pid
 
     def submit(self, job: Job) -> None:
-        """Have it measured after those before it."""
+        """Have it measured after the jobs before it."""
         self._jobs.put(job)
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ class ImageSet:
     Attributes:
         label: short name, unique among the sets that are compared.
         folder: where the files are.
-        paths: those in use, in an order drawn at random; the i-th files of paired sets have one name.
-        features: `(n, dim)`, row by row those of `paths`; empty without an extractor.
+        paths: the files in use, in an order drawn at random; the i-th files of paired sets have one name.
+        features: `(n, dim)`, a row for each of `paths`; empty without an extractor.
         scores: `(n,)` float64 by scorer; nan where a scorer could not.
         failures: `{relative path: message}` of files that cannot be read.
         refused: likewise of images that a scorer refused.

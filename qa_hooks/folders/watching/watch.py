@@ -89,7 +89,7 @@ def watch_folder(
         scorers: whatever `create_scorer` takes; each image of a step is scored.
         real: real images; then the set metrics of each step with at least 20 images are measured too.
         extractor: what `create_extractor` takes; makes the features of the set metrics.
-        metrics: some of "fd", "kid", "pr": those in `set_metrics.METRICS` that need no classifier and no scorer.
+        metrics: some of "fd", "kid", "pr": the entries of `set_metrics.METRICS` that need no classifier and no scorer.
         every: seconds between two looks.
         once: score what is there and return; a step that is still being written, or that cannot be read, is looked at
             again for a few seconds.

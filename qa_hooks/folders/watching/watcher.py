@@ -42,7 +42,7 @@ class RealImages(NamedTuple):
     """Real images with their features, which all runs share.
 
     Attributes:
-        images: those that can be read.
+        images: the files that can be read.
         extractor: of the features.
         data: the fingerprint of the images.
     """

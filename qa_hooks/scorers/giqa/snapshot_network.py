@@ -124,7 +124,7 @@ def train_network(
     Args:
         network: on its device, logits `(N, outputs)` from images in [0, 1].
         generated: uint8 `(n, C, H, W)`; kept where it is, batches are moved.
-        labels: `(n, outputs)`, of the generated images; those of real ones are 1.
+        labels: `(n, outputs)`, of the generated images; the labels of real images are 1.
         real: uint8 `(m, C, H, W)`.
         regression: squared error instead of binary cross entropy.
         steps, batch_size, lr: of the optimizer; batch_size counts real and generated images together.

@@ -2,7 +2,7 @@
 
     f_1 .. f_n: feature rows of sharp blocks;  mu_p = mean f,  Sigma_p = sum (f - mu_p)(f - mu_p)^T / (n - 1)
 
-Blocks count as sharp when their mean local deviation exceeds `sharpness` times that of the sharpest block of the image.
+Blocks count as sharp when their mean local deviation exceeds `sharpness` times the largest of the image.
 Files are safetensors with a JSON header; the `.mat` and `.npz` files in circulation can be read, nothing is unpickled.
 
 Source: Mittal, Soundararajan, Bovik 2013, section II-C.

@@ -121,7 +121,7 @@ def _random_chains(crops: Tensor, kind: str, count: int, generator: torch.Genera
     mirror, grey = torch.rand(2, generator=generator, dtype=torch.float32, device="cpu").tolist()
     if mirror < 0.5:
         images = images.flip(-1)
-    if grey < GREY:  # before it is degraded, so that noise and compression are those of a grey image
+    if grey < GREY:  # before it is degraded, so that noise and compression are grey, too
         images = to_grey(images)
     return chain(images, kind, generator=generator).expand(-1, -1, 3, -1, -1)
 

@@ -102,7 +102,7 @@ def test_the_interval_of_precision_covers_the_share(share):
     ends = pytest.importorskip("scipy.stats").binomtest(93, 100).proportion_ci(method="wilson")
     assert intervals[93][1:] == pytest.approx((ends.low, ends.high), rel=1e-9)
     assert (intervals[0].low, intervals[100].high) == (0, 1)
-    with pytest.raises(ValueError, match="share must be in"):
+    with pytest.raises(ValueError, match="share must be a share in"):
         wilson_interval(1.2, 10)
 
 
