@@ -96,19 +96,18 @@ class NCNNNetwork(nn.Module):
         return maps.popitem()[1]
 
 
-def read_ncnn(param: str | Path, weights: str | Path | None = None) -> NCNNNetwork:
+def read_ncnn(param: str | Path) -> NCNNNetwork:
     """Read a network from `name.param` and, beside it, `name.bin`.
 
     Args:
         param: the text file.
-        weights: the binary file, if it has another name.
 
     Raises:
         FileNotFoundError: one of the files is not there.
         ValueError: not a network of ncnn, or one with layers that are not read here; the message has the layer.
     """
     param = Path(param)
-    weights = param.with_suffix(".bin") if weights is None else Path(weights)
+    weights = param.with_suffix(".bin")
     try:
         return NCNNNetwork(read_layers(param.read_text(encoding="ascii")), weights.read_bytes())
     except UnicodeDecodeError as error:

@@ -57,7 +57,7 @@ class RankNetwork(nn.Module):
         return scores
 
 
-def rank_loss(scores: Tensor, *, margin: float = MARGIN) -> Tensor:
+def rank_loss(scores: Tensor) -> Tensor:
     """Scores `(LEVELS, K)` of K chains, level 0 the best -> the loss above, a scalar.
 
     Example:
@@ -65,8 +65,8 @@ def rank_loss(scores: Tensor, *, margin: float = MARGIN) -> Tensor:
         0.006
     """
     better, worse = torch.triu_indices(LEVELS, LEVELS, 1, device=scores.device)
-    own = F.relu(margin - (scores[better] - scores[worse])).mean()
-    across = F.relu(margin - (scores[0] - scores[ACROSS_LEVEL].roll(1))).mean()
+    own = F.relu(MARGIN - (scores[better] - scores[worse])).mean()
+    across = F.relu(MARGIN - (scores[0] - scores[ACROSS_LEVEL].roll(1))).mean()
     return own + ACROSS * across + DECAY * scores.square().mean()
 
 
