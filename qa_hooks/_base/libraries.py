@@ -34,7 +34,7 @@ def import_library(module: str, *, needed_by: str = "", install: str = "") -> Mo
 
 @contextlib.contextmanager
 def loading(spec: str) -> Iterator[None]:
-    """Where a library builds a metric and fetches its weights: the random state is kept, and a failure is explained.
+    """A block in which a library builds a metric and fetches its weights: random states are kept, failures explained.
 
     What it prints goes to stderr, where it cannot mix with a command's output.
 

@@ -198,7 +198,7 @@ class ScorePanel(SamplingMonitor):
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:
-    """How each sample's goodness moved; one that is no longer finite fell by everything, one that was not rose."""
+    """How each sample's goodness moved; from finite to not finite is a fall without limit, the reverse a rise."""
     old, new = (torch.where(torch.isnan(panel["goodness"]), -math.inf, panel["goodness"]) for panel in (before, now))
     return torch.where(old == new, 0.0, new - old)
 

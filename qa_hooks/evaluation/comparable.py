@@ -18,7 +18,7 @@ Shape = Sequence[int]  # (C, H, W)
 
 @contextlib.contextmanager
 def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
-    """At the end of the block the list holds one tensor: the shapes of the images that the extractor was given.
+    """A block whose list holds one tensor at the end: the shapes of the images that the extractor was given.
 
     Rows are channels, height, width and how many images, `(k, 4)` int64, of all processes together.
 

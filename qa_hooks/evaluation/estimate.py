@@ -109,7 +109,7 @@ class Estimate(NamedTuple):
         return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
 
     def _compare_shares(self, other: Estimate, confidence: float) -> Comparison:
-        """Where no left-out group changes two shares: Newcombe's interval of their difference (1998, method 10)."""
+        """Newcombe's interval of the difference (1998, method 10), for shares that no left-out group changes."""
         a, b = (wilson_interval(estimate.value, estimate.n, confidence=confidence) for estimate in (self, other))
         difference = b.value - a.value
         low = difference - math.hypot(b.value - b.low, a.high - a.value)

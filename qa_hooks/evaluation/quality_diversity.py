@@ -175,7 +175,7 @@ def check_finite(scores: Tensor, what: str) -> None:
 
 
 def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:
-    """How a "QS" or a "DS" (with the seed of its draw) was made; `fitted_on`: with the scorer's fingerprint."""
+    """The spec of a "QS" or a "DS": `seed` is of the draw, `fitted_on` adds the scorer's fingerprint."""
     fitted = uncalibrated(scorer)
     parts = [fitted.name]
     parts += [f"{name}={value}" for name, value in fitted.options().items() if isinstance(value, (int, float, str))]

@@ -56,7 +56,7 @@ class Measured(NamedTuple):
         return Interval(self.value, min(back(low), self.value), max(back(high), self.value))
 
     def _logit(self, share: float) -> float:
-        """Where a block holds all the pairs in the wrong order, the others have a share of 1."""
+        """The logit, finite at 0 and 1 too: where one block holds all the wrong pairs, the others have a share of 1."""
         share = (share * self.pairs + 0.5) / (self.pairs + 1)
         return math.log(share / (1 - share))
 

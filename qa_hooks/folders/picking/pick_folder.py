@@ -182,7 +182,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def _recall(picked: Picked) -> str:
-    """How much of the whole set's variety is left; precision of a part of a set in the whole is always 1."""
+    """Words about the variety that is left. Only recall says something: a part of a set has precision 1 in it."""
     if picked.before is None or picked.after is None:
         return "; too few images for a recall"
     before, after = picked.before.recall, picked.after.recall

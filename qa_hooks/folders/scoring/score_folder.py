@@ -179,7 +179,7 @@ def score_columns(scores: Mapping[str, Sequence[float]], named: Mapping[str, Sco
 def name_scorers(
     scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False, least: int = 1
 ) -> dict[str, Scorer]:
-    """At least so many scorers by a name that is unique among them, on the device.
+    """Scorers by a name that is unique among them, on the device; at least so many.
 
     Raises:
         ValueError: fewer, two of one name, or one that needs prompts without `prompts`.

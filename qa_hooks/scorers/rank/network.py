@@ -108,7 +108,7 @@ def train_ranking(
 
 
 def _share(batch_size: int, step: int) -> list[tuple[str, int]]:
-    """How many chains of each kind; what does not divide evenly goes round."""
+    """How many chains of each kind in this step; what does not divide evenly goes to each kind in turn."""
     counts = dict.fromkeys(KINDS, 0)
     for number in range(batch_size):
         counts[KINDS[(step * batch_size + number) % len(KINDS)]] += 1
