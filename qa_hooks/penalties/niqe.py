@@ -161,10 +161,10 @@ class NIQETerm(Term):
 class NIQEPenalty(NIQETerm, CriticPenalty):
     """NIQE's distance of the critic's gradient maps at interpolated images from its maps at real ones.
 
-    The formula is at the top of `qa_hooks.penalties.niqe`. The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
-    (`warmup=2000`: the term is left out and "niqe_active" is 0 for that many calls, the last of which gather; when they
-    give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
-    gradient penalty shares it (`QAGANPenalty`).
+    The formula is at the top of `qa_hooks.penalties.niqe`. The model can be given, fitted on a trained critic
+    (`fit_gradient_model`), or gathered in this very run (`warmup=2000`: the term is left out and "niqe_active" is 0 for
+    that many calls, the last of which gather; when they give no usable model it waits as long again, then raises).
+    It costs a double backward through the critic unless a gradient penalty shares it (`QAGANPenalty`).
 
     Args:
         weight: 0.1 in the authors' code; at weight 1 the images got much worse (README).
