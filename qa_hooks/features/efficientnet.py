@@ -48,7 +48,7 @@ class EfficientNetStages(nn.Module):
         self.read = {ends[group] - 1 for group in STAGES[: self.last - 1]}
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([statistic for maps in self.stages(images) for statistic in channel_statistics(maps)], 1)
+        return channel_statistics(self.stages(images))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The maps of the stages, `(N, C, h, w)` each."""

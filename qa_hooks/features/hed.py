@@ -36,10 +36,7 @@ class HEDNetwork(nn.Module):
             before = width
 
     def forward(self, images: Tensor) -> Tensor:
-        parts: list[Tensor] = []
-        for maps in self.stages(images):
-            parts += channel_statistics(maps)
-        return torch.cat(parts, 1)
+        return channel_statistics(self.stages(images))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The rectified maps of conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3, `(N, C, h, w)` each."""

@@ -179,11 +179,15 @@ def score_columns(scores: Mapping[str, Sequence[float]], named: Mapping[str, Sco
 
 
 def name_scorers(
-    scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False
+    scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False, least: int = 1
 ) -> dict[str, Scorer]:
-    """Scorers by a name that is unique among them, on the device; `ValueError` for one that wants absent `prompts`."""
+    """Scorers by a name that is unique among them, on the device; at least so many.
+
+    Raises:
+        ValueError: fewer, two of one name, or one that needs prompts without `prompts`.
+    """
     specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
-    if not specs:
+    if len(specs) < least:
         raise ValueError("scorers is empty: give at least one")
     made = [create_scorer(spec) for spec in specs]
     names = [scorer.name for scorer in made]

@@ -1,4 +1,4 @@
-"""NIQE: how far the local contrast of an image lies from that of natural photographs; no reference needed.
+"""NIQE: how far an image's local contrast lies from the contrast of natural photographs; no reference needed.
 
     score = sqrt( (mu - mu_p)^T ((Sigma_p + Sigma) / 2)^-1 (mu - mu_p) )
 
@@ -165,8 +165,8 @@ def fit_naturalness(
     """Fit a NIQE model on a folder of photographs and save it: `NIQE("output.safetensors")` uses it.
 
     Args:
-        folder: image files, sub-folders included; those smaller than a block are left out, and broken ones with a
-            warning.
+        folder: image files, sub-folders included; images smaller than a block are left out, and broken ones
+            with a warning.
         output: the `.safetensors` file to write.
         block: side of the blocks; images to be scored must not be smaller.
         color: see `NIQE`.
