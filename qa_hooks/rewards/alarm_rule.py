@@ -11,13 +11,13 @@ Limits and widths come from the real images. The width is how far the worst tent
 mean, and the limit is that far from their mean: where the mean sample is as odd as one real image in ten, however many
 there are. A model that never looked like the real images is compared with its own best look instead.
 
-Where the base's images of the same inputs are known, too, what is measured of both is judged more closely. Honest
-training goes from what the base makes to what is real, and hardly anywhere else:
+Where the base's images of the same inputs are known, too, the run is compared with both. Honest training goes from what
+the base makes to what is real, and not far beyond either:
 
     limits    min(base, real) - width  and  max(base, real) + width
-    width     (CLOSE + (1/n + 1/m)^1/2) deviations of single real images
+    width     TOLERANCE max(least, (CLOSE + (1/n + 1/m)^1/2) deviations of single real images)
 
-where the root is the error with which means of a look's n and of the m real images differ by chance. The table `KINDS`
+where the root is the error with which the means of a look's n and of m real images differ by chance. The table `KINDS`
 says what is measured; how often all this errs and how late it is, `RewardGuard` says.
 """
 
@@ -33,6 +33,8 @@ from qa_hooks.rewards.measures import CHANGE
 
 ODD_DEVIATIONS = 1.28  # to the worst tenth of a normal distribution
 CLOSE = 0.1  # deviations
+# Chosen on the half of the bench that is for it (docs/guards.md, 28 November 2026; 48 hacked runs, 17 honest ones): from
+# 0.75 to 1.2 all hacks were found in time without a false alarm, and the widest of these leaves the most room.
 TOLERANCE = 1.2
 DRIFT = 0.25  # of the distance of two real images
 GAIN = 0.5  # deviations of the real images' scores, and the share of it that held-out scores must gain, too:
@@ -66,6 +68,9 @@ class Kind(NamedTuple):
     like: str = ""
 
 
+# The least widths of what is judged against the base were set on the same half. Honest GANs and diffusion models of
+# digits went beyond base and real by .022 in brightness, .014 in contrast, .12 in detail, .13 in its kurtosis, and by .03
+# of the level in the nearest distance; honest super-resolution by hardly anything.
 KINDS = {
     "nonfinite": Kind("share of images that are not finite", "finite", least=1e-4),
     "score": Kind("score", "reward"),
