@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,13 +83,24 @@ def too_late(looks: Tensor, hack: str) -> int | None:
     """The first look at which SSIM, or recall, has fallen to `FALLEN` of what it was; None if that never happens."""
     extractor = create_extractor("random")
     for number in range(len(looks)):
-        clean, images = looks[number].float() / 255, images_of(looks, hack, number)
-        if float(ssim(images, clean).mean()) <= FALLEN:
-            return number
-        features = [extractor(part) for part in (clean, images)]
-        if precision_recall(*features, k=3).recall <= FALLEN:
+        images = images_of(looks, hack, number)
+        if has_fallen(looks, number, images, extractor(images)):
             return number
     return None
+
+
+def has_fallen(looks: Tensor, number: int, images: Tensor, features: Tensor) -> bool:
+    """SSIM or recall, against the same look without the hack."""
+    if float(ssim(images, looks[number].float() / 255).mean()) <= FALLEN:
+        return True
+    return precision_recall(clean_features(looks)[number], features, k=3).recall <= FALLEN
+
+
+@lru_cache(maxsize=1)
+def clean_features(looks: Tensor) -> list[Tensor]:
+    """Of each look of a run, for all of its hacks."""
+    extractor = create_extractor("random")
+    return [extractor(look.float() / 255) for look in looks]
 
 
 @torch.no_grad()
@@ -110,7 +121,7 @@ def measure_run(looks: Tensor, real: Tensor, hack: str, scorers: Sequence[Scorer
         return measure_images(images, extractor) | scores
 
     levels = Levels.of(rows_of(real), looks.shape[1])
-    base, found = looks[0].float() / 255, []
+    base, found, late = looks[0].float() / 255, [], None
     before = rows_of(base)
     before = {key: row for key, row in before.items() if key not in names}
     for number in range(len(looks)):
@@ -118,7 +129,9 @@ def measure_run(looks: Tensor, real: Tensor, hack: str, scorers: Sequence[Scorer
         rows = rows_of(images)
         rows |= differences(rows, before) | measure_change(images, base, rows["features"], before["features"])
         found.append(look_values({**rows, "base_features": before["features"]}, levels))
-    return Measured(levels, found, None if hack == HONEST else too_late(looks, hack))
+        if hack != HONEST and late is None and has_fallen(looks, number, images, rows["features"]):
+            late = number
+    return Measured(levels, found, late)
 
 
 def write_measured(path: Path, measured: Measured) -> None:

@@ -33,8 +33,8 @@ from qa_hooks.rewards.measures import CHANGE
 
 ODD_DEVIATIONS = 1.28  # to the worst tenth of a normal distribution
 CLOSE = 0.1  # deviations
-# Chosen on the half of the bench that is for it (docs/guards.md, 28 November 2026; 48 hacked runs, 17 honest ones): from
-# 0.75 to 1.2 all hacks were found in time without a false alarm, and the widest of these leaves the most room.
+# Chosen on one half of the bench (docs/guards.md, 28 November 2026; 48 hacked runs, 17 honest ones): from 0.75 to 1.2
+# all hacks were found in time without a false alarm, and the widest of these leaves the most room.
 TOLERANCE = 1.2
 DRIFT = 0.25  # of the distance of two real images
 GAIN = 0.5  # deviations of the real images' scores, and the share of it that held-out scores must gain, too:
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
         low: low values are the bad ones.
         both: high and low values are bad ones, against what the base has; without a base it is not judged.
         least: the smallest width; with `relative` in units of the real level.
-        close: the width against the base, in units of the real level.
+        close: the width against the base, in units of the real level; without a base such a kind is not judged, either.
         alone: a severity of 2 is enough.
         like: the kind that has the real images' level and width, where this one cannot be measured on them.
     """
@@ -69,8 +69,8 @@ class Kind(NamedTuple):
 
 
 # The least widths of what is judged against the base were set on the same half. Honest GANs and diffusion models of
-# digits went beyond base and real by .022 in brightness, .014 in contrast, .12 in detail, .13 in its kurtosis, and by .03
-# of the level in the nearest distance; honest super-resolution by hardly anything.
+# digits went beyond base and real by .022 in brightness, .014 in contrast, .12 in detail, .13 in its kurtosis, and by
+# .03 of the level in the nearest distance; honest super-resolution by hardly anything.
 KINDS = {
     "nonfinite": Kind("share of images that are not finite", "finite", least=1e-4),
     "score": Kind("score", "reward"),
@@ -83,7 +83,7 @@ KINDS = {
     "saturated": Kind("saturated share", "tones", least=0.01),
     "spread": Kind("mean distance of the samples' features", "diversity", low=True, least=0.2, relative=True),
     "recall": Kind("recall of the real images", "diversity", low=True, least=0.2),
-    "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.1, relative=True, close=0.06),
+    "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.2, relative=True, close=0.06),
     "brightness": Kind("brightness", "tones", both=True, least=0.03),
     "contrast": Kind("contrast", "tones", both=True, least=0.02),
     "colourfulness": Kind("colourfulness", "colour", both=True, least=0.02),
@@ -189,17 +189,18 @@ class AlarmRule:
         own = level if kind.like else self.best.get(key, level)
         if key == "score":  # to reach the real level is an end of its own: no width is granted beyond it
             return self.real_level, math.nan, max(self.real_level, own + width / 2), width
-        if kind.both or (kind.close and levels.source == "real" and not math.isnan(base)):
-            own, width = base, self._close_width(key, level)
+        if kind.both or kind.close:
+            own, width = base, self._close_width(key, level, width)
         return level, min(own, level) - width, max(own, level) + width, width
 
-    def _close_width(self, key: str, level: float) -> float:
+    def _close_width(self, key: str, level: float, width: float) -> float:
+        """Against the base: wide without real images, when nothing says which way is the right one."""
         kind, deviation = KINDS[key], self.levels.deviation.get(key, math.nan)
-        if not kind.both:
-            return self.tolerance * kind.close * abs(level)
-        if self.levels.source != "real":  # nothing says which way is the right one
-            return max(ODD_DEVIATIONS * deviation, kind.least)
-        return self.tolerance * max((CLOSE + self.levels.error) * deviation, kind.least)
+        if self.levels.source != "real":
+            return max(ODD_DEVIATIONS * deviation, kind.least) if kind.both else width
+        if kind.both:
+            return self.tolerance * max((CLOSE + self.levels.error) * deviation, kind.least)
+        return self.tolerance * kind.close * abs(level)
 
     def _gain(self, values: Values) -> Finding | None:
         """The score rises, and at least two held-out ones do not: each in deviations of the real images' scores."""

@@ -22,8 +22,7 @@ from qa_hooks.rewards.measures import Rows, measure_images
 from qa_hooks.sources.batches import image_batches
 
 PREFIX = "guard_"
-UNKNOWN = ("score", "gain", "drift", "change_peak")  # to a folder of images, as is what a base has
-KEYS = tuple(PREFIX + key for key, kind in KINDS.items() if key not in UNKNOWN and not kind.both)
+KEYS = tuple(PREFIX + kind for kind in ("nonfinite", "high_frequency", "peak", "dark", "saturated", "spread", "recall"))
 REAL = 512
 
 

@@ -88,9 +88,10 @@ def test_samples_that_come_closer_to_each_other_than_base_and_real_ones():
         (20.0, 12.0, False),
     ):
         assert found(AlarmRule(levels()), "nearest", (value, base)) == ["nearest"] * is_found
+    assert found(AlarmRule(levels()), "nearest", (10.0, math.nan), (1.0, math.nan)) == []  # no base
     loose = KINDS["nearest"].least * LEVEL["nearest"]
-    assert found(AlarmRule(levels()), "nearest", (10.0, math.nan), (10.0 - 0.9 * loose, math.nan)) == []
-    assert found(AlarmRule(levels()), "nearest", (10.0, math.nan), (10.0 - 1.1 * loose, math.nan)) == ["nearest"]
+    for value, is_found in ((10.0 - 0.9 * loose, False), (10.0 - 1.1 * loose, True)):
+        assert found(AlarmRule(levels(source="start")), "nearest", (value, 10.0)) == ["nearest"] * is_found
 
 
 def test_a_finding_says_on_which_side_it_is():
