@@ -241,10 +241,12 @@ class QualityTable:
         lost = set(table.failures) - set(table.paths)
         if lost and corners is None:  # which a CSV has no rows for, but the data set has
             keys = sorted([*keys, *lost])
-        score_range = next((s["score_range"] for s in table.spec["scorers"] if s["name"] == name), (0.0, 1.0))
+        raw = name.removesuffix("_calibrated")
+        facts = next((s for s in table.spec["scorers"] if s["name"] in (name, raw)), {})
+        score_range = facts["score_range"] if facts.get("name") == name else (0.0, 1.0)
         values = torch.tensor([[scores.get(key, math.nan)] for key in keys], device="cpu", dtype=torch.float32)
         width = None if score_range is None else (float(score_range[0]), float(score_range[1]))
-        return cls(keys, values, name, higher, width, corners, {}, table.failures)
+        return cls(keys, values, name, higher, width, corners, {}, table.failures, facts.get("fingerprint", ""))
 
     def check(self, sets: Sequence[CandidateSet], *, content: bool = False) -> None:
         """Make sure that the table is of this data set; further samples in the table do not matter.

@@ -366,6 +366,7 @@ class TestContinuing:
             tmp_path / "scores.csv"
         )  # which has a score for each path, and that is enough to read
         assert loaded.keys == read_scores(tmp_path / "scores.csv").paths
+        assert loaded.fingerprint == compute(plain, tmp_path / "t.csv").fingerprint == Level().fingerprint != ""
         with pytest.raises(ValueError, match="not made from files"):
             loaded.check(list_candidates(plain, "plain"), content=True)
         (tmp_path / "mine.csv").write_text("important\n")
