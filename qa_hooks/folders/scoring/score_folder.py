@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,8 @@ def name_scorers(
     scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False
 ) -> dict[str, Scorer]:
     """Scorers by a name that is unique among them, on the device; `ValueError` for one that wants absent `prompts`."""
-    specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
+    single = isinstance(scorers, str | Path | Mapping | Scorer) or not isinstance(scorers, Iterable)
+    specs: list[Any] = [scorers] if single else list(scorers)
     if not specs:
         raise ValueError("scorers is empty: give at least one")
     made = [create_scorer(spec) for spec in specs]
