@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qa_hooks.folders.scoring.score_table import ScoreTable, read_scores
-from qa_hooks.ratings.images import MOST_MISSING, NameFinder
+from qa_hooks.ratings.images import MOST_MISSING, NameFinder, inside
 from qa_hooks.ratings.statistics import Rows
 
 
@@ -79,9 +79,11 @@ def _joined(names: Sequence[str], path: Path, table: ScoreTable, column: str, sa
         )
     paths, scores = table.per_image(column)
     rows = {name: row for row, name in enumerate(paths)}
+    folder = table.spec.get("folder")
+    own = [inside(name, folder) for name in names] if isinstance(folder, str) else names
     values = [
         float("nan") if place is None else float(scores[rows[place]])
-        for place in NameFinder(paths, str(path)).find_all(names)
+        for place in NameFinder(paths, str(path)).find_all(own)
     ]
     return np.array(values) if direction else -np.array(values)
 
