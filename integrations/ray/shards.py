@@ -211,4 +211,5 @@ def _members(path: Path, name: str) -> Iterator[Item]:
 
 def _is_image(name: str) -> bool:
     path = Path(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts if part not in (".", ".."))
+    hidden = (part.startswith(".") and part not in (".", "..") for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(hidden)
