@@ -194,7 +194,8 @@ class QualityTable:
         """
         spec = left_spec(Path(path)) or {}
         if not spec or not isinstance(spec.get("sets", {}), dict):
-            raise ValueError(f"{path} is no quality table: QualityTable.compute(data, scorer, path) makes one")
+            why = "is" if Path(path).exists() else "does not exist and is"
+            raise ValueError(f"{path} {why} no quality table: QualityTable.compute(data, scorer, path) makes one")
         if "sets" not in spec:
             return cls._of_scores(read_scores(path), column)
         if column not in (None, spec["scorers"][0]["name"]):
@@ -282,6 +283,8 @@ class QualityTable:
 def _list(source: Source, layout: str, names: Sequence[str] | None, missing: str) -> list[CandidateSet]:
     if isinstance(source, str | Path):
         return list_candidates(source, layout, names=names, missing=missing)
+    if not isinstance(source, Sequence) or not all(isinstance(s, CandidateSet | str | Path) for s in source):
+        raise TypeError(f"source must be a folder, a CSV, or a list of files or sets, got {type(source).__name__}")
     sets = [s if isinstance(s, CandidateSet) else CandidateSet(Path(s).as_posix(), (Path(s),)) for s in source]
     check_keys(sets, "source", missing)
     return sets

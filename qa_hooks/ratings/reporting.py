@@ -165,16 +165,17 @@ def check_choice(
 def check_enough(opinions: Ratings | Preferences, cluster: str) -> None:
     """`ValueError` where no metric can be judged by these opinions, which is known before any image is scored."""
     if isinstance(opinions, Preferences):
-        labels, what = together([pair for pair in opinions if pair.better]), "content"
+        labels = together([pair for pair in opinions if pair.better])
     else:
         if len(opinions) and float(opinions.rating.min()) == float(opinions.rating.max()):
             raise ValueError(
                 f"all {len(opinions)} ratings are {float(opinions.rating[0]):g}: no metric can agree with them, or not"
             )
         known = bool(cluster) and any(value.strip() for value in getattr(opinions, cluster))
-        labels, what = (opinions.together(cluster), cluster) if known else (list(opinions.names), "image")
+        labels = opinions.together(cluster) if known else [*opinions.names]
+        cluster = cluster if known else "image"
     if len(set(labels)) < FEWEST_CLUSTERS:
-        raise ValueError(f"an interval needs at least {FEWEST_CLUSTERS} {what}s, got {len(set(labels))}")
+        raise ValueError(f"an interval needs at least {FEWEST_CLUSTERS} {cluster}s, got {len(set(labels))}")
 
 
 def _found(

@@ -91,7 +91,7 @@ def unconditional_rows(
 
 def running_pipeline() -> tuple[Any, dict[str, Any]] | None:
     """The Diffusers pipeline whose call we are in, and the variables of that call; None outside of one."""
-    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    pipelines: Any = sys.modules.get("diffusers.pipelines.pipeline_utils")
     frame: Any = None if pipelines is None else sys._getframe(1)  # before it is imported there can be none
     while frame is not None:
         owner = frame.f_locals.get("self")
