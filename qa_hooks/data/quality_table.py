@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -243,7 +244,7 @@ class QualityTable:
         if lost and corners is None:  # which a CSV has no rows for, but the data set has
             keys = sorted([*keys, *lost])
         raw = name.removesuffix("_calibrated")
-        facts = next((s for s in table.spec["scorers"] if s["name"] in (name, raw)), {})
+        facts: dict[str, Any] = next((s for s in table.spec["scorers"] if s["name"] in (name, raw)), {})
         score_range = facts["score_range"] if facts.get("name") == name else (0.0, 1.0)
         values = torch.tensor([[scores.get(key, math.nan)] for key in keys], device="cpu", dtype=torch.float32)
         width = None if score_range is None else (float(score_range[0]), float(score_range[1]))

@@ -75,7 +75,7 @@ class QualityProcessor:
     def __init__(self, inner: Any, branch: CrossAttentionBranch) -> None:
         self.inner, self.branch = inner, branch
 
-    @property  # type: ignore[misc]
+    @property
     def __class__(self) -> type:  # type: ignore[override]
         return type(self.inner)
 

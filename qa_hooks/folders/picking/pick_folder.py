@@ -166,7 +166,7 @@ def _read(
     if lost:
         raise ValueError(
             f"{len(lost)} of {len(table)} images of the table are not in {folder}, the first is {lost[0]}: is the "
-            "table of another folder?"
+            "table of another folder? Rows of Parquet files and members of tars cannot be picked"
         )
     return table, name, higher
 

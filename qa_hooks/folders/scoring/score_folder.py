@@ -186,8 +186,8 @@ def name_scorers(
     Raises:
         ValueError: fewer, two of one name, or one that needs prompts without `prompts`.
     """
-    single = isinstance(scorers, str | Path | Mapping | Scorer) or not isinstance(scorers, Iterable)
-    specs: list[Any] = [scorers] if single else list(scorers)
+    several = not isinstance(scorers, str | Path | Mapping | Scorer) and isinstance(scorers, Iterable)
+    specs: list[Any] = list(scorers) if several else [scorers]  # type: ignore[arg-type]
     if len(specs) < least:
         raise ValueError("scorers is empty: give at least one")
     made = [create_scorer(spec) for spec in specs]

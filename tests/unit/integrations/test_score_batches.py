@@ -15,7 +15,7 @@ from PIL import Image
 from qa_hooks import GMMScorer
 from qa_hooks.folders.scoring.score_table import read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, part_path
-from qa_hooks.images import save_image
+from qa_hooks.images import list_images, save_image
 from qa_hooks.integrations.ray import ScoreBatches, score_dataset
 from qa_hooks.integrations.ray.dataset import score_shard
 from qa_hooks.integrations.ray.shards import cut, find_shards
@@ -291,6 +291,12 @@ def test_images_parquet_files_and_tars_hold_the_same(tmp_path):
         (both / kind).symlink_to(tmp_path / kind)
     with pytest.raises(ValueError, match="1 Parquet files and 1 tars and 20 images"):
         find_shards(both)
+
+
+def test_a_folder_that_only_ray_reads_says_so(tmp_path):
+    (tmp_path / "a.TAR").touch()
+    with pytest.raises(ValueError, match=r"holds no image files .*; Parquet files and tars are read by --engine ray"):
+        list_images(tmp_path)
 
 
 def test_broken_archives_are_rows_with_a_problem(tmp_path):
