@@ -129,7 +129,9 @@ def from_text(path: Path, format: str) -> Preferences:
         contents = table.column("content") if table.has("content") else [""] * len(table.rows)
         labels = numbers(table.column("label"), table).tolist()
         _check_labels(path, labels)
-        rows = zip(table.column("image_a"), table.column("image_b"), labels, contents, raters, strict=True)
+        rows = list(zip(table.column("image_a"), table.column("image_b"), labels, contents, raters, strict=True))
+        if own := [a for a, b, *_ in rows if a == b]:
+            raise ValueError(f"{path}: {own[0]} is compared with itself: leave such pairs out")
         return Preferences(
             [Preference(a, b, float((y > 0) - (y < 0)), content, rater) for a, b, y, content, rater in rows], "pairs"
         )

@@ -75,8 +75,8 @@ class QualityProcessor:
     def __init__(self, inner: Any, branch: CrossAttentionBranch) -> None:
         self.inner, self.branch = inner, branch
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self.inner)
 
     def __reduce__(self) -> Any:

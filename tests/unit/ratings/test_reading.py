@@ -502,5 +502,8 @@ class TestTablesAsProgramsWriteThem:
             read(0, 0.5, 1)
         assert read(1, 0) == [1.0, 0.0]
         assert "the labels are 0, 1, so b is never better" in caplog.text
+        (tmp_path / "pairs.csv").write_text("image_a,image_b,label\na.png,a.png,1\n")
+        with pytest.raises(ValueError, match=r"a\.png is compared with itself"):
+            read_preferences(tmp_path / "pairs.csv")
         assert read(1, -1, 0) == [1.0, -1.0, 0.0]
         assert "never better" not in caplog.text
