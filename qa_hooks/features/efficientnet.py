@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks.features.networks import channel_statistics
+from qa_hooks.functional.channel_statistics import channel_statistics
 
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each group of Lite0
 STAGES = (0, 1, 2, 4, 6)  # the groups whose outputs are read, beside the stem's: one at each resolution, and the last

