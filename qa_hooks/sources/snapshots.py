@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from qa_hooks._base.checks import warn
 from qa_hooks.images import list_images
 from qa_hooks.sources.doubts import looks_like
+from qa_hooks.sources.windows import evenly
 
 LOOKED_AT = 256  # names, for doubts
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
@@ -172,8 +173,7 @@ def _check_step(names: list[str], steps: list[int]) -> None:
 
 def _say_doubts(names: list[str], steps: list[int]) -> None:
     """Warn of the first name whose step is probably none, of at most `LOOKED_AT`, evenly taken."""
-    few = [row * len(names) // min(len(names), LOOKED_AT) for row in range(min(len(names), LOOKED_AT))]
-    for name, step in ((names[row], steps[row]) for row in few):
+    for name, step in evenly(list(zip(names, steps, strict=True)), LOOKED_AT):
         what = "" if _has_word(name) else looks_like(name, step)
         if what:
             warn(
