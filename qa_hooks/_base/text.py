@@ -21,6 +21,16 @@ def printable(text: object, *, one_line: bool = False) -> str:
     )
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun, whose plural is regular.
+
+    Example:
+        >>> plural(1, "image"), plural(0, "image"), plural(12, "pair")
+        ('1 image', '0 images', '12 pairs')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def safe_cell(text: str) -> str:
     """A cell of a CSV that no spreadsheet runs as a formula: an apostrophe stands before one that it would.
 

@@ -56,7 +56,7 @@ def finish(
     codes = {**CODES, **({3: alarm} if alarm else {}), 130: f"Ctrl-C{'; the same command goes on' * resumes}"}
     listed = "; ".join(f"{code} {what}" for code, what in codes.items())
     parser.epilog = f"{parser.epilog or ''}\n\nexit codes: {listed}".lstrip()
-    parser.set_defaults(run=run, resumes=resumes, waits=waits)
+    parser.set_defaults(run=run, resumes=resumes, waits=waits, parser=parser)
 
 
 def saved(output: object, scorer: Any, text: str = "", **found: Any) -> Answer:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.text import printable
+from qa_hooks._base.text import plural, printable
 
 LOG = logging.getLogger("qa_hooks.cli")
 Commands = Any  # argparse's class of sub-parsers is private
@@ -188,7 +188,7 @@ def say_failures(
     """List on stderr the images that had problems, `total` in all; `where` says who has all of them."""
     if failures:
         total = total or len(failures)
-        lines = [f"{f'{label}: ' if label else ''}{total} images with problems:"]
+        lines = [f"{f'{label}: ' if label else ''}{plural(total, 'image')} with problems:"]
         for name, message in list(failures.items())[:shown]:
             lines.append(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}")
         if total > min(shown, len(failures)):

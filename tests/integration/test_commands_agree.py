@@ -102,7 +102,7 @@ def test_select_and_again(mine, tmp_path, capsys):
         (["select", "mine.csv", "images", "MINE", "--scorers", "nonsense", "-o", "out"], "unknown scorer"),
         (
             ["select", "mine.csv", "images", "MINE", "--scorers", "psnr", "-o", "out", "--target", "align"],
-            "--rating (format=, rating=) are for published sets",
+            "--rating are for published sets",
         ),
         (
             ["select", "mine.csv", "images", "--rating", "a", "--target", "b", "--scorers", "psnr", "-o", "out"],

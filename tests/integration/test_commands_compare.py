@@ -107,7 +107,7 @@ def test_files_without_a_partner_are_counted(folders, brightness):
     real, good, noisy = folders
     options = {"metrics": (), "scorers": [brightness], "progress": False}
     found = compare_folders(real, [good, noisy], paired=True, **options)
-    assert "noisy: 1 files have no partner of the same name in every folder and were left out" in found.notes
+    assert "noisy: 1 file left out, without a partner of the same name in every folder" in found.notes
     assert not any("good" in note for note in found.notes)
     assert not any("partner" in note for note in compare_folders(real, [good, noisy], **options).notes)
 

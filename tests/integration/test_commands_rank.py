@@ -37,7 +37,7 @@ def test_fit_and_score_photographs_it_has_not_seen(photos, photographs, tmp_path
     scorer = load_scorer(output)
     assert out.splitlines()[-1] == f"{output}: rank, real level {scorer.real_level:.3f}"
     assert {name: f"{value:.3f}" for name, value in scorer.accuracies.items()} == lines
-    assert "1 images could not be read and were left out" in err
+    assert "1 image could not be read and was left out" in err
 
     (tmp_path / "test").mkdir()
     for level in (0, 3):

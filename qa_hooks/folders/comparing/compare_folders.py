@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks._base.text import plural
 from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.quality_diversity import quality_scores
 from qa_hooks.evaluation.set_metrics import check_metrics
@@ -179,17 +180,17 @@ def compare_folders(
         found.spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
     found.spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
     if n is not None and counts[0] + max(len(part.failures) for part in sets) < n:
-        found.notes.append(f"n={n} was asked for, but the folders have {counts[0]} images each to compare")
+        found.notes.append(f"n={n} was asked for, but the folders have {plural(counts[0], 'image')} each to compare")
     if network is not None and "," in sizes:
         found.notes.append(
             f"images of different sizes are compared ({sizes}): resampling them alone moves the distances"
         )
     for part in (real_set, *sets):
         if part.failures:
-            found.notes.append(f"{part.label}: {len(part.failures)} images could not be read and were left out")
+            found.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, not to be read")
         if part.unmatched:
             found.notes.append(
-                f"{part.label}: {part.unmatched} files have no partner of the same name in every folder and were "
-                "left out"
+                f"{part.label}: {plural(part.unmatched, 'file')} left out, without a partner of the same name in every "
+                "folder"
             )
     return found

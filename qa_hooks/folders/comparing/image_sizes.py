@@ -35,7 +35,7 @@ def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, sc
     if extractor is not None and not resizes(extractor) and len(set().union(*found.values())) > 1:
         raise ValueError(
             f"there are images of different sizes ({listed}), and {extractor.name} does not resize, so its features "
-            "would measure the size: have them resized by size= (--size 64), or use an extractor that resizes"
+            "would measure the size: have them resized, such as by size=64, or use an extractor that resizes"
         )
     return listed if len(set(texts.values())) > 1 else next(iter(texts.values()))
 

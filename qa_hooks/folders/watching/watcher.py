@@ -124,7 +124,7 @@ class Watcher:
         directions: dict[str, bool | None] = {n: s.higher_is_better for n, s in self.scorers.items()}
         directions |= {value: higher_is_better(value) for value in values}
         if not directions:
-            raise ValueError("give scorers, or real images, to score by")
+            raise ValueError("there is nothing to score by: give scorers= or real=")
         self.directions = directions
         keys = dict(directions)
         keys |= dict.fromkeys((f"{name}_std" for name in self.scorers), None)
@@ -143,7 +143,7 @@ class Watcher:
         if mode not in (None, "min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
         if mode is None and keys[key] is None:
-            raise ValueError(f"say with mode= (--mode) whether the smallest or the largest {key} is best")
+            raise ValueError(f"say with mode= whether the smallest or the largest {key} is best")
         higher = mode == "max" if mode is not None else bool(keys[key])
         of_a_set = not any(key in (f"{n}{end}" for end in ("", "_std", "_low", "_high")) for n in self.scorers)
         self.state = State(self.log_dir, self.settings, Goal(key, higher, of_a_set), self.report.tell)
