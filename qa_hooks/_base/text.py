@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -29,6 +31,17 @@ def plural(count: int, noun: str) -> str:
         ('1 image', '0 images', '12 pairs')
     """
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What somebody who wrote a name probably meant, for an error; "" where nothing is near.
+
+    Example:
+        >>> meant("niqe_bsd10", ["psnr", "niqe_bsd100"]), meant("x", ["psnr"])
+        (' (did you mean niqe_bsd100?)', '')
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def safe_cell(text: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks import __version__
-from qa_hooks._base.progress import Heartbeat
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
 from qa_hooks.cli.agreeing import add_agree
@@ -23,7 +22,7 @@ from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
-from qa_hooks.cli.options import Help
+from qa_hooks.cli.options import Help, Parser
 from qa_hooks.cli.rating import add_rate
 from qa_hooks.cli.reporting import add_report
 from qa_hooks.cli.selecting import add_select
@@ -71,6 +70,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     words = ["qa-hooks", options.command, *([options.fit] if options.command == "fit" else [])]
     who = " ".join(words) + (f" (process {rank})" if rank != "0" else "")
     try:
+        from qa_hooks._base.progress import Heartbeat  # with torch, which takes seconds: --help does without it
+
         with _words_on_stderr(who, options.parser), Heartbeat(waits=options.waits):
             with only_the_answer(options):
                 answer = options.run(options)
@@ -149,7 +150,7 @@ class _PrintCompletion(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="qa-hooks",
         description="Image-quality feedback for training loops; and folders of images scored, filtered and picked.",
         formatter_class=Help,

@@ -30,6 +30,7 @@ NOT_OF_THE_SCORER = {
     "folder",
     "grid",
     "output",
+    "parser",
     "device",
     "extractor",
     "weights",
@@ -48,7 +49,7 @@ def add_fit(commands: Commands) -> None:
         "fit",
         help="fit a scorer on a folder of images",
         description="Fits a scorer and writes it as safetensors, for --scorer and load_scorer().",
-        epilog="qa-hooks fit KIND --help explains a kind, with an example.",
+        epilog="qa-hooks fit KIND --help explains a kind, with an example and its exit codes.",
     )
     kinds = fit.add_subparsers(dest="fit", required=True, metavar="KIND")
     _add_gmm(kinds)

@@ -233,7 +233,15 @@ def add_pick(commands: Commands) -> None:
     pick.add_argument("--by", metavar="COLUMN", help="of that table; needed when it has several scorers")
     add_shared(pick, "--keep", default=0.9)
     add_shared(pick, "--grid")
-    pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
+    pick.add_argument(
+        "-o",
+        "--output",
+        dest="out",
+        required=True,
+        type=place,
+        metavar="DIR",
+        help="the folder to make, not in the other",
+    )
     pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
     add_shared(pick, "--reference")
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")

@@ -11,6 +11,7 @@ import ast
 import re
 import shlex
 import sys
+import warnings
 from typing import Any
 
 VALUE = r"""True|False|None|-?\d+(?:\.\d+)?(?:e-?\d+)?|'[^'\n]*'|"[^"\n]*"|\([^()\n]*\)|\[[^][\n]*\]|\{[^{}\n]*\}"""
@@ -65,10 +66,12 @@ def _written(action: argparse.Action, value: str | None) -> str:
         return f"no {name}"
     if value in (None, "True"):
         return name
-    try:
-        meant: Any = ast.literal_eval(str(value))
-    except (ValueError, SyntaxError):  # no Python after all
-        meant = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the \d in '(\d+)', which stays as it is
+        try:
+            meant: Any = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # in brackets, and no Python: (low, high)
+            return f"{name} {value}"
     if isinstance(meant, dict):
         meant = [f"{key}={part}" for key, part in meant.items()]
     parts = meant if isinstance(meant, (list, tuple)) else [meant]

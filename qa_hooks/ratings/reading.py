@@ -116,7 +116,7 @@ def _own(table: Table, columns: Mapping[str, str], higher_is_better: bool | None
     rating = numbers(found.pop("rating"), table)
     spread = numbers(found.pop("spread"), table) if "spread" in found else None
     return Ratings(
-        found.pop("name"), rating, higher_is_better, scale or "the user's own scale", "a table of the user's",
+        found.pop("name"), rating, higher_is_better, scale or "a scale of your own", "a table of your own",
         spread=spread, **found,
     )  # fmt: skip
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler, IterableDataset
 
-from qa_hooks._base.text import plural
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.containers import KEYS, is_container
+from qa_hooks._base.text import plural
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 from qa_hooks.sources.loaders import EndWatch, check_end, unmoved, until_its_end
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows

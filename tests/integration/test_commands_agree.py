@@ -40,7 +40,7 @@ def test_agree(mine, tmp_path, capsys):
     assert main([*command, "--json", "a.json", "--report", "a.png"]) == 0
     out = capsys.readouterr().out
     assert "rough agrees best with people (srcc)" in out
-    assert "24 ratings read as a table of the user's" in out
+    assert "24 ratings read as a table of your own" in out
     assert json.loads((tmp_path / "a.json").read_text())["best"] == ["rough"]
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert main([*command, "--json"]) == 0

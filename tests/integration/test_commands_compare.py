@@ -145,7 +145,7 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
         ([real, tmp_path / "few"], "9 generated and 150 real images: at least 10 images"),
         ([real, good, tmp_path / "small", "--metrics", "none", "--scorer", "niqe_bsd100"], "depends on the size"),
         ([real, tmp_path / "nowhere"], "is not a folder"),
-        ([real, good, "--metrics", "fad"], "unknown metric 'fad'; known are fd, kid, pr, qs, ds"),
+        ([real, good, "--metrics", "fad"], "unknown metric 'fad' (did you mean fd?); known are fd, kid, pr, qs, ds"),
         ([real, good, "--metrics", "none"], "metrics or scorers"),
         ([real, good, "--report", tmp_path / "r.jpg"], "--report is a PNG"),
         ([real, good, good], "given twice"),
