@@ -141,7 +141,7 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
     write(digits[:9], tmp_path / "few")
     for arguments, message in (
         ([real, good, tmp_path / "small"], "have them resized by size= (--size 64)"),
-        ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 1 other sizes"),
+        ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 8x8"),
         ([real, tmp_path / "few"], "9 generated and 150 real images: at least 10 images"),
         ([real, good, tmp_path / "small", "--metrics", "none", "--scorer", "niqe_bsd100"], "depends on the size"),
         ([real, tmp_path / "nowhere"], "is not a folder"),

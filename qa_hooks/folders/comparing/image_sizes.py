@@ -52,7 +52,10 @@ def sizes_of(images: ImageSet) -> Counter[tuple[int, int]]:
 def _in_words(sizes: Counter[tuple[int, int]]) -> str:
     (size, most), *others = sizes.most_common() or [((0, 0), 0)]
     text = "x".join(map(str, size))
-    return f"{most} of {text} and {sum(sizes.values()) - most} of {len(others)} other sizes" if others else text
+    if not others:
+        return text
+    other = f"{len(others)} other sizes" if len(others) > 1 else "x".join(map(str, others[0][0]))
+    return f"{most} of {text} and {sum(sizes.values()) - most} of {other}"
 
 
 def resize_of(extractor: FeatureExtractor) -> str:

@@ -105,13 +105,12 @@ def read_run(folder: Path, name: str) -> Run:
     pictures = {
         tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]
     }
+    pictures = {tag: found for tag, found in pictures.items() if found}  # TensorBoard drops those of steps done again
     if not values and not pictures:
         below = [path.parent.as_posix() for path in sorted(folder.rglob(NAME))]
         raise ValueError(
             f"{folder} holds no values and no pictures: it is a run that logged nothing, or no folder that "
-            "Hooks(log_dir=...) or qa-hooks watch wrote"
-            + f"; below it are the runs {' '.join(below[:9])}"
-            * bool(below)
+            "Hooks(log_dir=...) or qa-hooks watch wrote" + f"; runs below it: {' '.join(below[:9])}" * bool(below)
         )
     written = [tag for tag in tags["tensors"] if tag.startswith("qa_hooks/settings")]
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(written[0])] if written else []
