@@ -25,7 +25,6 @@ OTHERS = (
     ("resume=False", "--overwrite", "--overwrite"),
     ("calibration=None", "--calibration", "--calibration none"),
     ("scorers=", "--scorer", "--scorer"),
-    ("column=", "--by", "--by"),
 )
 
 

@@ -52,8 +52,8 @@ def test_where_the_picture_goes_is_checked_before_the_work(mine, tmp_path, capsy
     assert main([*command, "mine.csv/a.png"]) == main([*command, "images"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert "--report='mine.csv' cannot be written" in said.err
-    assert "--report is a PNG file, got 'images'" in said.err
+    assert "--report mine.csv cannot be written" in said.err
+    assert "--report must be a PNG file, got 'images'" in said.err
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():
@@ -95,9 +95,12 @@ def test_select_and_again(mine, tmp_path, capsys):
         (["agree", "mine.csv", "scores.csv"], "has none of the known forms"),
         (["agree", "mine.csv", "missing.csv", "MINE"], "missing.csv does not exist"),
         (["agree", "mine.csv", "scores.csv", "MINE"], "--higher or --lower rough"),
-        (["agree", "mine.csv", "scores.csv", "MINE", "--report", "a.txt"], "is a PNG file"),
+        (["agree", "mine.csv", "scores.csv", "MINE", "--report", "a.txt"], "must be a PNG file"),
         (["agree", "mine.csv", "mine.csv", "MINE"], "is not a table of scores"),
-        (["agree", "mine.csv", "scores.csv", "--columns", "name=file", "rating=stars"], "higher_is_better"),
+        (
+            ["agree", "mine.csv", "scores.csv", "--columns", "name=file", "rating=stars"],
+            "--better higher or --better lower",
+        ),
         (["select", "mine.csv", "missing", "MINE", "--scorers", "psnr", "-o", "out"], "is no folder"),
         (["select", "mine.csv", "images", "MINE", "--scorers", "nonsense", "-o", "out"], "unknown scorer"),
         (

@@ -55,7 +55,7 @@ def test_an_argument_is_said_as_the_option_that_fills_it(parser, said, wanted):
         "a 'held_out=0.2' in quotes",
         "fd (step=3): 12.5",  # a fact in brackets
         "the step must",  # no message about an argument: it does not begin with one
-        "scorers= or column=",  # neither --scorer nor --by is here
+        "scorers= or real=",  # neither --scorer nor --real is here
     ],
 )
 def test_other_words_stay(parser, text):

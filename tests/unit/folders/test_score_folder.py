@@ -370,7 +370,7 @@ def test_files_that_are_no_tables(tmp_path, text, message):
 def test_filtering(folder, tmp_path):
     lower = Counting("lower", higher_is_better=False)
     score_folder(folder, [Counting(), lower], tmp_path / "scores.csv")
-    with pytest.raises(ValueError, match=r"several columns of scores, say which with column=.*level, lower"):
+    with pytest.raises(ValueError, match=r"several columns of scores, say which with by=.*level, lower"):
         filter_scores(tmp_path / "scores.csv", keep=0.5)
     with pytest.raises(ValueError, match="has no column 'x'; its columns are level, lower"):
         filter_scores(tmp_path / "scores.csv", keep=0.5, by="x")

@@ -131,7 +131,7 @@ STEPS = (
 
 @pytest.mark.parametrize(("name", "what"), DOUBTFUL.items())
 def test_numbers_that_look_like_no_step_are_told(tmp_path, name, what):
-    told = rf"is read as step \d+, but that looks like {what}.*whose first group it is.*--step-regex"
+    told = rf"is read as step \d+, but that looks like {what}.*whose first group it is.*step="
     with pytest.warns(UserWarning, match=told):
         steps(write(tmp_path, name))
     with warnings.catch_warnings():
