@@ -20,6 +20,7 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in names():
         print("usage: python -m benchmarks NAME [options]\n\nNAME is one of: " + ", ".join(names()))
         return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
+    sys.argv[0] = f"python -m benchmarks {arguments[0]}"  # what --help calls the program
     importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
     return 0
 

@@ -1,6 +1,8 @@
-"""What the weight, the mode and the hinge of the NIQE penalty do to the demo's digits: the table in the README.
+"""What the weight, the mode and the hinge of the NIQE penalty do: the tables in docs/penalties.md.
 
-    python -m benchmarks niqe_weight [--steps 400] [--seeds 0 1 2] [--jobs 2]
+    python -m benchmarks niqe_weight [--data DIR] [--steps 400] [--seeds 0 1 2] [--jobs 2] [--settings NAME ...]
+
+The images are the demo's digits, or those of a folder with a subfolder for each class.
 
 Each line is one training: Frechet distance, inception-style score, the last distance of the critic's maps from the
 model, and the distance of real maps, where the hinge sits.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import tempfile
@@ -19,8 +22,8 @@ from typing import Any
 
 import torch
 
-from qa_hooks.demo import Evaluator, Images, load_digits_images, training
-from qa_hooks.penalties import NIQEPenalty, QAGANPenalty
+from qa_hooks.demo import Evaluator, Images, load_digits_images, load_folder_images, training
+from qa_hooks.penalties import QAGANPenalty
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "weight 0.1": {"quality_weight": 0.1},
@@ -44,10 +47,10 @@ def run(setting: str, seed: int, steps: int, data: Images, evaluator: Evaluator)
     training.make_penalty = make_penalty
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
         result = training.train(training.Job("niqe", seed, steps, Path(folder), images=data.train), evaluator)
-    penalty = next(part for part in made[-1].modules() if isinstance(part, NIQEPenalty))
-    level = penalty.model.provenance[f"{penalty.mode}_distance"] if penalty.model else float("nan")
-    last = float(made[-1].terms["niqe"])
-    quality = f"FD {result['fd']:.1f}, IS {result['is']:.2f}"
+    term = made[-1].parts["niqe"]
+    level = term.model.provenance[f"{term.mode}_distance"] if term.model else math.nan
+    last = float(made[-1].terms.get("niqe", math.nan))  # a warm-up has none
+    quality = ", ".join(f"{name.upper()} {result[name]:.2f}" for name in ("fd", "is") if name in result)
     return f"{setting:20} seed {seed}: {quality}, term {last:.2f}, real maps {level:.2f}"
 
 
@@ -56,11 +59,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--data", type=Path, help="a folder of images, as for qa-hooks demo (default: digits)")
+    parser.add_argument("--limit", type=int, default=5000, help="images of --data (default: 5000)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    data = load_digits_images()
+    data = load_folder_images(options.data, limit=options.limit) if options.data else load_digits_images()
     evaluator = Evaluator(data)
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(setting, seed, options.steps, data, evaluator) for setting in SETTINGS for seed in options.seeds]
-        for line in pool.map(run, *zip(*jobs, strict=True)):
+        pairs = [(setting, seed) for setting in options.settings for seed in options.seeds]
+        shared = (options.steps, data, evaluator)
+        for line in pool.map(run, *zip(*((*pair, *shared) for pair in pairs), strict=True)):
             print(line, flush=True)

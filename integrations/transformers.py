@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.libraries import import_library
 from qa_hooks.callbacks import Hooks
 from qa_hooks.integrations.hook_state import load_state, save_state
 
@@ -40,11 +41,7 @@ def trainer_callback(hooks: Hooks, *, resume_from: str | Path | None = None) -> 
     """
     if not isinstance(hooks, Hooks):
         raise TypeError(f"hooks must be a qa_hooks.Hooks, got {type(hooks).__name__}")
-    try:
-        from transformers import TrainerCallback
-    except ImportError as error:
-        raise ImportError("the callback of a Trainer needs Transformers: pip install transformers") from error
-    base: Any = TrainerCallback
+    base: Any = import_library("transformers", needed_by="the callback of a Trainer").TrainerCallback
 
     class TrainerHooks(base):  # type: ignore[misc]  # known only where Transformers is installed
         """Delegates to `Hooks`: steps of the optimizer, state, end. It cannot change the loss."""

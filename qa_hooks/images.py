@@ -8,7 +8,6 @@ gradients flow through it and overshoots survive it.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_whole_batches
+from qa_hooks._base.checks import check_whole_batches, warn
 
 Range = tuple[float, float]
 
@@ -167,10 +166,9 @@ class RangeGuard:
         in_a_corner = declared_low <= low < high <= 0.98 * declared_low + 0.02 * declared_high
         if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and not self.warned:
             self.warned = True
-            warnings.warn(
+            warn(
                 f"{name} lies in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g}): "
-                "if that is another convention and not an overshoot, declare the range that the images have",
-                stacklevel=5,
+                "if that is another convention and not an overshoot, declare the range that the images have"
             )
 
 

@@ -9,13 +9,13 @@ tiny        x = T(z), T a small decoder trained for the same latents
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import rank
 from qa_hooks._base.random import mixed_key
 from qa_hooks.integrations.diffusers.recompute import recomputed
@@ -52,7 +52,7 @@ class DecodeGradient:
         self.generator = torch.Generator().manual_seed(mixed_key(seed, rank()))
         self.calls = 0
         if mode != "tiny" and any(p.requires_grad for p in vae.parameters()):
-            warnings.warn("the VAE's parameters require a gradient, which costs memory: pipe.vae.requires_grad_(False)")
+            warn("the VAE's parameters require a gradient, which costs memory: pipe.vae.requires_grad_(False)")
 
     def __call__(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What `vae.decode` returns, with a gradient."""

@@ -32,7 +32,7 @@ class DenoiserCall(NamedTuple):
 
 
 class CallRecorder:
-    """Sees the denoiser's calls while images are sampled, and keeps those with a gradient.
+    """Sees the denoiser's calls while images are sampled, and keeps the calls with a gradient.
 
     The hook sits on the outer call; what a checkpoint runs again later is not seen, since the hook is gone by then.
     """

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from qa_hooks._base.graph import graph_behind
 from qa_hooks.images import check_images
 from qa_hooks.integrations.diffusers.denoiser_calls import CallRecorder, DenoiserCall
-from qa_hooks.integrations.diffusers.gradient_checks import leaves
 from qa_hooks.integrations.peft import lora_parameters
 from qa_hooks.integrations.training_checks import check_model
 
@@ -69,7 +69,7 @@ def check_sampled(images: Any, calls: CallRecorder) -> Tensor:
 
 def check_reached(images: Tensor, denoiser: nn.Module) -> None:
     """Raise a `ValueError` unless the images' graph leads to a trainable parameter of the denoiser."""
-    reached = leaves(images)
+    _, reached = graph_behind([images])
     if not any(id(p) in reached for p in denoiser.parameters() if p.requires_grad):
         raise ValueError(
             "the images have a graph, but it does not lead to a trainable parameter of this "

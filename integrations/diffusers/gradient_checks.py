@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import warn
+from qa_hooks._base.graph import graph_behind
 from qa_hooks.integrations.training_checks import check_offloading
 
 QUANTISED = ("4bit", "8bit", "quant", "gguf", "qlinear", "wqlinear", "hqqlinear")
@@ -80,7 +81,7 @@ def cut_in_denoiser(denoiser: nn.Module, output: Any) -> str | None:
         return None
     if carries_gradient(output):
         if quantised:
-            reached = leaves(output)
+            _, reached = graph_behind(tensors(output))
             if lost := [n for n, p in trained.items() if id(p) not in reached]:
                 return f"{quantised[0]} cuts the graph: no gradient reaches {lost[0]!r}; load the base unquantised"
         return None
@@ -119,34 +120,14 @@ def warn_without_gradient(trained: Iterable[tuple[str, Tensor]], images: Any, k:
         k: how many steps are in it.
     """
     wanted = list(trained)
-    nodes = graph(images)
-    reached = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    nodes, reached = graph_behind(tensors(images))
     lost = [name for name, tensor in wanted if id(tensor) not in reached and tensor.grad_fn not in nodes]
     if lost:
-        warnings.warn(
+        warn(
             f"{len(lost)} of {len(wanted)} tensors that require a gradient get none from the last k={k} steps: "
             f"{_listed(lost)}. They stay as they are: requires_grad_(False) if nobody trains them; a larger k if they "
-            "work in earlier steps; .train() for a network beside the denoiser that is trained as a whole",
-            stacklevel=4,
+            "work in earlier steps; .train() for a network beside the denoiser that is trained as a whole"
         )
-
-
-def leaves(output: Any) -> set[int]:
-    """The ids of all leaves of the graph."""
-    found = {id(tensor) for tensor in tensors(output) if tensor.requires_grad and tensor.grad_fn is None}
-    return found | {id(node.variable) for node in graph(output) if hasattr(node, "variable")}
-
-
-def graph(output: Any) -> set[Any]:
-    """All nodes of the graph behind some tensors."""
-    nodes: list[Any] = [tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        for parent, _ in nodes.pop().next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                nodes.append(parent)
-    return seen
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The denoiser's calls while images are sampled: those with a gradient are checkpointed, each as a whole."""
+"""The denoiser's calls while images are sampled: calls with a gradient are checkpointed, each as a whole."""
 
 from __future__ import annotations
 

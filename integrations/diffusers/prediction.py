@@ -40,7 +40,7 @@ def predicted_image(
     Args:
         scheduler: the one that made `noisy`; it is left as it is. Epsilon, sample, v and flow predictions, and EDM.
         model_output: `(N, C, h, w)`, or `(N, 2 C, h, w)` with a learned variance, which is left out.
-        timesteps: `(N,)`, those given to `add_noise`.
+        timesteps: `(N,)`, as they were given to `add_noise`.
         noisy: `(N, C, h, w)`, what `add_noise` returned (not scaled as the denoiser's input).
         decode: None when these are pixels in [-1, 1]; a Diffusers VAE (its scaling and shift are undone here, and it is
             checkpointed); or any function from latents to images in [-1, 1].

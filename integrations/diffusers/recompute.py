@@ -104,7 +104,7 @@ class CallState:
         self.values = self._values()
 
     def check(self) -> None:
-        """Raise a `RuntimeError` when weights or inputs are no longer those of the call."""
+        """Raise a `RuntimeError` when weights or inputs have changed since the call."""
         changed = any(p._version != version for p, version in self.trained)
         if changed or not all(map(_same, self.values, self._values())):
             raise RuntimeError(
@@ -119,7 +119,7 @@ class CallState:
 
     @torch.no_grad()
     def _values(self) -> list[Tensor]:
-        """Numbers that tell the weights' values: norms, and for those that are trained their sums, which know the sign.
+        """Numbers that tell the weights' values: norms, and the sums of trained weights, which know the sign.
 
         `.data` writes past autograd's count of versions. Weights of one byte (quantised, float8) are left out.
         """

@@ -178,7 +178,7 @@ class _Loop:
         self.fresh = copy.deepcopy(self.scheduler)  # the one in use counts its steps
 
     def run(self, noise: Tensor, *, stop: int | None = None, gradient_from: int | None = None) -> Tensor:
-        """From noise through all calls, or to before call `stop`; with a gradient from one call on, or nowhere."""
+        """Sample from noise through all calls, or up to call `stop`, with a gradient from one call on or nowhere."""
         scheduler, wanted = copy.deepcopy(self.fresh), torch.is_grad_enabled()
         x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
         for index, t in enumerate(self.timesteps[:stop]):

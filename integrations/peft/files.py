@@ -26,7 +26,9 @@ from qa_hooks._base.adapters import (
     parts_of,
     unwrapped,
 )
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable, write_safetensors
+from qa_hooks._base.text import listed
 from qa_hooks.integrations.peft.formats import FILE, METADATA, AdapterFile, check_options, options_of, read_adapter
 from qa_hooks.integrations.peft.layers import ADAPTER, check_can_hold, exactly, put_in, take_out
 from qa_hooks.integrations.peft.plain import same_geometry
@@ -48,7 +50,7 @@ def save_lora(model: nn.Module, folder: str | Path, *, adapter: str | None = Non
         model: with LoRA, made by `inject_lora` or by peft; wrappers (DDP, compiled, an average) are taken off.
         folder: for the file.
         adapter: its name; None for the only one, or the only one that is trained.
-        part: the name by which a pipeline has the network; by default "unet" or "transformer" for those of Diffusers.
+        part: the name by which a pipeline has the network; by default "unet" or "transformer" for Diffusers' networks.
             The second expert of Wan 2.2 is `part="transformer_2"`, with keys and a file of its own:
             `pipe.transformer_2.load_lora_adapter(folder, weight_name=path.name, prefix="transformer_2")`.
 
@@ -201,11 +203,10 @@ def _say_untrained(network: nn.Module, adapter: str) -> None:
     }
     still = [name for name, layer in layers.items() if not layer.lora_B[adapter].weight.any()]
     if still and len(still) < len(layers):
-        shown = ", ".join(still[:8]) + (f" and {len(still) - 8} more" if len(still) > 8 else "")
-        warnings.warn(
-            f"{len(still)} of {len(layers)} layers of the adapter are still 0, and have learnt nothing: {shown}. They "
-            "never got a gradient: the network reads their weights past the modules, or does not use them",
-            stacklevel=3,
+        warn(
+            f"{len(still)} of {len(layers)} layers of the adapter are still 0, and have learnt nothing: "
+            f"{listed(still)}. They never got a gradient: the network reads their weights past the modules, or does "
+            "not use them"
         )
 
 
@@ -218,10 +219,9 @@ def _check_not_another(path: Path, network: nn.Module, part: str | None) -> None
             'with part="transformer_2", or into a folder of its own'
         )
     if part is None and type(network).__name__ in TWO_EXPERTS:
-        warnings.warn(
+        warn(
             f"the keys of {path} begin with 'transformer.', which Diffusers loads into the first expert of a pipeline "
-            'with two (Wan 2.2): say part="transformer_2" for the second one, part="transformer" for the first',
-            stacklevel=3,
+            'with two (Wan 2.2): say part="transformer_2" for the second one, part="transformer" for the first'
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qa_hooks._base.adapters import lora_layers, parts_of
+from qa_hooks._base.checks import warn
+from qa_hooks._base.graph import graph_behind
+from qa_hooks._base.text import listed
 
 
 class FirstCall:
@@ -28,8 +30,11 @@ class FirstCall:
         for key, hook in list(network._forward_hooks.items()):
             if hook is self:
                 del network._forward_hooks[key]
-        reached = leaves_of(tensors)
-        if reached is not None:
+        nodes, reached = graph_behind(tensors)
+        hiding = (
+            "CheckpointFunctionBackward"  # a node of reentrant checkpointing, which does not show what is behind it
+        )
+        if not any(type(node).__name__ == hiding for node in nodes):
             say_unreached(network, self.adapter, reached)
 
 
@@ -44,34 +49,15 @@ def tensors_in(output: Any) -> list[Tensor]:
     ]
 
 
-def leaves_of(outputs: list[Tensor]) -> set[int] | None:
-    """The ids of the parameters that outputs depend on; None where reentrant checkpointing hides them."""
-    todo = [tensor.grad_fn for tensor in outputs]
-    seen: set[Any] = set()
-    leaves = {id(tensor) for tensor in outputs if tensor.grad_fn is None}
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "CheckpointFunctionBackward":
-            return None
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        todo += [following for following, _ in node.next_functions]
-    return leaves
-
-
 def say_unreached(network: nn.Module, adapter: str, reached: set[int]) -> None:
     parts = parts_of(network, adapter)
     layers = [name for name in lora_layers(network) if name in parts]
     alone = [name for name in layers if id(parts[name].lora_B[adapter].weight) not in reached]
     if alone:
-        shown = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
-        warnings.warn(
+        warn(
             f"{len(alone)} of {len(layers)} adapters had no part in the first output of {type(network).__name__} and "
-            f"get no gradient from it: {shown}. The network reads their weights past the modules, or did not use them "
-            "in this call. DDP stops or hangs at a parameter without a gradient (find_unused_parameters=True): leave "
-            "them out with targets=, or give inject_lora an example= of your calls, and it leaves them out itself",
-            stacklevel=2,
+            f"get no gradient from it: {listed(alone)}. The network reads their weights past the modules, or did not "
+            "use them in this call. DDP stops or hangs at a parameter without a gradient "
+            "(find_unused_parameters=True): leave them out with targets=, or give inject_lora an example= of your "
+            "calls, and it leaves them out itself"
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import import_peft, is_lora
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import read_safetensors
 from qa_hooks._base.headers import parse_header
 
@@ -214,7 +214,7 @@ def _from_shapes(path: Path, tensors: Mapping[str, Tensor], alphas: Mapping[str,
     if not ranks:
         raise ValueError(f"{path} does not hold a LoRA adapter: it has no A of any layer. {_WAY_OUT}")
     if not alphas:
-        warnings.warn(f"{path} does not say its alpha, which is taken to be its rank, as Diffusers does", stacklevel=5)
+        warn(f"{path} does not say its alpha, which is taken to be its rank, as Diffusers does")
     found = {name: float(alphas.get(name, rank)) for name, rank in ranks.items()}
     rank, alpha = (collections.Counter(d.values()).most_common(1)[0][0] for d in (ranks, found))
     return {

@@ -21,8 +21,9 @@ from qa_hooks._base.adapters import (
     parts_of,
     set_active,
 )
-from qa_hooks._base.checks import check_initialised
+from qa_hooks._base.checks import check_initialised, warn
 from qa_hooks._base.isolation import isolated
+from qa_hooks._base.text import listed
 from qa_hooks.integrations.peft.plain import BY_DEFAULT, candidates, copy_geometry, reasons_against
 
 ADAPTER = "default"
@@ -71,14 +72,13 @@ def _some(names: Collection[str]) -> str:
     return f"this model has {', '.join(list(names)[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
 
 
-def say_left_out(left_out: Mapping[str, str], stacklevel: int) -> None:
+def say_left_out(left_out: Mapping[str, str]) -> None:
     """One warning that names the layers that get no LoRA, by reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        warnings.warn(f"LoRA is left out of {shown}: {reason}", stacklevel=stacklevel + 1)
+        warn(f"LoRA is left out of {listed(names)}: {reason}")
 
 
 def exactly(names: Sequence[str]) -> str:

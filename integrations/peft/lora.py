@@ -122,7 +122,7 @@ def inject_lora(
     if not names:
         told = "; ".join(f"{name}: {reason}" for name, reason in (failing or {}).items())
         raise ValueError(f"LoRA fits none of these layers; {told}")
-    say_left_out({**left_out, **(failing or {})}, stacklevel=2)
+    say_left_out({**left_out, **(failing or {})})
     put_in(network, import_peft().LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly(names)), adapter)
     for index, layer in enumerate(parts_of(network, adapter).values()):
         weight = layer.lora_A[adapter].weight

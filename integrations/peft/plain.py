@@ -51,7 +51,7 @@ def reasons_against(network: nn.Module) -> dict[str, str | None]:
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reasons[name] = GROUPED
         elif others:
-            reasons[name] = f"its weight is that of {others[0]!r} as well"
+            reasons[name] = f"{others[0]!r} has the same weight"
         else:
             reasons[name] = None if is_quantised(layer) else why_not_plain(layer)
     return reasons
@@ -69,7 +69,7 @@ def why_not_plain(layer: Any) -> str | None:
     """Why the output is not W x with the weight that the layer holds; None where it is.
 
     A layer with torch's own `forward` is plain. One with a `forward` of its own is tried, in train and in eval mode, on
-    a copy whose weight is another: it is plain if its output is that of torch's function with that weight.
+    a copy whose weight is another: it is plain if it gives what torch's function gives with that weight.
     """
     if "weight" not in layer._parameters:
         return "its weight is made anew in each forward pass (weight_norm, spectral_norm or another parametrization)"

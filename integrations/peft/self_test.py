@@ -45,7 +45,7 @@ class Example:
 
 
 def failing_layers(network: nn.Module, names: Sequence[str], given: Any) -> dict[str, str] | None:
-    """Of these layers, those whose adapter would not do what it says, with the reason; None when it was not tried.
+    """The layers among these whose adapter would not do what it says, with the reason; None when it was not tried.
 
     Args:
         network: without the new adapter; it is not changed, and neither is any random state.

@@ -104,7 +104,7 @@ FRAMEWORKS = {
 
 
 def find_framework(name: str) -> Framework:
-    """By its name in any case; "traiNNer-redux" is known too."""
+    """The framework of a name, in upper or lower case; "traiNNer-redux" is known too."""
     key = str(name).lower().removesuffix("-redux")
     if key not in FRAMEWORKS:
         raise ValueError(f"framework must be one of {[f.name for f in FRAMEWORKS.values()]}, got {name!r}")
@@ -112,7 +112,7 @@ def find_framework(name: str) -> Framework:
 
 
 def option(options: Any, name: str, default: Any = None) -> Any:
-    """Of a dictionary or a struct; what is there as None counts as absent, as their configs write it."""
+    """An option of a dictionary or a struct; None counts as absent, as their configs write it."""
     value = options.get(name) if isinstance(options, Mapping) else getattr(options, name, None)
     return default if value is None else value
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from qa_hooks._base.libraries import import_library
 from qa_hooks._base.sharding import ENGINE
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that write into the base weights
@@ -202,8 +203,5 @@ def check_base_kept(network: nn.Module, adapter: str) -> None:
 
 
 def import_peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("LoRA needs peft: pip install 'qa-hooks[lora]'") from error
-    return peft
+    """The library peft, or an ImportError with the command that installs it."""
+    return import_library("peft", needed_by="LoRA", install="pip install 'qa-hooks[lora]'")

@@ -26,6 +26,19 @@ def check_weight(name: str, weight: Any) -> float:
     return value
 
 
+def check_share(name: str, share: Any, *, zero: bool = False, one: bool = False) -> float:
+    """A number between 0 and 1, as a float; `ValueError` otherwise. `zero` and `one` say whether the ends belong to it.
+
+    Example:
+        >>> check_share("keep", 1, one=True)
+        1.0
+    """
+    known = isinstance(share, Real) and not isinstance(share, bool)
+    if not known or not (0 < share < 1 or (zero and share == 0) or (one and share == 1)):
+        raise ValueError(f"{name} must be a share in {'[' if zero else '('}0, 1{']' if one else ')'}, got {share!r}")
+    return float(share)
+
+
 def check_size(size: Any, *, largest: int = 1 << 16) -> tuple[int, int]:
     """Two whole numbers from 1 to `largest`, a height and a width; `ValueError` otherwise."""
     try:

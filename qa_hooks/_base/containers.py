@@ -189,7 +189,7 @@ def read_pixels(path: Path) -> Pixels:
 
 
 def pixels_in_memory(picture: Any) -> Pixels:
-    """Of a `PIL.Image`, a file's bytes, or a mapping that holds them; the name of another file is not followed."""
+    """The pixels of a `PIL.Image`, of a file's bytes, or of a mapping that holds them; other files are not opened."""
     if type(picture).__module__.startswith("PIL."):
         return pixels_of(picture)
     held = picture.get("bytes") if isinstance(picture, Mapping) else picture
@@ -240,7 +240,7 @@ def _cut(pixels: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 
 def _version(path: Path) -> tuple[int, int, int]:
-    """So that nothing stale is kept, and no process reads with the file position of another."""
+    """A key of the caches here: it changes with the file, and differs in each process, which has a file position."""
     size, changed, _ = file_state(path)
     return size, changed, os.getpid()
 
@@ -258,7 +258,7 @@ def _zip(path: Path, *_: int) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=4)
 def _entries(path: Path, *version: int) -> dict[Path, zipfile.ZipInfo]:
-    """By path, of which an archive may have other spellings: ./a.png, b//a.png."""
+    """The members of an archive by path; an archive may spell a path otherwise: ./a.png, b//a.png."""
     return {Path(info.filename): info for info in _zip(path, *version).infolist()}
 
 

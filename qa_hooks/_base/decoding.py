@@ -84,7 +84,7 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         pixels = pixels_of(ImageOps.exif_transpose(image))
         if any("'LA;16" in tile for tile in tiles):  # grey with transparency, of which Pillow makes colours
             pixels = pixels[:, :, :1]
-        if white_is_zero:  # Pillow turns those of 8 bits only
+        if white_is_zero:  # Pillow turns pictures of 8 bits only
             pixels = 255 - pixels
         if deep and pixels.max() < DEEP >> 8:
             _warn_of_depth(int(pixels.max()) << 8)

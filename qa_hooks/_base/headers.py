@@ -1,8 +1,10 @@
-"""JSON out of the headers of files that anybody may have made."""
+"""JSON that anybody may have made: headers of files, and files of one value a line."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 24  # characters
@@ -24,3 +26,14 @@ def parse_header(text: str, largest: int = LARGEST) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("the header is nested too deep") from None
+
+
+def json_lines(path: Path) -> Iterator[Any]:
+    """The values of a file that has one a line, without lines that a killed process left half-written."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                value = parse_header(text, largest=len(text))
+            except ValueError:
+                continue
+            yield value

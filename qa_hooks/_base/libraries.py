@@ -14,19 +14,27 @@ import torch
 from qa_hooks._base.isolation import isolated
 
 
-def import_library(library: str) -> ModuleType:
-    """The library, or an ImportError with the command that installs it."""
+def import_library(module: str, *, needed_by: str = "", install: str = "") -> ModuleType:
+    """The module of a library, or an ImportError with the command that installs the library.
+
+    Args:
+        module: its name, such as "peft" or "pyarrow.parquet".
+        needed_by: what cannot do without it, for the message.
+        install: the command, where it is not `pip install` with the library's name.
+    """
+    library = module.partition(".")[0]
     try:
-        return importlib.import_module(library)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != library:
+        if error.name not in (library, module):
             raise ImportError(f"{library} is installed, but it needs {error.name}: {_pip(error.name)}") from error
-        raise ImportError(f"{library} is not installed: pip install {library}") from error
+        missing = f"{needed_by} needs {library}" if needed_by else f"{library} is not installed"
+        raise ImportError(f"{missing}: {install or _pip(library)}") from error
 
 
 @contextlib.contextmanager
 def loading(spec: str) -> Iterator[None]:
-    """Where a library builds a metric and fetches its weights: the random state is kept, and a failure is explained.
+    """A block in which a library builds a metric and fetches its weights: random states are kept, failures explained.
 
     What it prints goes to stderr, where it cannot mix with a command's output.
 

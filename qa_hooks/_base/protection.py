@@ -140,7 +140,7 @@ class ProtectedCalls:
                 self._put_back()
 
     def end(self) -> None:
-        """At the end of the room, also of one that an error ends."""
+        """Put everything back when the block ends, also by an error."""
         self._put_back()
         self._forget_last()
 

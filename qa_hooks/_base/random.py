@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class OwnRandom:
@@ -31,6 +32,16 @@ class OwnRandom:
         generator = torch.Generator("cpu").manual_seed(mixed_key(self.seed, rank(), self.draws))
         self.draws += 1
         return generator
+
+
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers from 0 to `count - 1` in a random order that the seed decides, on the CPU.
+
+    Example:
+        >>> permutation(4, seed=0)
+        tensor([0, 1, 3, 2])
+    """
+    return torch.randperm(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 def seed_everything(key: int) -> None:

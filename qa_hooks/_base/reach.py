@@ -56,7 +56,7 @@ class Traces:
         return sorted({now[key][0] for key in kept if now[key] != self._before[key]})
 
     def _versions(self) -> dict[tuple[int, str], tuple[str, Any]]:
-        """By owner and name: words for a message, and what differs when it has moved."""
+        """What may move, by owner and name: words for a message, and a value that differs once it has moved."""
         found = {}
         for function in self._functions:
             for name, owner in _reached(function):

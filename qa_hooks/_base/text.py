@@ -1,10 +1,10 @@
-"""Text that came from outside (names of files, messages of parsers) made harmless for a terminal and a spreadsheet."""
+"""Words for messages, and text from outside made harmless for a terminal and a spreadsheet."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -57,3 +57,13 @@ def safe_cell(text: str) -> str:
 def true_cell(cell: str) -> str:
     """The text that `safe_cell` was given: the inverse of `safe_cell`."""
     return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message, the first few of them.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -202,7 +202,7 @@ class BestCheckpoint(Callback):
                 remove(self.folder / aside)
 
     def _missing(self, reading: Reading) -> None:
-        """The value of an earlier step is the best, and its weights are not there; those of now are others."""
+        """The value of an earlier step is the best, and its weights are not there any more."""
         if not self.failures:
             self.failures += 1
             warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import any_rank, rank
 from qa_hooks.callbacks.callback import Callback
 from qa_hooks.writers import Writer, make_tag
@@ -20,9 +21,7 @@ class Budget:
     """
 
     def __init__(self, share: float | None) -> None:
-        if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
-            raise ValueError(f"budget is a share of wall time between 0 and 1, got {share!r}")
-        self.share = share
+        self.share = None if share is None else check_share("budget", share)
         self._started, self._first_step, self._spent = 0.0, 0, 0.0
         self._cost: dict[str, float] = {}
         self._told: set[str] = set()

@@ -32,7 +32,7 @@ class Context:
             "train" what was recorded.
         writer: takes scalars, images and histograms; on other ranks than 0 it does nothing.
         rank, world_size: of this process.
-        late: the value of an earlier step is being handed over: `step` is that step, and the weights are those of a
+        late: the value of an earlier step is being handed over: `step` is that step, and the weights are by now of a
             later one.
     """
 
@@ -169,7 +169,7 @@ class Monitor(Callback):
         """This rank's part, run in `isolated(*self.networks())`; no collectives."""
 
     def networks(self) -> list[nn.Module]:
-        """The user's networks that `local` uses, as far as they are known; those it calls are protected anyway."""
+        """The user's networks that `local` uses, as far as they are known; what it calls is protected anyway."""
         return [module for function in self.functions() for module in modules_of(function)]
 
     def functions(self) -> list[Callable[..., Any]]:

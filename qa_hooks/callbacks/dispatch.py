@@ -17,7 +17,7 @@ from qa_hooks.writers import GuardedWriter
 
 
 class Dispatch:
-    """Runs those callbacks of a run that are still switched on.
+    """Runs the callbacks of a run that are still switched on.
 
     Args:
         callbacks: in their order.

@@ -37,7 +37,7 @@ class GenerativeMonitor(MeasuringMonitor):
     Writes `qa_eval/{metric}_{extractor}_n={n}/value` with `/low` and `/high`, the ends of the 95 % interval. `fid` and
     `kid` are what they are called with the canonical Inception alone. Samples are quantised to 8 bits in memory, like
     the files that these numbers are defined on. Each measurement uses the same noise. On several processes sampling
-    and features are shared out, and the numbers are those of one process.
+    and features are shared out, and the numbers do not depend on how many there are.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`.
@@ -66,7 +66,7 @@ class GenerativeMonitor(MeasuringMonitor):
 
     Attributes:
         last: of the last measurement: "step", and for each value ("fd", "kid", "precision", "recall", "density",
-            "coverage", "is", "qs", "ds") its number and those under "{value}_low" and "{value}_high".
+            "coverage", "is", "qs", "ds") its number, and its interval under "{value}_low" and "{value}_high".
         spec: how each value was made, for example `fd_random[random, 3e1f, uint8, ref=ab12, real=1400, n=2048]`;
             printed with the first measurement. A run that is resumed with other real images warns and goes on under the
             new spec; one with other settings is refused.
@@ -117,8 +117,8 @@ class GenerativeMonitor(MeasuringMonitor):
         self.extractor = create_extractor(extractor)
         if {"qs", "ds"} & set(self.metrics) and scorer.extractor.fingerprint != self.extractor.fingerprint:
             raise ValueError(
-                f"{scorer.name} works in features of {scorer.extractor.name} and the monitor in those of "
-                f"{self.extractor.name}: pass extractor=scorer.extractor"
+                f"{scorer.name} works in features of {scorer.extractor.name} and the monitor in features "
+                f"of {self.extractor.name}: pass extractor=scorer.extractor"
             )
         self.groups = check_count("groups", groups, least=2)
         self.n, self.batch_size = check_count("n", n, least=5 * groups), check_count("batch_size", batch_size)

@@ -113,7 +113,7 @@ class Hooks:
             RuntimeError: Hooks is attached to an optimizer, which already calls this.
         """
         if self._attachment is not None:
-            raise RuntimeError("an optimizer calls these hooks (attach): remove the explicit hooks.step()")
+            raise RuntimeError("these hooks are attached to an optimizer, which calls them: remove hooks.step()")
         for name, image in images.items():
             if not isinstance(image, Tensor):
                 raise TypeError(f"hooks.step({name}=...) takes a tensor (N, C, H, W), got {type(image).__name__}")

@@ -20,8 +20,8 @@ ACTIONS = ("warn", "skip", "stop")
 class NaNGuard(Callback):
     """Looks at the tracked terms, the recorded values and the gradients of the optimizers that it knows.
 
-    Those are the one that Hooks is attached to, and those of `optimizer=`: of a GAN give the critic's. Of the tracked
-    terms it sees all calls since the last step, so those of each critic step as well.
+    It knows the optimizer that Hooks is attached to, and the optimizers given as `optimizer=` (the critic's, of a GAN).
+    It sees the terms of all calls since the last step, so of each critic step as well.
 
     The one callback that may act on the run, and only when told to:
 

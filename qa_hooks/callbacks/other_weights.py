@@ -1,4 +1,4 @@
-"""Samples of other weights than those that the network has now: of an average, or of another step."""
+"""Samples of other weights than the network has now: of an average, or of another step."""
 
 from __future__ import annotations
 

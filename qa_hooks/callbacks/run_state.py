@@ -14,8 +14,8 @@ class RunState:
 
     Args:
         callbacks: by their `state_key`.
-        track: losses, penalties and weighters by their names; those without a state are left out.
-        means: those that are not written yet.
+        track: losses, penalties and weighters by their names; parts without a state are left out.
+        means: the means that are not written yet.
     """
 
     def __init__(self, callbacks: Iterable[Callback], track: Mapping[str, Any], means: Means) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.images import Range, RangeGuard, check_range
+from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
+
+
+def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
+    """`ValueError` unless a reference is there if the scorer needs one, and only then; `what` says what it is."""
+    if ("reference" in scorer.inputs) != (reference is not None):
+        needed = f"{scorer.name} needs reference=, {what}"
+        raise ValueError(needed if reference is None else f"{scorer.name} takes no reference")
 
 
 class SamplingMonitor(Monitor):

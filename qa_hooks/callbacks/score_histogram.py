@@ -1,4 +1,4 @@
-"""The scores of generated images beside those of real ones, as the run goes on."""
+"""The scores of generated images beside the scores of real ones, as the run goes on."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from qa_hooks.writers import make_tag
 
 
 class ScoreHistogram(SamplingMonitor):
-    """The scores of generated images against those of real ones: two histograms, and how far they are apart.
+    """The scores of generated and of real images: two histograms, and how far they are apart.
 
     Writes the histograms `qa_eval/{name}/generated` and, once, `/real`, the scalars `/overlap` (`histogram_overlap`)
-    and `/ks` (`ks_distance`), and the picture `qa_images/{name}/distribution`. A mean can be that of reality while the
-    spread is not. Scores that are not finite are left out and counted in `/nonfinite`.
+    and `/ks` (`ks_distance`), and the picture `qa_images/{name}/distribution`. A mean can be right while the spread
+    is not. Scores that are not finite are left out and counted in `/nonfinite`.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`. On several

@@ -12,7 +12,7 @@ from torch import Tensor
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
-from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
@@ -74,9 +74,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         check_is_scorer(scorer)
         if (sample is None) == (images is None):
             raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
-        if ("reference" in scorer.inputs) != (reference is not None):
-            raise ValueError(f"{scorer.name} needs reference=, the name of the ground truth" if reference is None
-                             else f"{scorer.name} takes no reference")  # fmt: skip
+        check_reference(scorer, reference, "the name of the ground truth")
         if reference is not None and images is None:
             raise ValueError("a reference goes with images=, not with sample=")
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}

@@ -17,7 +17,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
-from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
@@ -26,7 +26,7 @@ from qa_hooks.writers import make_tag
 
 
 class ScorePanel(SamplingMonitor):
-    """Samples from best to worst with their scores, and those whose score fell most, before and after.
+    """Samples from best to worst with their scores, and the samples whose score fell most, before and after.
 
     Writes `qa_images/{name}/ranked`, where `#` is the number of the sample; from the second panel on also
     `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
@@ -51,7 +51,7 @@ class ScorePanel(SamplingMonitor):
 
     Attributes:
         last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
-            scorer gives them, those that are not finite left out.
+            scorer gives them, without scores that are not finite.
 
     Example:
         >>> from qa_hooks.scorers import FunctionScorer
@@ -82,9 +82,7 @@ class ScorePanel(SamplingMonitor):
         super().__init__(sample, name or scorer.name, every=every, **options)
         self.scorer, self.reference, self.show = scorer, reference, check_count("show", show, least=4)
         self.thumbnail = check_count("thumbnail", thumbnail, least=8)
-        if ("reference" in scorer.inputs) != (reference is not None):
-            raise ValueError(f"{scorer.name} needs reference=, the ground truths of the samples" if reference is None
-                             else f"{scorer.name} takes no reference")  # fmt: skip
+        check_reference(scorer, reference, "the ground truths of the samples")
         if reference is not None and (not isinstance(reference, Tensor) or len(reference) != n):
             raise ValueError(f"reference must be a tensor of the {n} samples' ground truths ({n}, C, H, W)")
         self.folder = picture_folder(folder)
@@ -200,7 +198,7 @@ class ScorePanel(SamplingMonitor):
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:
-    """How each sample's goodness moved; one that is no longer finite fell by everything, one that was not rose."""
+    """How each sample's goodness moved; from finite to not finite is a fall without limit, the reverse a rise."""
     old, new = (torch.where(torch.isnan(panel["goodness"]), -math.inf, panel["goodness"]) for panel in (before, now))
     return torch.where(old == new, 0.0, new - old)
 

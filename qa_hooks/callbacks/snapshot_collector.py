@@ -20,8 +20,8 @@ class SnapshotCollector(SamplingMonitor):
     """Writes some samples of each stage of a run as `folder/step_00001000/0000.png`, ...
 
     `SnapshotScorer.fit_snapshots(folder, real)` learns from them what later and therefore better images look like. Each
-    step has its own noise. A step's folder appears whole or not at all, and replaces that of an earlier attempt, so a
-    run that is resumed goes on where it was. With several processes the first one samples and writes.
+    step has its own noise. A step's folder appears whole or not at all, and replaces an earlier attempt's, so a run
+    that is resumed goes on where it was. With several processes the first one samples and writes.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`.
@@ -30,8 +30,8 @@ class SnapshotCollector(SamplingMonitor):
         n: images of a snapshot.
         seed: of the noise.
         value_range: what the numbers of the samples mean; samples are clamped to it.
-        keep: at most so many snapshots, for runs whose length is not known: of those between the first and the last the
-            one that is nearest to its neighbours goes. None keeps all.
+        keep: at most so many snapshots, for runs whose length is not known: between the first and the last, the one
+            that is nearest to its neighbours goes. None keeps all.
 
     Example:
         >>> import tempfile

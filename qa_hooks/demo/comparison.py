@@ -43,7 +43,7 @@ def run_demo(
         data: a folder of images; the digits by default.
         variants: some of "plain", "ssim", "niqe".
         seeds: one run of each variant per seed.
-        steps: generator steps; with `equal="time"` those of the plain variant.
+        steps: generator steps; with `equal="time"` of the plain variant.
         equal: "steps", or "time": the other variants get as many steps as the plain one's time allows.
         size, limit: of the images read from `data`.
         jobs: processes at a time.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qa_hooks._base.progress import counted
+from qa_hooks._base.random import permutation
 from qa_hooks.images import list_images, load_image
 
 
@@ -32,7 +33,7 @@ def load_digits_images() -> Images:
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     images = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False) * 2 - 1
     labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
+    order = permutation(len(images), 0)
     train, test = order[:1400], order[1400:]
     return Images("digits", images[train], images[test], labels[train], labels[test])
 
@@ -64,7 +65,7 @@ def load_folder_images(folder: str | Path, *, size: int = 32, limit: int = 10_00
     labels = None
     if len(classes) > 1:
         labels = torch.tensor([classes.index(path.parent) for path in kept], device="cpu", dtype=torch.int64)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
+    order = permutation(len(images), 0)
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     stacked = torch.stack(images) * 2 - 1
     split = (labels[train], labels[test]) if labels is not None else (None, None)

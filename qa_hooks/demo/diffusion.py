@@ -25,6 +25,8 @@ from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import counted
 from qa_hooks.demo.networks import update_ema
 
+BATCH = 64
+
 
 def make_digits_pipeline(flow: bool = False) -> Any:
     """A pipeline with an untrained UNet for `(N, 1, 16, 16)`: a `DDIMPipeline`, or one that follows a flow."""
@@ -48,18 +50,18 @@ def make_digits_pipeline(flow: bool = False) -> Any:
 
 
 def train_digits_pipeline(
-    images: Tensor, folder: str | Path, *, steps: int = 1400, batch_size: int = 64, seed: int = 0, flow: bool = False
+    images: Tensor, folder: str | Path, *, steps: int = 1400, seed: int = 0, flow: bool = False
 ) -> Any:
     """A pipeline with averaged weights, trained on images or, where that was done before, read from the folder.
 
     Args:
         images: `(N, 1, 16, 16)` in [-1, 1].
         folder: of the pipeline, in Diffusers' format.
-        steps, batch_size: of the training.
+        steps: of the training.
         seed: of weights, batches and noise; the global random state stays as it is.
         flow: flow matching instead of v-prediction.
     """
-    made_by = {"images": fingerprint(images), "steps": steps, "batch_size": batch_size, "seed": seed}
+    made_by = {"images": fingerprint(images), "steps": steps, "batch_size": BATCH, "seed": seed}
     made_by |= {"flow": True} if flow else {}
     note = Path(folder) / "made_by.json"
     if note.exists() and json.loads(note.read_text()) == made_by:
@@ -73,8 +75,8 @@ def train_digits_pipeline(
         warm_up = min(0.3, 50 / steps)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=warm_up, cycle_momentum=False)
         for step in counted(range(steps), "the base model", unit="step"):
-            clean = images[torch.randint(len(images), (batch_size,), device="cpu")]
-            noise, t = torch.randn_like(clean), torch.randint(1000, (batch_size,), device="cpu")
+            clean = images[torch.randint(len(images), (BATCH,), device="cpu")]
+            noise, t = torch.randn_like(clean), torch.randint(1000, (BATCH,), device="cpu")
             if flow:
                 level = ((t + 1) / 1000)[:, None, None, None]
                 noisy, target, t = (1 - level) * clean + level * noise, noise - clean, t + 1

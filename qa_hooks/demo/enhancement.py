@@ -53,7 +53,7 @@ ENHANCERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 
 def soften(images: list[Tensor]) -> list[Tensor]:
-    """As it is, soft, soft and grainy, in turn: originals that enhancing can mend."""
+    """Originals that enhancing can mend: every third image as it is, soft, or soft and grainy."""
     generator = torch.Generator().manual_seed(0)
     return [
         add_noise(blur(image, sigma) if sigma else image, noise, generator)

@@ -45,19 +45,18 @@ class GradedCrops:
     classes: int
 
 
-def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000, seed: int = 0) -> GradedCrops:
+def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000) -> GradedCrops:
     """Crops of scikit-image's photographs or of a folder's, one in five at each level of blur or noise.
 
     Args:
         folder: of photographs (at least 10, halved in size before they are cropped); or with a subfolder for each class
             of 32 x 32 images, such as CIFAR-10, which are taken as they are.
         count: of the crops to train on.
-        seed: of crops and degradations.
 
     Raises:
         ValueError: a folder with too few images.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     labels: Tensor | None = None
     if folder is not None and any(path.is_dir() for path in Path(folder).iterdir()):
         clean, labels = _of_classes(Path(folder), count + 2 * count // 3, generator)
@@ -83,7 +82,7 @@ def load_graded_crops(folder: str | Path | None = None, *, count: int = 3000, se
 
 
 def naturalness_of(clean: Tensor) -> FunctionScorer:
-    """Distance of an image's NIQE features from those of clean crops, `sqrt((f - mu)^T (S + e)^-1 (f - mu))`.
+    """Distance of an image's NIQE features from the features of clean crops, `sqrt((f - mu)^T (S + e)^-1 (f - mu))`.
 
     It knows nothing of degradations, and so is another kind of judge than a scorer that was trained on them.
     """

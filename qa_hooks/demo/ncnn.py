@@ -19,7 +19,7 @@ MAGIC = "7767517"
 HALF = 0x01306B47  # the tag before weights in 16 bits; 0 stands before weights in 32 bits
 ARRAYS = -23300  # a key below this holds an array: option -key - 23300
 INTERPOLATION = {1: "nearest", 2: "bilinear", 3: "bicubic"}
-OPTIONS = {  # those that are read, by kind of layer; with another the layer would mean something else
+OPTIONS = {  # the options that are read, by kind of layer; with another the layer would mean something else
     "Input": {0, 1, 2},
     "Split": set(),
     "Convolution": {0, 1, 4, 5, 6, 9, 10},  # channels, kernel, padding, bias?, weights, activation and its slope
@@ -96,19 +96,18 @@ class NCNNNetwork(nn.Module):
         return maps.popitem()[1]
 
 
-def read_ncnn(param: str | Path, weights: str | Path | None = None) -> NCNNNetwork:
+def read_ncnn(param: str | Path) -> NCNNNetwork:
     """Read a network from `name.param` and, beside it, `name.bin`.
 
     Args:
         param: the text file.
-        weights: the binary file, if it has another name.
 
     Raises:
         FileNotFoundError: one of the files is not there.
         ValueError: not a network of ncnn, or one with layers that are not read here; the message has the layer.
     """
     param = Path(param)
-    weights = param.with_suffix(".bin") if weights is None else Path(weights)
+    weights = param.with_suffix(".bin")
     try:
         return NCNNNetwork(read_layers(param.read_text(encoding="ascii")), weights.read_bytes())
     except UnicodeDecodeError as error:

@@ -36,13 +36,12 @@ class Photographs:
     held_out: list[Tensor]
 
 
-def load_photographs(folder: str | Path | None = None, *, held_out: str | Path | None = None) -> Photographs:
+def load_photographs(folder: str | Path | None = None) -> Photographs:
     """Photographs of scikit-image and scikit-learn, or of a folder.
 
     Args:
         folder: of a folder's images, by name, the last fifth is held out; of the others every second one is for
             scorers.
-        held_out: another folder, whose images are held out instead of that fifth (which is then not used).
 
     Raises:
         ValueError: a folder with fewer than 10 images.
@@ -58,8 +57,6 @@ def load_photographs(folder: str | Path | None = None, *, held_out: str | Path |
         groups = (paths[:first:2], paths[1:first:2], paths[first:])
         parts = [[_read(path) for path in group] for group in groups]
         name = Path(folder).resolve().name
-    if held_out is not None:
-        parts[2] = [_read(path) for path in list_images(held_out)]
     return Photographs(name, *parts)
 
 
@@ -97,7 +94,6 @@ def train_l1(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     steps: int,
-    lr: float = 2e-3,
     hooks: Hooks | None = None,
     progress: Any = None,
 ) -> None:
@@ -108,7 +104,7 @@ def train_l1(
         hooks: attached for the training; they log the loss.
         progress: its `put(n)` is told of n further steps, as `side_by_side` wants it.
     """
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     with hooks.attach(optimizer) if hooks is not None else nullcontext():
         for _, (lq, gt) in zip(range(steps), batches, strict=False):

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks.callbacks import GenerativeMonitor, Hooks, NaNGuard, SampleGrid, ScoreMonitor
+from qa_hooks.callbacks import Callback, GenerativeMonitor, Hooks, NaNGuard, SampleGrid, ScoreMonitor
 from qa_hooks.demo.evaluation import Evaluator
 from qa_hooks.demo.networks import LATENT, make_critic, make_generator, update_ema
 from qa_hooks.penalties import QAGANPenalty
 from qa_hooks.scorers import FunctionScorer
+from qa_hooks.sources.samples import Sample
 
 VARIANTS = ("plain", "ssim", "niqe")
 
@@ -58,33 +59,9 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
         images: Tensor = ema(torch.randn(n, LATENT, generator=rng, device="cpu", dtype=torch.float32))
         return images
 
-    every = max(1, job.steps // 8)
-    callbacks = [
-        SampleGrid(sample, every=every, value_range=(-1, 1), scale=3),
-        GenerativeMonitor(
-            sample,
-            job.images,
-            extractor=evaluator.extractor,
-            metrics=("fd", "kid") if evaluator.head is None else ("fd", "kid", "is"),
-            classifier=lambda images: evaluator.logits(images * 2 - 1),
-            n=min(1000, job.samples),
-            every=every,
-            value_range=(-1, 1),
-        ),
-        NaNGuard("stop", every=10),
-    ]
-    if evaluator.head is not None:
-        scorer = FunctionScorer(
-            lambda images: evaluator.logits(images * 2 - 1).softmax(1).amax(1),
-            name="class_confidence",
-            higher_is_better=True,
-            score_range=(0, 1),
-            differentiable=False,
-            value_range=(-1, 1),
-        )
-        callbacks.insert(2, ScoreMonitor(scorer, every=every, sample=sample))
     durations = []
-    with Hooks(callbacks, log_dir=job.folder, track={"penalty": penalty}, log_every=20).attach(optimizer_g) as hooks:
+    callbacks, track = _callbacks(job, evaluator, sample), {"penalty": penalty}
+    with Hooks(callbacks, log_dir=job.folder, track=track, log_every=20).attach(optimizer_g) as hooks:
         for step in range(job.steps):
             start = time.process_time()
             for _ in range(job.n_critic):
@@ -120,6 +97,36 @@ def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any
         "ms": 1000 * statistics.median(durations[job.steps // 2 :]),
     }
     return {**result, **evaluator.evaluate(images), "strip": images[:24]}
+
+
+def _callbacks(job: Job, evaluator: Evaluator, sample: Sample) -> list[Callback]:
+    """What a demo run shows: samples, distances to the real images, a classifier's confidence where there is one."""
+    every = max(1, job.steps // 8)
+    callbacks: list[Callback] = [
+        SampleGrid(sample, every=every, value_range=(-1, 1), scale=3),
+        GenerativeMonitor(
+            sample,
+            job.images,
+            extractor=evaluator.extractor,
+            metrics=("fd", "kid") if evaluator.head is None else ("fd", "kid", "is"),
+            classifier=lambda images: evaluator.logits(images * 2 - 1),
+            n=min(1000, job.samples),
+            every=every,
+            value_range=(-1, 1),
+        ),
+        NaNGuard("stop", every=10),
+    ]
+    if evaluator.head is not None:
+        scorer = FunctionScorer(
+            lambda images: evaluator.logits(images * 2 - 1).softmax(1).amax(1),
+            name="class_confidence",
+            higher_is_better=True,
+            score_range=(0, 1),
+            differentiable=False,
+            value_range=(-1, 1),
+        )
+        callbacks.insert(2, ScoreMonitor(scorer, every=every, sample=sample))
+    return callbacks
 
 
 def _decay(steps: int) -> Any:

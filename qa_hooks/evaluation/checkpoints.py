@@ -21,6 +21,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, rank, together, world_size
+from qa_hooks._base.random import permutation
 from qa_hooks._base.reach import modules_of
 from qa_hooks.evaluation.comparable import check_comparable, shapes_seen
 from qa_hooks.evaluation.quality_diversity import check_finite
@@ -65,7 +66,7 @@ def compare_checkpoints(
 ) -> CheckpointComparison:
     """Compare two models, or two states of one, on the same seeds.
 
-    Under several processes the images are shared out, in blocks of `batch_size`, and the numbers are those of one. The
+    Under several processes the images are shared out, in blocks of `batch_size`, and the numbers do not change. The
     caller's random state and networks stay as they are.
 
     Args:
@@ -138,7 +139,7 @@ def compare_checkpoints(
         with shapes_seen(network) as shapes:
             features = extract_features(network, real, quantised=True, **options).values
         check_comparable(network, shapes[0][:, :3].tolist(), sides)
-        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed), device="cpu")]
+        features = features[permutation(len(features), seed)]
         own = {"A": a[:, len(scorers) :].float(), "B": b[:, len(scorers) :].float()}
         found.add_sets(network, features, own, metrics, groups=groups)
         found.spec |= {"extractor": network.name, "fingerprint": network.fingerprint[:8], "real": len(features)}
@@ -147,7 +148,7 @@ def compare_checkpoints(
 
 @dataclass
 class _Job:
-    """What one process makes and measures: rows (position, C, H, W, scores and features of A, those of B)."""
+    """What one process makes and measures: rows (position, C, H, W, scores and features of A, then of B)."""
 
     scorers: Sequence[Scorer]
     extractor: FeatureExtractor | None

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.processes import gather_rows
-from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor
 
 Shape = Sequence[int]  # (C, H, W)
@@ -19,7 +18,7 @@ Shape = Sequence[int]  # (C, H, W)
 
 @contextlib.contextmanager
 def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
-    """At the end of the block the list holds one tensor: the shapes of the images that the extractor was given.
+    """A block whose list holds one tensor at the end: the shapes of the images that the extractor was given.
 
     Rows are channels, height, width and how many images, `(k, 4)` int64, of all processes together.
 
@@ -51,11 +50,6 @@ def shapes_seen(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
     found.append(torch.cat([shapes, counts[:, None]], 1))
 
 
-def resizes(extractor: FeatureExtractor) -> bool:
-    """Whether the extractor resizes all images to one size."""
-    return extractor.size is not None or is_canonical(extractor)
-
-
 def check_comparable(extractor: FeatureExtractor, real: Shape | Collection[Shape], generated: Shape) -> None:
     """Refuse images of other sizes, whose features would differ for that reason alone.
 
@@ -72,7 +66,7 @@ def check_comparable(extractor: FeatureExtractor, real: Shape | Collection[Shape
     shapes = [real] if isinstance(next(iter(real), 0), int) else real
     sizes = {f"{height}x{width}" for _, height, width in shapes}  # type: ignore[misc]
     own = f"{generated[1]}x{generated[2]}"
-    if resizes(extractor) or sizes <= {own}:
+    if extractor.resizes or sizes <= {own}:
         return
     listed = ", ".join(sorted(sizes)[:3]) + (f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else "")
     raise ValueError(

@@ -1,8 +1,8 @@
 """A value of a set of images with its interval, and the difference of two such values with a verdict.
 
 The jackknife leaves groups of images out in turn (see `qa_hooks.functional.intervals`), which gives one row of values:
-the whole set's, and those without each group. Rows of two models that were made from the same seeds, prompts or files
-can be subtracted: then what both share cancels, and the interval of the difference is that of a paired comparison.
+the value of the whole set, and the values without each group. Rows of two models that were made from the same seeds,
+prompts or files can be subtracted: what both share cancels, and the difference has the interval of a paired comparison.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Estimate(NamedTuple):
         share of n independent images, has Wilson's itself.
 
         Measured on Gaussian sets of 60 points (equal, too wide, collapsed; docs/intervals.md): 93 to 100 % of the
-        intervals hold the mean over draws, 90 % of those of density. The exception is the recall of a set that is far
-        away, which a single image can decide: 88 and 71 %.
+        intervals hold the mean over draws, 90 % of the intervals of density do. The exception is the recall of a set
+        that is far away, which a single image can decide: 88 and 71 %.
         """
         error = jackknife_error(self.row[1:])
         found = cut(t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence), *self.limits)
@@ -109,7 +109,7 @@ class Estimate(NamedTuple):
         return plain if corrected.verdict == plain.verdict else plain._replace(verdict="cannot tell")
 
     def _compare_shares(self, other: Estimate, confidence: float) -> Comparison:
-        """Where no left-out group changes two shares: Newcombe's interval of their difference (1998, method 10)."""
+        """Newcombe's interval of the difference (1998, method 10), for shares that no left-out group changes."""
         a, b = (wilson_interval(estimate.value, estimate.n, confidence=confidence) for estimate in (self, other))
         difference = b.value - a.value
         low = difference - math.hypot(b.value - b.low, a.high - a.value)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from qa_hooks.evaluation.names import extractor_label, metric_name
 from qa_hooks.evaluation.quality_diversity import score_spec
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
     estimate_metrics,
+    extractor_label,
+    metric_name,
     metric_of,
 )
 from qa_hooks.features import FeatureExtractor

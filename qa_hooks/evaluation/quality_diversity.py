@@ -20,7 +20,7 @@ from qa_hooks._base.checks import warn
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source
-from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
+from qa_hooks.scorers.scorer import Scorer, uncalibrated
 from qa_hooks.sources.batches import Source, warn_left_out
 
 HELD_OUT = 5  # one in five generated images calibrates the model of the diversity score
@@ -99,7 +99,7 @@ def diversity_score(
         TypeError: a scorer that is not fitted in features.
         ValueError: fewer than 50 images in either set, or fewer than the model needs.
     """
-    fitted = _fitted(scorer)
+    fitted = uncalibrated(scorer)
     if not hasattr(fitted, "refit"):
         raise TypeError(
             f"a diversity score fits the scorer's model anew, on features of generated images; {fitted.name} "
@@ -116,7 +116,7 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
 
     Args, raises: as `diversity_score`.
     """
-    fitted, n = _fitted(scorer), min(len(generated), len(real))
+    fitted, n = uncalibrated(scorer), min(len(generated), len(real))
     if n < FEWEST_FOR_DIVERSITY:
         raise ValueError(
             f"a diversity score needs at least {FEWEST_FOR_DIVERSITY} images of each kind, got {len(generated)} "
@@ -133,10 +133,6 @@ def diversity_scores(scorer: Scorer, generated: Features, real: Features, *, see
     if float(goodness.max() - goodness.min()) == 0:  # a generator that makes one image only
         return (real_goodness > goodness[0]).float() + 0.5 * (real_goodness == goodness[0]).float()
     return Calibration.fit(goodness, method=_method(fitted))(real_goodness)
-
-
-def _fitted(scorer: Scorer) -> Any:
-    return scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
 
 
 def _features_of(fitted: Any, source: Source, *, generated: bool, batch_size: int, progress: bool) -> Features:
@@ -166,7 +162,7 @@ def _mean_score(kind: str, scorer: Scorer, scores: Tensor, *, seed: int | None =
     scores, n = scores.double(), len(scores)
     if n < 2:
         raise ValueError(f"a mean score needs at least 2 images, got {n}")
-    check_finite(scores, _fitted(scorer).name)
+    check_finite(scores, uncalibrated(scorer).name)
     spec = score_spec(kind, scorer, n, seed=seed)
     return MeanScore(float(scores.mean()), float(scores.std()) / math.sqrt(n), n, spec)
 
@@ -179,8 +175,8 @@ def check_finite(scores: Tensor, what: str) -> None:
 
 
 def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:
-    """How a "QS" or a "DS" (with the seed of its draw) was made; `fitted_on`: with the scorer's fingerprint."""
-    fitted = _fitted(scorer)
+    """The spec of a "QS" or a "DS": `seed` is of the draw, `fitted_on` adds the scorer's fingerprint."""
+    fitted = uncalibrated(scorer)
     parts = [fitted.name]
     parts += [f"{name}={value}" for name, value in fitted.options().items() if isinstance(value, (int, float, str))]
     if hasattr(fitted, "extractor"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable, read_safetensors, write_safetensors
 from qa_hooks._base.processes import any_rank, broadcast_tensors, rank, together
+from qa_hooks._base.random import permutation
 from qa_hooks.evaluation.comparable import shapes_seen
 from qa_hooks.features import FeatureExtractor, extract_features
 from qa_hooks.features.moments import Moments
@@ -173,7 +174,7 @@ def _computed(extractor: FeatureExtractor, source: Source, data: str, rows: int,
             f"the features of all {len(features)} real images are the same: are they one image, or does "
             f"{extractor.name} not look at them? No distance can be told from them"
         )
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0), device="cpu")
+    order = permutation(len(features), 0)
     chosen = features.values[order[:rows]]
     return Reference.of(features.values, rows=chosen, data=data, extractor=extractor.fingerprint, shapes=shapes[0])
 

@@ -28,7 +28,7 @@ from qa_hooks._base.text import meant
 from qa_hooks.evaluation.estimate import Estimate
 from qa_hooks.evaluation.quality_diversity import check_finite, diversity_scores, quality_scores
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.features import Features
+from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_distance, inception_score
 from qa_hooks.functional.intervals import jackknife_subsets
@@ -73,7 +73,7 @@ class Sets:
 
     def features(self, rows: Tensor) -> Features:
         """Rows as scorers take them."""
-        return Features(rows.cpu(), self.real.extractor, torch.arange(len(rows), device="cpu"))
+        return Features.of(rows, self.real.extractor)
 
 
 class SetMetric(NamedTuple):
@@ -167,6 +167,25 @@ def metric_of(value: str) -> str:
 def higher_is_better(value: str) -> bool:
     """The direction of one of the values."""
     return METRICS[metric_of(value)].higher_is_better
+
+
+def extractor_label(extractor: FeatureExtractor) -> str:
+    """The extractor's name; a user's network named "inception" is called "own-inception"."""
+    return "own-inception" if extractor.name == "inception" and not extractor.is_canonical else extractor.name
+
+
+def metric_name(value: str, extractor: FeatureExtractor) -> str:
+    """The name that goes with a value: famous ones are for the canonical Inception alone (on uint8 images).
+
+    Example:
+        >>> from qa_hooks.features import create_extractor
+        >>> extractor = create_extractor("random")
+        >>> metric_name("fd", extractor), metric_name("kid", extractor), metric_name("recall", extractor)
+        ('fd_random', 'kd_random', 'recall_random')
+    """
+    if extractor.is_canonical and value in ("fd", "kid"):
+        return "fid" if value == "fd" else value
+    return f"{'kd' if value == 'kid' else value}_{extractor_label(extractor)}"
 
 
 def _frechet(sets: Sets) -> Tensor:

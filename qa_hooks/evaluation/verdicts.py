@@ -11,9 +11,8 @@ from torch import Tensor
 
 from qa_hooks._base.text import plural
 from qa_hooks.drawing.tables import interval_text, text_table
-from qa_hooks.evaluation.names import is_untrained, metric_name
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics
+from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, metric_name
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.intervals import (
     Comparison,
@@ -98,7 +97,7 @@ class Verdicts:
         reference = Reference.of(real, extractor=extractor.fingerprint)
         if {"qs", "ds"} & set(metrics):
             self.mixture = GMMScorer(extractor)
-            rows = Features(real, extractor.fingerprint, torch.arange(len(real), device="cpu"))
+            rows = Features.of(real, extractor.fingerprint)
             self.mixture.fit_features(rows, seed=self.seed)
         found = {
             label: estimate_metrics(Sets(reference, rows, groups, self.seed, scorer=self.mixture), metrics)
@@ -154,13 +153,13 @@ class Verdicts:
 
 def _doubt(extractor: FeatureExtractor, n: int) -> str:
     """Why there should be no verdict, in words; "" where there may be one."""
-    if is_untrained(extractor):
+    if extractor.is_untrained:
         return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
     return f"{plural(n, 'image')} are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
 
 
 def _is_copy(rows: Tensor, real: Tensor) -> bool:
-    """Whether features are those of the same images, in any order, up to rounding."""
+    """Whether features come from the same images, in any order, up to rounding."""
     if rows.shape != real.shape:
         return False
     a, b = (part.sort(0).values for part in (rows.to(real), real))

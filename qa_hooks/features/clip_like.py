@@ -127,6 +127,6 @@ def _cropped(images: Tensor, size: Any) -> Tensor:
 
 
 def _unit(features: Any) -> Tensor:
-    """Of length 1; transformers 5 wraps what transformers 4 returned."""
+    """The rows at length 1; transformers 5 wraps what transformers 4 returned."""
     rows: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return F.normalize(rows.float(), dim=1)

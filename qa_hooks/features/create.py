@@ -17,7 +17,6 @@ from qa_hooks.features.efficientnet import efficientnet
 from qa_hooks.features.extractor import FeatureExtractor
 from qa_hooks.features.hed import MEAN, STD, hed
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EFFICIENTNET = {  # the size of their images
     "efficientnet_lite0": 224,
     "efficientnet_lite0-stages": None,
@@ -78,7 +77,7 @@ def create_extractor(spec: str | Mapping[str, Any] | FeatureExtractor | nn.Modul
 
 @torch.inference_mode(False)  # parameters made in it could take no part in a graph
 def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -> FeatureExtractor:
-    """The extractors of `create_extractor` that have a name; without `download` only those that are on this machine."""
+    """The extractors of `create_extractor` that have a name; without `download` only what is on this machine."""
     amp, size = options.pop("amp", False), options.pop("size", "default")
     if kind == "random":
         module, name = with_options(kind, networks.random_network, options), _random_name(**options)
@@ -99,10 +98,10 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         name, facts = f"transformers-{_plain(Path(source).name)}", _facts(None, (0.0,), (1.0,))
     elif kind in networks.DINOV2:
         module, name = with_options(kind, networks.dinov2, options, kind, download=download), _named(kind, options)
-        facts = {**_facts(224, *IMAGENET), "interpolation": "bicubic"}
+        facts = {**_facts(224, *networks.IMAGENET), "interpolation": "bicubic"}
     elif kind in networks.torchvision_names():
         module = with_options(kind, networks.torchvision_network, options, kind, download=download)
-        name, facts = _named(kind, options), _facts(224, *IMAGENET)
+        name, facts = _named(kind, options), _facts(224, *networks.IMAGENET)
     else:
         near = meant(str(kind), ["random", "inception", *EFFICIENTNET, *networks.DINOV2, *networks.torchvision_names()])
         raise ValueError(

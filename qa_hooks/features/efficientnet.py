@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks.functional.channel_statistics import channel_statistics
+
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each group of Lite0
 STAGES = (0, 1, 2, 4, 6)  # the groups whose outputs are read, beside the stem's: one at each resolution, and the last
 
@@ -46,7 +48,7 @@ class EfficientNetStages(nn.Module):
         self.read = {ends[group] - 1 for group in STAGES[: self.last - 1]}
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([statistic for maps in self.stages(images) for statistic in _statistics(maps)], 1)
+        return channel_statistics(self.stages(images))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The maps of the stages, `(N, C, h, w)` each."""
@@ -64,10 +66,6 @@ class EfficientNetMiddle(EfficientNetStages):
     """The same of the stages at a quarter and an eighth of the resolution, `(N, 3, H, W) -> (N, 128)`."""
 
     first, last = 2, 4  # chosen in docs/giqa.md
-
-
-def _statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    return maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()
 
 
 def efficientnet(kind: str) -> nn.Module:

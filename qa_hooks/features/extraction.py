@@ -40,6 +40,11 @@ class Features:
     indices: Tensor
     size: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, values: Tensor, fingerprint: str) -> Features:
+        """The rows `(n, dim)` of images 0 to n - 1."""
+        return cls(values.cpu(), fingerprint, torch.arange(len(values), device="cpu"))
+
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
@@ -96,7 +101,7 @@ def extract_features(
         value_range: what the numbers of floating images mean; uint8 images are [0, 255].
         generated: the images come from a model, so values outside the range are clamped and warned of at most; real
             images outside the range raise.
-        quantised: round floating images to 8 bits first, as files would: FID is defined on those.
+        quantised: round floating images to 8 bits first, as files would: FID is defined on 8 bits.
         size: (height, width) that images are brought to before; None leaves theirs.
         progress: show a bar (rank 0, terminals only).
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it

@@ -182,6 +182,22 @@ class FeatureExtractor(KeepsFrozen):
         return (images - self.mean) / self.std
 
     @property
+    def is_canonical(self) -> bool:
+        """Whether this is the Inception network of the published FID, made by `create_extractor`."""
+        return (self.spec or {}).get("type") == "inception"
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the network is untrained: the seeded random one, or one made without weights; not your own."""
+        spec = self.spec or {}
+        return spec.get("type") == "random" or spec.get("weights", "") is None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether all images are resized to one size."""
+        return self.size is not None or self.is_canonical
+
+    @property
     def dim(self) -> int:
         """Length of a vector. Taken from the first images; before that, from one grey test image."""
         if self._dim is None:

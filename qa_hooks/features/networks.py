@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qa_hooks._base.checks import check_count
+from qa_hooks._base.libraries import import_library
+from qa_hooks.functional.channel_statistics import channel_statistics
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its colours
 DINOV2 = {
     "dinov2_vits14": "facebook/dinov2-small",
     "dinov2_vitb14": "facebook/dinov2-base",
@@ -51,10 +54,7 @@ class RandomNetwork(nn.Module):
             self.layers.append(layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = []
-        for maps in self.stages(images):
-            features += [maps.mean((2, 3)), (maps.var((2, 3), correction=0) + 1e-6).sqrt()]
-        return (torch.cat(features, 1) + 0.01).log()
+        return (channel_statistics(self.stages(images)) + 0.01).log()
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The rectified maps of the four scales, `(N, C, h, w)` each."""
@@ -193,11 +193,9 @@ class Inception(nn.Module):
 
 def inception(weights: str | Path | None = None, *, download: bool = True) -> nn.Module:
     """The network of the canonical FID."""
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as source
-        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
-    except ImportError as error:
-        raise ImportError("the canonical Inception needs torch-fidelity: pip install torch-fidelity") from error
+    import_library("torch_fidelity", needed_by="the canonical Inception", install="pip install torch-fidelity")
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
 
     def state(url: str, **_options: Any) -> Any:
         if weights is not None:
@@ -251,10 +249,9 @@ class ClassToken(nn.Module):
 
 def dinov2(name: str, weights: str | Path | None = "DEFAULT", *, download: bool = True) -> nn.Module:
     """DINOv2 from Hugging Face, or from a folder on disk; its files are safetensors."""
-    try:
-        from transformers import Dinov2Config, Dinov2Model
-    except ImportError as error:
-        raise ImportError("DINOv2 needs transformers: pip install transformers") from error
+    import_library("transformers", needed_by="DINOv2")
+    from transformers import Dinov2Config, Dinov2Model
+
     if weights is None:
         with _cpu_float32(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)

@@ -1,7 +1,7 @@
 """What a fit needs of more features than memory holds: sums that can be added, and a sample chosen by name.
 
 An image's place is a number in [0, 1) that its name and the seed decide. Places below `held_out` belong to the
-calibration and take no part in the fit; of both sides those with the lowest places are kept as a sample. So the result
+calibration and take no part in the fit; of both sides the lowest places are kept as a sample. So the result
 does not depend on how the images were divided, nor on the order in which the parts were added: the samples are the same
 to the last bit, the moments to the rounding of float64.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, check_share
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.features.moments import Moments
 
@@ -26,7 +26,7 @@ class FeatureSums:
     Args:
         dim: of the features.
         held_out: the share of the images that calibrate and take no part in the fit.
-        sample: rows that are kept, at most, of those that are fitted and of those that are held out.
+        sample: rows that are kept, at most, of the fitted images and of the held-out ones.
         seed: of the choice.
 
     Attributes:
@@ -44,9 +44,7 @@ class FeatureSums:
     """
 
     def __init__(self, dim: int, *, held_out: float = 0.2, sample: int = 10_000, seed: int = 0) -> None:
-        if not 0 <= held_out < 1:
-            raise ValueError(f"held_out must be a share in [0, 1), got {held_out!r}")
-        self.dim, self.held_out, self.seed = dim, float(held_out), int(seed)
+        self.dim, self.held_out, self.seed = dim, check_share("held_out", held_out, zero=True), int(seed)
         self.size_of_sample = check_count("sample", sample)
         self.moments = Moments(dim)
         self.sizes: set[Size] = set()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks.functional.intervals import wilson_interval
 from qa_hooks.functional.numerics import as_doubles
 
@@ -55,8 +56,7 @@ def pairwise_accuracy(
         >>> result.accuracy, round(result.low, 3), round(result.high, 3)
         (0.625, 0.219, 0.908)
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
+    check_share("confidence", confidence)
     given = {"scores_a": scores_a, "scores_b": scores_b, "labels": labels}
     a, b, y = (as_doubles(values) for values in given.values())
     shapes = {name: tuple(values.shape) for name, values in zip(given, (a, b, y), strict=True)}

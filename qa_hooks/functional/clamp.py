@@ -71,7 +71,7 @@ class _ThroughClamp(torch.autograd.Function):
 
 
 def through_clamp(images: Tensor) -> Tensor:
-    """Images clamped to [0, 1] whose gradient is that of images that were not.
+    """Images clamped to [0, 1] with the gradient of unclamped images.
 
     Example:
         >>> x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks.functional.intervals import Interval, jackknife_error, t_interval, wilson_interval
 from qa_hooks.functional.numerics import as_doubles
 
@@ -55,7 +56,7 @@ class Measured(NamedTuple):
         return Interval(self.value, min(back(low), self.value), max(back(high), self.value))
 
     def _logit(self, share: float) -> float:
-        """Where a block holds all the pairs in the wrong order, the others have a share of 1."""
+        """The logit, finite at 0 and 1 too: where one block holds all the wrong pairs, the others have a share of 1."""
         share = (share * self.pairs + 0.5) / (self.pairs + 1)
         return math.log(share / (1 - share))
 
@@ -107,8 +108,7 @@ def share_interval(
     clusters = as_labels(clusters)
     if len(clusters) != len(numbers):
         raise ValueError(f"clusters has {len(clusters)} labels for {len(numbers)} values")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}")
+    check_share("confidence", confidence)
     places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
     members = np.array([places[label] for label in clusters])
     sums, counts = np.bincount(members, numbers), np.bincount(members)

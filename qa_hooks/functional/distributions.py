@@ -1,4 +1,4 @@
-"""How far two sets of numbers are apart: the scores of generated images and those of real ones.
+"""How far two sets of numbers are apart: the scores of generated images and of real ones.
 
 KS(a, b)      = max_x |F_a(x) - F_b(x)|                 Kolmogorov 1933, Smirnov 1939; F: the share of values <= x
 overlap(a, b) = sum over bins of min(share_a, share_b)  1: the same histogram, 0: nothing in common

@@ -30,7 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, check_share
+from qa_hooks._base.random import permutation
 from qa_hooks.functional.numerics import as_doubles
 
 _CHUNK = 1 << 22  # numbers drawn at a time
@@ -194,7 +195,7 @@ def group_jackknife(
 
     Args:
         statistic: `statistic(indices)` of the items at these positions, `(m,)` int64, ascending; smooth in them, so no
-            median and no extreme. For a paired difference: that of B minus that of A, at the same indices.
+            median and no extreme. For a paired difference: B's value minus A's value at the same indices.
         count: items in the set, at least `groups`.
         groups: how many; the error itself is known to about `1 / sqrt(2 (groups - 1))` of itself, 24 % for 10.
         seed: of the division into groups.
@@ -227,7 +228,7 @@ def jackknife_subsets(count: int, *, groups: int = 10, seed: int = 0) -> list[Te
     check_count("groups", groups, least=2)
     if count < groups:
         raise ValueError(f"a jackknife of {groups} groups needs at least as many items, got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    order = permutation(count, seed)
     subsets = []
     for group in order.tensor_split(groups):
         kept = torch.ones(count, dtype=torch.bool, device="cpu")
@@ -261,8 +262,8 @@ def wilson_interval(share: float, n: int, *, confidence: float = 0.95) -> Interv
         0.963006...
     """
     check_count("n", n)
-    if not 0 <= share <= 1 or not 0 < confidence < 1:
-        raise ValueError(f"share must be in [0, 1] and confidence in (0, 1), got {share!r} and {confidence!r}")
+    check_share("share", share, zero=True, one=True)
+    check_share("confidence", confidence)
     z = float(_NORMAL.icdf(torch.tensor((1 + confidence) / 2, dtype=torch.float64, device="cpu")))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     width = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
@@ -274,8 +275,7 @@ def t_quantile(degrees: int, confidence: float) -> float:
     from scipy.special import stdtrit  # scikit-learn brings it
 
     check_count("degrees", degrees)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, for example 0.95, got {confidence!r}")
+    check_share("confidence", confidence)
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 

@@ -201,7 +201,7 @@ def _quadratic(matrix: Tensor, columns: Tensor) -> Tensor:
 
 
 class _Quadratic(torch.autograd.Function):
-    """With z = A^-1 x: q = x^T z, dq/dx = 2 z, dq/dA = -z z^T, which costs less than going back through the factor."""
+    """q = x^T z with z = A^-1 x; dq/dx = 2 z, dq/dA = -z z^T, which costs less than going back through the factor."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, columns: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class _Quadratic(torch.autograd.Function):
 
 
 def _quadratic_or_pinv(matrix: Tensor, columns: Tensor) -> Tensor:
-    """As `_quadratic`, with the pseudo-inverse of singular matrices."""
+    """The same as `_quadratic`, with the pseudo-inverse of singular matrices."""
     failed = torch.linalg.cholesky_ex(matrix.detach())[1]
     if not failed.any():
         return _quadratic(matrix, columns)

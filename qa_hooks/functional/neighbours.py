@@ -182,7 +182,7 @@ class _Search:
         self.error = rounding_error(self.centred, bank) if metric == "euclidean" else None
 
     def values(self, rows: slice, chosen: Tensor | None = None) -> Tensor:
-        """Of all queries, or of the chosen ones, to some rows of the bank; a query's own row is infinitely far."""
+        """Distances of all or of chosen queries to some rows of the bank; a query's own row is infinitely far."""
         queries = self.centred if chosen is None else self.centred[chosen]
         if self.metric == "euclidean":
             values = squared_distances(queries, self.bank, rows)

@@ -24,6 +24,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks.images import check_images
 
+HIGH = 0.25  # cycles per pixel
 NEARLY = 4 / 255  # of the range: what no eye tells from black or white
 INVISIBLE = (1 / 255) ** 2  # variance of a pattern that 8 bits just hold
 _CHUNK = 1 << 22  # numbers transformed at a time
@@ -71,12 +72,11 @@ def power_spectrum(images: Tensor, *, tile: int = 64) -> Tensor:
     return torch.cat(rows)
 
 
-def high_frequency_share(power: Tensor, *, cutoff: float = 0.25) -> Tensor:
-    """The share of the power at frequencies of at least `cutoff` cycles per pixel.
+def high_frequency_share(power: Tensor) -> Tensor:
+    """The share of the power at frequencies of at least a quarter of a cycle per pixel.
 
     Args:
         power: `(..., t, t // 2 + 1)`, from `power_spectrum`.
-        cutoff: between 0 and 0.7.
 
     Returns:
         `(...)`, in [0, 1]; 0 where nothing varies.
@@ -88,7 +88,7 @@ def high_frequency_share(power: Tensor, *, cutoff: float = 0.25) -> Tensor:
     """
     length, count = _lengths(power)
     total = (power * count).sum((-2, -1))
-    return (power * count * (length >= cutoff)).sum((-2, -1)) / total.clamp(min=1e-3 * INVISIBLE)
+    return (power * count * (length >= HIGH)).sum((-2, -1)) / total.clamp(min=1e-3 * INVISIBLE)
 
 
 def spectral_peak(power: Tensor) -> SpectralPeak:
@@ -123,24 +123,24 @@ def spectral_peak(power: Tensor) -> SpectralPeak:
     return SpectralPeak(ratio, vertical, horizontal)
 
 
-def dark_share(images: Tensor, *, nearly: float = NEARLY) -> Tensor:
-    """`(N,)`: the share of the pixels of `(N, C, H, W)` in [0, 1] whose brightest channel is at most `nearly`.
+def dark_share(images: Tensor) -> Tensor:
+    """`(N,)`: the share of the pixels of `(N, C, H, W)` in [0, 1] whose brightest channel is at most `NEARLY`.
 
     Example:
         >>> dark_share(torch.tensor([0.0, 0.5]).view(1, 1, 1, 2))
         tensor([0.5000])
     """
-    return (images.amax(1) <= nearly).float().mean((1, 2))
+    return (images.amax(1) <= NEARLY).float().mean((1, 2))
 
 
-def saturated_share(images: Tensor, *, nearly: float = NEARLY) -> Tensor:
-    """`(N,)`: the share of the values of `(N, C, H, W)` in [0, 1] that are at least `1 - nearly`.
+def saturated_share(images: Tensor) -> Tensor:
+    """`(N,)`: the share of the values of `(N, C, H, W)` in [0, 1] that are at least `1 - NEARLY`.
 
     Example:
         >>> saturated_share(torch.tensor([1.0, 0.5]).view(1, 1, 1, 2))
         tensor([0.5000])
     """
-    return (images >= 1 - nearly).float().mean((1, 2, 3))
+    return (images >= 1 - NEARLY).float().mean((1, 2, 3))
 
 
 def _lengths(power: Tensor) -> tuple[Tensor, Tensor]:

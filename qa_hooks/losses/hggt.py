@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, to_unit
-from qa_hooks.losses import QALoss
+from qa_hooks.losses.loss import QALoss, needs_target
 
 ANNOTATORS = 3
 POWER = 0.75
@@ -115,8 +115,7 @@ class HGGTNegativeLoss(QALoss):
         self._inputs_guard = RangeGuard(self.value_range)
 
     def per_image(self, pred: Tensor, target: Tensor | None, **inputs: Any) -> Tensor:
-        if target is None:
-            raise ValueError("HGGTNegativeLoss needs a target: the ground truth of this step")
+        target = needs_target("HGGTNegativeLoss", target)
         for name in ("original", "negative", "negative_votes"):
             if inputs.get(name) is None:
                 raise ValueError(f"HGGTNegativeLoss needs {name}=; MultiGTDataset(..., negatives=True) gives it")
@@ -147,5 +146,6 @@ def _voted_variance(name: str, original: Tensor, image: Tensor, votes: Tensor) -
         raise ValueError(f"{name}_votes must be a tensor ({original.shape[0]},), got {got}")
     residual = (original.float() - image.float()).abs().sum(1, keepdim=True)
     windows = F.pad(residual, (1, 1, 1, 1), mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1)
-    variance = windows.var((-2, -1), unbiased=True)
+    deviations = windows - windows.mean((-2, -1), keepdim=True)  # `var` takes three times as long on a CPU
+    variance = deviations.square().sum((-2, -1)) / 8
     return votes.to(variance).view(-1, 1, 1, 1) / ANNOTATORS * variance**POWER

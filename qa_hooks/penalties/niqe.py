@@ -1,4 +1,4 @@
-"""QAGAN's NIQE penalty: the critic's gradient map should look like those on real images (Kancharla, Channappayya 2019).
+"""QAGAN's NIQE penalty: the critic's gradient map should look as on real images (Kancharla, Channappayya 2019).
 
     g = grad_x^ D(x^);  m = grey(g) / RMS(grey(g));  P = NIQE distance of features(m) from a model of real images' maps
 
@@ -159,13 +159,12 @@ class NIQETerm(Term):
 
 
 class NIQEPenalty(NIQETerm, CriticPenalty):
-    """The NIQE distance of the critic's gradient maps at interpolated images from those at real ones; see the
-    module's top.
+    """NIQE's distance of the critic's gradient maps at interpolated images from its maps at real ones.
 
-    The model can be given, fitted on a trained critic (`fit_gradient_model`), or gathered in this very run
-    (`warmup=2000`: the term is left out and "niqe_active" is 0 for that many calls, the last of which gather; when they
-    give no usable model it waits as long again, then raises). It costs a double backward through the critic unless a
-    gradient penalty shares it (`QAGANPenalty`).
+    The formula is at the top of `qa_hooks.penalties.niqe`. The model can be given, fitted on a trained critic
+    (`fit_gradient_model`), or gathered in this very run (`warmup=2000`: the term is left out and "niqe_active" is 0 for
+    that many calls, the last of which gather; when they give no usable model it waits as long again, then raises).
+    It costs a double backward through the critic unless a gradient penalty shares it (`QAGANPenalty`).
 
     Args:
         weight: 0.1 in the authors' code; at weight 1 the images got much worse (README).
@@ -174,8 +173,8 @@ class NIQEPenalty(NIQETerm, CriticPenalty):
         mode: "mvg" compares the Gaussian of the batch's features (global over processes), "sample" averages the
             Mahalanobis distances of single maps.
         hinge: penalise only what lies above the mean distance of real maps (of batches of 64). Without it the distance
-            ended far below that of real maps (0.76 against 1.8 on digits); with it the images were no worse at weight
-            0.1 and clearly better at weight 1.
+            ended far below the distance of real maps (0.76 against 1.8 on digits); with it the images were no worse at
+            weight 0.1 and clearly better at weight 1.
         config: of the features during a warm-up; a given model brings its own.
 
     Raises:

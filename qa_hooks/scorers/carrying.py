@@ -14,7 +14,7 @@ from qa_hooks.scorers.create import create_scorer
 from qa_hooks.scorers.libraries.adapter import LibraryScorer
 from qa_hooks.scorers.loading import restored_scorer
 from qa_hooks.scorers.saving import scorer_parts
-from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
+from qa_hooks.scorers.scorer import Scorer, uncalibrated
 
 Facts = dict[str, Any]
 
@@ -30,7 +30,7 @@ def packed_scorer(scorer: Scorer) -> tuple[Facts, dict[str, Tensor]]:
         >>> unpacked_scorer(*packed_scorer(create_scorer({"type": "psnr", "channel": "y"}))).options()["channel"]
         'y'
     """
-    inner = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+    inner: Scorer = uncalibrated(scorer)
     facts: Facts = {"range": list(inner.value_range), "calibrated": inner is not scorer}
     facts |= {"fingerprint": inner.fingerprint, "other_sizes": inner.other_sizes, "name": inner.name}
     if isinstance(inner, LibraryScorer):

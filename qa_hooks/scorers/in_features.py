@@ -76,7 +76,7 @@ class ScorerInFeatures(Scorer):
             return self.score_rows(rows)
 
     def score_features(self, features: Features | Tensor) -> Tensor:
-        """Raw scores `(n,)` float32 of features; `ValueError` for those of another extractor."""
+        """Raw scores `(n,)` float32 of features; `ValueError` for features of another extractor."""
         self._check_fitted()
         self._check_size(features)
         values = self._checked(features)
@@ -143,8 +143,8 @@ class ScorerInFeatures(Scorer):
         if isinstance(features, Features):
             if features.fingerprint != self.extractor.fingerprint:
                 raise ValueError(
-                    f"the features have the fingerprint {features.fingerprint}, but {self.name} works in those of "
-                    f"{self.extractor.name} ({self.extractor.fingerprint}): extract them with its extractor"
+                    f"the features have the fingerprint {features.fingerprint}, but {self.name} works in features "
+                    f"of {self.extractor.name} ({self.extractor.fingerprint}): extract them with its extractor"
                 )
             features = features.values
         width = self.width(self.extractor.dim)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qa_hooks.features import Features
 from qa_hooks.images import RangeGuard
-from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
+from qa_hooks.scorers.scorer import Scorer, uncalibrated
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.measuring import measure_source
 
@@ -66,11 +66,10 @@ def score_source(
 
 def score_features(scorer: Any, features: Features) -> Tensor:
     """What a scorer that works in features, or its calibrated form, gives for images with these features: `(n,)`."""
-    if isinstance(scorer, CalibratedScorer):
-        fitted: Any = scorer.scorer
-        raw = score_features(fitted, features)
-        calibrated: Tensor = fitted.calibration(raw if fitted.higher_is_better else -raw)
-        return calibrated
+    fitted = uncalibrated(scorer)
     with torch.no_grad():
-        scores: Tensor = scorer.score_features(features)
-    return scores.cpu().float()
+        scores: Tensor = fitted.score_features(features).cpu().float()
+    if fitted is scorer:
+        return scores
+    calibrated: Tensor = fitted.calibration(scores if fitted.higher_is_better else -scores)
+    return calibrated

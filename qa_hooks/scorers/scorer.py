@@ -260,6 +260,11 @@ def common_range(scorers: Iterable[Scorer], value_range: Range | None = None) ->
     return ranges.pop() if ranges else (0.0, 1.0)
 
 
+def uncalibrated(scorer: Any) -> Any:
+    """The scorer inside, of one that `Scorer.calibrated()` made; any other as it is."""
+    return scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+
+
 class CalibratedScorer(Scorer):
     """A scorer followed by its calibration: [0, 1], higher is better. Made by `Scorer.calibrated()`."""
 

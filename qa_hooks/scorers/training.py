@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count, check_share, warn
 from qa_hooks._base.processes import broadcast_tensors, rank, together
 from qa_hooks._base.progress import Progress
 from qa_hooks.images import Range
@@ -131,8 +131,7 @@ def check_fit(*, steps: int, batch_size: int, held_out: float, calibration: str 
     check_count("steps", steps)
     check_count("batch_size", batch_size, least=2)
     check_method(calibration)
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie between 0 and 1, got {held_out!r}")
+    check_share("held_out", held_out)
 
 
 def read_for_one(source: Source, read: Callable[[], Read], nothing: Read, gather: Callable[[Read], Read]) -> Read:

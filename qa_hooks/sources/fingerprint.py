@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint, tensor_bytes
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows, together
+from qa_hooks._base.random import seed_everything
 from qa_hooks.images import Range
 from qa_hooks.sources.batches import Source, image_batches, image_paths, is_shared
 from qa_hooks.sources.loaders import own_generators, seed_generators, unmoved
@@ -79,9 +78,7 @@ def fixed_random(source: Source) -> Iterator[None]:
         True
     """
     with isolated():
-        random.seed(SEED)
-        np.random.seed(SEED)
-        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed every GPU too
+        seed_everything(SEED)
         with unmoved(source):
             seed_generators(own_generators(source), SEED)
             yield

@@ -144,8 +144,8 @@ def _are_alike(colours: np.ndarray[Any, Any]) -> bool:
 class _Cells(NamedTuple):
     number: int
     colour: np.ndarray[Any, Any]
-    sharp: bool  # the lines beside those between the cells are not of one colour
-    exact: bool  # those between are, to the last bit
+    sharp: bool  # the lines at the edges of the cells are not of one colour
+    exact: bool  # the lines between the cells are, to the last bit
 
 
 class _Side:

@@ -36,7 +36,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 def windows(items: Iterable[Item], measure: Callable[[Item], tuple[int, int]], batch_size: int) -> Iterator[list[Item]]:
-    """As many neighbours as fill a batch, fewer where they are large; `measure` counts an item's images and pixels."""
+    """Items cut into lists that fill a batch, shorter where they are large; `measure` counts images and pixels."""
     window: list[Item] = []
     count = pixels = 0
     for item in items:

@@ -8,15 +8,13 @@ Real images that lie where few others do are dropped: a generator of limited siz
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset, Subset
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
+from qa_hooks._base.random import seed_everything
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.picker import Picked, pick
@@ -76,9 +74,7 @@ def select_instances(
             "DataLoader pass its .dataset"
         )
     with isolated():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        seed_everything(seed)
         report = pick(
             dataset,
             scorer,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_weight, warn
+from qa_hooks._base.checks import check_share, check_weight, warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 
@@ -40,7 +40,7 @@ def ohem_weights(scores: Tensor, *, threshold: float | Tensor, weight: float) ->
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"scores must be a tensor (N,), got {got}")
     below = scores.detach() < threshold
-    return 1 + (_positive("weight", weight) - 1) * below.float()
+    return 1 + (_positive(weight) - 1) * below.float()
 
 
 class OHEM(Weighter):
@@ -86,11 +86,9 @@ class OHEM(Weighter):
         super().__init__(scorer, higher_is_better=higher_is_better, normalize=normalize, every=every)
         if threshold_mode not in MODES:
             raise ValueError(f"threshold_mode must be one of {MODES}, got {threshold_mode!r}")
-        for name, share in (("worst", worst), ("threshold", threshold)):
-            if not 0 < check_weight(name, share) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {share!r}")
-        self.worst, self.threshold_mode, self.threshold = float(worst), threshold_mode, float(threshold)
-        self.weight = _positive("weight", weight)
+        self.worst, self.threshold = check_share("worst", worst), check_share("threshold", threshold)
+        self.threshold_mode = threshold_mode
+        self.weight = _positive(weight)
         if threshold_mode == "absolute":
             self._check_calibrated()
         if not normalize and not self.is_off():
@@ -128,7 +126,7 @@ class OHEM(Weighter):
             )
 
 
-def _positive(name: str, value: Any) -> float:
-    if check_weight(name, value) == 0:
-        raise ValueError(f"{name} must be more than 0, got {value!r}")
-    return float(value)
+def _positive(weight: Any) -> float:
+    if check_weight("weight", weight) == 0:
+        raise ValueError(f"weight must be more than 0, got {weight!r}")
+    return float(weight)

@@ -4,7 +4,7 @@
     paths = [files[i] for i in picked.indices]
 
 Dropping images of low score raises precision and lowers recall: a scorer likes the middle of its data. So the result
-holds precision and recall of the kept images beside those of as many images drawn at random.
+holds precision and recall of the kept images beside the values of as many images drawn at random.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import gather_rows, rank, world_size
+from qa_hooks._base.random import permutation
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.functional.precision_and_recall import PrecisionRecall, precision_recall
 from qa_hooks.images import Range
 from qa_hooks.scorers.score_source import Scored, score_features, score_source
-from qa_hooks.scorers.scorer import CalibratedScorer, Scorer
+from qa_hooks.scorers.scorer import Scorer, uncalibrated
 from qa_hooks.sources.batches import Source, count_images, is_shared
 
 NEIGHBOURS = 3  # k of precision and recall
@@ -96,10 +98,9 @@ def pick(
         >>> pick(None, scores=[0.3, 0.9, float("nan"), 0.5, 0.9], keep=0.5).indices
         tensor([1, 4])
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"keep must be a share, more than 0 and at most 1, got {keep!r}")
+    check_share("keep", keep, one=True)
     shared = images is None or is_shared(images)
-    fitted = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+    fitted = uncalibrated(scorer)
     own = getattr(fitted, "extractor", None)
     if extractor is None and (scores is None or real is not None):
         extractor = own
@@ -220,6 +221,6 @@ def _cost(
     """Precision and recall of `count` random rows, and of the first ones."""
     if min(count, len(reference)) <= NEIGHBOURS:
         return None, None
-    drawn = torch.randperm(len(rows), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")[:count]
+    drawn = permutation(len(rows), seed)[:count]
     before, after = (precision_recall(reference, part, k=NEIGHBOURS) for part in (rows[drawn], rows[:count]))
     return before, after

@@ -24,7 +24,7 @@ class Weighter:
             `(N, 1)`, the critic included; None when the loop passes `scores=`.
         higher_is_better: the direction of a callable and of bare `scores=`; a `Scorer` has its own.
         normalize: divide by the mean over the joint batch, so that the loss keeps its size.
-        every: score each that many calls; those between return ones.
+        every: score at every so-many-th call; the calls between return ones.
 
     Attributes:
         terms: of the last call that scored, detached: "weighted" (share of images whose weight the rule changed),

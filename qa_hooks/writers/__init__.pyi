@@ -1,10 +1,10 @@
 from .run_log import read_run_log as read_run_log
-from .tags import GROUPS as GROUPS
-from .tags import make_tag as make_tag
 from .tensorboard import TensorBoardWriter as TensorBoardWriter
 from .weights_and_biases import WandbWriter as WandbWriter
+from .writer import GROUPS as GROUPS
 from .writer import GuardedWriter as GuardedWriter
 from .writer import MemoryWriter as MemoryWriter
 from .writer import Writer as Writer
 from .writer import check_writer as check_writer
 from .writer import describe as describe
+from .writer import make_tag as make_tag

@@ -15,6 +15,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.headers import json_lines
+
 NAME = "metrics.jsonl"
 Line = dict[str, Any]
 
@@ -94,13 +96,8 @@ def _base(line: Line) -> str:
 
 
 def _lines(path: Path) -> list[Line]:
-    """The whole lines; a line that a killed run left half-written is none."""
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+    for line in json_lines(path):
         numbers = isinstance(line, dict) and all(
             isinstance(line.get(key), int | float | None) for key in ("value", "low", "high")
         )

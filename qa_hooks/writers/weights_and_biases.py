@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
-from qa_hooks.writers.tags import GROUPS
+from qa_hooks._base.libraries import import_library
+from qa_hooks.writers.writer import GROUPS
 
 
 class WandbWriter:
@@ -28,12 +29,8 @@ class WandbWriter:
     """
 
     def __init__(self, run: Any = None, *, exclusive: bool = False) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("WandbWriter needs wandb: pip install 'qa-hooks[wandb]'") from error
-        self._wandb: Any = wandb
-        self.run: Any = run if run is not None else wandb.run
+        self._wandb = import_library("wandb", needed_by="WandbWriter", install="pip install 'qa-hooks[wandb]'")
+        self.run: Any = run if run is not None else self._wandb.run
         if self.run is None:
             raise ValueError("no W&B run is active: call wandb.init(...) first, or pass run=")
         for group in GROUPS:

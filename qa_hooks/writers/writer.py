@@ -1,4 +1,4 @@
-"""What Hooks writes to: the protocol of a writer, one that keeps everything in memory, and one that survives errors.
+"""What Hooks writes to: tags, the protocol of a writer, one that keeps everything in memory, one that survives errors.
 
 A writer has four methods: `scalar`, `image`, `histogram` and `close`. It may have four more: `flush`, which is called
 when a checkpoint is saved, `describe`, which says what a tag means, `text`, and `settings`, which takes the run's plain
@@ -7,12 +7,29 @@ settings before its first step. x is the optimizer step.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
+
+GROUPS = ("train", "eval", "loss", "weight", "images", "perf")
+
+
+def make_tag(group: str, name: str, stat: str) -> str:
+    """`qa_{group}/{name}/{stat}`; characters that tools trip over become underscores.
+
+    TensorBoard's charts of values with bands draw nothing for a tag with parentheses or brackets.
+
+    Example:
+        >>> make_tag("eval", "niqe bsd100", "mean")
+        'qa_eval/niqe_bsd100/mean'
+    """
+    if group not in GROUPS:
+        raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
+    return "/".join([f"qa_{group}", *(re.sub(r"[^\w.\-=,@]+", "_", part).strip("_") or "_" for part in (name, stat))])
 
 
 class Writer(Protocol):

@@ -204,4 +204,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_hooks_in_any_order():
     with warnings.catch_warnings():
-        run_state_machine_as_test(AnyOrder, settings=effort(40, 5000, stateful_step_count=25))
+        run_state_machine_as_test(AnyOrder, settings=effort(80, 5000, stateful_step_count=25))

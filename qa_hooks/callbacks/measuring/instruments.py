@@ -161,6 +161,11 @@ class SetInstrument:
         return measure(features, self.reference, chosen, extractor=self.extractor, **options)
 
 
+def in_order(rows: Tensor) -> Tensor:
+    """Rows sorted by position, which is the first column."""
+    return rows[rows[:, 0].argsort(stable=True)]
+
+
 def make_instrument(
     facts: Facts, tensors: Tensors, device: torch.device, extractors: dict[str, FeatureExtractor]
 ) -> Instrument:
@@ -169,7 +174,7 @@ def make_instrument(
     Args:
         facts, tensors: what it gave.
         device: where its network shall work.
-        extractors: those that are here already, by fingerprint; the one that is made joins them.
+        extractors: extractors that are here already, by fingerprint; the one that is made joins them.
 
     Raises:
         ValueError: a part of it cannot be made here, or is another one here.

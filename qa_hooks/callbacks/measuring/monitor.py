@@ -21,9 +21,8 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import gather_rows, is_distributed
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.measuring.instruments import Block, Found, Instrument
+from qa_hooks.callbacks.measuring.instruments import Block, Found, Instrument, in_order
 from qa_hooks.callbacks.measuring.process import Job, MeasuringProcess, leave_process, shared_process
-from qa_hooks.callbacks.measuring.worker import in_order
 from qa_hooks.writers import make_tag
 
 LOG = logging.getLogger("qa_hooks")
@@ -43,7 +42,7 @@ class MeasuringMonitor(Monitor):
             training goes on: on the device where the step would have computed, or on the one that is named.
 
     Attributes:
-        here: the device where the step would compute; that of the images where it is not known before.
+        here: the device where the step would compute; the images' device where it is not known before.
     """
 
     def __init__(self, *, every: int, where: str | None = None) -> None:
@@ -51,7 +50,7 @@ class MeasuringMonitor(Monitor):
         self.where = check_where(where)
         self.here: torch.device | None = None
         self._key = f"{next(_KEYS)}"
-        self.pending: list[Job] = []  # in the order of their steps; those that a state brought are done
+        self.pending: list[Job] = []  # in the order of their steps; jobs out of a saved state are done
         self._process: MeasuringProcess | None = None
         self._deaths = 0
         self._told_busy = False
@@ -100,7 +99,7 @@ class MeasuringMonitor(Monitor):
         if busy and not self._told_busy:
             self._told_busy = True
             warn(
-                f"{self.state_key}: step {step} is not measured, since those of {' and '.join(self._steps())} are "
+                f"{self.state_key}: step {step} is not measured, since steps {' and '.join(self._steps())} are "
                 "still being computed elsewhere; a larger every= or a smaller n= keeps up (said once)"
             )
         return busy

@@ -65,11 +65,11 @@ class MeasuringProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None while there is none."""
+        """The number of the process; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def submit(self, job: Job) -> None:
-        """Have it measured after those before it."""
+        """Have it measured after the jobs before it."""
         self._jobs.put(job)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from qa_hooks.callbacks.measuring.instruments import Instrument, make_instrument
+from qa_hooks.callbacks.measuring.instruments import Instrument, in_order, make_instrument
 from qa_hooks.callbacks.measuring.messages import Facts, Tensors, receive, send
 
 
@@ -88,11 +88,6 @@ def serve(take: Any, answer: Any) -> None:
             return
         except Exception as caught:
             answer({"error": f"{type(caught).__name__}: {caught}"}, {})
-
-
-def in_order(rows: Tensor) -> Tensor:
-    """Rows sorted by position, which is the first column."""
-    return rows[rows[:, 0].argsort(stable=True)]
 
 
 def settings() -> dict[str, Any]:

@@ -12,7 +12,7 @@ file, which needs fewer images.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ import torch
 
 from qa_hooks._base.files import check_writable, write_text
 from qa_hooks._base.text import plural
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.quality_diversity import quality_scores
-from qa_hooks.evaluation.set_metrics import check_metrics
+from qa_hooks.evaluation.set_metrics import check_metrics, metric_name
 from qa_hooks.evaluation.verdicts import COMPARED, REAL, Verdicts
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.folders.comparing.image_sets import (
@@ -52,6 +51,32 @@ class FolderComparison(Verdicts):
 
     real: ImageSet
     folders: list[ImageSet]
+
+    def add_folder_scores(self, name: str, scorer: Scorer) -> None:
+        """The mean scores of the folders that this scorer has scored, and a note of images without a score."""
+        scored = [part for part in (self.real, *self.folders) if name in part.scores]
+        self.notes += [note for part in scored if (note := missing_scores(part, name))]
+        scores = {part.label: part.scores[name] for part in scored}
+        self.add_scores(name, scores, higher_is_better=scorer.higher_is_better)
+
+    def add_folder_sets(self, extractor: FeatureExtractor, metrics: Sequence[str]) -> None:
+        """Set metrics of the folders' features; with "qs" each image has its quality score, too."""
+        self.add_sets(extractor, self.real.features, {part.label: part.features for part in self.folders}, metrics)
+        if self.mixture is not None and "qs" in metrics:
+            for part in self.folders:
+                rows = Features.of(part.features, extractor.fingerprint)
+                part.scores[metric_name("qs", extractor)] = quality_scores(self.mixture, rows).double()
+
+    def note_left_out(self) -> None:
+        """Note how many files of each folder take no part, and why."""
+        for part in (self.real, *self.folders):
+            if part.failures:
+                self.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, not to be read")
+            if part.unmatched:
+                self.notes.append(
+                    f"{part.label}: {plural(part.unmatched, 'file')} left out, without a partner of the same name in "
+                    "every folder"
+                )
 
     def as_json(self) -> dict[str, Any]:
         """Everything but features and single scores, as JSON can hold it."""
@@ -123,13 +148,10 @@ def compare_folders(
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     metrics = check_metrics(metrics, COMPARED)
-    given = [scorers] if isinstance(scorers, (str, Path, Mapping, Scorer)) else list(scorers)
-    named = name_scorers(given, device) if given else {}
+    named = name_scorers(scorers, device, least=0)
     if not folders or not (metrics or named):
         raise ValueError("give at least one folder, and metrics or scorers to compare by")
-    network = None
-    if metrics:
-        network = create_extractor(extractor, **({} if size is None else {"size": size}))
+    network = create_extractor(extractor, **({} if size is None else {"size": size})) if metrics else None
     if cache is not None:
         check_writable(cache, name="cache")
     if network is not None and device is not None:
@@ -140,17 +162,16 @@ def compare_folders(
     for part in sets:
         part.label = str(part.folder.resolve()) if part.label == REAL else part.label
     sizes = check_sizes([real_set, *sets], network, named)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     if network is not None:
-        where = Path(cache) if cache is not None else None
         for part in (real_set, *sets):
-            add_features(part, network, cache=where, batch_size=batch_size, progress=progress)
+            add_features(part, network, cache=Path(cache) if cache is not None else None, **options)
         keep_readable([real_set], paired=False)
         keep_readable(sets, paired=paired)
-    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     for part in (*sets, real_set) if named else ():
         usable = {k: scorer for k, scorer in named.items() if "reference" not in scorer.inputs or part is not real_set}
         least = len(sets[0].paths) if part is real_set else len(part.paths)
-        add_scores(part, usable, reference=Path(real), first=least, **options)
+        add_scores(part, usable, reference=Path(real), first=least, device=device, **options)
     if network is None:
         keep_readable(sets, paired=paired)
     found = FolderComparison(
@@ -163,34 +184,20 @@ def compare_folders(
         always_judge=always_judge,
     )
     for name, scorer in named.items():
-        scored = [part for part in (real_set, *sets) if name in part.scores]
-        found.notes += [note for part in scored if (note := missing_scores(part, name))]
-        scores = {part.label: part.scores[name] for part in scored}
-        found.add_scores(name, scores, higher_is_better=scorer.higher_is_better)
+        found.add_folder_scores(name, scorer)
     if network is not None:
-        found.add_sets(network, real_set.features, {part.label: part.features for part in sets}, metrics)
-    if network is not None and found.mixture is not None and "qs" in metrics:
-        for part in sets:
-            rows = Features(part.features, network.fingerprint, torch.arange(len(part.features), device="cpu"))
-            part.scores[metric_name("qs", network)] = quality_scores(found.mixture, rows).double()
-    counts = [len(part.paths) for part in sets]
-    found.spec = {"n": counts[0], "real": len(real_set.paths), "seed": seed, "paired": paired}
+        found.add_folder_sets(network, metrics)
+    count = len(sets[0].paths)
+    found.spec = {"n": count, "real": len(real_set.paths), "seed": seed, "paired": paired}
     found.spec |= {"confidence": confidence, "images": sizes}
     if network is not None:
         found.spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
     found.spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
-    if n is not None and counts[0] + max(len(part.failures) for part in sets) < n:
-        found.notes.append(f"n={n} was asked for, but the folders have {plural(counts[0], 'image')} each to compare")
+    if n is not None and count + max(len(part.failures) for part in sets) < n:
+        found.notes.append(f"n={n} was asked for, but the folders have {plural(count, 'image')} each to compare")
     if network is not None and "," in sizes:
         found.notes.append(
             f"images of different sizes are compared ({sizes}): resampling them alone moves the distances"
         )
-    for part in (real_set, *sets):
-        if part.failures:
-            found.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, not to be read")
-        if part.unmatched:
-            found.notes.append(
-                f"{part.label}: {plural(part.unmatched, 'file')} left out, without a partner of the same name in every "
-                "folder"
-            )
+    found.note_left_out()
     return found

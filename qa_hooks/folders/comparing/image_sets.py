@@ -15,7 +15,9 @@ from qa_hooks._base.files import check_writable
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
 from qa_hooks._base.progress import Progress
+from qa_hooks._base.random import permutation
 from qa_hooks.features import FeatureExtractor, Features, extract_features
+from qa_hooks.folders.labels import labels
 from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
 from qa_hooks.images import load_image
@@ -32,8 +34,8 @@ class ImageSet:
     Attributes:
         label: short name, unique among the sets that are compared.
         folder: where the files are.
-        paths: those in use, in an order drawn at random; the i-th files of paired sets have one name.
-        features: `(n, dim)`, row by row those of `paths`; empty without an extractor.
+        paths: the files in use, in an order drawn at random; the i-th files of paired sets have one name.
+        features: `(n, dim)`, a row for each of `paths`; empty without an extractor.
         scores: `(n,)` float64 by scorer; nan where a scorer could not.
         failures: `{relative path: message}` of files that cannot be read.
         refused: likewise of images that a scorer refused.
@@ -99,26 +101,10 @@ def image_sets(
     count = min(len(of_one) for of_one in names)
     count = count if n is None else min(count, check_count("n", n))
     for label, root, of_one, chosen in zip(labels(roots), roots, files, names, strict=True):
-        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
+        order = permutation(len(chosen), seed)[:count]
         unmatched = len(of_one) - len(chosen)
         sets.append(ImageSet(label, root, [of_one[chosen[row]] for row in order.tolist()], unmatched=unmatched))
     return sets
-
-
-def labels(roots: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart.
-
-    Example:
-        >>> labels([Path("runs/a/samples"), Path("runs/b/samples")])
-        ['a/samples', 'b/samples']
-    """
-    parts = [root.resolve().parts for root in roots]
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"one folder is given twice: {', '.join(map(str, roots))}")
-    length = 1
-    while len({part[-length:] for part in parts}) < len(parts):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
 
 
 def add_features(

@@ -6,8 +6,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from qa_hooks.evaluation.comparable import resizes
-from qa_hooks.evaluation.names import is_canonical
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.folders.comparing.image_sets import ImageSet
 from qa_hooks.images import image_size
@@ -32,7 +30,7 @@ def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, sc
             "them to one size"
         )
     listed = ", ".join(f"{label} {text}" for label, text in texts.items())
-    if extractor is not None and not resizes(extractor) and len(set().union(*found.values())) > 1:
+    if extractor is not None and not extractor.resizes and len(set().union(*found.values())) > 1:
         raise ValueError(
             f"there are images of different sizes ({listed}), and {extractor.name} does not resize, so its features "
             "would measure the size: have them resized, such as by size=64, or use an extractor that resizes"
@@ -60,6 +58,6 @@ def _in_words(sizes: Counter[tuple[int, int]]) -> str:
 
 def resize_of(extractor: FeatureExtractor) -> str:
     """What the extractor does with the images' size, in words."""
-    if is_canonical(extractor):
+    if extractor.is_canonical:
         return "299 bilinear (TensorFlow's)"
     return "none" if extractor.size is None else f"{extractor.size} {extractor.interpolation}"

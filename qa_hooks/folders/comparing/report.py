@@ -63,7 +63,7 @@ def check_report(path: str | Path) -> Path:
 
 
 def _scores(comparison: FolderComparison) -> tuple[dict[str, dict[str, Tensor]], dict[str, bool]]:
-    """By score, then by label of the set."""
+    """The scores of each set by name and label, and whether higher is better, by name."""
     everything = [comparison.real, *comparison.folders]
     names = list(dict.fromkeys(name for part in comparison.folders for name in part.scores))
     found = {name: {p.label: p.scores[name] for p in everything if name in p.scores} for name in names}

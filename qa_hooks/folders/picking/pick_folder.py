@@ -12,7 +12,7 @@ import csv
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,8 @@ def pick_folder(
         told = _recall(pick(files, made, scores=by_score, keep=share, extractor=extractor, progress=progress))
     with together():
         if rank() == 0:
-            ranked, listed = set(best.order), set(paths)
-            dropped = [index for index in range(len(paths)) if index not in ranked]
-            rows: list[tuple[Any, ...]] = []
-            rows += [(paths[i], number(float(values[i])), int(n <= len(kept)), n) for n, i in enumerate(best.order, 1)]
-            rows += [(paths[i], "nan", 0, "") for i in dropped]
-            rows += [(path, "nan", 0, "") for path in table.failures if path not in listed]
+            ranked = [(paths[index], float(values[index])) for index in best.order]
+            rows = _manifest(ranked, len(kept), (*paths, *table.failures))
             with exclusive(out / "manifest.csv"):  # another pick may have begun when the table was finished
                 _refuse_strangers(out, {str(row[0]) for row in rows})
                 _write_manifest(out / "manifest.csv", rows)
@@ -186,7 +182,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def _recall(picked: Picked) -> str:
-    """How much of the whole set's variety is left; precision of a part of a set in the whole is always 1."""
+    """Words about the variety that is left. Only recall says something: a part of a set has precision 1 in it."""
     if picked.before is None or picked.after is None:
         return "; too few images for a recall"
     before, after = picked.before.recall, picked.after.recall
@@ -209,6 +205,15 @@ def _files(root: Path) -> list[str]:
     for parent, _, names in os.walk(root):
         found += [Path(parent, name).relative_to(root).as_posix() for name in names]
     return found
+
+
+def _manifest(ranked: Sequence[tuple[str, float]], kept: int, paths: Iterable[str]) -> list[tuple[Any, ...]]:
+    """The rows of the manifest: the ranked images, best first, then those of all paths that have no score."""
+    scored = {path for path, _ in ranked}
+    rows: list[tuple[Any, ...]] = [
+        (path, number(score), int(n <= kept), n) for n, (path, score) in enumerate(ranked, 1)
+    ]
+    return rows + [(path, "nan", 0, "") for path in dict.fromkeys(paths) if path not in scored]
 
 
 def _write_manifest(path: Path, rows: Sequence[tuple[object, ...]]) -> None:

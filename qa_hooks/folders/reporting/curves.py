@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qa_hooks._base.libraries import import_library
+
 Line = Mapping[str, Any]  # {"step", "value", maybe "low", "high"}
 
 
@@ -23,12 +25,11 @@ def curve(runs: Mapping[str, Sequence[Line]], title: str) -> str:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("qa-hooks report draws with matplotlib: pip install 'qa-hooks[plots]'") from error
+    import_library("matplotlib", needed_by="qa-hooks report", install="pip install 'qa-hooks[plots]'")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     # Letters stay letters, so that the page can be searched, and the same run gives the same bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure = Figure((5.2, 3.2), layout="constrained")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks._base.headers import json_lines
+from qa_hooks.folders.labels import labels
 from qa_hooks.folders.reporting.curves import curve
 from qa_hooks.writers import read_run_log
 from qa_hooks.writers.run_log import NAME
@@ -88,7 +90,7 @@ def report_page(runs: Sequence[str | Path], *, headline: str = "") -> str:
     folders = [Path(run) for run in runs]
     if not folders or len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"runs must be folders that differ, got {[str(folder) for folder in folders]}")
-    return page([read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)], headline)
+    return page([read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)], headline)
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -116,7 +118,7 @@ def read_run(folder: Path, name: str) -> Run:
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(written[0])] if written else []
     best = [_json(path) for path in sorted(folder.rglob("best.json"))]
     alarms = folder / "alarms.jsonl"
-    raised = [json.loads(line) for line in alarms.read_text().splitlines()] if alarms.is_file() else []
+    raised = list(json_lines(alarms)) if alarms.is_file() else []
     told = {tag: metadata.summary_description for tag, metadata in events.summary_metadata.items()}
     better = {tag: found[1] for tag, text in told.items() if (found := re.search(r"\b(higher|lower) is better", text))}
     return Run(name, values, pictures, better, texts[-1] if texts else "", [found for found in best if found], raised)
@@ -190,13 +192,6 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 def _words(alarm: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in alarm.items())
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
-    return ["/".join(part[-depth:]) for part in parts]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
-from qa_hooks._base.headers import parse_header
+from qa_hooks._base.headers import json_lines
 from qa_hooks._base.text import safe_cell, true_cell
-from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, growing_path, read_spec, spec_path
+from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, column_names, growing_path, read_spec, spec_path
 
 Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
 # What two runs on one table must agree in; the last three are of folders of Parquet files alone.
@@ -38,8 +38,7 @@ class GrowingTable:
     def __init__(self, path: str | Path, spec: Mapping[str, Any]) -> None:
         self.path, self.spec = Path(path), dict(spec)
         self.tiled = bool(spec["tiles"])
-        names = [name for s in spec["scorers"] for name in (s["name"], *[f"{s['name']}_calibrated"] * s["calibrated"])]
-        self.header = ["path", *(TILE_COLUMNS if self.tiled else ()), *names]
+        self.header = ["path", *(TILE_COLUMNS if self.tiled else ()), *column_names(spec)]
         if len(set(self.header)) < len(self.header):
             raise ValueError(f"the columns of the table must differ, got {', '.join(self.header)}")
 
@@ -99,9 +98,8 @@ class GrowingTable:
             raise ValueError(f"none of {len(lines)} images could be scored; the first, {first[0]}: {first[1]}")
 
     def _lines(self) -> Iterator[Line]:
-        """The images of all processes; the first line of the first file is the spec."""
-        for number, path in enumerate(self._beside("rows")):
-            yield from _whole_lines(path, skip=int(number == 0))
+        """The images of all processes; the first line of the first file, which has no path, is the spec."""
+        return (line for file in self._beside("rows") for line in json_lines(file) if "path" in line)
 
     def _left(self) -> dict[str, Line]:
         """The images that an earlier run with this spec has scored, by path."""
@@ -175,7 +173,7 @@ def refuse_other_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, 
 def left_spec(path: Path) -> Line | None:
     """The spec of the table at `path`, also while the table grows; None if there is no table."""
     growing = growing_path(path)
-    first = next(_whole_lines(growing), None) if growing.is_file() else None
+    first = next(json_lines(growing), None) if growing.is_file() else None
     return first if first is not None else read_spec(path)
 
 
@@ -192,17 +190,6 @@ def image_line(name: str, file: Sequence[int], rows: Iterable[Iterable[Any]], pr
     """The line of an image: the state of its file, its CSV rows without the path, and what went wrong with it."""
     line: Line = {"path": name, "file": list(file), "rows": [[str(cell) for cell in row] for row in rows]}
     return json.dumps({**line, "problem": problem} if problem else line) + "\n"
-
-
-def _whole_lines(path: Path, skip: int = 0) -> Iterator[Line]:
-    """The lines but the first few, and without one that a killed process left half-written."""
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file):
-            if number >= skip and text.endswith("\n"):
-                try:
-                    yield parse_header(text, largest=len(text))  # it names every image of a data set
-                except ValueError:  # the machine stopped, and the file system kept less than was written
-                    continue
 
 
 def csv_line(row: Iterable[Any]) -> str:

@@ -143,9 +143,8 @@ def score_into(
         failed = 0
         with Progress("scores", len(mine), shown=progress) as bar, table.appender(rank()) as out:
             for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
-                for image in window:
+                for image, rows in zip(window, _rows(window, named, tiled=table.tiled), strict=True):
                     failed += bool(image.problem)
-                    rows = _rows(image, named, tiled=table.tiled)
                     out.write(image_line(image.name, current[image.name], rows, image.problem))
                     out.flush()
                 bar.update(len(window), failed=failed)
@@ -155,13 +154,16 @@ def score_into(
     return read_scores(output)
 
 
-def _rows(image: PiecedImage, named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[Any]]:
-    """The cells of an image's rows; none when no scorer could do anything with it and the reason is known."""
-    columns = score_columns(image.scores, named).values()
-    if image.problem and all(math.isnan(value) for column in columns for value in column):
-        return
-    for corner, *values in zip(image.corners, *columns, strict=True):
-        yield [*(corner if tiled else ()), *map(number, values)]
+def _rows(window: Sequence[PiecedImage], named: Mapping[str, Scorer], *, tiled: bool) -> Iterator[list[list[Any]]]:
+    """The cells of each image's rows; none when no scorer could do anything with it and the reason is known."""
+    scores = {name: [score for image in window for score in image.scores[name]] for name in named}
+    cells = zip(*score_columns(scores, named).values(), strict=True)
+    for image in window:
+        own = [(corner, next(cells)) for corner in image.corners]
+        if image.problem and all(math.isnan(value) for _, values in own for value in values):
+            yield []
+        else:
+            yield [[*(corner if tiled else ()), *map(number, values)] for corner, values in own]
 
 
 def score_columns(scores: Mapping[str, Sequence[float]], named: Mapping[str, Scorer]) -> dict[str, list[float]]:
@@ -177,11 +179,15 @@ def score_columns(scores: Mapping[str, Sequence[float]], named: Mapping[str, Sco
 
 
 def name_scorers(
-    scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False
+    scorers: Spec | Sequence[Spec], device: str | torch.device | None, *, prompts: bool = False, least: int = 1
 ) -> dict[str, Scorer]:
-    """Scorers by a name that is unique among them, on the device; `ValueError` for one that wants absent `prompts`."""
+    """Scorers by a name that is unique among them, on the device; at least so many.
+
+    Raises:
+        ValueError: fewer, two of one name, or one that needs prompts without `prompts`.
+    """
     specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
-    if not specs:
+    if len(specs) < least:
         raise ValueError("scorers is empty: give at least one")
     made = [create_scorer(spec) for spec in specs]
     names = [scorer.name for scorer in made]

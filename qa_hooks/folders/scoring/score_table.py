@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,7 @@ class ScoreTable:
         """
         raw = [name for name in self.columns if not name.endswith("_calibrated")] or list(self.columns)
         if column is None and len(raw) != 1:
-            raise ValueError(
-                f"the table has several columns of scores, say which with column=: {', '.join(self.columns)}"
-            )
+            raise ValueError(f"the table has several columns of scores, say which with by=: {', '.join(self.columns)}")
         column = column or raw[0]
         told = self.higher_is_better(column)
         if told is None and higher_is_better is None:
@@ -164,7 +163,7 @@ def read_scores(path: str | Path) -> ScoreTable:
     if growing or not spec.get("complete", True):
         raise ValueError(f"{path} is not complete: its run was interrupted; repeat the same `qa-hooks score` to finish")
     if path.is_dir():
-        parts = read_parts(path, spec)
+        parts = read_parts(path, spec.get("shards", []), column_names(spec))
         read = {name: torch.from_numpy(values) for name, values in parts.columns.items()}
         return ScoreTable(parts.paths, read, None, {**spec, "failures": parts.failures})
     try:
@@ -198,6 +197,12 @@ def read_spec(path: Path) -> dict[str, Any] | None:
     if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
         raise ValueError(f"{beside} does not describe a table of scores of version {VERSION}")
     return spec
+
+
+def column_names(spec: Mapping[str, Any]) -> list[str]:
+    """The columns of scores that a table's JSON describes; a calibrated scorer has a second one."""
+    scorers = [(scorer["name"], scorer["calibrated"]) for scorer in spec["scorers"]]
+    return [column for name, calibrated in scorers for column in (name, *[f"{name}_calibrated"] * calibrated)]
 
 
 def spec_path(path: Path) -> Path:

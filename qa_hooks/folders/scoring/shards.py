@@ -19,6 +19,7 @@ import numpy as np
 
 from qa_hooks._base.files import whole_file
 from qa_hooks._base.headers import parse_header
+from qa_hooks._base.libraries import import_library
 
 MANIFEST, PATH, PROBLEM = "manifest.json", "path", "problem"
 SHOWN = 20  # messages that a part keeps in its footer
@@ -74,21 +75,20 @@ def read_counts(path: Path) -> Counts:
         raise ValueError(f"{path} is no part of a table of scores: {error or type(error).__name__}") from error
 
 
-def read_parts(folder: Path, spec: Mapping[str, Any]) -> Parts:
+def read_parts(folder: Path, shards: Sequence[Any], names: Sequence[str]) -> Parts:
     """All rows of a complete table.
 
     Args:
         folder: of `manifest.json`.
-        spec: what the manifest says.
+        shards: the parts that the manifest names.
+        names: the columns that it describes.
 
     Raises:
         ValueError: a part that is missing, broken, or has other columns than the manifest names.
     """
     arrow, parquet = _arrow()
-    scorers = [(scorer["name"], scorer["calibrated"]) for scorer in spec["scorers"]]
-    names = [column for name, calibrated in scorers for column in (name, *[f"{name}_calibrated"] * calibrated)]
     read = []
-    for name in spec.get("shards", []):
+    for name in shards:
         if not isinstance(name, str) or not _PART.fullmatch(name):
             raise ValueError(f"{folder / MANIFEST} names {name!r}, which is no part of a table of scores")
         try:
@@ -110,9 +110,5 @@ def read_parts(folder: Path, spec: Mapping[str, Any]) -> Parts:
 
 
 def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("tables of scores in Parquet files need pyarrow: pip install 'qa-hooks[ray]'") from error
-    return pyarrow, pyarrow.parquet
+    how = {"needed_by": "a table of scores in Parquet files", "install": "pip install 'qa-hooks[ray]'"}
+    return import_library("pyarrow", **how), import_library("pyarrow.parquet", **how)

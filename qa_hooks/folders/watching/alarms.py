@@ -75,7 +75,7 @@ def find_alarms(
         step: the step.
         values: its values by key: a scorer's name for its mean, with `_std` for the spread and `_nonfinite` for how
             many scores are not finite; "fd", "kid", ... with `_low` and `_high`.
-        history: the values of other steps; those before this one count.
+        history: the values of other steps; the earlier steps count.
         thresholds: of the user.
         scorers: names of the scorers.
 

@@ -51,7 +51,7 @@ class FolderGuard:
 
     def measure(self, paths: Sequence[Path], history: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         """ "guard_{kind}" of a step's files."""
-        if self._levels is None:  # sets as large as those of the first step
+        if self._levels is None:  # sets as large as the first step's
             n = int(history[min(history)]["n"]) if history else len(paths)
             self._levels = Levels.of(self._real, n)
         found = look_values(self._rows(paths), self._levels)
@@ -60,7 +60,7 @@ class FolderGuard:
     def alarms(
         self, step: int, values: Mapping[str, float], history: Mapping[int, Mapping[str, float]]
     ) -> list[tuple[str, str]]:
-        """Keys and messages of a measured step, after those before it; [] where nothing is wrong."""
+        """Keys and messages of a measured step, after the steps before it; [] where nothing is wrong."""
         if self._levels is None:
             return []
         rule = AlarmRule(self._levels, patience=self.patience)

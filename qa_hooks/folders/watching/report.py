@@ -40,7 +40,7 @@ class Report:
         self._written = False
 
     def write(self, step: int, values: dict[str, float], scores: Mapping[str, Tensor], past: Mapping[int, Any]) -> None:
-        """A step's curves; `scores` are those of its images, `past` the values of other steps."""
+        """A step's curves; `scores` has the scores of its images, `past` the values of other steps."""
         for name in self.scorers:
             finite = scores[name][scores[name].isfinite()]
             if len(finite):

@@ -14,7 +14,8 @@ from typing import Any
 
 from qa_hooks._base.files import write_text
 from qa_hooks._base.headers import parse_header
-from qa_hooks.folders.reporting.report import report_runs, short_names
+from qa_hooks.folders.labels import labels
+from qa_hooks.folders.reporting.report import report_runs
 from qa_hooks.folders.watching.watcher import Watcher
 
 BEST, PAGE = "best.json", "report.html"
@@ -45,7 +46,7 @@ def run_places(folders: Sequence[Path], log_dir: Path) -> dict[str, tuple[Path, 
     tails = [folder.parts for folder in resolved]
     while len(tails) > 1 and len({parts[-1] for parts in tails}) == 1 and all(len(parts) > 2 for parts in tails):
         tails = [parts[:-1] for parts in tails]  # "samples" of each
-    names = short_names([Path(*parts) for parts in tails])
+    names = labels([Path(*parts) for parts in tails])
     return {name: (folder, log_dir / name) for name, folder in zip(names, folders, strict=True)}
 
 

@@ -26,7 +26,6 @@ from qa_hooks.folders.watching.report import LOG
 from qa_hooks.folders.watching.runs import Overview, check_single, run_places
 from qa_hooks.folders.watching.steps import TRIES
 from qa_hooks.folders.watching.watcher import KNOWN, RealImages, Watcher
-from qa_hooks.scorers import Scorer
 
 PAUSE = 2.0  # seconds between the looks of one that ends: a file that did not change meanwhile is whole, or broken
 
@@ -90,7 +89,7 @@ def watch_folder(
         scorers: whatever `create_scorer` takes; each image of a step is scored.
         real: real images; then the set metrics of each step with at least 20 images are measured too.
         extractor: what `create_extractor` takes; makes the features of the set metrics.
-        metrics: some of "fd", "kid", "pr": those in `set_metrics.METRICS` that need no classifier and no scorer.
+        metrics: some of "fd", "kid", "pr": the entries of `set_metrics.METRICS` that need no classifier and no scorer.
         every: seconds between two looks.
         once: score what is there and return; a step that is still being written, or that cannot be read, is looked at
             again for a few seconds.
@@ -183,9 +182,7 @@ class Plan:
             places: the folder and the log folder of each run, by its name.
             log_dir: holds the features of the real images.
         """
-        single = isinstance(self.scorers, (str, Path, Mapping, Scorer))
-        given: Any = [self.scorers] if single else list(self.scorers)  # type: ignore[arg-type]
-        named = name_scorers(given, self.device) if given else {}
+        named = name_scorers(self.scorers, self.device, least=0)
         made = [Watcher(*place, named, self.batch_size, self.device, self.grid, n) for n, place in places.items()]
         for watcher in made:
             check_writable(watcher.log_dir)

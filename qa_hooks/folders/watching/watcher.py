@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
     estimate_metrics,
     higher_is_better,
+    metric_name,
 )
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
@@ -42,7 +42,7 @@ class RealImages(NamedTuple):
     """Real images with their features, which all runs share.
 
     Attributes:
-        images: those that can be read.
+        images: the files that can be read.
         extractor: of the features.
         data: the fingerprint of the images.
     """
@@ -126,11 +126,10 @@ class Watcher:
         if not directions:
             raise ValueError("there is nothing to score by: give scorers= or real=")
         self.directions = directions
-        keys = dict(directions)
-        keys |= dict.fromkeys((f"{name}_std" for name in self.scorers), None)
-        measured = (*self.scorers, *values)
-        keys |= dict.fromkeys((f"{value}{end}" for value in measured for end in ("_low", "_high")), None)
-        keys |= dict.fromkeys(KEYS if self.guard is not None else (), None)
+        others = [f"{name}_std" for name in self.scorers]
+        others += [f"{value}{end}" for value in directions for end in ("_low", "_high")]
+        others += KEYS if self.guard is not None else ()
+        keys = {**directions, **dict.fromkeys(others)}
         self.report.scorers = list(self.scorers)
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
         by_printed = {name: value for value, name in self.report.metrics.items()}
@@ -140,15 +139,19 @@ class Watcher:
         for asked in (key, *(threshold.key for threshold in self.thresholds)):
             if asked not in keys:
                 raise ValueError(f"there is no value {asked!r}; there are {', '.join(keys)}")
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
-        if mode is None and keys[key] is None:
-            raise ValueError(f"say with mode= whether the smallest or the largest {key} is best")
-        higher = mode == "max" if mode is not None else bool(keys[key])
-        of_a_set = not any(key in (f"{n}{end}" for end in ("", "_std", "_low", "_high")) for n in self.scorers)
-        self.state = State(self.log_dir, self.settings, Goal(key, higher, of_a_set), self.report.tell)
+        goal = self._goal(key, mode, keys[key])
+        self.state = State(self.log_dir, self.settings, goal, self.report.tell)
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
+
+    def _goal(self, key: str, mode: str | None, known: bool | None) -> Goal:
+        """What the best step is best by; `known` says whether higher is better, where that is known."""
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        if mode is None and known is None:
+            raise ValueError(f"say with mode= whether the smallest or the largest {key} is best")
+        of_a_set = not any(key in (f"{n}{end}" for end in ("", "_std", "_low", "_high")) for n in self.scorers)
+        return Goal(key, bool(known) if mode is None else mode == "max", of_a_set)
 
     def look(self, every: float, say: Callable[[str], None]) -> None:
         """Score the steps that are finished, and say a line of each."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import broadcast_tensors, rank, together
+from qa_hooks._base.random import permutation
 from qa_hooks.features import Features, FeatureSums, extract_features
 from qa_hooks.scorers.calibration import Calibration, check_method
 from qa_hooks.scorers.in_features import ScorerInFeatures
@@ -85,7 +86,7 @@ class FeatureScorer(ScorerInFeatures):
         """`fit`, on features that have been extracted: `Features` or `(n, dim)`, the same on every process."""
         _check_split(held_out, calibration)
         values = self._checked(features).float().cpu()
-        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(int(seed)), device="cpu")
+        order = permutation(len(values), int(seed))
         count = round(held_out * len(values)) if calibration is not None else 0
         if calibration is not None and count < 10:
             raise ValueError(
@@ -148,5 +149,4 @@ class FeatureScorer(ScorerInFeatures):
 
 def _check_split(held_out: float, calibration: str | None) -> None:
     check_method(calibration)
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be a share in [0, 1), got {held_out!r}")
+    check_share("held_out", held_out, zero=True)

@@ -120,7 +120,7 @@ class GMMScorer(FeatureScorer):
         return {**tensors, "center": center, "basis": basis}
 
     def sums_tensors(self, sums: FeatureSums) -> dict[str, Tensor]:
-        """Of one component from the moments alone: what `fit_tensors` gives for all rows, but for rounding."""
+        """One component from the moments alone, up to rounding as `fit_tensors` fits it on all rows."""
         moments = sums.moments
         if self.components > 1:
             return super().sums_tensors(sums)

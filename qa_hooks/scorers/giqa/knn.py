@@ -1,4 +1,4 @@
-"""KNN-GIQA: how near an image's features lie to those of its nearest real images.
+"""KNN-GIQA: how near an image's features lie to the features of its nearest real images.
 
     paper:          score = 1/k sum_k 1 / (|f - f_k|^2 + 1e-12)
     official code:  score =     sum_k 1 / sum_i |f_i - f_k,i + 1e-6|

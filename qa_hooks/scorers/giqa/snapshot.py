@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count, check_size
+from qa_hooks._base.checks import check_count, check_share, check_size
 from qa_hooks._base.processes import gather_rows, together
 from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.snapshot_images import (
@@ -112,8 +112,6 @@ class SnapshotScorer(TrainedScorer):
         super().__init__(seed=seed, value_range=value_range)
         if targets not in NAMES:
             raise ValueError(f"targets must be one of {tuple(NAMES)}, got {targets!r}")
-        if not 0 < generated_level <= 1:
-            raise ValueError(f"generated_level must lie in (0, 1], got {generated_level!r}")
         if channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
         if pretrained and backbone == "small":
@@ -123,7 +121,8 @@ class SnapshotScorer(TrainedScorer):
         if self.classifiers > MAX_CLASSIFIERS:
             raise ValueError(f"classifiers must be at most {MAX_CLASSIFIERS}, got {classifiers}")
         self.backbone, self.pretrained, self.channels = check_backbone(backbone), bool(pretrained), channels
-        self.generated_level, self.size = float(generated_level), sides_of(size)
+        self.generated_level = check_share("generated_level", generated_level, one=True)
+        self.size = sides_of(size)
         self._own_thresholds = check_thresholds(thresholds, targets)
         self.report: dict[str, Any] = {}
         self.shape: Shape | None = None

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qa_hooks.features.networks import IMAGENET
 from qa_hooks.scorers.giqa.snapshot_targets import snapshot_loss
 from qa_hooks.scorers.training import minimise
 
-# Of ImageNet; the paper's own constants differ in the third digit.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHT_DECAY = 5e-4
 TEST_BATCH = 256
 LOGITS = 1000  # the last layer of torchvision's networks
@@ -44,7 +43,7 @@ class SnapshotNetwork(nn.Module):
         else:
             self.body, width = _torchvision(backbone, pretrained), LOGITS
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, outputs))
-        mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu")[:, None, None] for value in (MEAN, STD))
+        mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu")[:, None, None] for value in IMAGENET)
         grey = backbone == "small" and channels == 1
         self.register_buffer("mean", mean.mean(0, keepdim=True) if grey else mean, persistent=False)
         self.register_buffer("std", std.mean(0, keepdim=True) if grey else std, persistent=False)
@@ -125,7 +124,7 @@ def train_network(
     Args:
         network: on its device, logits `(N, outputs)` from images in [0, 1].
         generated: uint8 `(n, C, H, W)`; kept where it is, batches are moved.
-        labels: `(n, outputs)`, of the generated images; those of real ones are 1.
+        labels: `(n, outputs)`, of the generated images; the labels of real images are 1.
         real: uint8 `(m, C, H, W)`.
         regression: squared error instead of binary cross entropy.
         steps, batch_size, lr: of the optimizer; batch_size counts real and generated images together.

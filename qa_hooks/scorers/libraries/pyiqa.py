@@ -47,7 +47,7 @@ class PyIQAScorer(LibraryScorer):
     def __init__(self, metric: str | nn.Module, *, value_range: Range = (0.0, 1.0), **options: Any) -> None:
         name = metric if isinstance(metric, str) else str(getattr(metric, "metric_name", type(metric).__name__))
         if name in OF_SETS:
-            raise ValueError(f"pyiqa:{name} compares sets of images, not single ones; see GenerativeEvaluator")
+            raise ValueError(f"pyiqa:{name} compares sets of images, not single ones; see GenerativeMonitor")
         built = _build(metric, options) if isinstance(metric, str) else metric
         if not all(hasattr(built, fact) for fact in ("lower_better", "metric_mode", "as_loss")):
             raise TypeError(f"metric must be a name or what pyiqa.create_metric returns, got {type(metric).__name__}")

@@ -2,7 +2,7 @@
 
     f_1 .. f_n: feature rows of sharp blocks;  mu_p = mean f,  Sigma_p = sum (f - mu_p)(f - mu_p)^T / (n - 1)
 
-Blocks count as sharp when their mean local deviation exceeds `sharpness` times that of the sharpest block of the image.
+Blocks count as sharp when their mean local deviation exceeds `sharpness` times the largest of the image.
 Files are safetensors with a JSON header; the `.mat` and `.npz` files in circulation can be read, nothing is unpickled.
 
 Source: Mittal, Soundararajan, Bovik 2013, section II-C.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import warn
+from qa_hooks._base.checks import check_share, warn
 from qa_hooks._base.files import read_safetensors, write_safetensors
 from qa_hooks._base.headers import parse_header
 from qa_hooks._base.progress import counted
@@ -124,8 +124,7 @@ class NaturalnessModel:
         Raises:
             ValueError: no more blocks than features (36), or an image that is smaller than a block or not finite.
         """
-        if not 0 <= sharpness < 1:
-            raise ValueError(f"sharpness must lie in [0, 1), got {sharpness}")
+        check_share("sharpness", sharpness, zero=True)
         kept: list[Tensor] = []
         for image in counted(images, "natural images", shown=progress):
             batch = image[None] if image.ndim == 3 else image
@@ -170,8 +169,7 @@ class NaturalnessModel:
         """The model of `count` rows from `sum f` `(d,)` and `sum f f^T` `(d, d)`, f measured from `center`."""
         if count < 2:
             raise ValueError(f"a naturalness model needs at least two feature rows that are not flat, got {count}")
-        if not 0 <= shrink <= 1:
-            raise ValueError(f"shrink must lie in [0, 1], got {shrink}")
+        check_share("shrink", shrink, zero=True, one=True)
         total, outer = to_float64(total), to_float64(outer)
         offset = total / count
         covariance = (outer - count * torch.outer(offset, offset)) / (count - 1)
@@ -225,8 +223,6 @@ class NaturalnessModel:
                     provenance={"name": path.stem, "handling": RELEASE},
                 )
             return cls.from_dict(_read_safetensors(path))
-        except ImportError:
-            raise
         except Exception as error:  # three foreign parsers, each with exceptions of its own for a broken file
             raise ValueError(f"{path} is not a whole naturalness model ({error}); expected {_EXPECTED}") from error
 
@@ -238,10 +234,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_mat(path: Path) -> tuple[Any, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ImportError("reading a .mat file needs SciPy: pip install scipy") from None
+    from scipy.io import loadmat
+
     values = loadmat(path)
     return values["mu_prisparam"], values["cov_prisparam"]
 

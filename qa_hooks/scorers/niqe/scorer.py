@@ -1,4 +1,4 @@
-"""NIQE: how far the local contrast of an image lies from that of natural photographs; no reference needed.
+"""NIQE: how far an image's local contrast lies from the contrast of natural photographs; no reference needed.
 
     score = sqrt( (mu - mu_p)^T ((Sigma_p + Sigma) / 2)^-1 (mu - mu_p) )
 
@@ -43,7 +43,7 @@ COLORS = ("gray", *_LUMA)
 class NIQE(Scorer):
     """Natural Image Quality Evaluator, differentiable with its true gradient.
 
-    SRCC .75 with people's ratings of five distortions together: docs/judges.md.
+    SRCC .75 with people's ratings of five distortions together, with either set of parameters: docs/judges.md.
 
     Args:
         pristine: "bsd100", fitted on photographs of the Berkeley data set, part of this package; "original", the
@@ -165,8 +165,8 @@ def fit_naturalness(
     """Fit a NIQE model on a folder of photographs and save it: `NIQE("output.safetensors")` uses it.
 
     Args:
-        folder: image files, sub-folders included; those smaller than a block are left out, and broken ones with a
-            warning.
+        folder: image files, sub-folders included; images smaller than a block are left out, and broken ones
+            with a warning.
         output: the `.safetensors` file to write.
         block: side of the blocks; images to be scored must not be smaller.
         color: see `NIQE`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
-from qa_hooks._base.random import mixed_key
+from qa_hooks._base.random import mixed_key, permutation
 from qa_hooks._base.text import plural
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
@@ -48,7 +48,7 @@ class Crops(NamedTuple):
                 f"{what} needs at least two images, one to hold out, got {len(images)} that is large enough "
                 "and not flat (crop= sets the side of the crops)"
             )
-        order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")]
+        order = images[permutation(len(images), seed)]
         held = min(max(1, round(share * len(images))), len(images) - 1)
         tested = torch.isin(self.origin, order[:held])
         return self.values[tested], self.values[~tested]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qa_hooks.functional.agreement import pairwise_accuracy
+from qa_hooks.functional.channel_statistics import channel_statistics
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
 from qa_hooks.images import to_grey
 from qa_hooks.scorers.training import minimise
@@ -52,12 +53,11 @@ class RankNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body((images - 0.5) * 4)
-        deviation = (maps.var((2, 3), correction=0) + 1e-6).sqrt()
-        scores: Tensor = self.head(torch.cat([maps.mean((2, 3)), deviation], 1)).squeeze(1)
+        scores: Tensor = self.head(channel_statistics([maps])).squeeze(1)
         return scores
 
 
-def rank_loss(scores: Tensor, *, margin: float = MARGIN) -> Tensor:
+def rank_loss(scores: Tensor) -> Tensor:
     """Scores `(LEVELS, K)` of K chains, level 0 the best -> the loss above, a scalar.
 
     Example:
@@ -65,8 +65,8 @@ def rank_loss(scores: Tensor, *, margin: float = MARGIN) -> Tensor:
         0.006
     """
     better, worse = torch.triu_indices(LEVELS, LEVELS, 1, device=scores.device)
-    own = F.relu(margin - (scores[better] - scores[worse])).mean()
-    across = F.relu(margin - (scores[0] - scores[ACROSS_LEVEL].roll(1))).mean()
+    own = F.relu(MARGIN - (scores[better] - scores[worse])).mean()
+    across = F.relu(MARGIN - (scores[0] - scores[ACROSS_LEVEL].roll(1))).mean()
     return own + ACROSS * across + DECAY * scores.square().mean()
 
 
@@ -108,7 +108,7 @@ def train_ranking(
 
 
 def _share(batch_size: int, step: int) -> list[tuple[str, int]]:
-    """How many chains of each kind; what does not divide evenly goes round."""
+    """How many chains of each kind in this step; what does not divide evenly goes to each kind in turn."""
     counts = dict.fromkeys(KINDS, 0)
     for number in range(batch_size):
         counts[KINDS[(step * batch_size + number) % len(KINDS)]] += 1
@@ -121,7 +121,7 @@ def _random_chains(crops: Tensor, kind: str, count: int, generator: torch.Genera
     mirror, grey = torch.rand(2, generator=generator, dtype=torch.float32, device="cpu").tolist()
     if mirror < 0.5:
         images = images.flip(-1)
-    if grey < GREY:  # before it is degraded, so that noise and compression are those of a grey image
+    if grey < GREY:  # before it is degraded, so that noise and compression are grey, too
         images = to_grey(images)
     return chain(images, kind, generator=generator).expand(-1, -1, 3, -1, -1)
 

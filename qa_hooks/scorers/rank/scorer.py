@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import gather_rows, rank
+from qa_hooks._base.random import permutation
 from qa_hooks.images import Range
 from qa_hooks.scorers.rank.crops import Crops, read_crops
 from qa_hooks.scorers.rank.network import (
@@ -174,7 +175,7 @@ class RankScorer(TrainedScorer):
         network = RankNetwork().float().to(self._here.device)
         train_ranking(network, trained, seed=self.seed, **training)
         clean = network_scores(network, tested)
-        order = torch.randperm(len(tested), generator=torch.Generator().manual_seed(self.seed), device="cpu")
+        order = permutation(len(tested), self.seed)
         accuracies = held_out_accuracies(network, tested[order[:MAX_HELD_OUT]], seed=self.seed)
         facts = {LEVEL: float(clean.median()), ACCURACIES: {name: accuracies[name] for name in MEASURES}}
         return Fitted(network.state_dict(), facts, self.calibration_on(clean, calibration, "crops"))

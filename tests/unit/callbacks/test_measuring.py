@@ -188,7 +188,7 @@ class TestLateValues:
     def test_one_that_is_due_while_two_are_under_way_is_left_out(self, inline):
         net, writer, _, hooks = one_under_way(inline)
         step(hooks, net)
-        with pytest.warns(UserWarning, match=r"step 3 is not measured, since those of 1 and 2 are.*larger every="):
+        with pytest.warns(UserWarning, match=r"step 3 is not measured, since steps 1 and 2 are.*larger every="):
             step(hooks, net)
         step(hooks, net)  # said once
         inline.gate.set()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qa_hooks.evaluation.estimate import Estimate
-from qa_hooks.evaluation.names import metric_name
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics
+from qa_hooks.evaluation.set_metrics import Sets, check_metrics, estimate_metrics, metric_name
 from qa_hooks.evaluation.verdicts import Verdicts
+from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.functional.intervals import jackknife_error, jackknife_subsets, t_interval, wilson_interval
 from qa_hooks.functional.kid import kernel_distance
 from qa_hooks.functional.precision_and_recall import precision_recall
@@ -83,9 +82,9 @@ def test_the_kernel_distance_has_the_error_of_the_function_and_no_other():
 
 
 def test_only_the_canonical_network_makes_a_fid():
-    canonical = SimpleNamespace(name="inception", spec={"type": "inception"})
-    own = SimpleNamespace(name="inception", spec=None)
-    other = SimpleNamespace(name="random", spec={"type": "random"})
+    network = torch.nn.Conv2d(3, 4, 3)
+    canonical = FeatureExtractor(network, name="inception", spec={"type": "inception"})
+    own, other = FeatureExtractor(network, name="inception"), create_extractor("random")
     assert [metric_name(key, canonical) for key in ("fd", "kid", "recall")] == ["fid", "kid", "recall_inception"]
     assert [metric_name(key, own) for key in ("fd", "kid")] == ["fd_own-inception", "kd_own-inception"]
     assert [metric_name(key, other) for key in ("fd", "kid")] == ["fd_random", "kd_random"]
@@ -103,7 +102,7 @@ def test_the_interval_of_precision_covers_the_share(share):
     ends = pytest.importorskip("scipy.stats").binomtest(93, 100).proportion_ci(method="wilson")
     assert intervals[93][1:] == pytest.approx((ends.low, ends.high), rel=1e-9)
     assert (intervals[0].low, intervals[100].high) == (0, 1)
-    with pytest.raises(ValueError, match="share must be in"):
+    with pytest.raises(ValueError, match="share must be a share in"):
         wilson_interval(1.2, 10)
 
 
@@ -160,7 +159,7 @@ class TestVerdicts:
         return found
 
     def extractor(self, **spec):
-        return SimpleNamespace(name="net", spec=spec or None, fingerprint="f" * 16)
+        return FeatureExtractor(torch.nn.Conv2d(3, 2, 3), name="net", spec=spec or None)
 
     def test_the_whole_name_of_the_better_set(self):
         found = self.compared(0.0, 2.0, extractor=self.extractor())

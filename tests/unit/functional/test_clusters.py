@@ -34,5 +34,5 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=match):
             share_interval(values, labels)
-    with pytest.raises(ValueError, match="confidence must lie"):
+    with pytest.raises(ValueError, match="confidence must be a share"):
         share_interval([1.0], [0], confidence=1.0)

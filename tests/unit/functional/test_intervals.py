@@ -78,7 +78,7 @@ def test_bad_input_is_named():
         paired_difference([1.0, float("nan"), 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="got 2 and 3"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
+    with pytest.raises(ValueError, match="confidence must be a share"):
         bootstrap_interval([1.0, 2.0], confidence=95)
     with pytest.raises(ValueError, match="at least as many items, got 5"):
         group_jackknife(lambda rows: 0.0, 5)

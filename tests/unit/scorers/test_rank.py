@@ -299,7 +299,7 @@ BAD = {
     "channels": (lambda w: torch.rand(5, 2, 64, 64), {}, "1 or 3 channels"),
     "steps": (lambda w: w["fit"], {"steps": 0}, "steps must be a whole number of at least 1"),
     "crop": (lambda w: w["fit"], {"crop": 8}, "crop must be a whole number of at least 16"),
-    "held out": (lambda w: w["fit"], {"held_out": 1.0}, "held_out must lie between 0 and 1"),
+    "held out": (lambda w: w["fit"], {"held_out": 1.0}, "held_out must be a share"),
     "calibration": (lambda w: w["fit"], {"calibration": "platt"}, "calibration must be one of"),
     "lr": (lambda w: w["fit"], {"lr": 1e30}, "the loss is (nan|inf) after 3 steps; a smaller lr"),
 }

@@ -344,7 +344,7 @@ def test_bad_images_are_named(world, name):
         ({"thresholds": [0.5, 0.2]}, "must ascend"),
         ({"thresholds": [0.5, 1.2]}, "must ascend within"),
         ({"thresholds": [0.5], "targets": "binary"}, "thresholds go with targets='ordinal'"),
-        ({"generated_level": 0}, "generated_level must lie"),
+        ({"generated_level": 0}, "generated_level must be a share"),
         ({"channels": 2}, "channels must be"),
         ({"size": (1, 2, 3)}, "size must be"),
         ({"pretrained": True}, "no pretrained weights"),
