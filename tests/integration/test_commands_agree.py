@@ -94,7 +94,7 @@ def test_select_and_again(mine, tmp_path, capsys):
         (["agree", "missing.csv", "scores.csv"], "missing.csv does not exist"),
         (["agree", "mine.csv", "scores.csv"], "has none of the known forms"),
         (["agree", "mine.csv", "missing.csv", "MINE"], "missing.csv does not exist"),
-        (["agree", "mine.csv", "scores.csv", "MINE"], "--higher or --lower rough"),
+        (["agree", "mine.csv", "scores.csv", "MINE"], "name it with --higher or --lower"),
         (["agree", "mine.csv", "scores.csv", "MINE", "--report", "a.txt"], "must be a PNG file"),
         (["agree", "mine.csv", "mine.csv", "MINE"], "is not a table of scores"),
         (

@@ -239,7 +239,7 @@ def test_another_table_is_not_continued(folder, tmp_path):
         ({"scorers": []}, "scorers is empty"),
         ({"scorers": "nonsense"}, "unknown scorer 'nonsense'"),
         ({"scorers": ["niqe_bsd100", "niqe_bsd100"]}, "two scorers are called 'niqe_bsd100'"),
-        ({"scorers": "psnr"}, "--reference DIR"),
+        ({"scorers": "psnr"}, "name their folder with reference="),
         ({"reference": "."}, "level takes none"),
         ({"tiles": 0}, "tiles must be a whole number"),
         ({"tiles": 8, "overlap": 8}, "overlap must lie in"),
