@@ -93,7 +93,8 @@ def _score(options: argparse.Namespace) -> Answer:
         if piped:
             _write_out(Path(output).read_bytes())
     say_failures(table.failures, where="all are in the JSON beside the table")
-    text = "\n".join([f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())])
+    head = table.summary() if piped else f"{options.output}: {table.summary()}"
+    text = "\n".join([head, *(f"  {line}" for line in table.digest())])
     if piped:  # stdout has the table
         say(text, error=True)
     names = [scorer["name"] for scorer in table.spec.get("scorers", [])]
