@@ -25,7 +25,7 @@ from qa_hooks.cli.options import (
     whole,
 )
 
-OF_THE_COMMAND = {"command", "fit", "run", "folder", "grid", "output", "device", "json", "resumes", "waits"}
+OF_THE_COMMAND = {"command", "fit", "run", "folder", "grid", "output", "parser", "device", "json", "resumes", "waits"}
 NOT_OF_THE_SCORER = {*OF_THE_COMMAND, "extractor", "weights", "limit", "real", "targets", "engine", "sample", *OF_RAY}
 
 
@@ -35,7 +35,7 @@ def add_fit(commands: Commands) -> None:
         "fit",
         help="fit a scorer on a folder of images",
         description="Fits a scorer and writes it as safetensors, for --scorer and load_scorer().",
-        epilog="qa-hooks fit KIND --help explains a kind, with an example.",
+        epilog="qa-hooks fit KIND --help explains a kind, with an example and its exit codes.",
     )
     kinds = fit.add_subparsers(dest="fit", required=True, metavar="KIND")
     _add_gmm(kinds)

@@ -88,7 +88,8 @@ def _score(options: argparse.Namespace) -> Answer:
         if piped:
             _write_out(Path(output).read_bytes())
     say_failures(table.failures, where="all are in the JSON beside the table")
-    text = "\n".join([f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())])
+    head = table.summary() if piped else f"{options.output}: {table.summary()}"
+    text = "\n".join([head, *(f"  {line}" for line in table.digest())])
     if piped:  # stdout has the table
         say(text, error=True)
     names = [scorer["name"] for scorer in table.spec.get("scorers", [])]
@@ -216,7 +217,15 @@ def add_pick(commands: Commands) -> None:
     pick.add_argument("--by", metavar="COLUMN", help="of that table; needed when it has several scorers")
     add_shared(pick, "--keep", default=0.9)
     add_shared(pick, "--grid")
-    pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
+    pick.add_argument(
+        "-o",
+        "--output",
+        dest="out",
+        required=True,
+        type=place,
+        metavar="DIR",
+        help="the folder to make, not in the other",
+    )
     pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
     add_shared(pick, "--reference")
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")

@@ -110,7 +110,7 @@ def as_comparisons(
             better.append(1.0)
     missing = sum(path is None for path in places.values())
     if not pairs:
-        raise ValueError(f"there are no pairs of images that are in {images}; {missing} images are missing")
+        raise ValueError(f"there are no pairs of images that are in {images}; without an image: {missing}")
     if missing:
         LOG.warning("%d of %d images are not in %s and are left out", missing, len(places), images)
     test, base, pair_rows = (

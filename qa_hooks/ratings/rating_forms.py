@@ -273,8 +273,8 @@ def recognise(table: Table) -> str:
     if not fitting:
         raise ValueError(
             f"{table.path} has none of the known forms ({', '.join(FORMS)}); its first line is {shown}. For a table of "
-            "your own name its columns and direction: --columns name=COLUMN rating=COLUMN --better higher (in Python "
-            'columns={"name": ..., "rating": ...}, higher_is_better=True)'
+            "your own name its columns and direction: "
+            "columns={'name': 'COLUMN', 'rating': 'COLUMN'} and higher_is_better=True or False"
         )
     raise ValueError(f"{table.path} could be {' or '.join(fitting)} ({shown}): say format=")
 

@@ -70,8 +70,7 @@ def read_ratings(
         raise ValueError(f"{path} is no {format}: .mat files are read as aigciqa-2023")
     if columns is not None and (rating is not None or format != "auto"):
         raise ValueError(
-            "--format and --rating (format=, rating=) are for published sets; of a table of yours --columns "
-            "(columns=) says which column is the rating"
+            "format= and rating= are for published sets; of a table of yours columns= says which column is the rating"
         )
     if columns is not None:
         parts = [_own(table, columns, higher_is_better, scale) for table in tables]
@@ -116,14 +115,12 @@ def _own(table: Table, columns: Mapping[str, str | int], higher_is_better: bool 
     if missing := {"name", "rating"} - set(columns):
         raise ValueError(f"columns= must say which column is {' and '.join(sorted(missing))}")
     if higher_is_better is None:
-        raise ValueError(
-            "say --better higher or lower (higher_is_better=True or False): a table does not tell what its numbers mean"
-        )
+        raise ValueError("say higher_is_better=True or False: a table does not tell what its numbers mean")
     found: dict[str, Any] = {name: table.column(column) for name, column in columns.items()}
     rating = numbers(found.pop("rating"), table)
     spread = numbers(found.pop("spread"), table) if "spread" in found else None
     return Ratings(
-        found.pop("name"), rating, higher_is_better, scale or "the user's own scale", "a table of the user's",
+        found.pop("name"), rating, higher_is_better, scale or "a scale of your own", "a table of your own",
         spread=spread, **found,
     )  # fmt: skip
 

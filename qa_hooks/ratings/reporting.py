@@ -197,7 +197,10 @@ def _found(
     groups = own if group is None else None
     try:
         if statistic == "plcc_logistic" and len(rows) < FEWEST_OF_A_CURVE:
-            raise ValueError(f"a logistic curve needs {FEWEST_OF_A_CURVE} images, got {len(rows)}")
+            raise ValueError(
+                f"a logistic curve needs {FEWEST_OF_A_CURVE} images, got {len(rows)}: leave plcc_logistic out of "
+                "statistics="
+            )
         if count < FEWEST_CLUSTERS and own is not None:
             return _value_only(values[rows], truth[rows], statistic, clusters, count), ""
         return agreement(

@@ -160,7 +160,7 @@ def test_the_command(ray, folder, gmm, tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr()
     assert "91 images in" in said.out
-    assert "1 images with problems:\n  broken.jpg: is not a readable image" in said.err
+    assert "1 image with problems:\n  broken.jpg: is not a readable image" in said.err
     assert main(command) == 0
     assert "from an earlier run" in capsys.readouterr().out
     assert main(["filter", out, "--keep", "3"]) == 0
