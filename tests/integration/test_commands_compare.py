@@ -140,7 +140,7 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
     save_image(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / "mixed" / "z.png")
     write(digits[:9], tmp_path / "few")
     for arguments, message in (
-        ([real, good, tmp_path / "small"], "have them resized by size= (--size 64)"),
+        ([real, good, tmp_path / "small"], "such as by --size 64"),
         ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 8x8"),
         ([real, tmp_path / "few"], "9 generated and 150 real images: at least 10 images"),
         ([real, good, tmp_path / "small", "--metrics", "none", "--scorer", "niqe_bsd100"], "depends on the size"),
