@@ -77,7 +77,7 @@ def _numbers(value: Any, wanted: str) -> Tensor:
     """A tensor of whatever numbers these are; `TypeError` otherwise."""
     odd = isinstance(value, bool) or not isinstance(value, NUMBERS)
     try:
-        tensor = value if isinstance(value, Tensor) or odd else torch.as_tensor(value, device="cpu", dtype=torch.get_default_dtype())
+        tensor = value if isinstance(value, Tensor) or odd else torch.from_numpy(np.asarray(value))
     except (TypeError, ValueError, RuntimeError):
         odd = True
     if odd or tensor.dtype == torch.bool or tensor.is_complex():
