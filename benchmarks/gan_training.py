@@ -25,7 +25,7 @@ from qa_hooks.penalties import QAGANPenalty
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"quality": "none"},
     "SSIM": {"quality": "ssim"},
-    "NIQE, hinge": {"quality": "niqe", "hinge": True},
+    "NIQE, hinge": {"quality": "niqe"},
 }
 
 

@@ -96,7 +96,7 @@ def penalties() -> dict[str, Callable[[], Any]]:
     return {
         "gradient": lambda: GradientPenalty(value_range=(-1, 1), weight=10.0),
         "SSIM": lambda: SSIMPenalty(value_range=(-1, 1), weight=0.1),
-        "QAGAN, NIQE": lambda: QAGANPenalty("niqe", value_range=(-1, 1), model=model, hinge=True),
+        "QAGAN, NIQE": lambda: QAGANPenalty("niqe", value_range=(-1, 1), model=model),
     }
 
 

@@ -26,10 +26,10 @@ from qa_hooks.demo import Evaluator, Images, load_digits_images, load_folder_ima
 from qa_hooks.penalties import QAGANPenalty
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "weight 0.1": {"quality_weight": 0.1},
+    "weight 0.1": {"quality_weight": 0.1, "hinge": False},
     "weight 0.1, hinge": {"quality_weight": 0.1, "hinge": True},
-    "weight 0.1, sample": {"quality_weight": 0.1, "niqe_mode": "sample"},
-    "weight 1": {"quality_weight": 1.0},
+    "weight 0.1, sample": {"quality_weight": 0.1, "niqe_mode": "sample", "hinge": False},
+    "weight 1": {"quality_weight": 1.0, "hinge": False},
     "weight 1, hinge": {"quality_weight": 1.0, "hinge": True},
 }
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qa_hooks._base.checks import warn
 from qa_hooks.callbacks import Hooks, Monitor
+from qa_hooks.integrations.training_checks import check_accelerator
 from qa_hooks.writers import WandbWriter
 
 
@@ -54,8 +55,7 @@ def attach(accelerator: Any, hooks: Hooks, *, optimizer: Any = None) -> Hooks:
         TypeError: not an accelerator, hooks or optimizer.
         RuntimeError: as `Hooks.attach`.
     """
-    if not hasattr(accelerator, "register_for_checkpointing"):
-        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+    check_accelerator(accelerator)
     if not isinstance(hooks, Hooks):
         raise TypeError(f"hooks must be a qa_hooks.Hooks, got {type(hooks).__name__}")
     for callback in hooks.callbacks:

@@ -16,12 +16,17 @@ GATHER = (
 )
 
 
+def check_accelerator(accelerator: Any) -> None:
+    """`TypeError` unless it is one of Accelerate."""
+    if not hasattr(accelerator, "sync_gradients"):
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+
+
 def check_plain_training(accelerator: Any) -> None:
     """Refuse training that shards the weights (FSDP, DeepSpeed); `accelerator` may be None."""
     if accelerator is None:
         return
-    if not hasattr(accelerator, "sync_gradients"):
-        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+    check_accelerator(accelerator)
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
         raise ValueError(f"{kind} shards weights and gradients, which is not supported here: use DDP (or one process)")

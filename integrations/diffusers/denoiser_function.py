@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import arrived
 from qa_hooks.integrations.training_checks import inside_ddp
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -63,8 +64,7 @@ def denoiser_function(
         output = getattr(result, "sample", result)
         output = output[0] if isinstance(output, tuple) else output
         if not isinstance(output, Tensor) or len(output) != len(x):
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"the denoiser must give one output for each of {len(x)} rows, got {got}")
+            raise ValueError(f"the denoiser must give one output for each of {len(x)} rows, got {arrived(output)}")
         output = output.to(like.dtype)
         if not guided or guidance_scale is None:
             return output

@@ -14,7 +14,7 @@ from torch import nn
 
 from qa_hooks._base.adapters import own_adapter, unwrapped
 from qa_hooks.integrations.peft.files import load_lora, save_lora
-from qa_hooks.integrations.training_checks import check_plain_training
+from qa_hooks.integrations.training_checks import check_accelerator, check_plain_training
 
 
 class AdapterCheckpoint:
@@ -71,8 +71,7 @@ def save_adapter_only(
         ValueError: no LoRA in the model, FSDP or DeepSpeed, or a folder that another model's adapter goes to. From
             `load_state`: a checkpoint without an adapter, or with one that does not fit.
     """
-    if not hasattr(accelerator, "register_save_state_pre_hook"):
-        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {type(accelerator).__name__}")
+    check_accelerator(accelerator)
     check_plain_training(accelerator)
     network = unwrapped(model)
     adapter = own_adapter(network, adapter)

@@ -69,7 +69,7 @@ def _good(reasons: Mapping[str, str | None]) -> list[str]:
 
 
 def _some(names: Collection[str]) -> str:
-    return f"this model has {', '.join(list(names)[:8]) or 'none'}{', ...' if len(names) > 8 else ''}"
+    return f"this model has {listed(list(names)) or 'none'}"
 
 
 def say_left_out(left_out: Mapping[str, str]) -> None:

@@ -105,11 +105,10 @@ class ScoreBatches:
         """
         columns = _columns(batch)
         images = self._column(columns, self.column)
+        _check_lengths(columns, self.column)
         rows: list[Any] = [[""] * len(images), images]
         for name in (self.reference, self.prompt):
             rows.append([None] * len(images) if name is None else self._column(columns, name))
-            if len(rows[-1]) != len(images):
-                raise ValueError(f"column {name!r} has {len(rows[-1])} rows, {self.column!r} has {len(images)}")
         scored: dict[str, Any] = {name: [] for name in self.names}
         problems = []
         for _, scores, problem in self.stream(Item(*row) for row in zip(*rows, strict=True)):
@@ -178,13 +177,26 @@ def _columns(batch: Any) -> dict[str, Any]:
         raise TypeError(
             "a batch must be columns {'image': [...]} or a list of rows {'image': ...}, got "
             f"{type(batch).__name__}; in Ray that is map_batches(..., batch_format='numpy'), in a DataLoader a data "
-            "set whose items are dictionaries"
+            "set whose items are dictionaries, in the library datasets with_format(None)"
         )
     names = list(batch[0]) if batch else []
     uneven = next((position for position, row in enumerate(batch) if list(row) != names), None)
     if uneven is not None:
         raise ValueError(f"row {uneven} has the columns {', '.join(batch[uneven])}, the first has {', '.join(names)}")
     return {name: [row[name] for row in batch] for name in names}
+
+
+def _check_lengths(columns: Mapping[str, Any], first: str) -> None:
+    """`TypeError` for one row in place of a batch, `ValueError` for columns of different lengths."""
+    for name, values in columns.items():
+        one = isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__")
+        if one or getattr(values, "ndim", 1) == 0:
+            raise TypeError(
+                f"column {name!r} of the batch is one {type(values).__name__} and not a list: score a batch, "
+                "map(score, batched=True) in the library datasets"
+            )
+        if len(values) != len(columns[first]):
+            raise ValueError(f"column {name!r} has {len(values)} rows, {first!r} has {len(columns[first])}")
 
 
 def read_item(item: Item) -> PiecedImage:

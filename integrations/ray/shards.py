@@ -7,11 +7,12 @@ names say so, so that a file which is added or goes changes the shard that it is
 from __future__ import annotations
 
 import json
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qa_hooks._base.arrays import LARGEST
 from qa_hooks._base.containers import KEYS, file_state, is_container
@@ -22,7 +23,7 @@ from qa_hooks.images import list_images
 from qa_hooks.integrations.ray.batches import Item
 from qa_hooks.sources.grids import warn_of_grids
 
-PARQUET, TAR = (".parquet",), (".tar", ".tgz", ".tar.gz")
+PARQUET, TAR = (".parquet",), (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ROWS = 64  # of a Parquet file that are unpacked at a time
 
 
@@ -101,6 +102,9 @@ def find_shards(source: str | Path, *, column: str | None = None, shard_size: in
     else:
         if column is not None:
             raise ValueError(f"column={column!r} is for Parquet files, {source} holds none")
+        if root.is_file() and not is_container(root):
+            kinds_read = ", ".join((*PARQUET, *TAR, ".zip", ".npz", ".npy"))
+            raise ValueError(f"{source} is a file, and none of {kinds_read}: give a folder")
         paths = list_images(root)
         warn_of_grids(paths)
         names = [path.relative_to(root).as_posix() for path in paths]
@@ -190,18 +194,22 @@ def _members(path: Path, name: str) -> Iterator[Item]:
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
-                last = member.name
-                if not member.isfile() or not _is_image(last):
+                last = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if member.isdir() or not _is_image(last):
                     continue
-                if member.size > LARGEST:
-                    yield Item(f"{name}/{last}", ValueError(f"it has {member.size} bytes, more than {LARGEST}"))
-                    continue
-                file = archive.extractfile(member)
-                yield Item(f"{name}/{last}", b"" if file is None else file.read())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                image: Any = None
+                if not member.isfile():
+                    image = ValueError(f"it is no file but a link to {member.linkname!a}, which is not followed")
+                elif member.size > LARGEST:
+                    image = ValueError(f"it has {member.size} bytes, more than {LARGEST}")
+                elif (file := archive.extractfile(member)) is not None:
+                    image = file.read()
+                yield Item(f"{name}/{last}", image)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         yield Item(name, ValueError(f"the file cannot be read behind {last or 'its beginning'}: {error}"))
 
 
 def _is_image(name: str) -> bool:
     path = Path(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts if part != ".")
+    hidden = (part.startswith(".") and part not in (".", "..") for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -21,6 +22,11 @@ def at_exit(method: Callable[[], None]) -> None:
         finished
     """
     atexit.register(_call, weakref.WeakMethod(method), os.getpid())
+
+
+def crashed() -> bool:
+    """Whether Python ends because of an error or Ctrl-C that nobody caught; it has been told by then."""
+    return getattr(sys, "last_value", None) is not None
 
 
 def _call(reference: weakref.WeakMethod[Callable[[], None]], process: int) -> None:

@@ -39,6 +39,11 @@ def check_share(name: str, share: Any, *, zero: bool = False, one: bool = False)
     return float(share)
 
 
+def arrived(value: Any) -> tuple[int, ...] | str:
+    """What a message says of something unexpected: the shape of a tensor, or else the name of the type."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
 def check_size(size: Any, *, largest: int = 1 << 16) -> tuple[int, int]:
     """Two whole numbers from 1 to `largest`, a height and a width; `ValueError` otherwise."""
     try:

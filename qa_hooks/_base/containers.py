@@ -98,7 +98,10 @@ def list_pictures(folder: Path) -> list[Path]:
     if not paths:
         splits = sorted(path for path in folder.iterdir() if path.is_dir() and is_container(path))
         instead = f"; it holds saved data sets: give one of them, such as {splits[0]}" if splits else others
-        raise ValueError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))}){instead}")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        if any(path.name.lower().endswith((".parquet", ".tar", ".tgz", ".tar.gz")) for path in files):
+            instead = "; Parquet files and tars are read by --engine ray (qa_hooks.integrations.ray)"
+        raise ValueError(f"{folder} holds no image files ({kinds}){instead}")
     if others:
         warn(f"of the pictures below {folder}{others}")
     return paths

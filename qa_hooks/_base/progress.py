@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from qa_hooks._base.processes import rank, world_size
+from qa_hooks._base.text import plural
 
 LOG = logging.getLogger("qa_hooks.progress")
 EVERY = 30.0  # seconds between two lines
@@ -47,7 +48,7 @@ class Progress:
             self._bar = tqdm(total=self.total, desc=self.what + share, unit=self.unit)
             return self
         if self.total:
-            LOG.info("%s: %d %ss", self.what, self.total, self.unit)
+            LOG.info("%s: %s", self.what, plural(self.total, self.unit))
         _running.append(self)
         if not _beating:
             self._heartbeat = Heartbeat()

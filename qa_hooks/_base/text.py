@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _RUN_BY_SPREADSHEETS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -20,6 +21,27 @@ def printable(text: object, *, one_line: bool = False) -> str:
         letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
         for letter in str(text)
     )
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun, whose plural is regular.
+
+    Example:
+        >>> plural(1, "image"), plural(0, "image"), plural(12, "pair")
+        ('1 image', '0 images', '12 pairs')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What somebody who wrote a name probably meant, for an error; "" where nothing is near.
+
+    Example:
+        >>> meant("niqe_bsd10", ["psnr", "niqe_bsd100"]), meant("x", ["psnr"])
+        (' (did you mean niqe_bsd100?)', '')
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def safe_cell(text: str) -> str:

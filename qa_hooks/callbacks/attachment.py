@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qa_hooks._base.at_exit import at_exit
+from qa_hooks._base.at_exit import at_exit, crashed
 from qa_hooks._base.checks import warn
 from qa_hooks._base.optimizers import outside_graphs, skips_step, unwrapped_optimizer
 from qa_hooks.callbacks.callback import Callback
@@ -70,7 +70,7 @@ class Attachment:
 
     def _close_unended(self) -> None:
         """Tell of an optimizer that never made a step, where nobody closed the hooks."""
-        if not self._ended:
+        if not self._ended and not crashed():
             self.close()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import warn
+from qa_hooks._base.checks import arrived, warn
 from qa_hooks._base.protection import version_of
 
 
@@ -55,8 +55,8 @@ class Captures:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
             self._kept[name] = output.detach(), version_of(output)
             return True
-        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        warn(f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W) but {what}; not captured")
+        what = f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W)"
+        warn(f"{what} but {arrived(output)}; not captured")
         return False
 
     def end(self) -> None:

@@ -38,7 +38,7 @@ def _lines(callback: Callback) -> Iterator[str]:
         return
     looks = getattr(callback, "_looks", callback)  # a RewardGuard has an object that looks at images
     images: Tensor | None = None
-    for name in ("sample", "base"):
+    for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
         if callable(sample) and not isinstance(sample, nn.Module):
             images, line = _check_sample(name, sample, looks)
@@ -92,6 +92,7 @@ def _check_scorer(scorer: Scorer, images: Tensor | None, reference: Any) -> str:
     if images is None:
         return f"{scorer.name}: {arrow} is better; no images to try it on"
     inputs = {"reference": reference[: len(images)].to(images.device)} if isinstance(reference, Tensor) else {}
+    inputs = inputs if "reference" in scorer.inputs else {}
     try:
         with isolated():
             scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()

@@ -30,7 +30,6 @@ class Dispatch:
 
     def __init__(self, callbacks: Iterable[Callback], budget: float | None) -> None:
         self.active, self.budget = list(callbacks), Budget(budget)
-        self._measuring = [c for c in self.active if getattr(type(c), "arrived", None) is not Callback.arrived]
         keys: set[str] = set()
         for position, callback in enumerate(self.active):
             if not isinstance(callback, Callback):
@@ -44,6 +43,7 @@ class Dispatch:
                     raise ValueError(
                         f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
                     )
+        self._measuring = [callback for callback in self.active if type(callback).arrived is not Callback.arrived]
 
     def begin(self, writer: GuardedWriter, track: Mapping[str, Any], step: int) -> None:
         """Before the first step: the clock starts, the log has the settings, pictures that nobody sees are told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import describe, make_tag
+
+LOG = logging.getLogger("qa_hooks")
 
 
 class GenerativeMonitor(MeasuringMonitor):
@@ -185,7 +188,7 @@ class GenerativeMonitor(MeasuringMonitor):
             for stat in ("value", "low", "high"):
                 ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:
-            print("\n".join(f"qa_hooks: measuring {spec}" for spec in self.spec.values()), flush=True)
+            LOG.info("%s measures %s", self.state_key, "; ".join(self.spec.values()))
         self._told = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,8 +217,9 @@ class GenerativeMonitor(MeasuringMonitor):
         self._made = reference  # another monitor of the same images finds it while somebody holds it
         self._reference = reference.to(self.extractor.mean.device)
         if ctx.rank == 0:
-            seconds = time.perf_counter() - start
-            print(f"qa_hooks: {self.state_key} knows {reference.count} real images after {seconds:.2f} s", flush=True)
+            LOG.info(
+                "%s knows %d real images after %.2f s", self.state_key, reference.count, time.perf_counter() - start
+            )
 
     def _check_spec(self, found: dict[str, Measurement]) -> None:
         """Other real images are told and measured with; other settings are a mistake of the user's."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_call
+from qa_hooks._base.checks import arrived, check_call
 from qa_hooks._base.sharding import sharded_kind
 from qa_hooks.sources.samples import Sample, check_sample
 
@@ -99,6 +99,5 @@ def _pairs(network: nn.Module, weights: Any) -> list[tuple[Tensor, Tensor]]:
         )
     for name, (own, other) in pairs.items():
         if not isinstance(other, Tensor) or other.shape != own.shape:
-            got = tuple(other.shape) if isinstance(other, Tensor) else type(other).__name__
-            raise ValueError(f"weights of {name} must be a tensor {tuple(own.shape)}, got {got}")
+            raise ValueError(f"weights of {name} must be a tensor {tuple(own.shape)}, got {arrived(other)}")
     return list(pairs.values())

@@ -85,6 +85,7 @@ class PerceptionDistortion(Monitor):
         super().__init__(every=every)
         self.perception, self.distortion = perception, distortion
         self.images, self.reference = images, reference if isinstance(reference, str) else as_tensor(reference)
+        self.n = None if isinstance(self.reference, str) else len(self.reference)  # what `images` is asked for
         self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}

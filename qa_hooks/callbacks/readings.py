@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from qa_hooks._base.processes import rank, shared, together
+from qa_hooks._base.text import meant
 from qa_hooks.callbacks.callback import Callback
 
 MODES = ("min", "max")
@@ -57,7 +58,10 @@ class MetricReader:
             raise ValueError(f'mode must be "min" (lower is better) or "max", got {mode!r}')
         measures: tuple[str, ...] = getattr(monitor, "measures", ())
         if measures and metric not in measures:
-            raise ValueError(f"{monitor.state_key} measures no {metric!r}; it measures {', '.join(measures)}")
+            raise ValueError(
+                f"{monitor.state_key} measures no {metric!r}{meant(metric, measures)}; "
+                f"it measures {', '.join(measures)}"
+            )
         self.monitor, self.metric, self.mode = monitor, metric, mode
 
     @property

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks import __version__
-from qa_hooks._base.progress import Heartbeat
 from qa_hooks._base.text import printable
 from qa_hooks.cli.about import add_demo, add_info, add_scorers
 from qa_hooks.cli.agreeing import add_agree
@@ -23,11 +22,12 @@ from qa_hooks.cli.comparing import add_compare
 from qa_hooks.cli.doctor import add_doctor
 from qa_hooks.cli.fitting import add_fit
 from qa_hooks.cli.folders import add_filter, add_pick, add_score
-from qa_hooks.cli.options import Help
+from qa_hooks.cli.options import Help, Parser
 from qa_hooks.cli.rating import add_rate
 from qa_hooks.cli.reporting import add_report
 from qa_hooks.cli.selecting import add_select
 from qa_hooks.cli.watching import add_watch
+from qa_hooks.cli.wording import in_options
 
 __all__ = ["main"]
 COMMANDS = (
@@ -70,14 +70,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     words = ["qa-hooks", options.command, *([options.fit] if options.command == "fit" else [])]
     who = " ".join(words) + (f" (process {rank})" if rank != "0" else "")
     try:
-        with _words_on_stderr(who), Heartbeat(waits=options.waits):
+        from qa_hooks._base.progress import Heartbeat  # with torch, which takes seconds: --help does without it
+
+        with _words_on_stderr(who, options.parser), Heartbeat(waits=options.waits):
             with only_the_answer(options):
                 answer = options.run(options)
             return tell(answer, options.json)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141
-        print(printable(f"{who}: {error}"), file=sys.stderr)
+        print(printable(f"{who}: {in_options(str(error), options.parser)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = "; the same command goes on where it stopped" if options.resumes else ""
@@ -99,20 +101,26 @@ def _reader_gone() -> bool:
     return gone
 
 
-class _Harmless(logging.Formatter):
+class _Words(logging.Formatter):
+    """The command's name, and a message in its options, without control characters."""
+
+    def __init__(self, who: str, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.who, self.parser = who, parser
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(f"{self.who}: {in_options(super().format(record), self.parser)}")
 
 
 @contextlib.contextmanager
-def _words_on_stderr(who: str) -> Iterator[None]:
+def _words_on_stderr(who: str, parser: argparse.ArgumentParser) -> Iterator[None]:
     """What the package logs and warns of, a line each, without the place in our source, which helps nobody there."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         logger.warning("%s", message)
 
     logger, handler = logging.getLogger("qa_hooks"), logging.StreamHandler()
-    handler.setFormatter(_Harmless(f"{who}: %(message)s"))
+    handler.setFormatter(_Words(who, parser))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -142,7 +150,7 @@ class _PrintCompletion(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="qa-hooks",
         description="Image-quality feedback for training loops; and folders of images scored, filtered and picked.",
         formatter_class=Help,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, chosen, place, whole
@@ -19,9 +20,18 @@ def add_demo(commands: Commands) -> None:
         "and without a KL term. Each logs to TensorBoard and prints a table; nothing is downloaded.",
         epilog="examples:\n  qa-hooks demo --variants plain ssim --steps 600\n  qa-hooks demo diffusion",
     )
-    demo.add_argument("world", nargs="?", default="gan", choices=["gan", "sr", "diffusion"], help="which demo")
     demo.add_argument(
-        "--out",
+        "world",
+        nargs="?",
+        default="gan",
+        choices=["gan", "sr", "diffusion"],
+        metavar="WORLD",
+        help="gan, sr or diffusion",
+    )
+    demo.add_argument(
+        "-o",
+        "--output",
+        dest="out",
         type=place,
         default="runs/demo",
         metavar="DIR",
@@ -32,11 +42,15 @@ def add_demo(commands: Commands) -> None:
     demo.add_argument(
         "--seeds", nargs="+", type=whole(0), default=[0], metavar="N", help="one run of each variant per seed"
     )
-    demo.add_argument("--steps", type=whole(), help="steps of a run (default: gan 1200, sr 300, diffusion 600)")
+    demo.add_argument(
+        "--steps", type=whole(), metavar="N", help="steps of a run (default: gan 1200, sr 300, diffusion 600)"
+    )
     demo.add_argument("--equal", default="steps", choices=["steps", "time"], help="what the variants have in common")
-    demo.add_argument("--size", type=whole(), default=32, help="with --data: side of the images, 16, 32, 48 or 64")
-    demo.add_argument("--limit", type=whole(), default=10_000, help="with --data: how many images to read")
-    demo.add_argument("--jobs", type=whole(), default=2, help="processes at a time")
+    demo.add_argument(
+        "--size", type=whole(), default=32, metavar="N", help="with --data: side of the images, 16, 32, 48 or 64"
+    )
+    demo.add_argument("--limit", type=whole(), default=10_000, metavar="N", help="with --data: how many images to read")
+    demo.add_argument("--jobs", type=whole(), default=2, metavar="N", help="processes at a time")
     finish(demo, _demo)
 
 
@@ -76,6 +90,9 @@ def _scorers(options: argparse.Namespace) -> Answer:
     from qa_hooks.cli.inventory import rows_of_files, rows_of_scorers
     from qa_hooks.drawing.tables import text_table
 
+    missing = next((name for name in options.files if not Path(name).exists()), None)
+    if missing is not None:
+        raise ValueError(f"{missing} is no file; `qa-hooks scorers` without a name shows all that have one")
     rows = rows_of_files(options.files) if options.files else rows_of_scorers(cost=not options.no_cost)
     return Answer(text_table(rows, numbers=False), [dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
 

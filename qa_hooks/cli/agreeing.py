@@ -43,6 +43,11 @@ def add_agree(commands: Commands) -> None:
 def add_opinions(parser: argparse.ArgumentParser) -> None:
     """`RATINGS` and what its reading needs."""
     parser.add_argument("ratings", metavar="RATINGS", help="a published set's file or folder, or a table of yours")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """What the reading of a file of opinions needs."""
     parser.add_argument("--format", default="auto", metavar="F", help="the form of the file, where it is ambiguous")
     parser.add_argument("--rating", metavar="R", help="which of a file's ratings, such as align of AGIQA-3K")
     parser.add_argument(

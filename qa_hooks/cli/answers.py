@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qa_hooks._base.files import check_writable, write_text
 from qa_hooks.cli.options import say
 
 
@@ -56,7 +55,7 @@ def finish(
     codes = {**CODES, **({3: alarm} if alarm else {}), 130: f"Ctrl-C{'; the same command goes on' * resumes}"}
     listed = "; ".join(f"{code} {what}" for code, what in codes.items())
     parser.epilog = f"{parser.epilog or ''}\n\nexit codes: {listed}".lstrip()
-    parser.set_defaults(run=run, resumes=resumes, waits=waits)
+    parser.set_defaults(run=run, resumes=resumes, waits=waits, parser=parser)
 
 
 def saved(output: object, scorer: Any, text: str = "", **found: Any) -> Answer:
@@ -82,6 +81,8 @@ def only_the_answer(options: argparse.Namespace) -> Iterator[None]:
         ValueError: `-o -` wants stdout as well, or the file of `--json` cannot be written.
     """
     if options.json not in (None, "-"):
+        from qa_hooks._base.files import check_writable
+
         check_writable(Path(options.json).parent, name="--json")
     if options.json != "-":
         yield
@@ -99,6 +100,8 @@ def tell(answer: Answer, place: str | None) -> int:
         say(data)
         return answer.code
     if place is not None and os.environ.get("RANK", "0") == "0":
+        from qa_hooks._base.files import write_text
+
         write_text(place, data + "\n")
     if answer.text:
         say(answer.text)

@@ -21,6 +21,7 @@ from qa_hooks.cli.options import (
     say_failures,
     whole,
 )
+from qa_hooks.cli.wording import in_options
 
 METRICS = "fd, kid, pr (precision, recall, density, coverage), qs, ds; separated by commas; none for scorers alone"
 
@@ -85,6 +86,7 @@ def _compare(options: argparse.Namespace) -> Answer:
             device=read_device(options.device),
             **chosen(options, *names),
         )
+    result.notes = [in_options(note, options.parser) for note in result.notes]
     parts = (result.real, *result.folders)
     code = UNUSED if options.strict and any(part.failures | part.refused for part in parts) else 0
     for part in parts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks.cli.answers import Answer, finish, saved
+from qa_hooks.cli.engine import OF_RAY, add_engine, of_ray, on_ray
 from qa_hooks.cli.fitting_afine import add_afine
 from qa_hooks.cli.fitting_opinions import add_mos, add_pairs
 from qa_hooks.cli.options import (
@@ -16,6 +17,7 @@ from qa_hooks.cli.options import (
     add_held_out,
     add_shared,
     between,
+    chosen,
     launched_processes,
     place,
     read_device,
@@ -23,23 +25,8 @@ from qa_hooks.cli.options import (
     whole,
 )
 
-NOT_OF_THE_SCORER = {
-    "command",
-    "fit",
-    "run",
-    "folder",
-    "grid",
-    "output",
-    "device",
-    "extractor",
-    "weights",
-    "json",
-    "limit",
-    "real",
-    "resumes",
-    "targets",
-    "waits",
-}
+OF_THE_COMMAND = {"command", "fit", "run", "folder", "grid", "output", "parser", "device", "json", "resumes", "waits"}
+NOT_OF_THE_SCORER = {*OF_THE_COMMAND, "extractor", "weights", "limit", "real", "targets", "engine", "sample", *OF_RAY}
 
 
 def add_fit(commands: Commands) -> None:
@@ -48,7 +35,7 @@ def add_fit(commands: Commands) -> None:
         "fit",
         help="fit a scorer on a folder of images",
         description="Fits a scorer and writes it as safetensors, for --scorer and load_scorer().",
-        epilog="qa-hooks fit KIND --help explains a kind, with an example.",
+        epilog="qa-hooks fit KIND --help explains a kind, with an example and its exit codes.",
     )
     kinds = fit.add_subparsers(dest="fit", required=True, metavar="KIND")
     _add_gmm(kinds)
@@ -92,12 +79,18 @@ def _add_knn(kinds: Commands) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a folder of real images, sub-folders included")
+    parser.add_argument(
+        "folder", metavar="DIR", help="a folder of real images, sub-folders included; ray also reads Parquet and tars"
+    )
     parser.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(parser, "--extractor")
     add_shared(parser, "--grid")
     parser.add_argument("--weights", metavar="FILE", help="the extractor's weights on disk, where nothing downloads")
     parser.add_argument("--limit", type=whole(), metavar="N", help="use at most so many images, taken evenly")
+    add_engine(parser, "ray: many machines, for more images than one of them reads")
+    parser.add_argument(
+        "--sample", type=whole(), metavar="N", help="images that mixtures, neighbours and calibration see (ray; 10000)"
+    )
     add_held_out(parser)
     add_device(parser, batch_size=64)
 
@@ -128,11 +121,28 @@ def _fit_in_features(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.checks import check_count
     from qa_hooks.sources.grids import find_images
 
+    extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
+    if on_ray(options, local=("limit", "grid"), ray=("sample",)):
+        return _fit_with_ray(options, extractor)
     paths = find_images(options.folder, options.grid)
     if options.limit is not None and check_count("--limit", options.limit) < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
-    extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
     scorer = _fitted(options, f"giqa-{options.fit}", paths, extractor=extractor)
+    return saved(options.output, scorer)
+
+
+def _fit_with_ray(options: argparse.Namespace, extractor: dict[str, Any]) -> Answer:
+    from qa_hooks.integrations.ray import fit_dataset
+    from qa_hooks.scorers import GMMScorer, KNNScorer
+
+    output = scorer_file(options.output)
+    if options.fit == "gmm":
+        scorer: Any = GMMScorer(extractor, **chosen(options, "components", "pca", "covariance", "seed"))
+    else:
+        scorer = KNNScorer(extractor, **chosen(options, "k", "variant"))
+    given = chosen(options, "held_out", "calibration", "seed", "batch_size", "device")
+    sample = {} if options.sample is None else {"sample": options.sample}
+    fit_dataset(options.folder, scorer, **of_ray(options), **given, **sample).save(output)
     return saved(options.output, scorer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from qa_hooks.cli.agreeing import add_reading, read_opinions_of
 from qa_hooks.cli.answers import Answer, finish, saved
 from qa_hooks.cli.options import (
     Commands,
@@ -36,6 +37,8 @@ def add_afine(kinds: Commands) -> None:
         epilog="examples:\n"
         "  qa-hooks fit afine --photos photos/ -o afine.safetensors --cache statistics/\n"
         "  qa-hooks fit afine tid2013/mos_with_names.txt tid2013/ -o afine.safetensors\n"
+        "  qa-hooks fit afine mine.csv images/ --columns name=file rating=stars reference=of --better higher "
+        "-o afine.safetensors\n"
         "  qa-hooks fit afine triplets.csv diffiqa/ -o afine.safetensors --extractor hed-stages\n"
         "  qa-hooks fit afine --convert afine.pth -o afine.safetensors",
     )
@@ -45,7 +48,7 @@ def add_afine(kinds: Commands) -> None:
     afine.add_argument("--convert", metavar="FILE", help="the published checkpoint instead of a training")
     afine.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .safetensors file")
     add_shared(afine, "--extractor", default="efficientnet_lite0-stages", help=STAGES)
-    afine.add_argument("--format", default="auto", metavar="F", help="of RATINGS, where it is not recognised")
+    add_reading(afine)
     afine.add_argument(
         "--least", type=between(0), default=0.0, metavar="D", help="ratings that differ by no more are a tie"
     )
@@ -112,14 +115,6 @@ def _trained(options: argparse.Namespace) -> Any:
 
 def _judged(options: argparse.Namespace) -> Any:
     """Ratings or preferences: whichever the file is."""
-    from qa_hooks.ratings import as_comparisons, read_preferences, read_ratings
+    from qa_hooks.ratings import as_comparisons
 
-    complaints = []
-    for read in (read_ratings, read_preferences):
-        try:
-            judged: Any = read(options.ratings, options.format)
-        except ValueError as error:
-            complaints.append(str(error))
-        else:
-            return as_comparisons(judged, options.images, least=options.least)
-    raise ValueError(f"no ratings: {complaints[0]}; and no preferences: {complaints[1]}")
+    return as_comparisons(read_opinions_of(options), options.images, least=options.least)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_hooks._base.text import printable
 from qa_hooks.cli.answers import Answer, finish
+from qa_hooks.cli.engine import add_engine, of_ray, on_ray
 from qa_hooks.cli.options import (
     UNUSED,
     Commands,
@@ -53,12 +54,7 @@ def add_score(commands: Commands) -> None:
     score.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the table; - is the terminal or a pipe; of ray a folder"
     )
-    score.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="ray: many machines, into a folder of Parquet files"
-    )
-    score.add_argument("--address", metavar="A", help="of Ray's cluster, or auto; without it Ray starts here")
-    score.add_argument("--column", metavar="NAME", help="of the images in Parquet files (ray)")
-    score.add_argument("--shard-size", type=whole(), metavar="N", help="about so many images a part (ray; 4096)")
+    add_engine(score, "ray: many machines, into a folder of Parquet files")
     add_shared(score, "--grid")
     score.add_argument("--tiles", type=whole(), metavar="N", help="score tiles of N x N pixels instead of whole images")
     score.add_argument("--overlap", type=whole(0), default=0, metavar="N", help="pixels that neighbouring tiles share")
@@ -72,8 +68,7 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import score_folder
 
-    _refuse_options_of_others(options)
-    if options.engine == "ray":
+    if on_ray(options, local=("tiles", "overlap", "reference", "grid")):
         return _score_with_ray(options)
     piped = options.output == "-"
     if piped and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -93,7 +88,8 @@ def _score(options: argparse.Namespace) -> Answer:
         if piped:
             _write_out(Path(output).read_bytes())
     say_failures(table.failures, where="all are in the JSON beside the table")
-    text = "\n".join([f"{options.output}: {table.summary()}", *(f"  {line}" for line in table.digest())])
+    head = table.summary() if piped else f"{options.output}: {table.summary()}"
+    text = "\n".join([head, *(f"  {line}" for line in table.digest())])
     if piped:  # stdout has the table
         say(text, error=True)
     names = [scorer["name"] for scorer in table.spec.get("scorers", [])]
@@ -123,13 +119,15 @@ def _facts(table: ScoreTable, name: str) -> dict[str, Any]:
 def _score_with_ray(options: argparse.Namespace) -> Answer:
     from qa_hooks.integrations.ray import score_dataset
 
+    if options.output == "-":
+        raise ValueError("-o - is not for --engine ray, which writes a folder of Parquet files: name one")
     scored = score_dataset(
         options.folder,
         options.scorer,
         options.output,
         resume=not options.overwrite,
-        shard_size=4096 if options.shard_size is None else options.shard_size,
-        **chosen(options, "column", "batch_size", "device", "address"),
+        **of_ray(options),
+        **chosen(options, "batch_size", "device"),
     )
     all_are = f"all are in the column problem of {options.output}"
     say_failures(scored.failures, where=all_are, total=scored.problems)
@@ -140,20 +138,6 @@ def _score_with_ray(options: argparse.Namespace) -> Answer:
         "failures": scored.failures,
     }
     return Answer(f"{options.output}: {scored.summary()}", found, UNUSED if options.strict and scored.problems else 0)
-
-
-def _refuse_options_of_others(options: argparse.Namespace) -> None:
-    """What the other way of scoring takes would do nothing in this one."""
-    others = {"ray": ("tiles", "overlap", "reference", "grid"), "local": ("address", "column", "shard_size")}[
-        options.engine
-    ]
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
-    if given:
-        raise ValueError(f"{', '.join(given)} is not for --engine {options.engine}")
-    if options.engine == "ray" and options.output == "-":
-        raise ValueError("-o - is not for --engine ray, which writes a folder of Parquet files: name one")
-    if options.engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--engine ray starts its own processes: leave torchrun away")
 
 
 def _write_out(data: bytes) -> None:
@@ -233,7 +217,15 @@ def add_pick(commands: Commands) -> None:
     pick.add_argument("--by", metavar="COLUMN", help="of that table; needed when it has several scorers")
     add_shared(pick, "--keep", default=0.9)
     add_shared(pick, "--grid")
-    pick.add_argument("--out", required=True, type=place, metavar="DIR", help="the folder to make, not in the other")
+    pick.add_argument(
+        "-o",
+        "--output",
+        dest="out",
+        required=True,
+        type=place,
+        metavar="DIR",
+        help="the folder to make, not in the other",
+    )
     pick.add_argument("--link", action="store_true", help="symbolic links instead of copies")
     add_shared(pick, "--reference")
     pick.add_argument("--recall", action="store_true", help="also tell how much of the variety is left")

@@ -8,12 +8,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from qa_hooks._base.text import printable
+from qa_hooks._base.text import meant, plural, printable
 
 LOG = logging.getLogger("qa_hooks.cli")
 Commands = Any  # argparse's class of sub-parsers is private
@@ -23,9 +25,34 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Shows defaults, but not those that say nothing, and leaves examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
+        if action.default in (None, False, "", []):
             return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says with its own usage what is wrong, and what was probably meant."""
+
+    typed: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        self.typed = sys.argv[1:] if args is None else list(args)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self._subparsers is None:  # the parser above would show its own usage
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        chosen = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if chosen:
+            message += meant(chosen[1], re.findall(r"[\w-]+", chosen[2]))
+        if self._subparsers is None:
+            for word in (word.partition("=")[0] for word in self.typed if word.startswith("--")):
+                if not any(known.startswith(word) for known in self._option_string_actions):
+                    message += f"; there is no {word}{meant(word, self._option_string_actions)}"
+        super().error(message)
 
 
 def scorer_spec(text: str) -> Any:
@@ -188,7 +215,7 @@ def say_failures(
     """List on stderr the images that had problems, `total` in all; `where` says who has all of them."""
     if failures:
         total = total or len(failures)
-        lines = [f"{f'{label}: ' if label else ''}{total} images with problems:"]
+        lines = [f"{f'{label}: ' if label else ''}{plural(total, 'image')} with problems:"]
         for name, message in list(failures.items())[:shown]:
             lines.append(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}")
         if total > min(shown, len(failures)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qa_hooks.cli.answers import Answer, finish
-from qa_hooks.cli.options import Commands, Help, place
+from qa_hooks.cli.options import Commands, Help
 
 
 def add_report(commands: Commands) -> None:
@@ -20,12 +20,17 @@ def add_report(commands: Commands) -> None:
         epilog="example:\n  qa-hooks report runs/a runs/b -o report.html",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    report.add_argument("-o", "--output", required=True, type=place, metavar="FILE", help="the .html file")
+    report.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the .html file; - is the terminal or a pipe"
+    )
     finish(report, _report)
 
 
 def _report(options: argparse.Namespace) -> Answer:
     from qa_hooks.folders import report_runs
+    from qa_hooks.folders.reporting.report import report_page
 
+    if options.output == "-":
+        return Answer(report_page(options.runs), {"output": "-", "runs": options.runs})
     page = str(report_runs(options.runs, options.output))
     return Answer(page, {"output": page, "runs": options.runs})

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,7 +195,8 @@ class QualityTable:
         """
         spec = left_spec(Path(path)) or {}
         if not spec or not isinstance(spec.get("sets", {}), dict):
-            raise ValueError(f"{path} is no quality table: QualityTable.compute(data, scorer, path) makes one")
+            why = "is" if Path(path).exists() else "does not exist and is"
+            raise ValueError(f"{path} {why} no quality table: QualityTable.compute(data, scorer, path) makes one")
         if "sets" not in spec:
             return cls._of_scores(read_scores(path), column)
         if column not in (None, spec["scorers"][0]["name"]):
@@ -241,10 +243,12 @@ class QualityTable:
         lost = set(table.failures) - set(table.paths)
         if lost and corners is None:  # which a CSV has no rows for, but the data set has
             keys = sorted([*keys, *lost])
-        score_range = next((s["score_range"] for s in table.spec["scorers"] if s["name"] == name), (0.0, 1.0))
+        raw = name.removesuffix("_calibrated")
+        facts: dict[str, Any] = next((s for s in table.spec["scorers"] if s["name"] in (name, raw)), {})
+        score_range = facts["score_range"] if facts.get("name") == name else (0.0, 1.0)
         values = torch.tensor([[scores.get(key, math.nan)] for key in keys], device="cpu", dtype=torch.float32)
         width = None if score_range is None else (float(score_range[0]), float(score_range[1]))
-        return cls(keys, values, name, higher, width, corners, {}, table.failures)
+        return cls(keys, values, name, higher, width, corners, {}, table.failures, facts.get("fingerprint", ""))
 
     def check(self, sets: Sequence[CandidateSet], *, content: bool = False) -> None:
         """Make sure that the table is of this data set; further samples in the table do not matter.
@@ -280,6 +284,8 @@ class QualityTable:
 def _list(source: Source, layout: str, names: Sequence[str] | None, missing: str) -> list[CandidateSet]:
     if isinstance(source, str | Path):
         return list_candidates(source, layout, names=names, missing=missing)
+    if not isinstance(source, Sequence) or not all(isinstance(s, CandidateSet | str | Path) for s in source):
+        raise TypeError(f"source must be a folder, a CSV, or a list of files or sets, got {type(source).__name__}")
     sets = [s if isinstance(s, CandidateSet) else CandidateSet(Path(s).as_posix(), (Path(s),)) for s in source]
     check_keys(sets, "source", missing)
     return sets

@@ -16,6 +16,7 @@ from qa_hooks.data.selection import selection_probabilities
 from qa_hooks.images import Range
 
 MISSING = ("raise", "never", "average")
+NORMALIZE = ("zscore", "range", "rank", "none")
 
 
 def quality_weights(
@@ -57,13 +58,14 @@ def quality_weights(
         higher_is_better, score_range = _direction(scores, higher_is_better), score_range or scores.score_range
         scores = only_candidate(scores)
     if not isinstance(scores, Tensor) or not (scores.is_floating_point() or scores.dtype == torch.int64):
-        raise TypeError(
-            f"scores must be a tensor (N,) of numbers, got {getattr(scores, 'dtype', type(scores).__name__)}"
-        )
+        got = str(scores.dtype) if isinstance(scores, Tensor) else f"{type(scores).__name__}: torch.tensor(scores)"
+        raise TypeError(f"scores must be a tensor (N,) of numbers, got {got}")
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"scores must be (N,), one for each sample, got {tuple(scores.shape)}")
     if isinstance(floor, bool) or not 0 <= floor <= 1:
         raise ValueError(f"floor must lie in [0, 1], got {floor!r}")
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {NORMALIZE}, got {normalize!r}")
     if missing not in MISSING:
         raise ValueError(f"missing must be one of {MISSING}, got {missing!r}")
     known = scores.isfinite()

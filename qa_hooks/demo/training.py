@@ -41,7 +41,7 @@ class Job:
 def make_penalty(variant: str, *, gp_weight: float, warmup: int) -> QAGANPenalty:
     """The penalty of a variant: WGAN-GP with drift, alone or with one of QAGAN's quality terms."""
     quality = {"plain": "none", "ssim": "ssim", "niqe": "niqe"}[variant]
-    return QAGANPenalty(quality, value_range=(-1, 1), gp_weight=gp_weight, warmup=warmup)
+    return QAGANPenalty(quality, value_range=(-1, 1), gp_weight=gp_weight, warmup=warmup, hinge=False)  # as published
 
 
 def train(job: Job, evaluator: Evaluator, progress: Any = None) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _computed(extractor: FeatureExtractor, source: Source, data: str, rows: int,
     failures: dict[int, str] = {}
     with fixed_random(source), shapes_seen(extractor) as shapes:  # the images that the fingerprint is of
         features = extract_features(extractor, source, quantised=True, failures=failures, **options)
-    warn_left_out(failures, "real images")
+    warn_left_out(failures, "real image")
     if len(features) > 1 and not bool((features.values != features.values[:1]).any()):
         raise ValueError(
             f"the features of all {len(features)} real images are the same: are they one image, or does "

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import meant
 from qa_hooks.evaluation.estimate import Estimate
 from qa_hooks.evaluation.quality_diversity import check_finite, diversity_scores, quality_scores
 from qa_hooks.evaluation.reference import Reference
@@ -135,7 +136,7 @@ def check_metrics(metrics: Sequence[str], known: Iterable[str] | None = None) ->
         raise ValueError(f"metrics must be some of {', '.join(known)}, as a list; got the text {metrics!r}")
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
-        raise ValueError(f"unknown metric {unknown[0]!r}; known are {', '.join(known)}: metrics must be some of them")
+        raise ValueError(f"unknown metric {unknown[0]!r}{meant(unknown[0], known)}; known are {', '.join(known)}")
     return tuple(dict.fromkeys(metrics))
 
 

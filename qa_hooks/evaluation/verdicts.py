@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.drawing.tables import interval_text, text_table
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, metric_name
@@ -116,7 +117,7 @@ class Verdicts:
                 if doubt and not {self.labels[0], label} & copies:
                     differences[name] = differences[name]._replace(verdict=NO_VERDICT)
         if any(NO_VERDICT in (c.verdict for c in found.values()) for found in self.comparisons.values()):
-            self.notes.append(f"{doubt}: numbers, but no verdict; always_judge=True (--always-judge) gives one anyway")
+            self.notes.append(f"{doubt}: numbers, but no verdict; always_judge=True gives one anyway")
         if "fd" in metrics and n < 10 * dim:
             self.notes.append(
                 f"{metric_name('fd', extractor)} is too large for want of images: n={n} is below ten times the "
@@ -154,7 +155,7 @@ def _doubt(extractor: FeatureExtractor, n: int) -> str:
     """Why there should be no verdict, in words; "" where there may be one."""
     if extractor.is_untrained:
         return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
-    return f"{n} images are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
+    return f"{plural(n, 'image')} are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
 
 
 def _is_copy(rows: Tensor, real: Tensor) -> bool:

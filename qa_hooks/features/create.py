@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qa_hooks._base.checks import with_options
+from qa_hooks._base.text import meant
 from qa_hooks.features import networks
 from qa_hooks.features.clip_like import PREFIX, clip_like
 from qa_hooks.features.efficientnet import efficientnet
@@ -102,8 +103,9 @@ def create_named(kind: str, options: dict[str, Any], *, download: bool = True) -
         module = with_options(kind, networks.torchvision_network, options, kind, download=download)
         name, facts = _named(kind, options), _facts(224, *networks.IMAGENET)
     else:
+        near = meant(str(kind), ["random", "inception", *EFFICIENTNET, *networks.DINOV2, *networks.torchvision_names()])
         raise ValueError(
-            f"unknown extractor {kind!r}; known are random, inception, hed-stages, "
+            f"unknown extractor {kind!r}{near}; known are random, inception, hed-stages, "
             f"{', '.join((*EFFICIENTNET, *networks.DINOV2))}, transformers:MODEL, "
             "torchvision's classification networks by name, and any nn.Module"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,12 +99,7 @@ class FeatureExtractor(KeepsFrozen):
         Raises:
             TypeError, ValueError: no such images, or a network that does not give one vector per image.
         """
-        check_images("images", images, floating=False)
-        if self.network.training:  # somebody else's .train() has reached it
-            self.network.eval()
-        prepared = self.prepare(images)
-        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            features = self.network(prepared)
+        features = self._call(self.network, images)
         if not isinstance(features, Tensor):
             raise TypeError(f"{self.name} must give a tensor (N, dim), got {type(features).__name__}")
         if features.ndim == 4:
@@ -129,19 +124,25 @@ class FeatureExtractor(KeepsFrozen):
         Raises:
             ValueError: the network has no method `stages(images)`.
         """
-        check_images("images", images, floating=False)
-        if not callable(getattr(self.network, "stages", None)):
+        stages = getattr(self.network, "stages", None)
+        if not callable(stages):
             raise ValueError(
                 f"{self.name} gives one vector and no stages; take random, efficientnet_lite0-stages, hed-stages or "
                 "DINOv2, or give your network a method stages(images) that returns a list of maps (N, C, h, w)"
             )
-        self.network.eval()
-        prepared = self.prepare(images)
-        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            found = list(self.network.stages(prepared))  # type: ignore[operator]
+        found = list(self._call(stages, images))
         if not found or not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in found):
             raise ValueError(f"{self.name}.stages must return a list of tensors (N, C, h, w)")
         return [maps.float() for maps in found]
+
+    def _call(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+        """What the network, or a method of it, gives for images."""
+        check_images("images", images, floating=False)
+        if self.network.training:  # somebody else's .train() has reached it
+            self.network.eval()
+        prepared = self.prepare(images)
+        with torch.autocast(prepared.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            return function(prepared)
 
     @property
     def reads_prompts(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import arrived, check_count
 
 
 def ks_distance(a: Tensor, b: Tensor) -> float:
@@ -76,8 +76,7 @@ def histogram_overlap(a: Tensor, b: Tensor, *, bins: int = 32) -> float:
 
 def _values(name: str, values: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.ndim != 1 or not values.numel():
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name} must be a tensor (n,) of at least one number, got {got}")
+        raise ValueError(f"{name} must be a tensor (n,) of at least one number, got {arrived(values)}")
     values = values.detach().cpu().double()
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} holds {int((~torch.isfinite(values)).sum())} values that are not finite")

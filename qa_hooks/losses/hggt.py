@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa_hooks._base.checks import arrived
 from qa_hooks.images import Range, RangeGuard, check_images, check_pair, to_unit
 from qa_hooks.losses.loss import QALoss, needs_target
 
@@ -142,8 +143,7 @@ class HGGTNegativeLoss(QALoss):
 def _voted_variance(name: str, original: Tensor, image: Tensor, votes: Tensor) -> Tensor:
     check_pair("original", original, name, check_images(name, image))
     if not isinstance(votes, Tensor) or votes.shape != original.shape[:1]:
-        got = tuple(votes.shape) if isinstance(votes, Tensor) else type(votes).__name__
-        raise ValueError(f"{name}_votes must be a tensor ({original.shape[0]},), got {got}")
+        raise ValueError(f"{name}_votes must be a tensor ({original.shape[0]},), got {arrived(votes)}")
     residual = (original.float() - image.float()).abs().sum(1, keepdim=True)
     windows = F.pad(residual, (1, 1, 1, 1), mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1)
     deviations = windows - windows.mean((-2, -1), keepdim=True)  # `var` takes three times as long on a CPU

@@ -66,7 +66,7 @@ class QAGANPenalty(CriticPenalty):
         model: NaturalnessModel | str | None = None,
         warmup: int = 0,
         niqe_mode: str = "mvg",
-        hinge: bool = False,
+        hinge: bool = True,
         min_distance: float = 0.05,
         one_sided: bool = False,
         interval: int = 1,

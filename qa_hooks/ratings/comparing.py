@@ -79,8 +79,9 @@ def as_comparisons(
         reference = names.get(content, content if content in told else "")
         if not reference:
             raise ValueError(
-                f"nothing says which image is the reference of {content!r}, and an A-FINE compares with one; in code: "
-                "as_comparisons(..., references={content: image})"
+                f"nothing says which image is the reference of {content!r}, and an A-FINE compares with one: of a "
+                "table of your own name the column, --columns reference=COLUMN (columns={'reference': ...}); in "
+                "code also as_comparisons(..., references={content: image})"
             )
         base, place = picture(reference), picture(name)
         if base is None:
@@ -109,7 +110,7 @@ def as_comparisons(
             better.append(1.0)
     missing = sum(path is None for path in places.values())
     if not pairs:
-        raise ValueError(f"there are no pairs of images that are in {images}; {missing} images are missing")
+        raise ValueError(f"there are no pairs of images that are in {images}; without an image: {missing}")
     if missing:
         LOG.warning("%d of %d images are not in %s and are left out", missing, len(places), images)
     test, base, pair_rows = (

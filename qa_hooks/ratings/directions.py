@@ -46,13 +46,13 @@ def direction_of_paths(names: Sequence[str], references: Sequence[str], certain:
     if unknown:
         raise ValueError(
             f"{unknown[0]!r} is in the folder of no known set, and nothing says whether higher is better: say "
-            "higher_is_better=True or False (--better higher or lower)"
+            "higher_is_better=True or False"
         )
     directions = {*sets.values(), True} if certain else set(sets.values())
     if len(directions) > 1:
         raise ValueError(
             f"scores of several directions in one table: of {', '.join(sets)} some are better lower. Divide the table, "
-            "or say higher_is_better=True or False (--better) where the paths mislead"
+            "or say higher_is_better=True or False where the paths mislead"
         )
     return directions.pop(), " and ".join(sets) or first or "unknown folders"
 

@@ -52,7 +52,7 @@ class NameFinder:
 
     def _find(self, name: str) -> tuple[str, tuple[int, int]] | None:
         """The path, and how well it fits: less is better."""
-        relative = PurePosixPath(_plain(name))
+        relative = PurePosixPath(plain_name(name))
         if relative.is_absolute() or Path(name).is_absolute() or relative.parts[:1] == ("..",):
             raise ValueError(f"{name!r} is outside {self.where}")
         if str(relative) in self.paths:
@@ -92,14 +92,14 @@ class NameFinder:
             if fit <= before:
                 owners[path] = name, fit
                 rivals.pop(path, None)
-                if fit == before and _plain(owner) != _plain(name):
+                if fit == before and plain_name(owner) != plain_name(name):
                     rivals[path] = owner, name
         for path, (first, second) in rivals.items():
             raise ValueError(f"{first!r} and {second!r} would both be {path} of {self.where}: name the one that it is")
         places: list[str | None] = []
         for name in names:
             found = known[name]
-            own = found is not None and (shared or _plain(owners[found[0]][0]) == _plain(name))
+            own = found is not None and (shared or plain_name(owners[found[0]][0]) == plain_name(name))
             places.append(found[0] if found is not None and own else None)
         return places
 
@@ -124,8 +124,23 @@ class NameFinder:
         return places
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name with forward slashes and without what says nothing, such as "./"."""
     return os.path.normpath(name.replace("\\", "/"))
+
+
+def inside(name: str, folder: str | Path) -> str:
+    """A whole path into a folder as its part below the folder; other names as they are.
+
+    Example:
+        >>> inside("/data/photos/a/1.png", "/data/photos"), inside("a/1.png", "/data/photos")
+        ('a/1.png', 'a/1.png')
+    """
+    path = Path(name)
+    for root in (Path(folder).absolute(), Path(folder).resolve()):
+        if path.is_absolute() and path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return name
 
 
 def _agreement(path: PurePosixPath, name: PurePosixPath) -> int | None:
@@ -151,7 +166,7 @@ class ImageFinder:
 
     def find(self, name: str) -> Path | None:
         """The one file of this name, as `NameFinder.find`."""
-        place = self.names.find(name)
+        place = self.names.find(inside(name, self.folder))
         return None if place is None else self.folder / place
 
 
@@ -162,5 +177,6 @@ def find_images(names: Iterable[str], folder: str | Path, *, shared: bool = Fals
         ValueError: more than half of the images are missing, a name leads out of the folder or fits two files, or two
             names fit one file equally well.
     """
-    places = ImageFinder(folder).names.find_all(names, shared=shared)
+    finder = ImageFinder(folder)
+    places = finder.names.find_all([inside(name, finder.folder) for name in names], shared=shared)
     return [None if place is None else Path(folder) / place for place in places]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qa_hooks.folders.scoring.score_table import ScoreTable, read_scores
-from qa_hooks.ratings.images import MOST_MISSING, NameFinder
+from qa_hooks.ratings.images import MOST_MISSING, NameFinder, inside
 from qa_hooks.ratings.statistics import Rows
 
 
@@ -75,13 +75,15 @@ def _joined(names: Sequence[str], path: Path, table: ScoreTable, column: str, sa
     direction = said if known is None else known
     if direction is None:
         raise ValueError(
-            f"{path} does not say whether {column} is better higher or lower: --higher or --lower {column}"
+            f"{path} does not say whether {column} is better higher or lower: name it with higher= or lower="
         )
     paths, scores = table.per_image(column)
     rows = {name: row for row, name in enumerate(paths)}
+    folder = table.spec.get("folder")
+    own = [inside(name, folder) for name in names] if isinstance(folder, str) else names
     values = [
         float("nan") if place is None else float(scores[rows[place]])
-        for place in NameFinder(paths, str(path)).find_all(names)
+        for place in NameFinder(paths, str(path)).find_all(own)
     ]
     return np.array(values) if direction else -np.array(values)
 
@@ -102,7 +104,7 @@ def scored_by_all(scores: Mapping[str, Rows], names: Sequence[str]) -> tuple[tor
         if len(missing) > MOST_MISSING * len(names):
             raise ValueError(
                 f"{metric} has no score for {len(missing)} of {len(names)} images, such as {missing[0]!r}: leave it "
-                "out (--metrics names those to keep)"
+                "out: metrics= names the metrics to keep"
             )
     mask = np.logical_and.reduce([np.isfinite(values) for values in scores.values()])
     return torch.from_numpy(mask), {metric: missing for metric, missing in lacking.items() if missing}

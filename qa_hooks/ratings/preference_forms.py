@@ -7,14 +7,17 @@ occur; in HPD v1 a number names the preferred image.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_hooks.ratings.rating_forms import numbers
 from qa_hooks.ratings.rows import is_image, is_number, read_table
 from qa_hooks.ratings.tables import Preference, Preferences
 
+LOG = logging.getLogger("qa_hooks")
 Entry = dict[str, Any]
 GROUPS = {"positive": 1.0, "similar": 0.0, "negative": -1.0}
 
@@ -124,18 +127,30 @@ def from_text(path: Path, format: str) -> Preferences:
         check_format(path, format, "pairs")
         raters = table.column("rater") if table.has("rater") else [""] * len(table.rows)
         contents = table.column("content") if table.has("content") else [""] * len(table.rows)
-        labels = table.column("label")
-        if wrong := [label for label in labels if not is_number(label)]:
-            raise ValueError(f"{path}: label {wrong[0]!r} is no number")
-        rows = zip(table.column("image_a"), table.column("image_b"), labels, contents, raters, strict=True)
+        labels = numbers(table.column("label"), table).tolist()
+        _check_labels(path, labels)
+        rows = list(zip(table.column("image_a"), table.column("image_b"), labels, contents, raters, strict=True))
+        if own := [a for a, b, *_ in rows if a == b]:
+            raise ValueError(f"{path}: {own[0]} is compared with itself: leave such pairs out")
         return Preferences(
-            [Preference(a, b, float((float(y) > 0) - (float(y) < 0)), content, r) for a, b, y, content, r in rows],
-            "pairs",
+            [Preference(a, b, float((y > 0) - (y < 0)), content, rater) for a, b, y, content, rater in rows], "pairs"
         )
     shown = ", ".join(table.header) if table.header else str(table.rows[0])
     raise ValueError(
         f"{path} is no table of pairs (image_a, image_b, label) and no triplets; its first line is {shown}"
     )
+
+
+def _check_labels(path: Path, labels: Sequence[float]) -> None:
+    """Labels of another meaning: `ValueError` where the numbers show it, a warning where they may have it."""
+    known, meaning = set(labels), "positive where a is better, negative where b is, 0 for a tie"
+    if known <= {0.0, 0.5, 1.0} and 0.5 in known:
+        raise ValueError(
+            f"{path}: the labels are 0, .5 and 1, as shares are; they must be {meaning}: write 2 label - 1"
+        )
+    if len(known) > 1 and min(known) >= 0:
+        shown = ", ".join(f"{label:g}" for label in sorted(known)[:5])
+        LOG.warning("%s: the labels are %s, so b is never better; they are read as %s", path, shown, meaning)
 
 
 def _triplets(path: Path, rows: Iterable[Sequence[str]]) -> Iterable[Preference]:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from qa_hooks._base.text import plural
 from qa_hooks.ratings.agreeing import Agreement, differences
 from qa_hooks.ratings.jackknife import Clusters
 from qa_hooks.ratings.joining import scored_by_all
@@ -53,7 +54,7 @@ def report_preferences(
     compared = differences(measured, confidence) if len(scores) > 1 else []
     best = [compared[0].a if compared else next(iter(scores))]
     best += [difference.b for difference in compared if difference.p > 1 - confidence]
-    said = f"{len(preferences)} pairs read as {preferences.format}, {ties} of them ties, which are left out"
+    said = f"{plural(len(preferences), 'pair')} read as {preferences.format}, {ties} of them ties, which are left out"
     return AgreementReport(rows, compared, best, "accuracy", POOLED, len(decided), said, confidence, lacking, "pairs")
 
 

@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 from qa_hooks.ratings.directions import direction_of_paths
-from qa_hooks.ratings.rows import Table, contents_of, is_image, is_number, read_table, stem
+from qa_hooks.ratings.rows import Table, contents_of, is_image, is_number, is_numeric, read_table, stem
 from qa_hooks.ratings.tables import Ratings
 
 TID = re.compile(r"^i(\d\d)_(\d\d)_(\d)(\.\w+)?$", re.IGNORECASE)
 KADID = re.compile(r"^i(\d\d)_(\d\d)_(\d\d)(\.\w+)?$", re.IGNORECASE)
 PIPAL = re.compile(r"^a\d{4}_\d\d_\d\d(\.\w+)?$", re.IGNORECASE)
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 SPLITS = {"training": "train", "validation": "val", "test": "test"}
+
+
+TEN_POINTS = 10.0  # no scale of people's own goes further
 
 
 class Form(NamedTuple):
@@ -39,11 +43,21 @@ class Form(NamedTuple):
 
 
 def numbers(fields: list[str], table: Table) -> Tensor:
-    """A column of numbers, float64; `ValueError` names the first field that is none."""
-    wrong = [number for number, field in enumerate(fields) if not is_number(field)]
+    """A column of numbers, float64, with points or commas before their decimals.
+
+    Raises:
+        ValueError: a field that is no number, which is named; points and commas in one column; commas that may stand
+            before thousands.
+    """
+    wrong = [number for number, field in enumerate(fields) if not is_numeric(field)]
     if wrong:
         raise ValueError(f"{table.path}: {fields[wrong[0]]!r} for {table.rows[wrong[0]]} is no number")
-    return torch.tensor([float(field) for field in fields], dtype=torch.float64, device="cpu")
+    if commas := [field for field in fields if not is_number(field)]:
+        points = [field for field in fields if "." in field]
+        if points or all(THOUSANDS.fullmatch(field) for field in commas):
+            why = f"and {points[0]!r} a point" if points else "which may stand before decimals or thousands"
+            raise ValueError(f"{table.path}: {commas[0]!r} has a comma, {why}: write points before the decimals")
+    return torch.tensor([float(field.replace(",", ".")) for field in fields], dtype=torch.float64, device="cpu")
 
 
 def _agiqa_3k(table: Table, which: str) -> Ratings:
@@ -52,7 +66,7 @@ def _agiqa_3k(table: Table, which: str) -> Ratings:
         names, numbers(table.column(f"mos_{which}"), table), True, f"mean opinion of {which}, about 0 to 5", "agiqa-3k",
         spread=numbers(table.column(f"std_{which}"), table), spread_scale="the rating's own",
         prompt=table.column("prompt"), content=table.column("prompt"), kind=[stem(n).split("_")[0] for n in names],
-        level=[stem(n).split("_")[1] for n in names],
+        level=[stem(n).partition("_")[2].split("_")[0] for n in names],
     )  # fmt: skip
 
 
@@ -247,14 +261,20 @@ def recognise(table: Table) -> str:
     fitting = [name for name, form in FORMS.items() if form.matches(table)]
     if "pipal" in fitting:
         fitting = ["pipal"]  # whose rows could also be a benchmark's with low numbers: its names decide
+    if fitting == ["sriqa-bench"] and max(float(row[1]) for row in table.rows) <= TEN_POINTS:
+        raise ValueError(
+            f"{table.path} has no header, and numbers up to {TEN_POINTS:g}: of a table of your own name the columns by "
+            "their numbers, --columns name=1 rating=2 --better higher (in Python columns={'name': 1, 'rating': 2}, "
+            "higher_is_better=True); sriqa-bench, which goes to 100, is read with --format sriqa-bench (format=)"
+        )
     if len(fitting) == 1:
         return fitting[0]
     shown = ", ".join(table.header) if table.header else str(table.rows[0])
     if not fitting:
         raise ValueError(
             f"{table.path} has none of the known forms ({', '.join(FORMS)}); its first line is {shown}. For a table of "
-            "your own name its columns and direction: --columns name=COLUMN rating=COLUMN --better higher (in Python "
-            'columns={"name": ..., "rating": ...}, higher_is_better=True)'
+            "your own name its columns and direction: "
+            "columns={'name': 'COLUMN', 'rating': 'COLUMN'} and higher_is_better=True or False"
         )
     raise ValueError(f"{table.path} could be {' or '.join(fitting)} ({shown}): say format=")
 

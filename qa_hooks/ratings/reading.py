@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qa_hooks.ratings.aigciqa import is_aigciqa, read_aigciqa
-from qa_hooks.ratings.images import find_images
+from qa_hooks.ratings.images import find_images, plain_name
 from qa_hooks.ratings.rating_forms import FORMS, files_of, numbers, recognise
 from qa_hooks.ratings.rows import Table, read_table
 from qa_hooks.ratings.tables import TEXTS, Ratings
@@ -27,7 +27,7 @@ def read_ratings(
     *,
     images: str | Path | None = None,
     rating: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | int] | None = None,
     higher_is_better: bool | None = None,
     scale: str = "",
 ) -> Ratings:
@@ -43,7 +43,7 @@ def read_ratings(
             missing is counted, and refused when it is more than half.
         rating: which of a file's several ratings, for example "align" of AGIQA-3K.
         columns: of a table of yours: which column is "name", "rating", and optionally "spread", "content", "kind",
-            "level", "split", "rater", "reference", "prompt".
+            "level", "split", "rater", "reference", "prompt"; by its name, or without a header by its number, from 1.
         higher_is_better: the direction of a table of yours, which no file says; also of a collection's table, whose
             direction is otherwise guessed from the folders in its paths.
         scale: what the numbers of a table of yours mean, in words.
@@ -60,14 +60,17 @@ def read_ratings(
         >>> ratings.names, ratings.rating.tolist()
         (['a.png', 'b.png'], [4.0, 2.0])
     """
+    if higher_is_better is not None and not isinstance(higher_is_better, bool):
+        raise TypeError(f"higher_is_better must be True or False, got {higher_is_better!r}")
+    if columns is not None and not isinstance(columns, Mapping):
+        raise TypeError(f"columns must be a mapping such as {{'name': 'file', 'rating': 'stars'}}, got {columns!r}")
     matlab = columns is None and is_aigciqa(Path(path))
     tables = [] if matlab else [read_table(file) for file in files_of(path)]
     if matlab and format not in ("auto", "aigciqa-2023"):
         raise ValueError(f"{path} is no {format}: .mat files are read as aigciqa-2023")
     if columns is not None and (rating is not None or format != "auto"):
         raise ValueError(
-            "--format and --rating (format=, rating=) are for published sets; of a table of yours --columns "
-            "(columns=) says which column is the rating"
+            "format= and rating= are for published sets; of a table of yours columns= says which column is the rating"
         )
     if columns is not None:
         parts = [_own(table, columns, higher_is_better, scale) for table in tables]
@@ -106,20 +109,18 @@ def _published(table: Table, format: str, rating: str | None, higher_is_better: 
     return form.read(table, rating or form.ratings[0])
 
 
-def _own(table: Table, columns: Mapping[str, str], higher_is_better: bool | None, scale: str) -> Ratings:
+def _own(table: Table, columns: Mapping[str, str | int], higher_is_better: bool | None, scale: str) -> Ratings:
     if unknown := set(columns) - set(OWN_COLUMNS):
         raise ValueError(f"columns= may name {', '.join(OWN_COLUMNS)}, got {sorted(unknown)}")
     if missing := {"name", "rating"} - set(columns):
         raise ValueError(f"columns= must say which column is {' and '.join(sorted(missing))}")
     if higher_is_better is None:
-        raise ValueError(
-            "say --better higher or lower (higher_is_better=True or False): a table does not tell what its numbers mean"
-        )
+        raise ValueError("say higher_is_better=True or False: a table does not tell what its numbers mean")
     found: dict[str, Any] = {name: table.column(column) for name, column in columns.items()}
     rating = numbers(found.pop("rating"), table)
     spread = numbers(found.pop("spread"), table) if "spread" in found else None
     return Ratings(
-        found.pop("name"), rating, higher_is_better, scale or "the user's own scale", "a table of the user's",
+        found.pop("name"), rating, higher_is_better, scale or "a scale of your own", "a table of your own",
         spread=spread, **found,
     )  # fmt: skip
 
@@ -144,10 +145,10 @@ def _once(ratings: Ratings, path: Path, *, own: bool) -> Ratings:
     user's is refused; a published file is not theirs to mend (AGIQA-1K's z-scores name one image twice), so these
     images are left out and named.
     """
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str], int] = {}  # "./a.png" is "a.png"
     contradicted: dict[tuple[str, str], str] = {}
     for row, name in enumerate(ratings.names):
-        key = name, ratings.rater[row] if ratings.rater else ""
+        key = plain_name(name), ratings.rater[row] if ratings.rater else ""
         first = seen.setdefault(key, row)
         if first != row and float(ratings.rating[first]) != float(ratings.rating[row]):
             contradicted[key] = f"{name} is rated {float(ratings.rating[first]):g} and {float(ratings.rating[row]):g}"

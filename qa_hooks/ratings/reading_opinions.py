@@ -9,7 +9,7 @@ import torch
 
 from qa_hooks.ratings.reading import read_ratings
 from qa_hooks.ratings.reading_preferences import read_preferences
-from qa_hooks.ratings.rows import is_image, read_table
+from qa_hooks.ratings.rows import WORKBOOKS, is_image, read_table
 from qa_hooks.ratings.tables import Preferences, Ratings
 
 
@@ -19,7 +19,7 @@ def read_opinions(
     *,
     images: str | Path | None = None,
     rating: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | int] | None = None,
     higher_is_better: bool | None = None,
     split: str | None = None,
 ) -> Ratings | Preferences:
@@ -57,7 +57,7 @@ def _holds_preferences(path: Path) -> bool:
         return bool(inside) and inside[0].suffix.lower() in (".json", ".parquet") and _holds_preferences(inside[0])
     if path.suffix.lower() in (".json", ".parquet"):
         return True
-    if path.suffix.lower() not in (".csv", ".txt") or not path.is_file():
+    if path.suffix.lower() not in (".csv", ".txt", ".tsv", *WORKBOOKS) or not path.is_file():
         return False
     table = read_table(path)
     three_images = len(table.rows[0]) == 6 and all(is_image(field) for field in table.rows[0][:3])

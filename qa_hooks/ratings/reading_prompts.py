@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.text import printable
+from qa_hooks._base.text import plural, printable
 from qa_hooks.ratings.images import find_images
 
 LOG = logging.getLogger("qa_hooks")
@@ -44,9 +44,10 @@ class Prompts:
 
     def __str__(self) -> str:
         first = printable(f"{self.names[0]}: {self.prompts[0]}", one_line=True)
-        lines = [f"{len(self)} images with prompts, without ratings", f"  {first}"]
+        lines = [f"{plural(len(self), 'image')} with prompts, without ratings", f"  {first}"]
         if self.images:
-            lines.append(f"  {sum(place is None for place in self.images)} images are missing")
+            missing = sum(place is None for place in self.images)
+            lines.append(f"  without an image: {missing}" if missing else "  all images are there")
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from qa_hooks._base.progress import Progress
 from qa_hooks.functional.clusters import FEWEST_CLUSTERS
 from qa_hooks.ratings.agreeing import Agreement, MetricDifference, agreement, compare_metrics
 from qa_hooks.ratings.joining import scored_by_all
-from qa_hooks.ratings.preference_reporting import report_preferences
+from qa_hooks.ratings.preference_reporting import report_preferences, together
 from qa_hooks.ratings.report import POOLED, AgreementReport, AgreementRow
 from qa_hooks.ratings.rows import is_number
 from qa_hooks.ratings.statistics import CORRELATIONS, STATISTICS, Rows, credits, logistic
@@ -68,6 +68,7 @@ def report_agreement(
                 f"{metric} has scores of the shape {np.shape(given)} for {len(opinions.names)} images, wanted "
                 f"({len(opinions.names)},)"
             )
+    check_enough(opinions, cluster)
     if isinstance(opinions, Preferences):
         return report_preferences(opinions, scores, confidence=confidence)
     if opinions.rater and cluster != "rater":
@@ -161,6 +162,22 @@ def check_choice(
     return STATISTICS if statistics is None else statistics, BY if by is None else by
 
 
+def check_enough(opinions: Ratings | Preferences, cluster: str) -> None:
+    """`ValueError` where no metric can be judged by these opinions, which is known before any image is scored."""
+    if isinstance(opinions, Preferences):
+        labels = together([pair for pair in opinions if pair.better])
+    else:
+        if len(opinions) and float(opinions.rating.min()) == float(opinions.rating.max()):
+            raise ValueError(
+                f"all {len(opinions)} ratings are {float(opinions.rating[0]):g}: no metric can agree with them, or not"
+            )
+        known = bool(cluster) and any(value.strip() for value in getattr(opinions, cluster))
+        labels = opinions.together(cluster) if known else [*opinions.names]
+        cluster = cluster if known else "image"
+    if len(set(labels)) < FEWEST_CLUSTERS:
+        raise ValueError(f"an interval needs at least {FEWEST_CLUSTERS} {cluster}s, got {len(set(labels))}")
+
+
 def _found(
     metric: str,
     values: Rows,
@@ -180,7 +197,10 @@ def _found(
     groups = own if group is None else None
     try:
         if statistic == "plcc_logistic" and len(rows) < FEWEST_OF_A_CURVE:
-            raise ValueError(f"a logistic curve needs {FEWEST_OF_A_CURVE} images, got {len(rows)}")
+            raise ValueError(
+                f"a logistic curve needs {FEWEST_OF_A_CURVE} images, got {len(rows)}: leave plcc_logistic out of "
+                "statistics="
+            )
         if count < FEWEST_CLUSTERS and own is not None:
             return _value_only(values[rows], truth[rows], statistic, clusters, count), ""
         return agreement(

@@ -1,15 +1,23 @@
-"""A text table as rows of fields: with or without a header, with a comma, a tab or blanks between the fields."""
+"""A text table as rows of fields: with or without a header, with commas, semicolons, tabs or blanks between fields."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
 from qa_hooks.ratings.workbooks import workbook_rows
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+SEPARATORS = (",", "\t", ";")
+WORKBOOKS = (".xlsx", ".xlsm")
+LOOKED_AT = 100  # rows, to know what stands between the fields
 
 
 class Table(NamedTuple):
@@ -19,12 +27,20 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
 
-    def column(self, name: str) -> list[str]:
-        """One column by its name, whatever its case; `ValueError` says which there are."""
-        lowered = [field.lower() for field in self.header]
-        if name.lower() not in lowered:
-            raise ValueError(f"{self.path} has no column {name!r}; it has {', '.join(self.header) or 'no header'}")
-        index = lowered.index(name.lower())
+    def column(self, name: str | int) -> list[str]:
+        """One column by its name, whatever its case; without a header by its number, the first is 1.
+
+        Raises:
+            ValueError: no such column, it says which there are; or two of this name.
+        """
+        width, wanted = len(self.rows[0]), str(name).lower()
+        known = [field.lower() for field in self.header] or [str(number + 1) for number in range(width)]
+        if wanted not in known:
+            there = ", ".join(self.header) or f"no header: its columns are called 1 to {width}"
+            raise ValueError(f"{self.path} has no column {name!r}; it has {there}")
+        if known.count(wanted) > 1:
+            raise ValueError(f"{self.path} has {known.count(wanted)} columns called {name!r}: rename one of them")
+        index = known.index(wanted)
         return [row[index] for row in self.rows]
 
     def has(self, *names: str) -> bool:
@@ -75,11 +91,16 @@ def is_number(field: str) -> bool:
         return False
 
 
+def is_numeric(field: str) -> bool:
+    """Whether this is a finite number, with a point or a comma before its decimals."""
+    return is_number(field) or DECIMAL_COMMA.fullmatch(field) is not None
+
+
 def read_table(path: str | Path) -> Table:
-    """Read a table: text with commas, tabs or blanks, or an Excel workbook (.xlsx, through openpyxl).
+    """Read a table: text with commas, semicolons, tabs or blanks, or an Excel workbook (.xlsx, through openpyxl).
 
     Raises:
-        ValueError: no such file, no text in UTF-8, no rows, or rows of several lengths, which are named by their line.
+        ValueError: no such file, no text in UTF-8 or UTF-16, no rows, or rows of several lengths, named by their line.
         ImportError: a workbook, and openpyxl is not installed.
     """
     path = Path(path)
@@ -87,11 +108,11 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path} does not exist")
     if path.suffix.lower() == ".json":
         raise ValueError(f"{path} is JSON, which has no ratings: read_preferences or read_prompts reads it")
-    rows = workbook_rows(path) if path.suffix.lower() == ".xlsx" else _text_rows(path)
+    rows = workbook_rows(path) if path.suffix.lower() in WORKBOOKS else _text_rows(path)
     rows = [[field.strip() for field in row] for row in rows if any(field.strip() for field in row)]
     if not rows:
         raise ValueError(f"{path} is empty")
-    has_header = not any(is_image(field) or is_number(field) for field in rows[0])
+    has_header = not any(is_image(field) or is_numeric(field) for field in rows[0])
     header, rows = (rows[0], rows[1:]) if has_header else ([], rows)
     width = len(header or rows[0])
     odd = [number for number, row in enumerate(rows, 2 if header else 1) if len(row) != width]
@@ -103,16 +124,29 @@ def read_table(path: str | Path) -> Table:
 
 
 def _text_rows(path: Path) -> list[list[str]]:
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # the "Unicode text" of Excel
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error}): save it as CSV UTF-8, or as a workbook {WORKBOOKS[0]}"
+        ) from error
     if "\0" in text:
         raise ValueError(f"{path} is no text")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty")
-    if "," in lines[0] or "\t" in lines[0]:
-        separator = "," if "," in lines[0] else "\t"
-        return [row for row in csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True) if row]
-    return [line.split() for line in lines]
+    found = [_separated(text, separator) for separator in SEPARATORS if separator in lines[0]]
+    even = [rows for rows in found if len({len(row) for row in rows[:LOOKED_AT]}) == 1]
+    # A prompt may hold commas where semicolons divide: what gives the most names and numbers is right.
+    return max(even or found, key=_told) if found else [line.split() for line in lines]
+
+
+def _separated(text: str, separator: str) -> list[list[str]]:
+    lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n"), newline="\n")
+    return [row for row in csv.reader(lines, delimiter=separator, skipinitialspace=True) if any(row)]
+
+
+def _told(rows: Sequence[Sequence[str]]) -> int:
+    return sum(is_image(field) or is_numeric(field.strip()) for row in rows[:LOOKED_AT] for field in row)

@@ -14,7 +14,7 @@ from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
 from qa_hooks.ratings.halving import successive_halving
 from qa_hooks.ratings.images import find_images
 from qa_hooks.ratings.preference_reporting import together
-from qa_hooks.ratings.reporting import check_choice, report_agreement
+from qa_hooks.ratings.reporting import check_choice, check_enough, report_agreement
 from qa_hooks.ratings.scoring import Stimulus, score_stimuli
 from qa_hooks.ratings.selection import USES, Selection
 from qa_hooks.ratings.speed import milliseconds
@@ -66,6 +66,7 @@ def select_metrics(
     told, _ = check_choice(opinions, statistics, by, cluster)  # before the scoring, which is the long work
     named = name_scorers(scorers, device, prompts=True)
     opinions, images = _with_images(opinions)
+    check_enough(opinions, cluster)
     needed = any("reference" in scorer.inputs for scorer in named.values())
     stimuli = _stimuli(opinions, images, references if needed else None)
     problems: dict[str, dict[str, str]] = {}
@@ -158,7 +159,10 @@ def _stimuli(
     by_name: dict[str, Path] = {}
     if references is not None and opinions.reference:
         wanted = list(dict.fromkeys(name for name in opinions.reference if name))
-        places = find_images(wanted, references, shared=True)
+        try:
+            places = find_images(wanted, references, shared=True)
+        except ValueError as error:
+            raise ValueError(f"the references: {error}; their folder is --references (references=)") from error
         by_name = {name: place for name, place in zip(wanted, places, strict=True) if place is not None}
     found = {}
     for row, name in enumerate(opinions.names):

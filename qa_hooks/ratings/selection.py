@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks._base.text import plural
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.ratings.halving import Phase
 from qa_hooks.ratings.report import AgreementReport
@@ -72,13 +73,13 @@ class Selection:
         for number, phase in enumerate(self.phases, 1):
             dropped = ", ".join(f"{name} ({phase.values[name]:.3f})" for name in phase.dropped)
             best = max(phase.values, key=lambda name: phase.values[name])
-            parts.append(f"phase {number}, {phase.contents} contents: dropped {dropped}; best {best} "
+            parts.append(f"phase {number}, {plural(phase.contents, 'content')}: dropped {dropped}; best {best} "
                          f"({phase.values[best]:.3f})")  # fmt: skip
         if self.phases:
             parts.append(f"{self.scorings} of {self.everything} scorings were made")
         for name, images in self.problems.items():
             image, message = next(iter(images.items()))
-            parts.append(f"{name} failed on {len(images)} images; the first, {image}: {message}")
+            parts.append(f"{name} failed on {plural(len(images), 'image')}; the first, {image}: {message}")
         parts += ["", *(self._advice(use, name) for use, name in self.recommended.items())]
         if len(self.report.best) > 1:
             parts.append("These ratings do not decide between metrics that cannot be told from the best.")

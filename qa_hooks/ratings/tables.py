@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
+
 SHOWN = 3
 
 
@@ -137,7 +139,8 @@ class Ratings:
     def __str__(self) -> str:
         direction = "higher is better" if self.higher_is_better else "lower is better"
         low, high = float(self.rating.min()), float(self.rating.max())
-        lines = [f"{len(self)} ratings read as {self.format}: {self.scale}, {direction}; from {low:.4g} to {high:.4g}"]
+        read = f"{plural(len(self), 'rating')} read as {self.format}"
+        lines = [f"{read}: {self.scale}, {direction}; from {low:.4g} to {high:.4g}"]
         for name in ("content", "kind", "split", "rater"):
             if values := getattr(self, name):
                 lines.append(f"  {len(set(values))} different {name}: {', '.join(sorted(set(values))[:SHOWN])}, ...")
@@ -224,7 +227,8 @@ class Preferences:
 
     def __str__(self) -> str:
         ties = int((self.labels == 0).sum())
-        lines = [f"{len(self)} pairs of {len(self.names)} images read as {self.format}: {self.scale}; {ties} ties"]
+        read = f"{plural(len(self), 'pair')} of {len(self.names)} images read as {self.format}"
+        lines = [f"{read}: {self.scale}; {plural(ties, 'tie')}"]
         for pair in self.pairs[:SHOWN]:
             sign = {1.0: "better than", -1.0: "worse than", 0.0: "as good as"}[pair.better]
             lines.append(f"  {pair.a} {sign} {pair.b}" + (f" ({pair.content})" if pair.content else ""))
@@ -243,4 +247,7 @@ def _most(labels: Sequence[float]) -> float | None:
 
 def _missing(places: Iterable[tuple[str, Path | None]]) -> str:
     missing = [name for name, place in places if place is None]
-    return f"  {len(missing)} images are missing" + (f": {', '.join(missing[:SHOWN])}, ..." if missing else "")
+    if not missing:
+        return "  all images are there"
+    more = ", ..." if len(missing) > SHOWN else ""
+    return f"  without an image: {len(missing)} ({', '.join(missing[:SHOWN])}{more})"

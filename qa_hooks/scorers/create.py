@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from qa_hooks._base.checks import with_options
+from qa_hooks._base.text import meant
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.scorers.catalogue import SPECS
@@ -19,6 +19,8 @@ from qa_hooks.scorers.libraries.adapter import LIBRARIES, create_library_scorer
 from qa_hooks.scorers.loading import load_scorer
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
+
+EXAMPLES = ("pyiqa:musiq", "torchmetrics:arniqa", "piq:gmsd", "imscore:pickscore", "transformers:MODEL")
 
 
 def create_scorer(
@@ -80,14 +82,12 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
     entry = None if saved or isinstance(spec, Scorer) else SPECS.get(str(spec))
     library = str(spec).partition(":")[0] in LIBRARIES and ":" in str(spec)
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
-        close = difflib.get_close_matches(str(spec), SPECS, 1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
+        near = meant(str(spec), [*SPECS, *EXAMPLES])
         if str(spec).lower() in ("fid", "kid", "is", "precision", "recall"):
-            meant = " (it is of a set of images: GenerativeMonitor, or qa-hooks compare)"
+            near = " (it is of a set of images: GenerativeMonitor, or qa-hooks compare)"
         raise ValueError(
-            f"unknown scorer {str(spec)!r}{meant}; known are {', '.join(SPECS)}, metrics of other libraries such as "
-            "'pyiqa:musiq', 'torchmetrics:arniqa', 'piq:gmsd', 'imscore:pickscore' and "
-            "'transformers:MODEL', or the path of a .safetensors file"
+            f"unknown scorer {str(spec)!r}{near}; known are {', '.join(SPECS)}, metrics of other libraries by the "
+            f"library's name and theirs, such as {', '.join(EXAMPLES)}, or the path of a .safetensors file"
         )
     allowed = ("extractor",) if saved else tuple(given) if entry is not None and entry.needs_fit else ()
     needless = [f"{name}=" for name, value in given.items() if value is not None and name not in allowed]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import arrived, check_count
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.features.rebuilding import saved_extractor
 from qa_hooks.functional.filters import full_precision
@@ -149,8 +149,7 @@ class ScorerInFeatures(Scorer):
             features = features.values
         width = self.width(self.extractor.dim)
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != width:
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"features must be (n, {width}) of {self.extractor.name}, got {shape}")
+            raise ValueError(f"features must be (n, {width}) of {self.extractor.name}, got {arrived(features)}")
         if not len(features):
             raise ValueError("there are no features: the source of images was empty")
         if not bool(torch.isfinite(features).all()):

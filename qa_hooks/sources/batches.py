@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler, IterableDataset
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.containers import KEYS, is_container
+from qa_hooks._base.text import plural
 from qa_hooks.images import as_tensor, check_images, list_images, load_image
 from qa_hooks.sources.loaders import EndWatch, check_end, unmoved, until_its_end
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
@@ -239,8 +240,9 @@ def _from_batches(batches: Iterable[Any]) -> Iterator[tuple[list[int], Tensor]]:
             return
 
 
-def warn_left_out(failures: Mapping[int, str], what: str = "images") -> None:
+def warn_left_out(failures: Mapping[int, str], what: str = "image") -> None:
     """One warning of what `image_batches(failures=...)` gathered, with the first reason; none where it is empty."""
     if failures:
         first = next(iter(failures.values()))
-        warn(f"{len(failures)} {what} could not be read and were left out; the first: {first}")
+        verb = "was" if len(failures) == 1 else "were"
+        warn(f"{plural(len(failures), what)} could not be read and {verb} left out; the first: {first}")

@@ -73,14 +73,14 @@ def grid_remark(paths: Sequence[Path]) -> str:
         if found is not None:
             return (
                 f"{printable(path.name, one_line=True)} looks like a grid of many images ({found}), and what is "
-                f"measured on it says nothing about them: --grid {found} (grid=) cuts such pictures, --grid auto each "
+                f"measured on it says nothing about them: grid='{found}' cuts such pictures, grid='auto' each "
                 "as it looks"
             )
     named = next((path for path in paths if NAMED.search(path.stem)), None)
     if named is not None:
         return (
-            f"{printable(named.name, one_line=True)} is called a grid of many images: --grid COLUMNSxROWS+PADDING "
-            "(grid=) cuts such pictures; what is measured on a grid says nothing about its images"
+            f"{printable(named.name, one_line=True)} is called a grid of many images: grid='COLUMNSxROWS+PADDING' "
+            "cuts such pictures; what is measured on a grid says nothing about its images"
         )
     return ""
 

@@ -11,8 +11,10 @@ import re
 from pathlib import Path, PurePath
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.text import plural
 from qa_hooks.images import list_images
 from qa_hooks.sources.doubts import looks_like
+from qa_hooks.sources.windows import evenly
 
 LOOKED_AT = 256  # names, for doubts
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
@@ -43,9 +45,9 @@ def step_pattern(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"step={pattern!r} (--step-regex) is no regular expression: {error}") from error
+        raise ValueError(f"step={pattern!r} is no regular expression: {error}") from error
     if not compiled.groups:
-        raise ValueError(f"step={pattern!r} (--step-regex) has no group: put the step in brackets, as in 'img_(\\d+)'")
+        raise ValueError(f"step={pattern!r} has no group: put the step in brackets, as in 'img_(\\d+)'")
     return compiled
 
 
@@ -132,15 +134,15 @@ def list_snapshots(folder: str | Path, pattern: str | None = None) -> tuple[list
     if pattern is not None:
         return paths, steps
     if unreadable:
-        warn(f"{len(unreadable)} images of {folder} were left out, the first because {unreadable[0]}")
+        warn(f"{plural(len(unreadable), 'image')} of {folder} left out, the first because {unreadable[0]}")
     names = [path.relative_to(root).as_posix() for path in paths]
     variants = [_variant(name) for name in names]
     taken = "" if "" in variants else max(sorted(set(variants)), key=variants.count)
     if set(variants) != {taken}:
         others = ", ".join(sorted(set(variants) - {taken}))
         warn(
-            f"{len(names) - variants.count(taken)} images of {folder} were left out: their names say {others}; a step "
-            "pattern such as '(\\d+)-ema' (--step-regex) takes them instead"
+            f"{plural(len(names) - variants.count(taken), 'image')} of {folder} left out, whose names say {others}; a "
+            "pattern such as step='(\\d+)-ema' takes them instead"
         )
     chosen = [row for row, variant in enumerate(variants) if variant == taken]
     _check_step([names[row] for row in chosen], [steps[row] for row in chosen])
@@ -166,19 +168,18 @@ def _check_step(names: list[str], steps: list[int]) -> None:
     if len({tuple(found) for found in numbers}) > 1 and all(len(found) > 1 for found in numbers):
         raise ValueError(
             f"is {steps[0]} the step? All {len(names)} files have it, such as {names[0]}, while another number in "
-            "their names differs: say which number it is with a regular expression, step='(\\d+)' (--step-regex)"
+            "their names differs: say which number it is with a regular expression, step='img_(\\d+)'"
         )
 
 
 def _say_doubts(names: list[str], steps: list[int]) -> None:
     """Warn of the first name whose step is probably none, of at most `LOOKED_AT`, evenly taken."""
-    few = [row * len(names) // min(len(names), LOOKED_AT) for row in range(min(len(names), LOOKED_AT))]
-    for name, step in ((names[row], steps[row]) for row in few):
+    for name, step in evenly(list(zip(names, steps, strict=True)), LOOKED_AT):
         what = "" if _has_word(name) else looks_like(name, step)
         if what:
             warn(
                 f"{name} is read as step {step}, but that looks like {what}: if it is no step, say where the step is "
-                "with a regular expression whose first group it is, step='img_(\\d+)' (--step-regex)"
+                "with a regular expression whose first group it is, step='img_(\\d+)'"
             )
             return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -61,6 +61,17 @@ def groups(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[
     for item in items:
         found.setdefault(key(item), []).append(item)
     return list(found.values())
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, taken evenly and in their order.
+
+    Example:
+        >>> evenly("abcdefgh", 3)
+        ['a', 'c', 'f']
+    """
+    count = min(len(items), most)
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def fitting(batch_size: int, height: int, width: int) -> int:

@@ -62,6 +62,7 @@ def select_instances(
         ValueError: as in `pick`.
 
     Example:
+        >>> import torch
         >>> from qa_hooks.scorers import FunctionScorer
         >>> brightness = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
         >>> dataset = torch.utils.data.TensorDataset(torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 8, 8))

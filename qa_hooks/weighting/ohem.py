@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_share, check_weight, warn
+from qa_hooks._base.checks import arrived, check_share, check_weight, warn
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.weighter import Weighter, value_below
 
@@ -37,8 +37,7 @@ def ohem_weights(scores: Tensor, *, threshold: float | Tensor, weight: float) ->
         tensor([2., 1., 1.])
     """
     if not isinstance(scores, Tensor) or scores.ndim != 1:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"scores must be a tensor (N,), got {got}")
+        raise ValueError(f"scores must be a tensor (N,), got {arrived(scores)}")
     below = scores.detach() < threshold
     return 1 + (_positive(weight) - 1) * below.float()
 

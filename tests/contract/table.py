@@ -231,9 +231,9 @@ PENALTIES: dict[str, Row] = {
     "GradientPenalty": penalty_row(lambda: penalties.GradientPenalty(**UNIT)),
     "GradientPenalty R2": penalty_row(lambda: penalties.GradientPenalty(at="fake", target=0.0, **UNIT)),
     "SSIMPenalty": penalty_row(lambda: penalties.SSIMPenalty(**UNIT)),
-    "NIQEPenalty": penalty_row(lambda: penalties.NIQEPenalty(model=gradient_model(), **UNIT)),
+    "NIQEPenalty": penalty_row(lambda: penalties.NIQEPenalty(model=gradient_model(), hinge=False, **UNIT)),
     "DriftPenalty": penalty_row(lambda: penalties.DriftPenalty(**UNIT)),
-    "QAGANPenalty": penalty_row(lambda: penalties.QAGANPenalty("both", model=gradient_model(), **UNIT)),
+    "QAGANPenalty": penalty_row(lambda: penalties.QAGANPenalty("both", model=gradient_model(), hinge=False, **UNIT)),
     "fit_gradient_model": Row(
         lambda x: penalties.fit_gradient_model(fixed_critic(), [x], progress=False).mean,
         lambda n: (torch.rand(400, 3, 24, 24, generator=seeded(3)),),

@@ -127,7 +127,7 @@ def test_strict_says_by_its_code_that_images_could_not_be_used(command, tmp_path
         (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG")
     assert main(end) == 0
     assert main([*end, "--strict"]) == 3
-    assert "1 images with problems" in capsys.readouterr().err
+    assert "1 image with problems" in capsys.readouterr().err
 
 
 def test_completion_is_a_script_that_the_shell_reads(capsys):

@@ -58,6 +58,21 @@ def test_from_ratings(folder, tmp_path, capsys):
     assert load_scorer(out)(image, reference=image).shape == (1,)
 
 
+def test_from_a_table_of_your_own(folder, tmp_path, capsys):
+    rows = ["file;stars;original"]
+    for line in (folder / "mos_with_names.txt").read_text().splitlines():
+        score, name = line.split()
+        rows.append(f"{name};{score.replace('.', ',')};{name[:3]}.png")
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    own = [tmp_path / "mine.csv", folder, "-o", tmp_path / "a.safetensors", *QUICK, "--better", "higher", "--columns"]
+    code, said, _ = run([*own, "name=file", "rating=stars", "reference=original"], capsys)
+    assert code == 0
+    assert "30 pairs (0 ties) of 20 images with 5 contents" in said
+    code, _, err = run([*own, "name=file", "rating=stars", "content=original"], capsys)
+    assert code == 1
+    assert "--columns reference=COLUMN" in err
+
+
 def test_the_converter(tmp_path, capsys):
     torch.save(random_checkpoint(), tmp_path / "afine.pth")
     code, said, _ = run(["--convert", tmp_path / "afine.pth", "-o", tmp_path / "a.safetensors"], capsys)
@@ -72,7 +87,7 @@ def test_the_converter(tmp_path, capsys):
         (["--photos", "x", "--convert", "y"], "give RATINGS and IMAGES"),
         (["ratings.csv"], "give RATINGS and IMAGES"),
         (["--convert", "none.pth"], "none.pth does not exist"),
-        (["none.csv", "."], "no ratings: none.csv does not exist"),
+        (["none.csv", "."], "none.csv does not exist"),
         (["--photos", ".", "--extractor", "resnet18"], ""),
     ],
 )

@@ -40,7 +40,7 @@ def test_agree(mine, tmp_path, capsys):
     assert main([*command, "--json", "a.json", "--report", "a.png"]) == 0
     out = capsys.readouterr().out
     assert "rough agrees best with people (srcc)" in out
-    assert "24 ratings read as a table of the user's" in out
+    assert "24 ratings read as a table of your own" in out
     assert json.loads((tmp_path / "a.json").read_text())["best"] == ["rough"]
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert main([*command, "--json"]) == 0
@@ -52,8 +52,8 @@ def test_where_the_picture_goes_is_checked_before_the_work(mine, tmp_path, capsy
     assert main([*command, "mine.csv/a.png"]) == main([*command, "images"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert "--report='mine.csv' cannot be written" in said.err
-    assert "--report is a PNG file, got 'images'" in said.err
+    assert "--report mine.csv cannot be written" in said.err
+    assert "--report must be a PNG file, got 'images'" in said.err
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():
@@ -94,15 +94,18 @@ def test_select_and_again(mine, tmp_path, capsys):
         (["agree", "missing.csv", "scores.csv"], "missing.csv does not exist"),
         (["agree", "mine.csv", "scores.csv"], "has none of the known forms"),
         (["agree", "mine.csv", "missing.csv", "MINE"], "missing.csv does not exist"),
-        (["agree", "mine.csv", "scores.csv", "MINE"], "--higher or --lower rough"),
-        (["agree", "mine.csv", "scores.csv", "MINE", "--report", "a.txt"], "is a PNG file"),
+        (["agree", "mine.csv", "scores.csv", "MINE"], "name it with --higher or --lower"),
+        (["agree", "mine.csv", "scores.csv", "MINE", "--report", "a.txt"], "must be a PNG file"),
         (["agree", "mine.csv", "mine.csv", "MINE"], "is not a table of scores"),
-        (["agree", "mine.csv", "scores.csv", "--columns", "name=file", "rating=stars"], "higher_is_better"),
+        (
+            ["agree", "mine.csv", "scores.csv", "--columns", "name=file", "rating=stars"],
+            "--better higher or --better lower",
+        ),
         (["select", "mine.csv", "missing", "MINE", "--scorers", "psnr", "-o", "out"], "is no folder"),
         (["select", "mine.csv", "images", "MINE", "--scorers", "nonsense", "-o", "out"], "unknown scorer"),
         (
             ["select", "mine.csv", "images", "MINE", "--scorers", "psnr", "-o", "out", "--target", "align"],
-            "--rating (format=, rating=) are for published sets",
+            "--rating are for published sets",
         ),
         (
             ["select", "mine.csv", "images", "--rating", "a", "--target", "b", "--scorers", "psnr", "-o", "out"],

@@ -120,7 +120,7 @@ def test_a_prompt_is_never_divided_where_the_table_has_no_content(made, tmp_path
     [
         (["--rating", "align"], "name a CLIP-like model"),
         (["--rating", "align", "--extractor", "random"], "random knows none: take a CLIP-like model"),
-        (["--rating", "align", "--about", "image"], "about='image' would learn something else"),
+        (["--rating", "align", "--about", "image"], "would learn something else"),
         (["--rating", "align", "--extractor", "transformers:"], "name a model"),
         (["--rating", "align", "--extractor", "transformers:EMPTY"], "could not be loaded|is no CLIP-like model"),
     ],

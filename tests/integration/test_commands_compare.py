@@ -107,7 +107,7 @@ def test_files_without_a_partner_are_counted(folders, brightness):
     real, good, noisy = folders
     options = {"metrics": (), "scorers": [brightness], "progress": False}
     found = compare_folders(real, [good, noisy], paired=True, **options)
-    assert "noisy: 1 files have no partner of the same name in every folder and were left out" in found.notes
+    assert "noisy: 1 file left out, without a partner of the same name in every folder" in found.notes
     assert not any("good" in note for note in found.notes)
     assert not any("partner" in note for note in compare_folders(real, [good, noisy], **options).notes)
 
@@ -140,12 +140,12 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
     save_image(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / "mixed" / "z.png")
     write(digits[:9], tmp_path / "few")
     for arguments, message in (
-        ([real, good, tmp_path / "small"], "have them resized by size= (--size 64)"),
-        ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 1 other sizes"),
+        ([real, good, tmp_path / "small"], "such as by --size 64"),
+        ([real, tmp_path / "mixed"], "mixed 29 of 16x16 and 1 of 8x8"),
         ([real, tmp_path / "few"], "9 generated and 150 real images: at least 10 images"),
         ([real, good, tmp_path / "small", "--metrics", "none", "--scorer", "niqe_bsd100"], "depends on the size"),
         ([real, tmp_path / "nowhere"], "is not a folder"),
-        ([real, good, "--metrics", "fad"], "unknown metric 'fad'; known are fd, kid, pr, qs, ds"),
+        ([real, good, "--metrics", "fad"], "unknown metric 'fad' (did you mean fd?); known are fd, kid, pr, qs, ds"),
         ([real, good, "--metrics", "none"], "metrics or scorers"),
         ([real, good, "--report", tmp_path / "r.jpg"], "--report is a PNG"),
         ([real, good, good], "given twice"),

@@ -272,7 +272,7 @@ def test_a_json_scorer_tiles_and_overwrite(tmp_path, photographs, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["score", "{samples}", "--scorer", "psnr", "-o", "{tmp}/s.csv"], "--reference DIR"),
+        (["score", "{samples}", "--scorer", "psnr", "-o", "{tmp}/s.csv"], "name their folder with --reference"),
         (["score", "{samples}", "--scorer", "nonsense", "-o", "{tmp}/s.csv"], "unknown scorer 'nonsense'"),
         (["score", "{samples}", "--scorer", "giqa-gmm", "-o", "{tmp}/s.csv"], "giqa-gmm"),
         (["score", "{samples}", "--scorer", "{tmp}/no.safetensors", "-o", "{tmp}/s.csv"], "does not exist"),

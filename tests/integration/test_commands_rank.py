@@ -37,7 +37,7 @@ def test_fit_and_score_photographs_it_has_not_seen(photos, photographs, tmp_path
     scorer = load_scorer(output)
     assert out.splitlines()[-1] == f"{output}: rank, real level {scorer.real_level:.3f}"
     assert {name: f"{value:.3f}" for name, value in scorer.accuracies.items()} == lines
-    assert "1 images could not be read and were left out" in err
+    assert "1 image could not be read and was left out" in err
 
     (tmp_path / "test").mkdir()
     for level in (0, 3):
@@ -56,7 +56,7 @@ def test_a_poor_fit_is_warned_of_and_bad_input_named(photos, tmp_path, capsys):
     assert "too few held-out pairs in the right order (blur" in capsys.readouterr().err
     assert main([*short, *output, "--crop", "200"]) == 1
     err = capsys.readouterr().err
-    assert "24 of 24 images are smaller than crop=200" in err
+    assert "24 of 24 images are smaller than --crop 200" in err
     assert "at least two images" in err
     assert main([*short, "-o", str(tmp_path / "rank.pt")]) == 1
     assert "must be a file ending in .safetensors" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from qa_hooks.cli import _parser, main
 from qa_hooks.images import save_image
 from qa_hooks.writers import TensorBoardWriter
 
-STDOUT = {"score", "filter"}  # what they write is text, so that -o - is the terminal or a pipe
+STDOUT = {"score", "filter", "report"}  # what they write is text, so that -o - is the terminal or a pipe
 
 
 def leaves(

@@ -346,7 +346,7 @@ def test_every_row_of_the_table_runs_twice(given, digits, photographs, critic):
         if inside and inside != "hooks.step()":
             exec(inside, scope)
             exec(inside, scope)
-    with qa_hooks.Hooks([scope["watch"], scope["fid"]]) as hooks:
+    with qa_hooks.Hooks([scope["watch"], scope["distance"]]) as hooks:
         hooks.step()
         hooks.step()
     assert scope["d_loss"].requires_grad

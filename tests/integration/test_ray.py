@@ -160,7 +160,7 @@ def test_the_command(ray, folder, gmm, tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr()
     assert "91 images in" in said.out
-    assert "1 images with problems:\n  broken.jpg: is not a readable image" in said.err
+    assert "1 image with problems:\n  broken.jpg: is not a readable image" in said.err
     assert main(command) == 0
     assert "from an earlier run" in capsys.readouterr().out
     assert main(["filter", out, "--keep", "3"]) == 0
@@ -214,6 +214,29 @@ def test_a_fit_does_not_depend_on_the_cut(ray, folder, kind):
         whole = make().fit_features(rows, calibration=None)
         exact = fit_dataset(folder, make(), shard_size=20, calibration=None, progress=False)
         assert exact(image).item() == pytest.approx(whole(image).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["gmm", "--components", "2", "--pca", "4", "--sample", "50"],
+        ["knn", "--k", "2", "--sample", "50"],
+    ],
+)
+def test_the_command_fits_on_a_cluster(ray, folder, tmp_path, kind, capsys):
+    image, found = load_image(folder / "000.png")[None], []
+    for size in ("10", "1000"):
+        path = tmp_path / f"{size}.safetensors"
+        command = ["fit", *kind[:1], str(folder), "-o", str(path), *kind[1:]]
+        assert main([*command, "--engine", "ray", "--shard-size", size, "--seed", "3"]) == 0
+        found.append(load_scorer(path))
+    assert found[0](image).item() == pytest.approx(found[1](image).item(), rel=1e-4)
+    assert found[0].calibrated()(image).item() == pytest.approx(found[1].calibrated()(image).item(), rel=1e-4)
+    capsys.readouterr()
+    assert main([*command, "--engine", "ray", "--limit", "5"]) == 1
+    assert "--limit is not for --engine ray" in capsys.readouterr().err
+    assert main([*command, "--shard-size", "10"]) == 1
+    assert "is not for --engine local" in capsys.readouterr().err
 
 
 def test_what_cannot_be_fitted_is_named(ray, tmp_path):

@@ -11,15 +11,14 @@
     with adapter.quality(+1.5):
         images = pipe(prompts).images
 
-The method is that of the IQA-Adapter (Abud et al., 2024): tokens made of the scores, and a second cross-attention to
-them beside the one to the text. Ours by default: a gate in each layer that starts at 0, so that an untrained adapter
-changes nothing, and a learned embedding for "no score given", which is not the same as "average".
+The method is that of the IQA-Adapter (Abud et al., 2024): tokens of the scores, and a second cross-attention to them
+beside the text's. Ours by default: a gate in each layer that starts at 0, so that an untrained adapter changes nothing,
+and a learned embedding for "no score given", which is not the same as "average".
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,12 @@ from qa_hooks.data import QualityTable
 from qa_hooks.integrations.diffusers.quality.calls import Calls
 from qa_hooks.integrations.diffusers.quality.dial import Dial, Setting, check_drop, check_setting, draw_drops
 from qa_hooks.integrations.diffusers.quality.files import check_fits, check_scores, read_adapter, write_adapter
+from qa_hooks.integrations.diffusers.quality.parsing import Quality
 from qa_hooks.integrations.diffusers.quality.places import Places, find_places
 from qa_hooks.integrations.diffusers.quality.projector import QualityProjector
+from qa_hooks.integrations.diffusers.quality.resuming import pack_state, resumed_draws
 from qa_hooks.integrations.diffusers.quality.sampling import QualitySample
-from qa_hooks.integrations.diffusers.quality.scores import Quality, QualityScores
+from qa_hooks.integrations.diffusers.quality.scores import QualityScores
 from qa_hooks.integrations.diffusers.quality.sources import Measures, measure_images, resolve_scores
 from qa_hooks.integrations.training_checks import check_sharded
 from qa_hooks.sources.batches import Source
@@ -51,7 +52,7 @@ class QualityAdapter(KeepsFrozen):
     """Conditions a denoiser on quality scores. Its parameters are the adapter's alone; the denoiser is not changed.
 
     Outside `condition` and `quality` the denoiser is the base model, bit for bit. Freeze the base yourself
-    (`unet.requires_grad_(False)`), since a LoRA beside the adapter may well be trained with it.
+    (`unet.requires_grad_(False)`), since a LoRA beside it may well be trained, too. Copies of it have the same dial.
 
     Args:
         denoiser: a Diffusers UNet or transformer; in DDP, `torch.compile` or PEFT the network inside is taken.
@@ -139,7 +140,7 @@ class QualityAdapter(KeepsFrozen):
         While the adapter is in training mode some rows are dropped (`drop`), from random numbers of its own.
 
         Args:
-            q: `(N,)` or `(N, D)` in the units of `of_images`, NaN where a score is missing; one row for each image.
+            q: `(N, D)` in the units of `of_images`, a row for each image, NaN where a score is missing; `(N,)` of one.
 
         Returns:
             `(N,)` bool on the CPU: the rows whose text is to be dropped as well. The loop does that, with the embedding
@@ -167,7 +168,7 @@ class QualityAdapter(KeepsFrozen):
 
         Args:
             q: standard deviations of the training images, more is better: a number for all scores, numbers by name
-                (the others are left open), or a tensor with a row for each image; None leaves all open.
+                (the others are left open), or `(N, D)` with a row for each image; None leaves all open.
             scale: multiplies the branch; 0 is the base model, bit for bit and at its cost.
             negative: s, about 0.5: the unconditional rows get -s q instead of no quality.
             guidance: for a loop of your own: whether the first half of the rows is unconditional. In a pipeline of
@@ -181,7 +182,7 @@ class QualityAdapter(KeepsFrozen):
         if (odd := self.scores.outside(setting.q)) and not self._said_outside:
             self._said_outside = True
             warn(odd)
-        before, self.dial.now = self.dial.now, setting
+        before, self.dial.now, self.dial.next = self.dial.now, setting, None  # and no condition() that was left over
         try:
             yield self
         finally:
@@ -194,10 +195,7 @@ class QualityAdapter(KeepsFrozen):
             count: how many, at least 2.
             reach: at most so many standard deviations either way.
         """
-        low = max(-reach, float(self.scores.low.max()))
-        high = min(reach, float(self.scores.high.min()))
-        points = torch.linspace(low, high, check_count("count", count, least=2), device="cpu", dtype=torch.float32)
-        return [round(float(point), 4) for point in points]
+        return self.scores.levels(check_count("count", count, least=2), reach)
 
     def at(self, q: Quality, sample: Sample, **options: Any) -> QualitySample:
         """A `sample(n, generator)` at this setting, for any monitor, comparison or table.
@@ -254,6 +252,7 @@ class QualityAdapter(KeepsFrozen):
         Raises:
             ValueError: another file, a denoiser that it does not fit, other scorers or another direction of one.
         """
+        unwrapped(denoiser)  # what is no network is not the fault of the file
         tensors, facts, known = read_adapter(path)
         measures: list[Any] = []
         if scores is not None:
@@ -261,8 +260,8 @@ class QualityAdapter(KeepsFrozen):
             check_scores(known, given)
         try:
             adapter = cls(denoiser, known, **facts["options"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold a quality adapter: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} (form={facts['options']['form']!r}) cannot be attached: {error}") from error
         adapter.measures = [adapter.keep(part) for part in measures]
         own = dict(adapter.named_parameters())
         try:
@@ -281,14 +280,11 @@ class QualityAdapter(KeepsFrozen):
 
     def get_extra_state(self) -> Tensor:
         """For `state_dict`, and so for `accelerator.register_for_checkpointing(adapter)`: scorers, units and draws."""
-        text = json.dumps({**self._facts(), "draws": self.random.draws})
-        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+        return pack_state(self._facts(), self.random.draws)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """The inverse; `ValueError` if the run that is resumed had other scorers, or other units of them."""
-        facts = json.loads(bytes(state.cpu().tolist()).decode())
-        self.scores.check_resumed(QualityScores.from_facts(facts["scores"]))
-        self.random.draws = int(facts["draws"])
+        """The inverse; `ValueError` if the run that is resumed had other scorers, units or options."""
+        self.random.draws = resumed_draws(state, self.scores, self._facts()["options"])
 
     def _facts(self) -> dict[str, Any]:
         options = {"form": self.places.form, "init": self.places.init, "tokens": self.tokens, "hidden": self.hidden}

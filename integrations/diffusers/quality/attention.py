@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+OPTIONS = "cross_attention_kwargs"  # of a denoiser's call, which reach its processors
 TOKENS = "ip_hidden_states"  # the one name that Diffusers hands to processors without a warning from the others
 FOREIGN = ("IPAdapter", "AddedKV", "CustomDiffusion", "Joint")
 
@@ -63,6 +64,9 @@ def _copied(layer: Any) -> nn.Linear:
 class QualityProcessor:
     """The attention processor of a layer with the branch beside it; without tokens it is the processor itself.
 
+    Diffusers asks processors for their class (`set_default_attn_processor`, `unload_ip_adapter`): it is told the class
+    of the processor inside, as if the branch were not there.
+
     Args:
         inner: the processor that was there.
         branch: of this layer.
@@ -70,6 +74,13 @@ class QualityProcessor:
 
     def __init__(self, inner: Any, branch: CrossAttentionBranch) -> None:
         self.inner, self.branch = inner, branch
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.inner)
+
+    def __reduce__(self) -> Any:
+        return QualityProcessor, (self.inner, self.branch)
 
     def __call__(
         self,
@@ -134,7 +145,7 @@ def cross_attentions(denoiser: nn.Module) -> dict[str, Any]:
 
     from diffusers.models.attention_processor import Attention
 
-    if "cross_attention_kwargs" not in inspect.signature(denoiser.forward).parameters:
+    if OPTIONS not in inspect.signature(denoiser.forward).parameters:
         return {}
     found = {n: m for n, m in denoiser.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
     for name, layer in found.items():
@@ -150,8 +161,6 @@ def cross_attentions(denoiser: nn.Module) -> dict[str, Any]:
 def check_processor(name: str, processor: Any) -> None:
     """Refuse processors that have a branch of their own."""
     kind = type(processor).__name__
-    if isinstance(processor, QualityProcessor):
-        raise ValueError("this network has a quality adapter already: adapter.detach() takes it off")
     if any(word in kind for word in FOREIGN):
         remedy = "pipe.unload_ip_adapter()" if "IPAdapter" in kind else "unet.set_default_attn_processor()"
         raise ValueError(

@@ -46,6 +46,8 @@ class Dial:
 def check_setting(setting: Setting) -> Setting:
     """The setting itself; `ValueError` where its numbers make no sense together."""
     setting = setting._replace(scale=check_weight("scale", setting.scale))
+    if setting.guidance not in (None, True, False):
+        raise ValueError(f"guidance must be True, False or None, got {setting.guidance!r}")
     if setting.negative is not None:
         check_weight("negative", setting.negative)
         if not setting.scale:

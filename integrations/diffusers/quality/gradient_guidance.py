@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.adapters import unwrapped
-from qa_hooks._base.checks import check_weight
+from qa_hooks._base.checks import check_weight, warn
 from qa_hooks.integrations.diffusers.gradient_checks import tensors
 from qa_hooks.integrations.diffusers.pipeline_parts import decoder_name, denoisers
 from qa_hooks.integrations.diffusers.prediction import (
@@ -60,6 +60,7 @@ class GradientGuidance:
             raise ValueError(f"{scorer.name} must score images in [0, 1] that need no reference and no prompt")
         if not scorer.differentiable:
             raise ValueError(f"{scorer.name} has no gradient to follow: use quality words, weights or an adapter")
+        self._said_odd = False
         self.strength, self.clip = check_weight("strength", strength), check_weight("clip", clip)
 
     @contextlib.contextmanager
@@ -119,6 +120,12 @@ class GradientGuidance:
         running = running_pipeline()
         scheduler = scheduler if running is None else running[0].scheduler  # which may be a copy in mid-course
         key = "sample" if "sample" in call else "hidden_states"
+        if call[key].ndim != 4:
+            raise ValueError(
+                f"the denoiser is called with {tuple(call[key].shape)}, not with images or latents (N, C, H, W), as "
+                "Flux, whose latents are packed, and video models are: there is no guidance by a gradient for them; "
+                "use an adapter, quality words or a reward"
+            )
         with torch.enable_grad():
             x = call[key].detach().requires_grad_()
             output = plain(**{**call, key: x})
@@ -142,8 +149,13 @@ class GradientGuidance:
             gradient = gradient * n  # with respect to z = x / n, whose variance is that of the other kinds
         gradient = gradient[conditional.to(x.device)]
         norms = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        gradient = gradient * (self.clip / norms).clamp(max=1).view(-1, *(1,) * (x.ndim - 1))
-        gradient = gradient.repeat(len(x) // len(gradient), *(1,) * (x.ndim - 1))  # both halves of guidance alike
+        followed = norms.isfinite()
+        if not bool(followed.all()) and not self._said_odd:
+            self._said_odd = True
+            warn(f"{self.scorer.name} has a gradient that is not finite: such images are left as they are (said once)")
+        gradient = torch.where(followed.view(-1, 1, 1, 1), gradient, 0.0)
+        gradient = gradient * torch.where(followed, self.clip / norms, 0.0).clamp(max=1).view(-1, 1, 1, 1)
+        gradient = gradient.repeat(len(x) // len(gradient), 1, 1, 1)  # both halves of guidance alike
         gradient = torch.where(a / n >= FAINTEST, gradient, torch.zeros_like(gradient))
         change = self._in_units(kind, -self.strength * (s / n) * gradient, a, s, n).to(predicted.dtype)
         new = predicted.detach().clone()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qa_hooks.integrations.diffusers.quality.attention import (
+    OPTIONS,
     TOKENS,
     CrossAttentionBranch,
+    QualityProcessor,
     cross_attentions,
     install,
     token_width,
@@ -66,12 +68,15 @@ class Places:
         if self.form == "attention":
             uninstall(self.layers)
 
-    def put(self, tokens: Tensor, scale: float, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Hand the tokens to a call of the network: its arguments as they then are."""
+    def put(
+        self, tokens: Tensor, scale: float, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hand the tokens to a call of the network, whose arguments have these names: its arguments, then."""
         if self.form == "attention":
             install(self.layers, self.installed)
-            given = kwargs.get("cross_attention_kwargs") or {}
-            return args, {**kwargs, "cross_attention_kwargs": {**given, TOKENS: (tokens, scale)}}
+            place = names.index(OPTIONS)
+            args, kwargs = args[:place], {**dict(zip(names[place:], args[place:], strict=False)), **kwargs}
+            return args, {**kwargs, OPTIONS: {**(kwargs.get(OPTIONS) or {}), TOKENS: (tokens, scale)}}
         for hook in self.hooks:
             hook.tokens, hook.scale = tokens, scale
         return args, kwargs
@@ -91,8 +96,9 @@ def find_places(denoiser: nn.Module, form: str | None, init: str, tokens: int, d
     name = type(denoiser).__name__
     if form not in (None, *FORMS) or init not in INITS:
         raise ValueError(f"form must be one of {FORMS} or None, and init one of {INITS}, got {form!r} and {init!r}")
-    hooks = [hook for part in denoiser.modules() for hook in part._forward_hooks.values()]
-    if any(isinstance(hook, EmbeddingHook) for hook in hooks):
+    parts = list(denoiser.modules())
+    there = [hook for part in parts for hook in part._forward_hooks.values() if isinstance(hook, EmbeddingHook)]
+    if there or any(isinstance(getattr(part, "processor", None), QualityProcessor) for part in parts):
         raise ValueError(f"this {name} has a quality adapter already: adapter.detach() takes it off")
     attentions = {} if form == "embedding" else cross_attentions(denoiser)
     if attentions:

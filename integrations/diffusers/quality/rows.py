@@ -70,7 +70,7 @@ def unconditional_rows(
     if null_label is not None and isinstance(labels, Tensor):
         return (labels == null_label).cpu()
     if guidance is None:
-        guidance = _from_pipeline(rows)
+        guidance = _from_pipeline(rows, call)
     if guidance is None and settings > 1:
         guidance = rows == 2 * settings
     if guidance is None:
@@ -91,18 +91,17 @@ def unconditional_rows(
 
 def running_pipeline() -> tuple[Any, dict[str, Any]] | None:
     """The Diffusers pipeline whose call we are in, and the variables of that call; None outside of one."""
-    from diffusers import DiffusionPipeline
-
-    frame: Any = sys._getframe(1)
+    pipelines: Any = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    frame: Any = None if pipelines is None else sys._getframe(1)  # before it is imported there can be none
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, DiffusionPipeline):
+        if isinstance(owner, pipelines.DiffusionPipeline):
             return owner, frame.f_locals
         frame = frame.f_back
     return None
 
 
-def _from_pipeline(rows: int) -> bool | None:
+def _from_pipeline(rows: int, call: dict[str, Any]) -> bool | None:
     """Whether the pipeline that is running guides; None where none is."""
     running = running_pipeline()
     if running is None:
@@ -118,4 +117,11 @@ def _from_pipeline(rows: int) -> bool | None:
             "cannot be told apart: use true_cfg_scale=1"
         )
     guided = local.get("do_classifier_free_guidance", getattr(owner, "do_classifier_free_guidance", None))
+    if guided and times == 1:
+        if call.get("skip_layers") is None:
+            raise ValueError(
+                f"{name} calls its network once with the prompt and once without, and the two cannot be told apart: "
+                "leave its guidance out, or write guidance=False, which treats both alike"
+            )
+        guided = False  # the third call of skip-layer guidance is one with the prompt
     return bool(guided) if guided is not None else times == 2

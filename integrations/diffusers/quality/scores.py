@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +18,10 @@ from qa_hooks._base.checks import warn
 from qa_hooks.data import QualityTable
 from qa_hooks.data.candidates import some
 from qa_hooks.data.weights import only_candidate
+from qa_hooks.integrations.diffusers.quality.parsing import Quality, parse_quality
 from qa_hooks.integrations.diffusers.quality.scale import warn_of_scale
 
 SPREAD = 8  # images from which on a deviation is looked at
-Quality = float | Mapping[str, float] | list[float] | tuple[float, ...] | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,41 +153,32 @@ class QualityScores:
         return q
 
     def as_rows(self, q: Quality) -> Tensor:
-        """A setting of the dial as `(k, D)`: a number for all scores, one by name, `(k,)`, `(k, D)`; NaN is missing.
+        """A setting of the dial as `(k, D)`, NaN where it is left open: as `parse_quality`; or features of images.
 
         Raises:
             TypeError, ValueError: names that are not there, shapes that do not fit, infinite or not a number.
         """
+        if not self.reference:
+            return parse_quality(q, self.names)
         width = len(self.mean)
         if q is None:
             return torch.full((1, width), torch.nan, dtype=torch.float32, device="cpu")
-        if self.reference and not (isinstance(q, Tensor) and q.ndim == 2):
-            raise ValueError("this adapter was trained on reference images: give quality(adapter.measure(image))")
-        if isinstance(q, Mapping):
-            unknown = sorted(set(q) - set(self.names))
-            if unknown or not q:
-                raise ValueError(f"this adapter knows the scores {list(self.names)}, got {unknown or 'none'}")
-            rows = torch.tensor(
-                [[float(q.get(name, torch.nan)) for name in self.names]], dtype=torch.float32, device="cpu"
+        if not isinstance(q, Tensor) or q.ndim != 2 or q.shape[1] != width or not len(q):
+            got = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
+            raise ValueError(
+                f"this adapter was trained on reference images: give (n, {width}), quality(adapter.measure(image)), "
+                f"got {got}"
             )
-            if any(float(value) != float(value) for value in q.values()):
-                raise ValueError(f"q must be numbers, got {dict(q)}; leave out a score that is not to be set")
-        elif isinstance(q, Tensor | list | tuple | np.ndarray) and np.ndim(q):
-            given = q if isinstance(q, Tensor) else torch.tensor(q, dtype=torch.float32, device="cpu")
-            rows = given.detach().float()
-            rows = rows[:, None].expand(-1, width) if rows.ndim == 1 else rows
-        elif isinstance(q, bool) or not isinstance(q, Real | Tensor | np.ndarray):
-            raise TypeError(f"q must be a number, numbers by name, or a tensor (n, {width}), got {type(q).__name__}")
-        else:
-            rows = torch.full((1, width), float(q), dtype=torch.float32, device="cpu")
-            if rows.isnan().any():
-                raise ValueError("q is not a number: None stands for a quality that is not set")
-        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-            raise ValueError(f"q must be (n,) or (n, {width}), one column for each of {list(self.names)}, "
-                             f"got {tuple(rows.shape)}")  # fmt: skip
-        if rows.isinf().any():
+        rows = q.detach().float()
+        if bool(rows.isinf().any()):
             raise ValueError("q is infinite")
         return rows
+
+    def levels(self, count: int, reach: float) -> list[float]:
+        """Evenly spaced settings at most `reach` standard deviations away, inside what all scores have shown."""
+        low, high = max(-reach, float(self.low.max())), min(reach, float(self.high.min()))
+        points = torch.linspace(low, high, count, device="cpu", dtype=torch.float32)
+        return [round(float(point), 4) for point in points]
 
     def outside(self, rows: Tensor) -> str:
         """What to say of a setting that lies outside what the training images show; "" for the others."""

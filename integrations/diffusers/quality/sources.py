@@ -47,7 +47,8 @@ def resolve_scores(
     if not measured or (reference and len(listed) > 1):
         raise TypeError(
             "scores must be a QualityTable or a list of them, scorers of qa_hooks, or one feature extractor, got "
-            f"{[type(part).__name__ for part in listed]}"
+            f"{[type(part).__name__ for part in listed]}: QualityTable.load(path) reads a file, "
+            "create_scorer(name) makes a scorer (give images= with it)"
         )
     for part in listed:
         if getattr(part, "inputs", frozenset()):

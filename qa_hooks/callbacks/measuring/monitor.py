@@ -10,6 +10,7 @@ Drawn in the step, computed elsewhere:
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.callbacks.measuring.instruments import Block, Found, Instrument, in_order
 from qa_hooks.callbacks.measuring.process import Job, MeasuringProcess, leave_process, shared_process
 from qa_hooks.writers import make_tag
+
+LOG = logging.getLogger("qa_hooks")
 
 PENDING = 2  # measurements of one monitor that are under way: one is computed, the next one waits
 DEATHS = 3  # of the process in a row, and the monitor is switched off
@@ -162,9 +165,9 @@ class MeasuringMonitor(Monitor):
     def _wait(self, job: Job) -> None:
         if not job.done.wait(PATIENCE):
             start = time.perf_counter()
-            print(f"qa_hooks: waiting for {self.state_key} of step {job.step}", flush=True)
+            LOG.warning("waiting for %s of step %d", self.state_key, job.step)
             job.done.wait()
-            print(f"qa_hooks: it came after {PATIENCE + time.perf_counter() - start:.1f} s", flush=True)
+            LOG.warning("it came after %.1f s", PATIENCE + time.perf_counter() - start)
 
 
 def check_where(where: Any) -> str | None:

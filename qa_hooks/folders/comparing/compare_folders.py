@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable, write_text
+from qa_hooks._base.text import plural
 from qa_hooks.evaluation.quality_diversity import quality_scores
 from qa_hooks.evaluation.set_metrics import check_metrics, metric_name
 from qa_hooks.evaluation.verdicts import COMPARED, REAL, Verdicts
@@ -70,11 +71,11 @@ class FolderComparison(Verdicts):
         """Note how many files of each folder take no part, and why."""
         for part in (self.real, *self.folders):
             if part.failures:
-                self.notes.append(f"{part.label}: {len(part.failures)} images could not be read and were left out")
+                self.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, not to be read")
             if part.unmatched:
                 self.notes.append(
-                    f"{part.label}: {part.unmatched} files have no partner of the same name in every folder and were "
-                    "left out"
+                    f"{part.label}: {plural(part.unmatched, 'file')} left out, without a partner of the same name in "
+                    "every folder"
                 )
 
     def as_json(self) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def compare_folders(
         found.spec |= {"extractor": network.name, "resize": resize_of(network), "fingerprint": network.fingerprint[:8]}
     found.spec |= {f"scorer {name}": scorer.fingerprint[:8] for name, scorer in named.items()}
     if n is not None and count + max(len(part.failures) for part in sets) < n:
-        found.notes.append(f"n={n} was asked for, but the folders have {count} images each to compare")
+        found.notes.append(f"n={n} was asked for, but the folders have {plural(count, 'image')} each to compare")
     if network is not None and "," in sizes:
         found.notes.append(
             f"images of different sizes are compared ({sizes}): resampling them alone moves the distances"

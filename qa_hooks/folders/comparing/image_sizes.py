@@ -33,7 +33,7 @@ def check_sizes(sets: Sequence[ImageSet], extractor: FeatureExtractor | None, sc
     if extractor is not None and not extractor.resizes and len(set().union(*found.values())) > 1:
         raise ValueError(
             f"there are images of different sizes ({listed}), and {extractor.name} does not resize, so its features "
-            "would measure the size: have them resized by size= (--size 64), or use an extractor that resizes"
+            "would measure the size: have them resized, such as by size=64, or use an extractor that resizes"
         )
     return listed if len(set(texts.values())) > 1 else next(iter(texts.values()))
 
@@ -50,7 +50,10 @@ def sizes_of(images: ImageSet) -> Counter[tuple[int, int]]:
 def _in_words(sizes: Counter[tuple[int, int]]) -> str:
     (size, most), *others = sizes.most_common() or [((0, 0), 0)]
     text = "x".join(map(str, size))
-    return f"{most} of {text} and {sum(sizes.values()) - most} of {len(others)} other sizes" if others else text
+    if not others:
+        return text
+    other = f"{len(others)} other sizes" if len(others) > 1 else "x".join(map(str, others[0][0]))
+    return f"{most} of {text} and {sum(sizes.values()) - most} of {other}"
 
 
 def resize_of(extractor: FeatureExtractor) -> str:

@@ -57,8 +57,8 @@ def check_report(path: str | Path) -> Path:
     """Before the long work: whether a report can be written there."""
     path = Path(path)
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise ValueError(f"--report is a PNG file, got {str(path)!r}")
-    check_writable(path.parent, name="--report")
+        raise ValueError(f"report must be a PNG file, got {str(path)!r}")
+    check_writable(path.parent, name="report")
     return path
 
 

@@ -55,7 +55,7 @@ def filter_scores(
     if output is not None:
         broken = next((path for path in kept if "\n" in path or "\r" in path), None)
         if broken is not None and not null:
-            raise ValueError(f"{broken!r} holds a line end: write the list with --null (null=True)")
+            raise ValueError(f"{broken!r} holds a line end: write the list with null=True")
         check_writable(Path(output).parent, name="output")
         with whole_file(output) as partial, partial.open("w", **TEXT) as file:
             file.writelines(path + ("\0" if null else "\n") for path in kept)

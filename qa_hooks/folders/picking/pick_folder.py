@@ -121,7 +121,7 @@ def pick_folder(
     # A keep that makes no sense is told before hours of scoring.
     choose_best(torch.zeros(1, device="cpu", dtype=torch.float32), keep)
     if (scorer is None) == (scores is None) or (by is not None and scores is None):
-        raise ValueError("pick by a scorer, or by a table: --scorer, or --scores with --by COLUMN (scores=, by=)")
+        raise ValueError("pick by a scorer, scorer=, or by a column of a table, scores= and by=")
     made = None if scorer is None else create_scorer(scorer)
     check_writable(out, name="out")
     if target.is_dir() and any(target.iterdir()) and not (out / "manifest.csv").is_file():
@@ -166,7 +166,7 @@ def _read(
     if lost:
         raise ValueError(
             f"{len(lost)} of {len(table)} images of the table are not in {folder}, the first is {lost[0]}: is the "
-            "table of another folder?"
+            "table of another folder? Rows of Parquet files and members of tars cannot be picked"
         )
     return table, name, higher
 
@@ -226,7 +226,7 @@ def _place(folder: Path, target: Path, kept: Sequence[str], *, link: bool, progr
     """Copies or links of the kept files, and no others; each appears whole or not at all."""
     inside = next((name for name in kept if not (folder / name).is_file()), None)
     if link and inside is not None:
-        raise ValueError(f"{inside} is no file of its own, so nothing can link to it: copy without --link (link=False)")
+        raise ValueError(f"{inside} is no file of its own, so nothing can link to it: copy them, with link=False")
     target.mkdir(exist_ok=True)
     for name in set(_files(target)) - set(kept):
         (target / name).unlink()

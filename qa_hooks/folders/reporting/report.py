@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { border: 1px solid #ccc; padding: .3em .6em; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums } .alarm { color: #a00 }
-.curves { display: flex; flex-wrap: wrap; gap: 8px } .curves svg { width: 380px; height: auto }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 8px }
+.curves svg { width: 100%; height: auto }
 figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top } figure img { max-width: 280px }
 pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wrap }
 """
@@ -42,6 +45,7 @@ class Run(NamedTuple):
         name: the folder's, with as much of its path as tells it from the others.
         values: lines by tag (`read_run_log`).
         pictures: `(step, PNG)` by tag.
+        better: "higher" or "lower" by tag, where its description says which is better.
         settings: text of the run's settings; "" where it has none.
         best: what each `best.json` below the folder says.
         alarms: what `alarms.jsonl` says.
@@ -50,6 +54,7 @@ class Run(NamedTuple):
     name: str
     values: dict[str, list[dict[str, Any]]]
     pictures: dict[str, list[tuple[int, bytes]]]
+    better: dict[str, str]
     settings: str
     best: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
@@ -72,15 +77,20 @@ def report_runs(runs: Sequence[str | Path], output: str | Path, *, headline: str
         ValueError: no runs, two of one folder, or a folder without values and pictures.
         ImportError: matplotlib is not installed.
     """
-    folders, output = [Path(run) for run in runs], Path(output)
-    if not folders or len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(f"runs must be folders that differ, got {[str(folder) for folder in folders]}")
+    output = Path(output)
     if output.suffix != ".html" or output.is_dir():
         raise ValueError(f"output must be a file ending in .html, got {str(output)!r}")
     check_writable(output.parent, name="output")
-    read = [read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)]
-    write_text(output, page(read, headline))
+    write_text(output, report_page(runs, headline=headline))
     return output
+
+
+def report_page(runs: Sequence[str | Path], *, headline: str = "") -> str:
+    """The HTML that `report_runs` writes; it raises the same."""
+    folders = [Path(run) for run in runs]
+    if not folders or len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"runs must be folders that differ, got {[str(folder) for folder in folders]}")
+    return page([read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)], headline)
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -90,23 +100,28 @@ def read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     values = read_run_log(folder) if (folder / NAME).is_file() else {}
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of runs that were started again
     events = EventAccumulator(str(folder), size_guidance={IMAGES: 0, TENSORS: 0})
     events.Reload()
     tags = events.Tags()
     pictures = {
         tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]
     }
+    pictures = {tag: found for tag, found in pictures.items() if found}  # TensorBoard drops those of steps done again
     if not values and not pictures:
+        below = [path.parent.as_posix() for path in sorted(folder.rglob(NAME))]
         raise ValueError(
             f"{folder} holds no values and no pictures: it is a run that logged nothing, or no folder that "
-            "Hooks(log_dir=...) or qa-hooks watch wrote"
+            "Hooks(log_dir=...) or qa-hooks watch wrote" + f"; runs below it: {' '.join(below[:9])}" * bool(below)
         )
     written = [tag for tag in tags["tensors"] if tag.startswith("qa_hooks/settings")]
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(written[0])] if written else []
     best = [_json(path) for path in sorted(folder.rglob("best.json"))]
     alarms = folder / "alarms.jsonl"
     raised = list(json_lines(alarms)) if alarms.is_file() else []
-    return Run(name, values, pictures, texts[-1] if texts else "", [found for found in best if found], raised)
+    told = {tag: metadata.summary_description for tag, metadata in events.summary_metadata.items()}
+    better = {tag: found[1] for tag, text in told.items() if (found := re.search(r"\b(higher|lower) is better", text))}
+    return Run(name, values, pictures, better, texts[-1] if texts else "", [found for found in best if found], raised)
 
 
 def page(runs: Sequence[Run], headline: str = "") -> str:
@@ -133,7 +148,9 @@ def _summary(runs: Sequence[Run]) -> str:
     rows = [f"<tr><th>last value</th>{head}</tr>"]
     for tag in tags:
         cells = "".join(f'<td class="number">{_last(run.values.get(tag, []))}</td>' for run in runs)
-        rows.append(f"<tr><td>{html.escape(tag.removeprefix('qa_eval/'))}</td>{cells}</tr>")
+        better = next((run.better[tag] for run in runs if tag in run.better), "")
+        label = html.escape(tag.removeprefix("qa_eval/").removesuffix("/value"))
+        rows.append(f"<tr><td>{label}{f' <small>({better} is better)</small>' * bool(better)}</td>{cells}</tr>")
     lines = []
     for run in runs:
         name = html.escape(run.name)

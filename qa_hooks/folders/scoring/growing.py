@@ -54,7 +54,7 @@ class GrowingTable:
         if resume and old is None and self.path.exists() and self.path.stat().st_size:
             raise ValueError(
                 f"{self.path} exists and is no table of qa_hooks (no {spec_path(self.path).name} beside it): choose "
-                "another output, or replace it with --overwrite (resume=False)"
+                "another output, or replace it with resume=False"
             )
         lines = GrowingTable(self.path, old)._left() if old is not None else {}
         if old is not None and lines:
@@ -131,7 +131,7 @@ class GrowingTable:
         if path == self.path and rows and rows[0] != self.header:
             raise ValueError(
                 f"{path} was changed by another program: its first line is {','.join(rows[0])[:80]!r}, expected "
-                f"{','.join(self.header)[:80]!r}: choose another output, or replace it with --overwrite (resume=False)"
+                f"{','.join(self.header)[:80]!r}: choose another output, or replace it with resume=False"
             )
         torn = rows[-1][:1] if rows and self.tiled and not whole else None
         found: dict[str, list[list[str]]] = {}
@@ -166,7 +166,7 @@ def refuse_other_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, 
         told = "; ".join(f"{key} was {described(old, key)}, is now {described(new, key)}" for key in differing)
         raise ValueError(
             f"{path} cannot be continued with other settings: {told}. Choose another output, "
-            "or start anew with --overwrite (resume=False)"
+            "or start anew with resume=False"
         )
 
 

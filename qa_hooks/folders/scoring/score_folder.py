@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,8 @@ def name_scorers(
     Raises:
         ValueError: fewer, two of one name, or one that needs prompts without `prompts`.
     """
-    specs: list[Any] = [scorers] if isinstance(scorers, str | Path | Mapping | Scorer) else list(scorers)
+    several = not isinstance(scorers, str | Path | Mapping | Scorer) and isinstance(scorers, Iterable)
+    specs: list[Any] = list(scorers) if several else [scorers]  # type: ignore[arg-type]
     if len(specs) < least:
         raise ValueError("scorers is empty: give at least one")
     made = [create_scorer(spec) for spec in specs]

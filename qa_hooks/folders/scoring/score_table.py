@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.headers import parse_header
-from qa_hooks._base.text import printable, true_cell
+from qa_hooks._base.text import plural, printable, true_cell
 from qa_hooks.folders.scoring.shards import MANIFEST, read_parts
 
 FORMAT, VERSION = "qa_hooks.scores", 1
@@ -78,16 +78,13 @@ class ScoreTable:
         """
         raw = [name for name in self.columns if not name.endswith("_calibrated")] or list(self.columns)
         if column is None and len(raw) != 1:
-            raise ValueError(
-                "the table has several columns of scores, say which with --by (by=, column=): "
-                f"{', '.join(self.columns)}"
-            )
+            raise ValueError(f"the table has several columns of scores, say which with by=: {', '.join(self.columns)}")
         column = column or raw[0]
         told = self.higher_is_better(column)
         if told is None and higher_is_better is None:
             raise ValueError(
-                f"the table does not say whether higher values of {column} are better: give --higher-is-better or "
-                "--lower-is-better (higher_is_better=)"
+                f"the table does not say whether higher values of {column} are better: give "
+                "higher_is_better=True or False"
             )
         if None not in (told, higher_is_better) and told != higher_is_better:
             raise ValueError(f"the table says that {'higher' if told else 'lower'} values of {column} are better")
@@ -136,9 +133,9 @@ class ScoreTable:
 
     def summary(self) -> str:
         """One line of counts: images, tiles, images that failed, scores that are nan."""
-        parts = [f"{len(set(self.paths))} images"]
+        parts = [f"{plural(len(set(self.paths)), 'image')}"]
         if self.tiles is not None:
-            parts.append(f"{len(self)} tiles")
+            parts.append(f"{plural(len(self), 'tile')}")
         missing = {name: int(values.isnan().sum()) for name, values in self.columns.items()}
         missing = {k: n for k, n in missing.items() if n and not k.endswith("_calibrated")}
         if missing:

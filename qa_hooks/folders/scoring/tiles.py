@@ -74,9 +74,7 @@ def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -
     needing = [name for name, scorer in named.items() if "reference" in scorer.inputs]
     if reference is None:
         if needing:
-            raise ValueError(
-                f"{', '.join(needing)} compares with references: name their folder with --reference DIR (reference=)"
-            )
+            raise ValueError(f"{', '.join(needing)} compares with references: name their folder with reference=")
         return None
     if not needing:
         raise ValueError(f"reference= was given, but {', '.join(named)} takes none")

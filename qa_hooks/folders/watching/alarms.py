@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from qa_hooks.images import load_image
 from qa_hooks.rewards.broken import broken_images, broken_message
+from qa_hooks.sources.windows import evenly
 
 SPREAD = 0.1  # of the median spread so far
 WORSE = 2.0  # times the best distance so far
@@ -58,7 +59,7 @@ def parse_threshold(text: str) -> Threshold:
 
 def broken_shares(paths: Sequence[Path]) -> dict[str, float]:
     """Which share of a step's images is black or of one colour, of at most `LOOKED_AT` of them, evenly taken."""
-    taken = [paths[i * len(paths) // min(len(paths), LOOKED_AT)] for i in range(min(len(paths), LOOKED_AT))]
+    taken = evenly(paths, LOOKED_AT)
     counts = {"black": 0, "constant": 0}
     for path in taken:
         which = broken_images(load_image(path)[None])

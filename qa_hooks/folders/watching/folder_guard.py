@@ -16,10 +16,10 @@ import torch
 from qa_hooks._base.isolation import isolated
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import to_unit
-from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule
-from qa_hooks.rewards.levels import Levels, look_values
+from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule, Levels, look_values
 from qa_hooks.rewards.measures import Rows, measure_images
 from qa_hooks.sources.batches import image_batches
+from qa_hooks.sources.windows import evenly
 
 PREFIX = "guard_"
 KEYS = tuple(PREFIX + kind for kind in ("nonfinite", "high_frequency", "peak", "dark", "saturated", "spread", "recall"))
@@ -40,8 +40,7 @@ class FolderGuard:
         self, real: Sequence[Path], extractor: FeatureExtractor, *, batch_size: int = 32, patience: int = 2
     ) -> None:
         self.extractor, self.batch_size, self.patience = extractor, batch_size, patience
-        count = min(len(real), REAL)
-        self._real = self._rows([real[i * len(real) // count] for i in range(count)])
+        self._real = self._rows(evenly(real, REAL))
         self._levels: Levels | None = None
 
     def fresh(self) -> FolderGuard:

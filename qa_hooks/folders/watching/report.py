@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.folders.watching.folder_guard import KEYS
 from qa_hooks.writers import TensorBoardWriter, make_tag
 
@@ -62,7 +63,8 @@ class Report:
                 low, high = values[f"{value}_low"], values[f"{value}_high"]
                 parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}]")
         without = f", {left_out} left out" if left_out else ""
-        return f"{self.prefix}step {step}: {', '.join(parts)} ({int(values['n'])} images{without}, {seconds:.1f} s)"
+        seen = plural(int(values["n"]), "image")
+        return f"{self.prefix}step {step}: {', '.join(parts)} ({seen}{without}, {seconds:.1f} s)"
 
     def alarm(self, step: int, key: str, message: str) -> None:
         """Raise the alarm."""

@@ -78,7 +78,7 @@ class Steps:
         if len(names) > 1 and not any(is_marked(name) for name in names):
             self.tell(
                 f"all files are of step {step}, such as {names[0]}: if that is no step, say where the step stands with "
-                "a regular expression whose first group it is, --step-regex 'img_(\\d+)'"
+                "a regular expression whose first group it is, step='img_(\\d+)'"
             )
 
     def may_try_again(self, step: int) -> bool:

@@ -197,7 +197,7 @@ class Plan:
                 watcher.use_real(real, metrics)
         if self.guard:
             if self.real is None:
-                raise ValueError("the guard against exploited rewards needs real images, real= (--real)")
+                raise ValueError("the guard against exploited rewards needs real images: give real=")
             guard = FolderGuard(real.images.paths, real.extractor, batch_size=self.batch_size)
             for watcher in made:
                 watcher.use_guard(guard.fresh())

@@ -124,7 +124,7 @@ class Watcher:
         directions: dict[str, bool | None] = {n: s.higher_is_better for n, s in self.scorers.items()}
         directions |= {value: higher_is_better(value) for value in values}
         if not directions:
-            raise ValueError("give scorers, or real images, to score by")
+            raise ValueError("there is nothing to score by: give scorers= or real=")
         self.directions = directions
         others = [f"{name}_std" for name in self.scorers]
         others += [f"{value}{end}" for value in directions for end in ("_low", "_high")]
@@ -149,7 +149,7 @@ class Watcher:
         if mode not in (None, "min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
         if mode is None and known is None:
-            raise ValueError(f"say with mode= (--mode) whether the smallest or the largest {key} is best")
+            raise ValueError(f"say with mode= whether the smallest or the largest {key} is best")
         of_a_set = not any(key in (f"{n}{end}" for end in ("", "_std", "_low", "_high")) for n in self.scorers)
         return Goal(key, bool(known) if mode is None else mode == "max", of_a_set)
 

@@ -91,8 +91,7 @@ class FeatureScorer(ScorerInFeatures):
         if calibration is not None and count < 10:
             raise ValueError(
                 f"the calibration needs at least 10 held-out images, and a share of {held_out:g} of {len(values)} "
-                f"images is {count}: give more images, or a larger share (--held-out, held_out=), or fit without a "
-                "calibration (--calibration none, calibration=None)"
+                f"images is {count}: give more images, a larger held_out=, or calibration=None"
             )
         # In the order of the source: what is fitted must not depend on more than which images were held out.
         self._fit(values[order[count:].sort().values], None)

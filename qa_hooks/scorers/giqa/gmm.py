@@ -173,11 +173,11 @@ class GMMScorer(FeatureScorer):
         least = dims + 1 if full else WANTED
         if smallest < least:
             why = "so its covariance is singular but for reg_covar" if full else "so its variances are uncertain"
-            instead = "a smaller pca, or covariance='diag'" if full else "or a smaller pca"
+            instead = "a smaller pca=, or covariance='diag'" if full else "or a smaller pca="
             warn(
                 f"a component has about {smallest:.0f} images for {dims} dimensions, {why} and likelihoods "
                 f"will be erratic: it needs {least}, about {least * self.components} images in all; give more images, "
-                f"fewer components, {instead}"
+                f"fewer components=, {instead}"
             )
 
     def shapes(self, tensors: dict[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:

@@ -158,7 +158,7 @@ def read_images(
 
 def warn_of_reading(real: Read, generated: Read) -> None:
     """Say what was left out, and when resampling alone could tell the two apart."""
-    for name, read in (("snapshots", generated), ("real images", real)):
+    for name, read in (("snapshot", generated), ("real image", real)):
         warn_left_out(read.failures, name)
     if real.resized != generated.resized:
         ours, theirs = ("real images", "snapshots") if real.resized else ("snapshots", "real images")

@@ -137,7 +137,7 @@ class NaturalnessModel:
             kept.append(to_float64(rows[keep]).cpu())
         rows = torch.cat(kept) if kept else torch.zeros(0, config.features, dtype=torch.float64, device="cpu")
         least, wanted = config.features + 1, WANTED * config.features
-        told = f"{len(rows)} sharp blocks; give more or larger images, or a lower sharpness"
+        told = f"{len(rows)} sharp blocks; give more or larger images, or a lower sharpness="
         if len(rows) < least:
             raise ValueError(f"a naturalness model needs at least {least} blocks, and {wanted} to be relied on: {told}")
         if len(rows) < wanted:

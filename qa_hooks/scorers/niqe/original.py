@@ -62,6 +62,6 @@ def _download() -> Path:
         raise RuntimeError(
             f"the original NIQE parameters are not on this machine and could not be downloaded ({error}). One of: "
             f"set {VARIABLE} to the path of niqe_pris_params.npz or modelparameters.mat; pip install basicsr; put the "
-            f"file from {URL} at {path}; or use NIQE('bsd100'), which comes with this package"
+            f"file from {URL} at {path}; or take the scorer 'niqe_bsd100', which comes with this package"
         ) from error
     return path

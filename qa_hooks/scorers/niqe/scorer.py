@@ -211,7 +211,7 @@ def fit_naturalness(
             yield to_luma(to_unit(image[None], (0.0, 1.0)).double(), color)
 
     model = NaturalnessModel.fit(photographs(), config, sharpness=sharpness, shrink=shrink, progress=progress)
-    warn_left_out(dict(enumerate(broken)), "files")
+    warn_left_out(dict(enumerate(broken)), "file")
     arguments = f"{block=}, {color=}, {sharpness=}, {shrink=}, {limit=}, {name=}"
     provenance = {
         "name": name,

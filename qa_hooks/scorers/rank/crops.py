@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.random import mixed_key, permutation
+from qa_hooks._base.text import plural
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out
@@ -88,7 +89,7 @@ def read_crops(
         warn(f"{small} of {read} images are smaller than crop={side} and were left out")
     if 2 <= read - small < WANTED:
         warn(
-            f"{what} has {read - small} images to learn from, and wants at least {WANTED}: with fewer it "
+            f"{what} has {plural(read - small, 'image')} to learn from, and wants at least {WANTED}: with fewer it "
             "learns these images, and what is measured on the held-out ones says little"
         )
     warn_left_out(failures)

@@ -11,6 +11,7 @@ from torch import nn
 from qa_hooks.callbacks import (
     Hooks,
     NaNGuard,
+    PerceptionDistortion,
     RefreshGradientModel,
     RewardGuard,
     SampleGrid,
@@ -19,7 +20,7 @@ from qa_hooks.callbacks import (
     ScorePanel,
 )
 from qa_hooks.penalties import NIQEPenalty, SSIMPenalty
-from qa_hooks.scorers import FunctionScorer
+from qa_hooks.scorers import FunctionScorer, create_scorer
 from qa_hooks.weighting import OHEM
 from qa_hooks.writers import MemoryWriter
 
@@ -58,6 +59,18 @@ class TestCheck:
         assert "takes the images 'fake' from hooks.step(fake=...)" in lines[6]
         assert "track qagan: SSIMPenalty" in lines
         assert lines[-1] == f"values go to TensorBoardWriter in {tmp_path}"
+
+    def test_the_function_of_restored_images_is_tried_with_their_ground_truths(self):
+        truths = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        axes = create_scorer("niqe_bsd100"), create_scorer("psnr")
+        whole = PerceptionDistortion(brightness(), axes[1], images=lambda n, rng: truths[:n] * 0.5, reference=truths)
+        report = Hooks([whole], writer=MemoryWriter()).check()
+        assert "images(3, generator) gives (3, 3, 64, 64) float32 in [" in report
+        assert "psnr: " in report
+        assert "no images" not in report
+        assert "FAILS" not in report
+        small = PerceptionDistortion(*axes, images=lambda n, rng: truths[:n], reference=truths)
+        assert "niqe_bsd100 FAILS: ValueError: images of 64 x 64" in Hooks([small], writer=MemoryWriter()).check()
         assert "FAILS" not in report
 
     def test_it_names_what_would_fail_and_raises_nothing(self, tmp_path):

@@ -261,7 +261,7 @@ class TestAttach:
 
     def test_explicit_steps_are_refused_beside_it(self, optimizer):
         hooks = Hooks([]).attach(optimizer)
-        with pytest.raises(RuntimeError, match="remove the explicit"):
+        with pytest.raises(RuntimeError, match="remove hooks"):
             hooks.step()
         with pytest.raises(RuntimeError, match="second attach"):
             hooks.attach(optimizer)
@@ -621,3 +621,6 @@ def test_an_optimizer_that_never_steps_is_told_of_at_exit_too():
     assert told.count("never made a step") == 1
     quiet = subprocess.run([sys.executable, "-c", code + "other.step()\n"], capture_output=True, text=True, check=True)
     assert "never made a step" not in quiet.stderr
+    failed = subprocess.run([sys.executable, "-c", code + "1 / 0\n"], capture_output=True, text=True)
+    assert "ZeroDivisionError" in failed.stderr  # the error that the user has to see stands last
+    assert "never made a step" not in failed.stderr

@@ -62,7 +62,7 @@ def test_listing_leaves_out_unfinished_folders_and_says_what_else(tmp_path):
     assert steps == [int(path.parent.name[5:]) for path in paths]
     assert sorted(steps) == [2, 10]
     write(tmp_path / "reals.png")
-    with pytest.warns(UserWarning, match=r"1 images of .* left out, .*reals.png has no step"):
+    with pytest.warns(UserWarning, match=r"1 image of .* left out, .*reals.png has no step"):
         assert sorted(list_snapshots(tmp_path)[1]) == [2, 10]
 
 

@@ -42,6 +42,8 @@ class TestWeights:
 
     def test_mean_one_and_a_floor(self):
         scores = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 5 + 30
+        with pytest.raises(ValueError, match=r"one of \('zscore', 'range', 'rank', 'none'\), got 'x'"):
+            quality_weights(scores, normalize="x")
         for normalize in ("zscore", "rank", "none"):
             weights = quality_weights(scores, normalize=normalize, temperature=0.1, floor=0.2)
             assert float(weights.double().mean()) == pytest.approx(1, abs=1e-6)

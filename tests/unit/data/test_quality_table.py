@@ -366,14 +366,18 @@ class TestContinuing:
             tmp_path / "scores.csv"
         )  # which has a score for each path, and that is enough to read
         assert loaded.keys == read_scores(tmp_path / "scores.csv").paths
+        assert loaded.fingerprint == compute(plain, tmp_path / "t.csv").fingerprint == Level().fingerprint != ""
         with pytest.raises(ValueError, match="not made from files"):
             loaded.check(list_candidates(plain, "plain"), content=True)
         (tmp_path / "mine.csv").write_text("important\n")
         with pytest.raises(ValueError, match="is no table of qa_hooks"):
             compute(plain, tmp_path / "mine.csv")
         assert (tmp_path / "mine.csv").read_text() == "important\n"
-        with pytest.raises(ValueError, match="no quality table"):
+        with pytest.raises(ValueError, match="does not exist and is no quality table"):
             QualityTable.load(tmp_path / "nothing.csv")
+        for source in (torch.rand(2, 3, 8, 8), None, [torch.rand(3, 8, 8)]):
+            with pytest.raises(TypeError, match="source must be a folder, a CSV, or a list of files"):
+                compute(source, tmp_path / "new.csv")
 
     def test_check(self, plain, folders, tmp_path):
         table = compute(plain, tmp_path / "t.csv")

@@ -159,7 +159,7 @@ def test_a_folder_with_sizes_and_a_broken_file(folder, photographs):
     assert "2b.png" in failures[3]
     with pytest.raises(ValueError, match=r"2b\.png is not a readable image"):
         score_source(brightness(), folder, **QUIET)
-    with pytest.warns(UserWarning, match=r"1 images could not be read and were left out; .*2b\.png"):
+    with pytest.warns(UserWarning, match=r"1 image could not be read and was left out; .*2b\.png"):
         assert quality_score(brightness(), folder, **QUIET).n == 5
 
 

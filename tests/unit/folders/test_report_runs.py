@@ -40,7 +40,9 @@ def test_the_page_holds_everything(run, tmp_path):
     assert "best mean at step 3: 0.5 [0.25, 0.75]" in page
     assert "alarm &lt;script&gt;fd&lt;/script&gt; above 80" in page
     assert "<script" not in page
-    assert re.search(r"brightness/mean</td><td class=\"number\">0\.5\d* \[0\.\d+, 0\.\d+\]", page)
+    assert re.search(
+        r"brightness/mean <small>\(higher is better\)</small></td><td class=\"number\">0\.5\d* \[0\.\d+, 0\.\d+\]", page
+    )
     assert len(re.findall("<svg", page)) >= 2
     assert [int(step) for step in re.findall("<figcaption>step (\\d+)", page)] == [1, 3, 4, 6]
     assert "SampleGrid(samples, every=1)" in page
@@ -62,7 +64,22 @@ def test_the_command(run, tmp_path, capsys):
     assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 1
-    assert "holds no values and no pictures" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds no values and no pictures" in said
+    assert f"runs below it: {run}" in said
+
+
+def test_the_page_goes_into_a_pipe(run, tmp_path, capsys):
+    assert main(["report", str(run), "-o", "-"]) == 0
+    assert capsys.readouterr().out.strip() == report_runs([run], tmp_path / "r.html").read_text().strip()
+
+
+def test_a_run_that_was_started_again_is_read_without_a_word(run, capfd):
+    hooks = Hooks([ScoreMonitor(brightness(), sample=sample, n=8, every=1)], log_dir=run)
+    hooks.step()
+    hooks.close()
+    assert main(["report", str(run), "-o", str(run / "r.html")]) == 0
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_another_table_is_not_continued(folder, tmp_path):
     output = tmp_path / "scores.csv"
     score_folder(folder, Counting(), output)
     before = output.read_bytes()
-    with pytest.raises(ValueError, match=r"scorers was \['level .*, is now \['other .*--overwrite"):
+    with pytest.raises(ValueError, match=r"scorers was \['level .*, is now \['other .*resume=False"):
         score_folder(folder, Counting("other"), output)
     with pytest.raises(ValueError, match="tiles was None, is now 4"):
         score_folder(folder, Counting(), output, tiles=4)
@@ -228,7 +228,7 @@ def test_another_table_is_not_continued(folder, tmp_path):
     assert output.read_bytes() == before
     assert score_folder(folder, Counting("other"), output, resume=False).columns.keys() == {"other"}
     (tmp_path / "mine.csv").write_text("my,own,table\n")
-    with pytest.raises(ValueError, match=r"is no table of qa_hooks .*--overwrite"):
+    with pytest.raises(ValueError, match=r"is no table of qa_hooks .*resume=False"):
         score_folder(folder, Counting(), tmp_path / "mine.csv")
     assert (tmp_path / "mine.csv").read_text() == "my,own,table\n"
 
@@ -239,7 +239,7 @@ def test_another_table_is_not_continued(folder, tmp_path):
         ({"scorers": []}, "scorers is empty"),
         ({"scorers": "nonsense"}, "unknown scorer 'nonsense'"),
         ({"scorers": ["niqe_bsd100", "niqe_bsd100"]}, "two scorers are called 'niqe_bsd100'"),
-        ({"scorers": "psnr"}, "--reference DIR"),
+        ({"scorers": "psnr"}, "name their folder with reference="),
         ({"reference": "."}, "level takes none"),
         ({"tiles": 0}, "tiles must be a whole number"),
         ({"tiles": 8, "overlap": 8}, "overlap must lie in"),
@@ -370,7 +370,7 @@ def test_files_that_are_no_tables(tmp_path, text, message):
 def test_filtering(folder, tmp_path):
     lower = Counting("lower", higher_is_better=False)
     score_folder(folder, [Counting(), lower], tmp_path / "scores.csv")
-    with pytest.raises(ValueError, match=r"several columns of scores, say which with --by .*level, lower"):
+    with pytest.raises(ValueError, match=r"several columns of scores, say which with by=.*level, lower"):
         filter_scores(tmp_path / "scores.csv", keep=0.5)
     with pytest.raises(ValueError, match="has no column 'x'; its columns are level, lower"):
         filter_scores(tmp_path / "scores.csv", keep=0.5, by="x")
@@ -381,7 +381,7 @@ def test_filtering(folder, tmp_path):
     for keep in (0, 0.0, 1.5, -1, True, float("nan")):
         with pytest.raises(ValueError, match="keep must be"):
             filter_scores(tmp_path / "scores.csv", keep=keep, by="level")
-    with pytest.raises(ValueError, match="holds a line end: write the list with --null"):
+    with pytest.raises(ValueError, match="holds a line end: write the list with null=True"):
         filter_scores(tmp_path / "scores.csv", tmp_path / "list.txt", keep=1.0, by="level")
     filter_scores(tmp_path / "scores.csv", tmp_path / "list.txt", keep=1.0, by="level", null=True)
     assert (tmp_path / "list.txt").read_bytes().decode().split("\0")[:-1] == NAMES[::-1]

@@ -116,7 +116,7 @@ def test_a_table_of_another_folder_is_refused(table, tmp_path):
     save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "images" / "b.png")
     with pytest.raises(ValueError, match=r"3 of 4 images of the table are not in .*images, the first is a\.png"):
         pick_folder(tmp_path / "images", None, tmp_path / "out", scores=table)
-    with pytest.raises(ValueError, match="by a scorer, or by a table"):
+    with pytest.raises(ValueError, match="by a scorer, scorer=, or by a column"):
         pick_folder(tmp_path / "images", brightness(), tmp_path / "out", scores=table)
     with pytest.raises(ValueError, match="are for scoring"):
         pick_folder(tmp_path / "images", None, tmp_path / "out", scores=table, grid="2x2")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from qa_hooks import GMMScorer
 from qa_hooks.folders.scoring.score_table import read_spec
-from qa_hooks.folders.scoring.shards import MANIFEST
-from qa_hooks.images import save_image
+from qa_hooks.folders.scoring.shards import MANIFEST, part_path
+from qa_hooks.images import list_images, save_image
 from qa_hooks.integrations.ray import ScoreBatches, score_dataset
 from qa_hooks.integrations.ray.dataset import score_shard
 from qa_hooks.integrations.ray.shards import cut, find_shards
@@ -179,8 +179,20 @@ def test_what_is_wrong_with_a_batch_is_named():
         score({"image": [pixels(1)], "brightness": [1]})
     with pytest.raises(ValueError, match="row 1 has the columns b, the first has image"):
         score([{"image": pixels(1)}, {"b": 1}])
+    for row in (
+        {"image": b"a file", "label": 3},
+        {"image": [pixels(1)], "label": 3},
+        {"image": Image.new("L", (8, 8))},
+    ):
+        with pytest.raises(TypeError, match=r"is one \w+ and not a list: .* batched=True"):  # datasets.map without it
+            score(row)
+    with pytest.raises(ValueError, match="column 'label' has 2 rows, 'image' has 1"):
+        score({"image": [pixels(1)], "label": [1, 2]})
     with pytest.raises(ValueError, match="psnr needs a reference"):
         ScoreBatches("psnr")
+    for nothing in (None, 5):
+        with pytest.raises(ValueError, match="unknown scorer"):
+            ScoreBatches(nothing)
     with pytest.raises(ValueError, match="takes none"):
         ScoreBatches(brightness(), reference="clean")
     with pytest.raises(ValueError, match="unknown scorer"):
@@ -281,6 +293,12 @@ def test_images_parquet_files_and_tars_hold_the_same(tmp_path):
         find_shards(both)
 
 
+def test_a_folder_that_only_ray_reads_says_so(tmp_path):
+    (tmp_path / "a.TAR").touch()
+    with pytest.raises(ValueError, match=r"holds no image files .*; Parquet files and tars are read by --engine ray"):
+        list_images(tmp_path)
+
+
 def test_broken_archives_are_rows_with_a_problem(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense")
@@ -299,7 +317,37 @@ def test_broken_archives_are_rows_with_a_problem(tmp_path):
     assert "cannot be read behind 1.png" in str(found[-1][1])
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".TAR.GZ", ".tar.bz2", ".tar.xz"])
+def test_every_member_of_a_tar_is_a_row(tmp_path, suffix):
+    """Names from other systems, names with dots before them, links: none of them is dropped without a word."""
+    names = ["./a.png", "/b.png", "../c.png", "bad\udcff.png", "new\nline.png", "sub/d.PNG"]
+    mode = {".tar": "", ".tgz": "gz", ".TAR.GZ": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}[suffix]
+    with tarfile.open(tmp_path / f"odd{suffix}", f"w:{mode}") as archive:
+        for name in [*names, "._a.png", ".hidden/e.png", "notes.txt"]:
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(10))
+            archive.addfile(member, io.BytesIO(encoded(10)))
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            member = tarfile.TarInfo(f"link{kind.decode()}.png")
+            member.type, member.linkname = kind, "a.png"
+            archive.addfile(member)
+    found = read(find_shards(tmp_path))
+    assert [name.partition("/")[2] for name, _ in found] == [
+        *[name.replace("\udcff", "\\xff") for name in names], "link1.png", "link2.png"
+    ]  # fmt: skip
+    assert all("it is no file but a link to 'a.png'" in str(image) for _, image in found[-2:])
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / MANIFEST).write_text("{}")
+    (shard,) = find_shards(tmp_path / f"odd{suffix}")
+    counts = score_shard(ScoreBatches(brightness()), shard, str(part_path(tmp_path / "t", "0" * 16)), "call")
+    assert (counts.images, counts.problems) == (len(names) + 2, 2)
+
+
 def test_what_is_no_source_is_named(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png")
+    with pytest.raises(ValueError, match=r"is a file, and none of \.parquet, \.tar"):
+        find_shards(tmp_path / "list.txt")
+    (tmp_path / "list.txt").unlink()
     with pytest.raises(ValueError, match="does not exist"):
         find_shards(tmp_path / "nothing")
     with pytest.raises(ValueError, match="holds no image files"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 
 import pytest
@@ -115,7 +116,8 @@ class TestNIQEPenalty:
 
         def penalty(a: torch.Tensor) -> torch.Tensor:
             quadratic = lambda x: 0.5 * (x.flatten(1) @ a * x.flatten(1)).sum(1)  # noqa: E731
-            return NIQEPenalty(value_range=UNIT, model=model, weight=1.0, mode=mode)(quadratic, real, fake)
+            niqe = NIQEPenalty(value_range=UNIT, model=model, weight=1.0, mode=mode, hinge=False)
+            return niqe(quadratic, real, fake)
 
         (gradient,) = torch.autograd.grad(penalty(matrix), matrix)
         direction = torch.randn(256, 256, dtype=torch.float64)
@@ -179,10 +181,16 @@ class TestNIQEPenalty:
             NIQEPenalty(value_range=UNIT, warmup=2000)(lambda x: x.square().sum((1, 2, 3)), images, images)
 
     def test_a_hinge_stops_at_real_maps(self, critic, model, batch):
-        plain = NIQEPenalty(value_range=UNIT, model=model, weight=1.0)(critic, *batch).item()
+        plain = NIQEPenalty(value_range=UNIT, model=model, weight=1.0, hinge=False)(critic, *batch).item()
         level = model.provenance["mvg_distance"]
-        hinged = NIQEPenalty(value_range=UNIT, model=model, weight=1.0, hinge=True)(critic, *batch).item()
+        hinged = NIQEPenalty(value_range=UNIT, model=model, weight=1.0)(critic, *batch).item()
         assert hinged == pytest.approx(max(plain - level, 0), abs=1e-5)
+
+    def test_a_model_that_states_no_distance_of_real_maps_wants_no_hinge(self, critic, model, batch):
+        bare = dataclasses.replace(model, provenance={})
+        with pytest.raises(ValueError, match=r"fit_gradient_model\(critic, batches\), or write hinge=False"):
+            NIQEPenalty(value_range=UNIT, model=bare)
+        assert NIQEPenalty(value_range=UNIT, model=bare, hinge=False)(critic, *batch) > 0
 
     def test_a_model_of_photographs_is_refused(self):
         from qa_hooks.scorers import NIQE

@@ -73,7 +73,7 @@ def test_missing_images_are_left_out_and_counted(folder, caplog):
         ([Preference("i01_01_1", "gone.png", 1.0, "gone.png")], "the reference 'gone.png' of 'gone.png' is not in"),
         (
             [Preference("none.png", "i01.png", 1.0, "i01.png")],
-            "no pairs of images that are in .*; 1 images are missing",
+            "no pairs of images that are in .*; without an image: 1",
         ),
         ([Preference("../i01.png", "i01.png", 1.0, "i01.png")], "outside the folder"),
     ],

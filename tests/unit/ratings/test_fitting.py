@@ -159,7 +159,7 @@ def test_an_image_that_cannot_be_read_is_left_out(stimuli, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     files = [broken, *stimuli[1][1:]]
-    with pytest.warns(UserWarning, match="1 images could not be read"):
+    with pytest.warns(UserWarning, match="1 image could not be read"):
         scorer = fit_mos(ratings_of(stimuli, images=files), **QUIET)
     assert scorer.facts["images"] in (54, 55)
 

@@ -52,7 +52,7 @@ def test_only_the_metrics_that_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("directions", "options", "message"),
     [
-        ({}, {}, "does not say whether m is better higher or lower: --higher or --lower m"),
+        ({}, {}, "does not say whether m is better higher or lower: name it with"),
         ({"m": True}, {"lower": ["m"]}, "says that m is better higher"),
         ({}, {"lower": ["m"], "higher": ["m"]}, "m cannot be better both"),
         ({}, {"higher": ["n"]}, "no table has a column n; they have m"),

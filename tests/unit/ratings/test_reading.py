@@ -408,3 +408,102 @@ def test_references_of_one_name_in_two_folders_are_two_contents(tmp_path):
     assert len(ratings.as_pairs()) == 4 * 3
     (tmp_path / "one.csv").write_text("\n".join(lines[:7]))
     assert sorted(set(read_ratings(tmp_path / "one.csv", higher_is_better=True).content)) == ["1", "2"]
+
+
+MINE = {"columns": {"name": "file", "rating": "stars"}, "higher_is_better": True}
+
+
+class TestTablesAsProgramsWriteThem:
+    """A spreadsheet's separators, decimals, encodings; tables without a header; names in other spellings."""
+
+    @pytest.mark.parametrize(
+        ("text", "encoding"),
+        [
+            ("file,stars\r\na.png,4.5\r\nb.png,2\r\n", "utf-8-sig"),
+            ("file,stars\ra.png,4.5\rb.png,2\r", "utf-8"),
+            ("file;stars\na.png;4,5\nb.png;2\n", "utf-8"),
+            ("file;stars;say, what\na.png;4.5;one, two\nb.png;2;three\n", "utf-8"),
+            ('file,stars\na.png,"4,5"\nb.png,"2,0"\n', "utf-8"),
+            ("file\tstars\na.png\t4,5\nb.png\t2\n", "utf-16"),
+            ('file,stars,say\na.png,4.5,"one\u2028two,\nthree"\nb.png,2,four; five\n', "utf-8"),
+        ],
+    )
+    def test_one_table_in_many_spellings(self, tmp_path, text, encoding):
+        (tmp_path / "mine.csv").write_bytes(text.encode(encoding))
+        found = read_ratings(tmp_path / "mine.csv", **MINE)
+        assert found.names == ["a.png", "b.png"]
+        assert found.rating.tolist() == [4.5, 2.0]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("file;stars\na.png;1,520\nb.png;1,480\n", "before decimals or thousands"),
+            ("file;stars\na.png;4,5\nb.png;2.5\n", "has a comma, and '2.5' a point"),
+            ("file,stars,stars\na.png,4,1\nb.png,2,5\n", "has 2 columns called 'stars'"),
+            ("a.png,4\nb.png,2\n", "no column 'file'; it has no header: its columns are called 1 to 2"),
+            ("file,stars\na.png,4\n./a.png,3\n", "is rated 4 and 3"),
+        ],
+    )
+    def test_nothing_is_guessed(self, tmp_path, text, message):
+        (tmp_path / "mine.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_ratings(tmp_path / "mine.csv", **MINE)
+
+    def test_without_a_header_columns_have_numbers(self, tmp_path):
+        (tmp_path / "mine.csv").write_text("4,a.png\n2,b.png\n")
+        for columns in ({"name": 2, "rating": 1}, {"name": "2", "rating": "1"}):
+            found = read_ratings(tmp_path / "mine.csv", columns=columns, higher_is_better=False)
+            assert (found.names, found.rating.tolist()) == (["a.png", "b.png"], [4.0, 2.0])
+        with pytest.raises(ValueError, match="no column 0"):  # who counts from 0 is told, and not given the neighbour
+            read_ratings(tmp_path / "mine.csv", columns={"name": 1, "rating": 0}, higher_is_better=False)
+
+    def test_a_small_scale_without_a_header_is_no_benchmark(self, tmp_path):
+        (tmp_path / "mine.csv").write_text("a.png,4\nb.png,2\n")
+        with pytest.raises(ValueError, match="--columns name=1 rating=2"):
+            read_ratings(tmp_path / "mine.csv")
+        assert read_ratings(tmp_path / "mine.csv", "sriqa-bench").format == "sriqa-bench"
+        (tmp_path / "mine.csv").write_text("a.png,100.0\nb.png,2\n")
+        assert read_ratings(tmp_path / "mine.csv").format == "sriqa-bench"
+
+    def test_whole_paths_into_the_folder_are_names_in_it(self, tmp_path):
+        (tmp_path / "images" / "sub").mkdir(parents=True)
+        for name in ("a.png", "sub/b.png"):
+            (tmp_path / "images" / name).touch()
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / "images")
+        for root in (tmp_path / "images", link):
+            (tmp_path / "mine.csv").write_text(f"file,stars\n{root}/a.png,4\n{root}/sub/b.png,2\n")
+            found = read_ratings(tmp_path / "mine.csv", images=root, **MINE)
+            assert found.images == [root / "a.png", root / "sub" / "b.png"]
+        with pytest.raises(ValueError, match="is outside the folder"):
+            read_ratings(tmp_path / "mine.csv", images=tmp_path / "images" / "sub", **MINE)
+
+    def test_options_of_another_kind_are_refused(self, tmp_path):
+        (tmp_path / "mine.csv").write_text("file,stars\na.png,4\n")
+        columns = MINE["columns"]
+        with pytest.raises(TypeError, match="must be True or False, got 'lower'"):  # which is true
+            read_ratings(tmp_path / "mine.csv", columns=columns, higher_is_better="lower")
+        with pytest.raises(TypeError, match="columns must be a mapping"):
+            read_ratings(tmp_path / "mine.csv", columns="stars", higher_is_better=True)
+
+    def test_a_name_without_its_parts(self, tmp_path):
+        header = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
+        (tmp_path / "data.csv").write_text(f'{header}\nx.png,"p, q",,,,1,2,3,4\n')
+        assert read_ratings(tmp_path / "data.csv").level == [""]
+
+    def test_labels_of_another_meaning(self, tmp_path, caplog):
+        def read(*labels):
+            rows = "".join(f"a{n}.png,b{n}.png,{label}\n" for n, label in enumerate(labels))
+            (tmp_path / "pairs.csv").write_text(f"image_a,image_b,label\n{rows}")
+            caplog.clear()
+            return read_preferences(tmp_path / "pairs.csv").labels.tolist()
+
+        with pytest.raises(ValueError, match="as shares are"):
+            read(0, 0.5, 1)
+        assert read(1, 0) == [1.0, 0.0]
+        assert "the labels are 0, 1, so b is never better" in caplog.text
+        (tmp_path / "pairs.csv").write_text("image_a,image_b,label\na.png,a.png,1\n")
+        with pytest.raises(ValueError, match=r"a\.png is compared with itself"):
+            read_preferences(tmp_path / "pairs.csv")
+        assert read(1, -1, 0) == [1.0, -1.0, 0.0]
+        assert "never better" not in caplog.text

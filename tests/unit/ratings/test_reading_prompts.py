@@ -21,7 +21,7 @@ def test_a_part(tmp_path):
     assert (found.guidance.tolist(), found.steps.tolist()) == ([7.5, 7.5], [50, 20])
     assert found.seeds.tolist() == [2**40] * 2
     assert found.images == [tmp_path / "A.webp", None]
-    assert "1 images are missing" in str(found)
+    assert "without an image: 1" in str(found)
 
 
 def test_the_metadata(tmp_path):

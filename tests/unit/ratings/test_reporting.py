@@ -97,7 +97,7 @@ def test_several_raters_are_averaged_unless_they_are_the_clusters():
     found, once = (report_agreement(*given, progress=False) for given in ((twice, both), (ratings, scores)))
     assert found.images == 60
     assert found.value("bad").value == pytest.approx(once.value("bad").value)
-    with pytest.raises(ValueError, match="at least 5 contents, got 2"):
+    with pytest.raises(ValueError, match="at least 5 raters, got 2"):
         report_agreement(twice, both, cluster="rater", by=[], progress=False)
 
 

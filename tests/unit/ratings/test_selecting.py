@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qa_hooks.ratings import Preference, Preferences, Ratings, read_ratings, select_metrics
+from qa_hooks.ratings import Preference, Preferences, Ratings, read_ratings, report_agreement, select_metrics
 from qa_hooks.scorers import FunctionScorer
 
 CONTENTS, LEVELS = 6, 4
@@ -216,3 +216,21 @@ def test_what_cannot_be_selected_is_refused(scorers, options, message, rated, tm
 def test_opinions_without_images_are_refused(rated, tmp_path):
     with pytest.raises(ValueError, match="read them with images=FOLDER"):
         select_metrics(Ratings(rated.names, rated.rating, True, "x", "x"), "niqe_bsd100", tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("ratings", "contents", "message"),
+    [
+        ([3.0] * 40, [str(n // 4) for n in range(40)], "all 40 ratings are 3: no metric can agree"),
+        (list(range(40)), [str(n // 10) for n in range(40)], "at least 5 contents, got 4"),
+    ],
+)
+def test_what_no_metric_can_be_judged_by_is_told_before_the_scoring(tmp_path, ratings, contents, message):
+    names = [f"{n}.png" for n in range(40)]
+    rated = torch.tensor(ratings, dtype=torch.float64)
+    opinions = Ratings(names, rated, True, "stars", "mine", content=contents, images=[tmp_path / n for n in names])
+    scorer = FunctionScorer(lambda x: 1 / 0, name="never", higher_is_better=True)
+    with pytest.raises(ValueError, match=message):
+        select_metrics(opinions, scorer, tmp_path / "cache", progress=False)
+    with pytest.raises(ValueError, match=message):
+        report_agreement(opinions, {"any": np.arange(40.0)})

@@ -380,9 +380,9 @@ class TestCreate:
         given = {} if name == "rank" else {"extractor": {**RANDOM, "width": 1}}
         kind = {"giqa-gmm": GMMScorer, "giqa-knn": KNNScorer, "rank": RankScorer}[name]
         own = {"components": 1} if name == "giqa-gmm" else {}
-        with pytest.warns(UserWarning, match="1 images could not be read and were left out; the first: .*broken.png"):
+        with pytest.warns(UserWarning, match="1 image could not be read and was left out; the first: .*broken.png"):
             one = create_scorer({"type": name, "progress": False, **own, **quick}, fit=tmp_path, **given)
-        with pytest.warns(UserWarning, match="1 images could not be read"):
+        with pytest.warns(UserWarning, match="1 image could not be read"):
             other = kind(*given.values(), **own).fit(tmp_path, progress=False, **quick)
         images = photographs[:2, :, :40, :40]
         assert torch.equal(one(images), other(images))

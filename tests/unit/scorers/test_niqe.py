@@ -340,7 +340,7 @@ def test_fit_naturalness_on_a_folder(tmp_path):
         save_image(photograph(name)[0], folder / f"{name}.png")
     save_image(photograph("camera")[0][:, :50, :50], folder / "small.png")
     (folder / "broken.png").write_bytes(b"not a picture")
-    with pytest.warns(UserWarning, match=r"1 files could not be read and were left out.*broken\.png"):
+    with pytest.warns(UserWarning, match=r"1 file could not be read and was left out.*broken\.png"):
         model = fit_naturalness(folder, tmp_path / "model.safetensors", block=64, sharpness=0.2, progress=False)
     assert (model.provenance["images"], model.provenance["skipped"], model.name) == (3, 1, "photos")
     assert NIQE(tmp_path / "model.safetensors").name == "niqe_photos"

@@ -284,7 +284,7 @@ def test_small_flat_and_broken_images_are_left_out(world, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with (
         pytest.warns(UserWarning, match="1 of 10 images are smaller than crop=32"),
-        pytest.warns(UserWarning, match=r"1 images could not be read .*broken.png"),
+        pytest.warns(UserWarning, match=r"1 image could not be read .*broken.png"),
         pytest.warns(UserWarning, match="rank has no calibration"),
     ):
         assert quick(tmp_path).real_level is not None

@@ -216,7 +216,7 @@ def test_broken_files_are_left_out_and_mixed_sizes_resized(world, tmp_path):
     folder = folder_of(pair, tmp_path / "run", shape=lambda index: (16, 16) if index % 2 == 0 else (20, 24))
     (folder / "step_100" / "broken.png").write_bytes(b"\x89PNG nothing")
     with (
-        pytest.warns(UserWarning, match=r"1 snapshots could not be read .*broken.png"),
+        pytest.warns(UserWarning, match=r"1 snapshot could not be read .*broken.png"),
         pytest.warns(UserWarning, match="the snapshots had to be resized and the real images had not"),
         pytest.warns(UserWarning, match="the snapshots have 2 sizes; all are brought to 16 x 16"),
     ):

@@ -78,7 +78,7 @@ def test_a_likely_sheet_is_told_of_and_cut_when_asked_for(crops, tmp_path):
     save_image(make_grid(crops, nrow=4), folder / "1000.png")
     save_image(crops[0], folder / "one.png")
     scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="level", higher_is_better=True)
-    with pytest.warns(UserWarning, match=r"1000\.png looks like a grid of many images \(4x4\+2\).*--grid 4x4\+2"):
+    with pytest.warns(UserWarning, match=r"1000\.png looks like a grid of many images \(4x4\+2\).*grid='4x4\+2"):
         score_folder(folder, scorer, tmp_path / "whole.csv", progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
