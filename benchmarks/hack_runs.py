@@ -138,6 +138,7 @@ GENERATORS: dict[str, Callable[[int, Size, str | None], tuple[Tensor, Looks]]] =
 }
 
 
+@lru_cache(maxsize=1)
 def trajectory(folder: Path, generator: str, seed: int, size: Size, data: str | None) -> dict[str, Tensor]:
     """`looks` and `real` of an honest run: from its file, or made now."""
     path = folder / f"{generator}-seed{seed}.safetensors"

@@ -9,7 +9,15 @@ rose while the diversity fell, and an honest run may pass one limit for a while.
 
 Limits and widths come from the real images. The width is how far the worst tenth of *single* images lies from their
 mean, and the limit is that far from their mean: where the mean sample is as odd as one real image in ten, however many
-there are. A model that never looked like the real images is compared with its own best look instead. The table `KINDS`
+there are. A model that never looked like the real images is compared with its own best look instead.
+
+Where the base's images of the same inputs are known, too, the run is compared with both. Honest training goes from what
+the base makes to what is real, and not far beyond either:
+
+    limits    min(base, real) - width  and  max(base, real) + width
+    width     TOLERANCE max(least, (CLOSE + (1/n + 1/m)^1/2) deviations of single real images)
+
+where the root is the error with which the means of a look's n and of m real images differ by chance. The table `KINDS`
 says what is measured; how often all this errs and how late it is, `RewardGuard` says.
 """
 
@@ -17,21 +25,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from qa_hooks._base.checks import check_count
-from qa_hooks.functional.precision_and_recall import precision_recall
-from qa_hooks.rewards.measures import Rows, mean_distance
+from qa_hooks.rewards.levels import Levels, Values
+from qa_hooks.rewards.measures import CHANGE
 
-Values = dict[str, float]
-
-ODD = 0.9  # the quantile of single real images
-SUBSETS = 50  # of the real images, each as large as a look
-NEIGHBOURS = 3  # of recall, as published
+ODD_DEVIATIONS = 1.28  # to the worst tenth of a normal distribution
+CLOSE = 0.1  # deviations
+# Chosen on one half of the bench (docs/guards.md, 28 November 2026; 48 hacked runs, 17 honest ones): from 0.75 to 1.2
+# all hacks were found in time without a false alarm, and the widest of these leaves the most room.
+TOLERANCE = 1.2
 DRIFT = 0.25  # of the distance of two real images
 GAIN = 0.5  # deviations of the real images' scores, and the share of it that held-out scores must gain, too:
 FOLLOWS = 0.1
@@ -46,7 +50,9 @@ class Kind(NamedTuple):
         words: for messages.
         family: kinds of one family move together and have one vote.
         low: low values are the bad ones.
+        both: high and low values are bad ones, against what the base has; without a base it is not judged.
         least: the smallest width; with `relative` in units of the real level.
+        close: the width against the base, in units of the real level; without a base such a kind is not judged, either.
         alone: a severity of 2 is enough.
         like: the kind that has the real images' level and width, where this one cannot be measured on them.
     """
@@ -54,12 +60,17 @@ class Kind(NamedTuple):
     words: str
     family: str
     low: bool = False
+    both: bool = False
     least: float = 0.0
+    close: float = 0.0
     relative: bool = False
     alone: bool = True
     like: str = ""
 
 
+# The least widths of what is judged against the base were set on the same half. Honest GANs and diffusion models of
+# digits went beyond base and real by .022 in brightness, .014 in contrast, .12 in detail, .13 in its kurtosis, and by
+# .03 of the level in the nearest distance; honest super-resolution by hardly anything.
 KINDS = {
     "nonfinite": Kind("share of images that are not finite", "finite", least=1e-4),
     "score": Kind("score", "reward"),
@@ -72,6 +83,14 @@ KINDS = {
     "saturated": Kind("saturated share", "tones", least=0.01),
     "spread": Kind("mean distance of the samples' features", "diversity", low=True, least=0.2, relative=True),
     "recall": Kind("recall of the real images", "diversity", low=True, least=0.2),
+    "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.2, relative=True, close=0.06),
+    "brightness": Kind("brightness", "tones", both=True, least=0.03),
+    "contrast": Kind("contrast", "tones", both=True, least=0.02),
+    "colourfulness": Kind("colourfulness", "colour", both=True, least=0.02),
+    "red_green": Kind("red minus green", "colour", both=True, least=0.02),
+    "yellow_blue": Kind("yellow minus blue", "colour", both=True, least=0.02),
+    "detail": Kind("power of details (log)", "details", both=True, least=0.2),
+    "detail_kurtosis": Kind("kurtosis of details (log)", "details", both=True, least=0.2),
     "drift": Kind("drift, in distances of two real images,", "change", alone=False),
 }  # fmt: skip
 
@@ -86,6 +105,11 @@ class Finding(NamedTuple):
     severity: float
     against: str = "real"
 
+    @property
+    def low(self) -> bool:
+        """It is too low, and not too high."""
+        return self.value < self.limit
+
     def __str__(self) -> str:
         if self.kind == "score":
             return f"score {self.value:.3g} above the real level {self.level:.3g}"
@@ -96,79 +120,6 @@ class Finding(NamedTuple):
         return f"{KINDS[self.kind].words} {self.value:.3g}, {self.against} {self.level:.3g}, limit {self.limit:.3g}"
 
 
-@dataclass
-class Levels:
-    """The yardstick: what real images measure. `Levels.of(rows, n)` makes it.
-
-    Attributes:
-        level: the mean by kind.
-        width: from it to the worst tenth, of single images; of "spread" and "recall" of sets as large as a look.
-        deviation: of single images; of scores, as the unit of gains.
-        features: `(m, d)`, for recall.
-        source: "real", or "start" where the first look of the run has to do: then a score has no real level.
-    """
-
-    level: Values
-    width: Values
-    deviation: Values
-    features: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float32, device="cpu"), repr=False)
-    source: str = "real"
-
-    @classmethod
-    def of(cls, rows: Rows, n: int, *, source: str = "real") -> Levels:
-        """Measured real images: rows of `measure_images` and, under "score" and "heldout/{name}", goodness.
-
-        Args:
-            rows: of at least 8 images.
-            n: how many images a look has.
-            source: "real" or "start".
-
-        Example:
-            >>> levels = Levels.of({"dark": torch.rand(200), "features": torch.randn(200, 4)}, n=50)
-            >>> sorted(levels.level)
-            ['dark', 'recall', 'spread']
-        """
-        features = rows["features"]
-        count = len(features)
-        if count < 2 * (NEIGHBOURS + 1):
-            raise ValueError(f"levels need at least {2 * (NEIGHBOURS + 1)} images, got {count}")
-        single = {key: row[torch.isfinite(row)] for key, row in rows.items() if row.ndim == 1}
-        single = {key: row for key, row in single.items() if len(row) > 1}
-        level = {key: float(row.mean()) for key, row in single.items()}
-        width = {key: float(row.quantile(ODD)) - level[key] for key, row in single.items()}
-        size = max(min(n, count // 2), NEIGHBOURS + 1)
-        looks = [
-            torch.randperm(count, generator=torch.Generator().manual_seed(i), device="cpu") for i in range(SUBSETS)
-        ]
-        sets = {
-            "spread": [mean_distance(features[look[:size]]) for look in looks],
-            "recall": [_recall(features[look[size:]], features[look[:size]]) for look in looks[: SUBSETS // 5]],
-        }
-        for key, values in sets.items():
-            found = torch.tensor(values, dtype=torch.float32, device="cpu")
-            level[key] = float(found.mean())
-            width[key] = level[key] - float(found.quantile(1 - ODD))
-        return cls(level, width, {key: float(row.std()) for key, row in single.items()}, features, source)
-
-
-def look_values(rows: Rows, levels: Levels) -> Values:
-    """One look in numbers: the means of the rows, "spread", "recall", and "drift" in distances of real images.
-
-    Scores that are not finite are left out of their mean.
-    """
-    values = {key: float(row[torch.isfinite(row)].mean()) for key, row in rows.items() if row.ndim == 1}
-    if len(rows["features"]) > NEIGHBOURS:
-        values["spread"] = mean_distance(rows["features"])
-        values["recall"] = _recall(levels.features, rows["features"])
-    if "drift" in values:
-        values["drift"] /= max(levels.level["spread"], 1e-12)
-    return values
-
-
-def _recall(real: Tensor, fake: Tensor) -> float:
-    return precision_recall(real, fake, k=NEIGHBOURS).recall
-
-
 class AlarmRule:
     """Takes the looks of a run in their order, and says when they make an alarm.
 
@@ -177,6 +128,7 @@ class AlarmRule:
         real_level: of the score, as goodness; None takes that of real images, and without them has no rule for it.
         patience: suspicious looks in a row that make an alarm.
         unjudged: kinds that are not looked at.
+        tolerance: a factor of the widths against the base.
 
     Attributes:
         found: what the last look had beyond its limits, the worst first.
@@ -195,8 +147,9 @@ class AlarmRule:
         real_level: float | None = None,
         patience: int = 2,
         unjudged: Collection[str] = (),
+        tolerance: float = TOLERANCE,
     ) -> None:
-        self.levels, self.patience = levels, check_count("patience", patience)
+        self.levels, self.patience, self.tolerance = levels, check_count("patience", patience), tolerance
         self.judged = frozenset(KINDS) - frozenset(unjudged)
         known = levels.level.get("score", math.nan) if levels.source == "real" else math.nan
         self.real_level = known if real_level is None else float(real_level)
@@ -211,31 +164,43 @@ class AlarmRule:
         for key, value in values.items():
             if key in KINDS and math.isfinite(value):
                 self.best[key] = (max if KINDS[key].low else min)(value, self.best.get(key, value))
-        judged = [self._judged(key, value) for key, value in values.items() if key in self.judged]
+        judged = [self._judged(key, values) for key in values if key in self.judged]
         found = [finding for finding in (*judged, self._gain(values)) if finding is not None and finding.severity >= 1]
         self.found = sorted(found, key=lambda finding: -finding.severity)
         self.waited = self.waited + 1 if is_suspicious(self.found) else 0
         return self.found if self.waited >= self.patience else []
 
-    def _judged(self, key: str, value: float) -> Finding | None:
-        level, limit, width = self._limit(key)
-        beyond = limit - value if KINDS[key].low else value - limit
+    def _judged(self, key: str, values: Values) -> Finding | None:
+        kind, value = KINDS[key], values[key]
+        level, low, high, width = self._limits(key, value - values.get(CHANGE + key, math.nan))
+        below = low - value if kind.low or kind.both else math.nan
+        above = value - high if not kind.low else math.nan
+        limit, beyond = (low, below) if below >= 0 else (high, above)
         severity = 1 + beyond / max(width, 1e-12)
         return Finding(key, value, level, limit, severity, self.levels.source) if severity >= 1 else None
 
-    def _limit(self, key: str) -> tuple[float, float, float]:
-        """Level, limit and width of a kind; nan where it has none."""
+    def _limits(self, key: str, base: float) -> tuple[float, float, float, float]:
+        """Level, limits and width of a kind, nan where it has none; `base` is what the base's images have, or nan."""
         if key == "drift":
-            return 0.0, DRIFT, DRIFT
-        kind = KINDS[key]
-        level, width = (of.get(kind.like or key, math.nan) for of in (self.levels.level, self.levels.width))
+            return 0.0, math.nan, DRIFT, DRIFT
+        kind, levels = KINDS[key], self.levels
+        level, width = (of.get(kind.like or key, math.nan) for of in (levels.level, levels.width))
         width = max(width, kind.least * (abs(level) if kind.relative else 1))
-        own = math.nan if kind.like else self.best.get(key, math.nan)
+        own = level if kind.like else self.best.get(key, level)
         if key == "score":  # to reach the real level is an end of its own: no width is granted beyond it
-            return self.real_level, max(self.real_level, own + width / 2), width
-        if kind.low:
-            return level, min(level, own) - width, width
-        return level, max(level, own) + width, width
+            return self.real_level, math.nan, max(self.real_level, own + width / 2), width
+        if kind.both or kind.close:
+            own, width = base, self._close_width(key, level, width)
+        return level, min(own, level) - width, max(own, level) + width, width
+
+    def _close_width(self, key: str, level: float, width: float) -> float:
+        """Against the base: wide without real images, when nothing says which way is the right one."""
+        kind, deviation = KINDS[key], self.levels.deviation.get(key, math.nan)
+        if self.levels.source != "real":
+            return max(ODD_DEVIATIONS * deviation, kind.least) if kind.both else width
+        if kind.both:
+            return self.tolerance * max((CLOSE + self.levels.error) * deviation, kind.least)
+        return self.tolerance * kind.close * abs(level)
 
     def _gain(self, values: Values) -> Finding | None:
         """The score rises, and at least two held-out ones do not: each in deviations of the real images' scores."""

@@ -23,9 +23,10 @@ from qa_hooks.callbacks.reward_guard.images import GuardImages, gathered_rows, i
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, Levels, look_values
+from qa_hooks.rewards.alarm_rule import AlarmRule, Finding
 from qa_hooks.rewards.broken import WORDS, broken_message
-from qa_hooks.rewards.measures import Rows
+from qa_hooks.rewards.levels import Levels, look_values
+from qa_hooks.rewards.measures import CHANGE, Rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample
@@ -37,30 +38,20 @@ ACTIONS = ("warn", "stop", "scale")
 class RewardGuard(Monitor):
     """Watches a run that is optimised for a score, and raises the alarm when the score is being exploited.
 
-    It needs only images. Each further argument lets it detect more: `scorer` (is the score above the score of real
-    images?), `heldout` (do scores that are not optimised follow?), `base` (how far has the model moved, and by which
-    pattern?), `real` (what is normal?). Without `real`, the first look is used as the reference. Whatever looks odd at
-    the first look is taken as normal for this model: start from a sound one. One held-out score alone raises no alarm.
+    It needs only images. Each further argument lets it detect more:
 
-    Measured by `python -m benchmarks reward_guard --seeds 6` (super-resolution x3 of BSD100 by a small network, small
-    quality networks as scorers, `base` and `real` given, 32 samples, a look every 5 steps; and digits):
+    - `real`: what is normal? Without real images the first look is the reference.
+    - `base`: where did the run begin? With `real` and `base`, brightness, contrast, colours, details and the distance
+      between samples may go from what the base makes to what is real, and not far beyond either. This finds most: give
+      both. With `base="start"` it is the run's own first look.
+    - `scorer`: is the score above the score of real images? `heldout`: do scores that are not optimised follow?
 
-    - honest: no alarm in 30 runs (Wilson's 95 % interval 0 to 11 %): super-resolution by L1 from random weights, L1
-      fine-tuning, L1 with a tenth of reward; a VAE of digits from random weights, and fine-tuned. With `base="start"`,
-      2 of the 6 VAE runs from random weights raised an alarm, because an untrained VAE makes nearly equal samples.
-    - exploited: an alarm in 36 of 36 runs (90 to 100 %). The PSNR was 24.0 dB before the exploit:
+    Whatever looks odd at the first look is taken as normal for this model: start from a sound one. One held-out score
+    alone raises no alarm.
 
-          exploit                              median step of the alarm    PSNR there
-          the reward alone                     10                          14.2 dB
-          the reward ten times as strong as L1 10                          18.2 dB
-          three times as strong                17                          22.4 dB
-          growing sharpening                   25                          22.3 dB
-          growing salt noise                   30                          20.2 dB
-          digits by their likelihood           15                          (their spread has not fallen yet)
-    - On a bench of twelve hacks (docs/guards.md, 20 runs so far) it found 19 with everything given, 12 of them before
-      SSIM or recall had fallen by a fifth; from images alone 17 and 7. It does not see blur from images alone.
-    - The held-out scores belong to the same family as the reward. They rose in every exploited run, so they alone would
-      have raised no alarm.
+    Measured on runs that its limits were not chosen on (docs/guards.md): given `real` and `base` it found 73 of 77
+    hacks before SSIM or recall had fallen by a fifth, given `real` alone 48; no alarm in 14 honest runs (Wilson's 95 %
+    interval 0 to 22 %). Without `real`, honest training that is far from its end looks like an exploit.
 
     - "warn": each kind of alarm once, with its numbers.
     - "stop": warns and raises `TrainingStopped` out of `optimizer.step()` where attached, else sets
@@ -80,8 +71,8 @@ class RewardGuard(Monitor):
         base: the model before fine-tuning, as one of: a function `base(n, generator)` like `sample`; a network with
             LoRA (its adapter is switched off while `sample` runs); with `images=`, the name of the base images; or
             "start", the run's own first look. It is asked once; at most 128 x 128 pixels of each image are kept, also
-            in the state. None: the change since the first look is logged but never raises an alarm, because a run from
-            random weights must change.
+            in the state. None: a run from random weights, which must change. What is measured against a base then
+            raises no alarm.
         real_level: the score of real images, in the scorer's own direction; by default the mean score of `real`.
         action: "warn", "stop" or "scale".
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
@@ -100,7 +91,7 @@ class RewardGuard(Monitor):
 
     Attributes:
         last: what the last look measured: "step", each value, "severity" and "alarms"; scores under "score",
-            "heldout/{name}".
+            "heldout/{name}"; under "change/{kind}" how far a value is from the base's.
         found: measurements beyond their limit at the last look, worst first, alarm or not; `str` gives the numbers.
         alarms: looks that ended in an alarm.
 
@@ -215,12 +206,12 @@ class RewardGuard(Monitor):
                 values = look_values(rows, rule.levels)
         values = shared(values)
         self._tell_broken(ctx, values, len(rows["features"]))
-        alarm = rule.look(values)
+        alarm = rule.look(values if self._looks.base is not None else _of_now(values))
         self.found = rule.found
         self.alarms += bool(alarm)
         worst = max((finding.severity for finding in rule.found), default=0.0)
         self.last = {"step": ctx.step, **values, "severity": worst, "alarms": self.alarms}
-        for key, value in self.last.items():
+        for key, value in _of_now(self.last).items():
             if key != "step" and math.isfinite(value):
                 ctx.writer.scalar(make_tag("eval", self.name, key), value, ctx.step)
         if alarm:
@@ -243,9 +234,9 @@ class RewardGuard(Monitor):
                     levels = Levels.of(self._real, len(rows["features"]))
                 else:
                     levels = Levels.of(rows, len(rows["features"]), source="start")
-        numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source")})
+        numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source", "error")})
         levels = Levels(**numbers, features=levels.features)
-        unjudged = ("drift", "change_peak") if self._looks.base is None else ()
+        unjudged = () if self._looks.base is not None else ("drift", "change_peak")
         self._rule = AlarmRule(levels, real_level=self.real_level, patience=self.patience, unjudged=unjudged)
         if self._loaded.get("rule"):
             self._rule.load_state_dict(self._loaded["rule"])
@@ -287,9 +278,14 @@ class RewardGuard(Monitor):
                 f"seed={looks.seed} now: these are other samples and cannot be compared; give it another name="
             )
         self._rule, self._loaded = None, {"rule": state["rule"], "levels": state["levels"]}
-        looks.first, looks.first_features, self.last = state["first"], {}, dict(state["last"])
+        looks.first, looks.first_rows, self.last = state["first"], {}, dict(state["last"])
         self._waiting = dict(state["waiting"])
         self.alarms, self._told = int(state["alarms"]), list(state["told"])
+
+
+def _of_now(values: dict[str, float]) -> dict[str, float]:
+    """Without what has changed against the base."""
+    return {key: value for key, value in values.items() if not key.startswith(CHANGE)}
 
 
 def _in_words(found: list[Finding]) -> str:

@@ -19,7 +19,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
-from qa_hooks.rewards.measures import Rows, measure_change, measure_images
+from qa_hooks.rewards.measures import Rows, differences, measure_change, measure_images
 from qa_hooks.scorers.scorer import Scorer, common_range
 from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
@@ -38,7 +38,7 @@ class GuardImages:
     Attributes:
         scorers: by the names of their values.
         first: `(n, C, h, w)` uint8, the base's images or those of the first look, of all processes.
-        first_features: of them, by the position of the batch.
+        first_rows: what was measured of them, by the position of the batch.
         real_shapes: (C, H, W) of the real images, each shape once.
 
     Raises:
@@ -76,7 +76,7 @@ class GuardImages:
         self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
         self.extractor = create_extractor(extractor)
         self.first: Tensor | None = None
-        self.first_features: dict[int, Tensor] = {}
+        self.first_rows: dict[int, Rows] = {}
         self.real_shapes: set[tuple[int, ...]] = set()
 
     def functions(self) -> list[Callable[..., Any]]:
@@ -99,15 +99,19 @@ class GuardImages:
             if comparing and self.real_shapes:
                 check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
-            unit = self._clamped(images)
-            row = measure_images(unit, self.extractor) | self._scores(images)
-            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
+            clamped = self._clamped(images)
+            unit = _in_8_bits(clamped)
+            measured = measure_images(unit, self.extractor)
+            row = measured | self._scores(images)
+            row |= {key: which.float().cpu() for key, which in broken_images(clamped).items()}
             row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:
-                now = row["features"] if crop.shape == unit.shape else self.extractor(crop)
-                row |= measure_change(_in_8_bits(crop), before, now, self._features_before(start, before))
+                now = measured if crop.shape == unit.shape else measure_images(crop, self.extractor)
+                base = self._rows_before(start, before)
+                row |= measure_change(crop, before, now["features"], base["features"]) | differences(now, base)
+                row["base_features"] = base["features"]
                 bases.append(_thumbnails(before))
             if self.sample is not None and self.first is None:
                 kept.append(to_uint8(crop if before is None else before).cpu())
@@ -142,13 +146,13 @@ class GuardImages:
             images = sample_block(self.base, count, self.seed, start // self.batch_size)
         return _in_8_bits(_centre(self._clamped(images.to(self.extractor.mean.device))))
 
-    def _features_before(self, start: int, before: Tensor) -> Tensor:
-        features: Tensor | None = self.first_features.get(start)
-        if features is None:
-            features = self.extractor(before)
+    def _rows_before(self, start: int, before: Tensor) -> Rows:
+        rows = self.first_rows.get(start)
+        if rows is None:
+            rows = measure_images(before, self.extractor)
             if self.sample is not None:  # those do not change
-                self.first_features[start] = features
-        return features
+                self.first_rows[start] = rows
+        return rows
 
     def _clamped(self, images: Tensor) -> Tensor:
         return to_unit(images, self.value_range).float().clamp(0, 1)  # clamp keeps nan, which is counted
@@ -175,7 +179,8 @@ class GuardImages:
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
                 self.real_shapes.add(tuple(images.shape[1:]))
                 images = images.to(self.extractor.mean.device)
-                rows.append(measure_images(self._clamped(images), self.extractor) | self._scores(images))
+                unit = _in_8_bits(self._clamped(images))
+                rows.append(measure_images(unit, self.extractor) | self._scores(images))
                 seen += len(images)
                 if seen >= REAL:
                     break

@@ -29,9 +29,9 @@ def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: 
     shown: list[Tensor | None] = []
     labels: list[str] = []
     for finding in found:
-        values, chosen = worst_samples(finding.kind, rows)
+        values, chosen = worst_samples(finding.kind, rows, low=finding.low)
         shown += [None, *pictures[chosen]]
-        order = "lowest first" if KINDS[finding.kind].low else "highest first"
+        order = "lowest first" if finding.low else "highest first"
         labels += [f"{finding}; {order}", *(f"#{i}\n{float(values[i]):.3g}" for i in chosen.tolist())]
         if before is not None:
             shown += [None, *before[chosen]]
@@ -39,11 +39,16 @@ def alarm_sheet(found: Sequence[Finding], rows: Rows, pictures: Tensor, before: 
     return card_sheet(shown, labels)
 
 
-def worst_samples(kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
+def worst_samples(kind: str, rows: Rows, *, low: bool) -> tuple[Tensor, Tensor]:
     """Values by sample and the positions of the worst; for want of diversity, those nearest to another sample.
 
+    Args:
+        kind: what was found.
+        rows: one for each sample.
+        low: the low values are the bad ones.
+
     Example:
-        >>> worst_samples("dark", {"dark": torch.tensor([0.1, 0.9, 0.5])})[1]
+        >>> worst_samples("dark", {"dark": torch.tensor([0.1, 0.9, 0.5])}, low=False)[1]
         tensor([1, 2, 0])
     """
     if KINDS[kind].low:
@@ -51,4 +56,5 @@ def worst_samples(kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
         values = distances.min(1).values
         return values, values.argsort()[:SHOWN]
     values = rows["score" if kind == "gain" else kind]
-    return values, torch.nan_to_num(values, -math.inf).argsort(descending=True)[:SHOWN]
+    last = math.inf if low else -math.inf
+    return values, torch.nan_to_num(values, last).argsort(descending=not low)[:SHOWN]

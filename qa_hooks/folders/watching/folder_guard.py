@@ -16,7 +16,8 @@ import torch
 from qa_hooks._base.isolation import isolated
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import to_unit
-from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule, Levels, look_values
+from qa_hooks.rewards.alarm_rule import KINDS, AlarmRule
+from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import Rows, measure_images
 from qa_hooks.sources.batches import image_batches
 from qa_hooks.sources.windows import evenly

@@ -82,7 +82,7 @@ def test_in_time_is_not_after_the_look_where_it_shows():
 
 def test_the_tasks_are_all_there_once_and_grey_images_have_no_colour_hacks():
     found = [task.key for task in hacks.tasks(list(GENERATORS), 2, 3)]
-    assert len(found) == len(set(found)) == 2 * (12 + 10 + 10) + 3 * 3
+    assert len(found) == len(set(found)) == 2 * (16 + 14 + 14) + 3 * 3
     assert not [key for key in found if "GAN" in key and "colour" in key]
 
 

@@ -16,7 +16,8 @@ from qa_hooks.callbacks import EarlyStop, Hooks, RewardGuard, TrainingStopped
 from qa_hooks.features import create_extractor
 from qa_hooks.folders import watch_folder
 from qa_hooks.images import save_image, to_uint8
-from qa_hooks.rewards.alarm_rule import DRIFT, KINDS, AlarmRule, Finding, Levels, is_suspicious, look_values
+from qa_hooks.rewards.alarm_rule import DRIFT, KINDS, AlarmRule, Finding, is_suspicious
+from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import mean_distance, measure_change, measure_images
 from qa_hooks.scorers import PSNR, FunctionScorer
 from qa_hooks.writers import MemoryWriter
