@@ -19,7 +19,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
-from qa_hooks.rewards.measures import Rows, differences, measure_change, measure_images
+from qa_hooks.rewards.measures import Rows, differences, measure_change, measure_images, measure_tones
 from qa_hooks.scorers.scorer import Scorer, common_range
 from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
 from qa_hooks.sources.fingerprint import fixed_random
@@ -99,18 +99,17 @@ class GuardImages:
             if comparing and self.real_shapes:
                 check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
-            clamped = self._clamped(images)
-            unit = _in_8_bits(clamped)
-            measured = measure_images(unit, self.extractor)
-            row = measured | self._scores(images)
-            row |= {key: which.float().cpu() for key, which in broken_images(clamped).items()}
+            unit = self._clamped(images)
+            row = measure_images(unit, self.extractor) | _tones(unit) | self._scores(images)
+            row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
             row["position"] = torch.arange(start, start + len(images), device="cpu")
             crop = _centre(unit)
             before = self._before(ctx, start, len(images))
             if before is not None:
-                now = measured if crop.shape == unit.shape else measure_images(crop, self.extractor)
+                now = row["features"] if crop.shape == unit.shape else self.extractor(crop)
                 base = self._rows_before(start, before)
-                row |= measure_change(crop, before, now["features"], base["features"]) | differences(now, base)
+                row |= measure_change(_in_8_bits(crop), before, now, base["features"])
+                row |= differences(_tones(crop), base)
                 row["base_features"] = base["features"]
                 bases.append(_thumbnails(before))
             if self.sample is not None and self.first is None:
@@ -149,7 +148,7 @@ class GuardImages:
     def _rows_before(self, start: int, before: Tensor) -> Rows:
         rows = self.first_rows.get(start)
         if rows is None:
-            rows = measure_images(before, self.extractor)
+            rows = {"features": self.extractor(before).float().cpu(), **_tones(before)}
             if self.sample is not None:  # those do not change
                 self.first_rows[start] = rows
         return rows
@@ -179,8 +178,8 @@ class GuardImages:
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
                 self.real_shapes.add(tuple(images.shape[1:]))
                 images = images.to(self.extractor.mean.device)
-                unit = _in_8_bits(self._clamped(images))
-                rows.append(measure_images(unit, self.extractor) | self._scores(images))
+                unit = self._clamped(images)
+                rows.append(measure_images(unit, self.extractor) | _tones(unit) | self._scores(images))
                 seen += len(images)
                 if seen >= REAL:
                     break
@@ -256,6 +255,11 @@ def _centre(images: Tensor) -> Tensor:
 def _in_8_bits(images: Tensor) -> Tensor:
     """As they are kept, so that what has not changed does not differ."""
     return to_uint8(torch.nan_to_num(images)).float() / 255
+
+
+def _tones(images: Tensor) -> Rows:
+    """Of the images in 8 bits, as the base's are kept."""
+    return {key: row.float().cpu() for key, row in measure_tones(_in_8_bits(images)).items()}
 
 
 def _thumbnails(images: Tensor) -> Tensor:
