@@ -147,7 +147,7 @@ def test_what_cannot_be_compared(folders, tmp_path, capsys, digits):
         ([real, tmp_path / "nowhere"], "is not a folder"),
         ([real, good, "--metrics", "fad"], "unknown metric 'fad' (did you mean fd?); known are fd, kid, pr, qs, ds"),
         ([real, good, "--metrics", "none"], "metrics or scorers"),
-        ([real, good, "--report", tmp_path / "r.jpg"], "--report is a PNG"),
+        ([real, good, "--report", tmp_path / "r.jpg"], "--report must be a PNG"),
         ([real, good, good], "given twice"),
     ):
         code, _, err = run(["compare", *arguments], capsys)
