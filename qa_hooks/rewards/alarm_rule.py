@@ -33,6 +33,9 @@ from qa_hooks.rewards.measures import CHANGE
 
 ODD_DEVIATIONS = 1.28  # to the worst tenth of a normal distribution
 CLOSE = 0.1  # deviations
+ERROR = (
+    0.22  # of means of 24 and 200 images, the smallest on the bench: with fewer, `Kind.close` grows as their error does
+)
 # Chosen on one half of the bench (docs/guards.md, 28 November 2026; 48 hacked runs, 17 honest ones): from 0.75 to 1.2
 # all hacks were found in time without a false alarm, and the widest of these leaves the most room.
 TOLERANCE = 1.2
@@ -53,6 +56,7 @@ class Kind(NamedTuple):
         both: high and low values are bad ones, against what the base has; without a base it is not judged.
         least: the smallest width; with `relative` in units of the real level.
         close: the width against the base, in units of the real level; without a base such a kind is not judged, either.
+            It grows with the error of few images.
         alone: a severity of 2 is enough.
         like: the kind that has the real images' level and width, where this one cannot be measured on them.
     """
@@ -200,7 +204,7 @@ class AlarmRule:
             return max(ODD_DEVIATIONS * deviation, kind.least) if kind.both else width
         if kind.both:
             return self.tolerance * max((CLOSE + self.levels.error) * deviation, kind.least)
-        return self.tolerance * kind.close * abs(level)
+        return self.tolerance * kind.close * max(1.0, self.levels.error / ERROR) * abs(level)
 
     def _gain(self, values: Values) -> Finding | None:
         """The score rises, and at least two held-out ones do not: each in deviations of the real images' scores."""

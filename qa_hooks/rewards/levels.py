@@ -66,7 +66,7 @@ class Levels:
         ]
         sets = {
             "spread": [mean_distance(features[look[:size]]) for look in looks],
-            "nearest": [nearest_distance(features[look[:size]]) for look in looks],
+            "nearest": [nearest_distance(features[look[:n]]) for look in looks],  # it falls with the number of images
             "recall": [_recall(features[look[size:]], features[look[:size]]) for look in looks[: SUBSETS // 5]],
         }
         for key, values in sets.items():

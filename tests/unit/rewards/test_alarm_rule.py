@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from qa_hooks.rewards.alarm_rule import CLOSE, KINDS, ODD_DEVIATIONS, TOLERANCE, AlarmRule
+from qa_hooks.rewards.alarm_rule import ERROR as ERROR_OF_THE_BENCH
 from qa_hooks.rewards.levels import Levels, look_values
+from qa_hooks.rewards.measures import nearest_distance
 
 LEVEL = {"brightness": 0.5, "nearest": 10.0, "dark": 0.1}
 DEVIATION = {"brightness": 0.5, "dark": 0.1}
@@ -88,10 +90,21 @@ def test_samples_that_come_closer_to_each_other_than_base_and_real_ones():
         (20.0, 12.0, False),
     ):
         assert found(AlarmRule(levels()), "nearest", (value, base)) == ["nearest"] * is_found
+    few = AlarmRule(levels(error=2 * ERROR_OF_THE_BENCH))  # of a quarter of the images: twice the width
+    assert found(few, "nearest", (8.0 - 1.9 * width, 8.0)) == []
+    assert found(few, "nearest", (8.0 - 2.1 * width, 8.0)) == ["nearest"]
     assert found(AlarmRule(levels()), "nearest", (10.0, math.nan), (1.0, math.nan)) == []  # no base
     loose = KINDS["nearest"].least * LEVEL["nearest"]
     for value, is_found in ((10.0 - 0.9 * loose, False), (10.0 - 1.1 * loose, True)):
         assert found(AlarmRule(levels(source="start")), "nearest", (value, 10.0)) == ["nearest"] * is_found
+
+
+def test_the_nearest_distance_of_real_images_is_of_as_many_as_a_look_has():
+    """More images lie closer together, so sets of other sizes cannot be compared."""
+    features = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    whole = Levels.of({"features": features}, 12).level["nearest"]
+    assert whole == pytest.approx(nearest_distance(features), rel=1e-6)
+    assert Levels.of({"features": features}, 6).level["nearest"] > whole
 
 
 def test_a_finding_says_on_which_side_it_is():
