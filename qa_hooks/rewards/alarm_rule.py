@@ -138,6 +138,7 @@ class AlarmRule:
         found: what the last look had beyond its limits, the worst first.
 
     Example:
+        >>> import torch
         >>> images = torch.rand(40, generator=torch.Generator().manual_seed(0)) / 100
         >>> rule = AlarmRule(Levels.of({"dark": images, "features": torch.randn(40, 4)}, n=20), patience=2)
         >>> [len(rule.look({"dark": value})) for value in (0.005, 0.5, 0.5)]
