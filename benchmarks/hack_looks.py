@@ -21,7 +21,7 @@ from qa_hooks.features import create_extractor
 from qa_hooks.functional import precision_recall, ssim
 from qa_hooks.rewards.alarm_rule import HELD_OUT, AlarmRule
 from qa_hooks.rewards.levels import Levels, look_values
-from qa_hooks.rewards.measures import CHANGE, Rows, differences, measure_change, measure_images
+from qa_hooks.rewards.measures import CHANGE, Rows, differences, measure_change, measure_images, measure_tones
 from qa_hooks.scorers import Scorer
 
 HONEST = "honest"
@@ -118,7 +118,7 @@ def measure_run(looks: Tensor, real: Tensor, hack: str, scorers: Sequence[Scorer
 
     def rows_of(images: Tensor) -> Rows:
         scores = {name: part.goodness(images).float() for name, part in zip(names, scorers, strict=False)}
-        return measure_images(images, extractor) | scores
+        return measure_images(images, extractor) | measure_tones(images) | scores
 
     levels = Levels.of(rows_of(real), looks.shape[1])
     base, found, late = looks[0].float() / 255, [], None

@@ -31,10 +31,8 @@ class FirstCall:
             if hook is self:
                 del network._forward_hooks[key]
         nodes, reached = graph_behind(tensors)
-        hiding = (
-            "CheckpointFunctionBackward"  # a node of reentrant checkpointing, which does not show what is behind it
-        )
-        if not any(type(node).__name__ == hiding for node in nodes):
+        # Reentrant checkpointing does not show what is behind its node.
+        if not any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
             say_unreached(network, self.adapter, reached)
 
 

@@ -18,6 +18,7 @@ from qa_hooks._base.decoding import decode
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers, score_columns, scorer_facts
+from qa_hooks.folders.scoring.score_table import column_names
 from qa_hooks.folders.scoring.shards import PROBLEM
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import as_tensor, load_image
@@ -126,11 +127,7 @@ class ScoreBatches:
     @property
     def names(self) -> list[str]:
         """The columns of scores."""
-        return [
-            column
-            for fact in self.facts
-            for column in (fact["name"], *[f"{fact['name']}_calibrated"] * fact["calibrated"])
-        ]
+        return column_names({"scorers": self.facts})
 
     @property
     def fingerprint(self) -> str:

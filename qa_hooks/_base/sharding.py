@@ -23,4 +23,5 @@ def sharded_kind(model: nn.Module, *, engines: bool = False) -> str | None:
     kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return "ZeRO-3"
-    return next((kind for kind in (*SHARDED, *[ENGINE] * engines) if kind in kinds), None)
+    wanted = (*SHARDED, ENGINE) if engines else SHARDED
+    return next((kind for kind in wanted if kind in kinds), None)

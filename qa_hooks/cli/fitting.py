@@ -118,15 +118,15 @@ def _fitted(options: argparse.Namespace, spec: str, source: Any, **given: Any) -
 
 
 def _fit_in_features(options: argparse.Namespace) -> Answer:
-    from qa_hooks._base.checks import check_count
     from qa_hooks.sources.grids import find_images
+    from qa_hooks.sources.windows import evenly
 
     extractor = {"type": options.extractor, **({"weights": options.weights} if options.weights else {})}
     if on_ray(options, local=("limit", "grid"), ray=("sample",)):
         return _fit_with_ray(options, extractor)
     paths = find_images(options.folder, options.grid)
-    if options.limit is not None and check_count("--limit", options.limit) < len(paths):
-        paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
+    if options.limit is not None:
+        paths = evenly(paths, options.limit)
     scorer = _fitted(options, f"giqa-{options.fit}", paths, extractor=extractor)
     return saved(options.output, scorer)
 

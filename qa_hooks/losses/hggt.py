@@ -147,5 +147,5 @@ def _voted_variance(name: str, original: Tensor, image: Tensor, votes: Tensor) -
     residual = (original.float() - image.float()).abs().sum(1, keepdim=True)
     windows = F.pad(residual, (1, 1, 1, 1), mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1)
     deviations = windows - windows.mean((-2, -1), keepdim=True)  # `var` takes three times as long on a CPU
-    variance = deviations.square().sum((-2, -1)) / 8
+    variance = deviations.square().sum((-2, -1)) / 8  # of 9 pixels, unbiased
     return votes.to(variance).view(-1, 1, 1, 1) / ANNOTATORS * variance**POWER

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.random import permutation
 from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured, as_labels
 from qa_hooks.ratings.agreeing import Agreement
 from qa_hooks.ratings.tables import Preferences
@@ -33,7 +34,7 @@ def held_out_contents(contents: Sequence[int], share: float, seed: int) -> Tenso
             f"got {len(names)}: a number without an interval would say nothing"
         )
     count = min(max(round(share * len(names)), FEWEST_CLUSTERS), len(names) - FEWEST_CLUSTERS)
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(int(seed)), device="cpu")
+    order = permutation(len(names), int(seed))
     return torch.isin(places, names[order[:count]])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qa_hooks._base.random import permutation
 from qa_hooks.functional.precision_and_recall import precision_recall
 from qa_hooks.rewards.measures import CHANGE, Rows, mean_distance, nearest_distance
 
@@ -40,7 +41,7 @@ class Levels:
 
     @classmethod
     def of(cls, rows: Rows, n: int, *, source: str = "real") -> Levels:
-        """Measured real images: rows of `measure_images` and, under "score" and "heldout/{name}", goodness.
+        """Measured real images: rows of `measure_images` and `measure_tones`; goodness as "score" and "heldout/{name}".
 
         Args:
             rows: of at least 8 images.
@@ -61,9 +62,7 @@ class Levels:
         level = {key: float(row.mean()) for key, row in single.items()}
         width = {key: float(row.quantile(ODD)) - level[key] for key, row in single.items()}
         size = max(min(n, count // 2), NEIGHBOURS + 1)
-        looks = [
-            torch.randperm(count, generator=torch.Generator().manual_seed(i), device="cpu") for i in range(SUBSETS)
-        ]
+        looks = [permutation(count, i) for i in range(SUBSETS)]
         sets = {
             "spread": [mean_distance(features[look[:size]]) for look in looks],
             "nearest": [nearest_distance(features[look[:n]]) for look in looks],  # it falls with the number of images

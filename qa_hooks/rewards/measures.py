@@ -41,16 +41,14 @@ def measure_images(images: Tensor, extractor: nn.Module) -> Rows:
         extractor: gives features `(N, d)`; the seeded random network sees textures and needs no download.
 
     Returns:
-        "high_frequency", "peak", "dark", "saturated" and "nonfinite" `(N,)`, those of `measure_tones`, and "features"
-        `(N, d)`; float32 on the CPU.
+        "high_frequency", "peak", "dark", "saturated" and "nonfinite" `(N,)`, "features" `(N, d)`; float32 on the CPU.
 
     Raises:
         TypeError, ValueError: no such images.
 
     Example:
         >>> from qa_hooks.features import create_extractor
-        >>> rows = measure_images(torch.rand(2, 3, 32, 32), create_extractor("random"))
-        >>> sorted(rows.keys() - measure_tones(torch.rand(2, 3, 32, 32)).keys())
+        >>> sorted(measure_images(torch.rand(2, 3, 32, 32), create_extractor("random")))
         ['dark', 'features', 'high_frequency', 'nonfinite', 'peak', 'saturated']
     """
     check_images("images", images)
@@ -64,7 +62,6 @@ def measure_images(images: Tensor, extractor: nn.Module) -> Rows:
         "saturated": saturated_share(images),
         "nonfinite": broken,
         "features": extractor(images),
-        **measure_tones(images),
     }
     return {key: row.float().cpu() for key, row in rows.items()}
 
@@ -77,7 +74,8 @@ def measure_tones(images: Tensor) -> Rows:
 
     Returns:
         "brightness", "contrast" (the luma's standard deviation), "detail" and "detail_kurtosis" `(N,)`; of three
-        channels also "red_green" and "yellow_blue", the means of these differences, and "colourfulness".
+        channels also "red_green" and "yellow_blue", the means of these differences, and "colourfulness"; float32 on the
+        CPU.
 
     Example:
         >>> grey = measure_tones(torch.full((1, 1, 8, 8), 0.25))
@@ -104,7 +102,7 @@ def measure_tones(images: Tensor) -> Rows:
         means = opponents.mean(2)
         rows["red_green"], rows["yellow_blue"] = means
         rows["colourfulness"] = opponents.var(2, correction=0).sum(0).sqrt() + 0.3 * means.norm(dim=0)
-    return rows
+    return {key: row.float().cpu() for key, row in rows.items()}
 
 
 def measure_change(images: Tensor, base: Tensor, features: Tensor, base_features: Tensor) -> Rows:

@@ -259,7 +259,7 @@ def _in_8_bits(images: Tensor) -> Tensor:
 
 def _tones(images: Tensor) -> Rows:
     """Of the images in 8 bits, as the base's are kept."""
-    return {key: row.float().cpu() for key, row in measure_tones(_in_8_bits(images)).items()}
+    return measure_tones(_in_8_bits(images))
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -133,9 +133,9 @@ class ScoreTable:
 
     def summary(self) -> str:
         """One line of counts: images, tiles, images that failed, scores that are nan."""
-        parts = [f"{plural(len(set(self.paths)), 'image')}"]
+        parts = [plural(len(set(self.paths)), "image")]
         if self.tiles is not None:
-            parts.append(f"{plural(len(self), 'tile')}")
+            parts.append(plural(len(self), "tile"))
         missing = {name: int(values.isnan().sum()) for name, values in self.columns.items()}
         missing = {k: n for k, n in missing.items() if n and not k.endswith("_calibrated")}
         if missing:

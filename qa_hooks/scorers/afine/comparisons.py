@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.random import permutation
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
 
 Picture = Path | Tensor  # a file, or uint8 (3, H, W)
@@ -83,7 +84,7 @@ class Comparisons:
         contents = sorted(set(self.pair_content))
         if len(contents) < 2:
             raise ValueError(f"an A-FINE needs at least two contents, one to hold out, got {contents}")
-        order = torch.randperm(len(contents), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+        order = permutation(len(contents), seed).tolist()
         held = {contents[place] for place in order[: min(max(1, round(share * len(contents))), len(contents) - 1)]}
         mask = torch.tensor([content in held for content in self.pair_content], dtype=torch.bool, device="cpu")
         return self.with_pairs(mask), self.with_pairs(~mask)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.random import permutation
 from qa_hooks.scorers.opinions.targets import RatingTargets, Targets
 
 PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 15))  # the strongest first
@@ -74,7 +75,7 @@ def fit_head(features: Tensor, targets: Targets, contents: Sequence[int], *, see
 def _folds(places: Tensor, seed: int) -> list[Tensor]:
     """Masks `(n,)` of the rows left out in turn; none where there is one content only."""
     names = places.unique()
-    order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed), device="cpu")]
+    order = names[permutation(len(names), seed)]
     return [torch.isin(places, part) for part in order.tensor_split(min(FOLDS, len(names)))] if len(names) > 1 else []
 
 

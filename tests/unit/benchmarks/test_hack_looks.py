@@ -119,18 +119,3 @@ def test_commands_measure_once_and_judge_again(run, tmp_path, monkeypatch, capsy
     assert "the time is over" in capsys.readouterr().out
     hack_limits.main(["--out", str(tmp_path), "--generators", "GAN", "--tolerances", "1", "--patience", "1", "2"])
     assert capsys.readouterr().out.count("0 of 1") >= 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--tolerances", "0"], "more than 0"),
-        (["--patience", "0"], "at least 1"),
-        (["--without", "everything"], "invalid choice"),
-        (["--half", "both"], "invalid choice"),
-    ],
-)
-def test_limits_that_are_none_are_refused(arguments, words, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        hack_limits.main(["--out", str(tmp_path), *arguments])
-    assert words in capsys.readouterr().err

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import hacks
+from benchmarks import hack_limits, hacks
 from benchmarks.hack_kinds import COLOURED, HACKS, hacked
 from benchmarks.hack_runs import GENERATORS, TINY
 from qa_hooks.features import create_extractor
@@ -119,20 +119,24 @@ def test_it_goes_on_where_it_was_and_takes_a_guard_of_ones_own(tmp_path, quick, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("command", "arguments", "words"),
     [
-        (["--guard", "nothing"], "module:function"),
-        (["--guard", "no_such_module:make"], "cannot be imported"),
-        (["--guard", "math:pi"], "cannot be called"),
-        (["--hours", "0"], "more than 0"),
-        (["--data", "no_such_folder"], "no_such_folder"),
-        (["--out", __file__], "cannot be written"),
-        (["--generators", "VAE"], "invalid choice"),
+        (hacks, ["--guard", "nothing"], "module:function"),
+        (hacks, ["--guard", "no_such_module:make"], "cannot be imported"),
+        (hacks, ["--guard", "math:pi"], "cannot be called"),
+        (hacks, ["--hours", "0"], "more than 0"),
+        (hacks, ["--data", "no_such_folder"], "no_such_folder"),
+        (hacks, ["--out", __file__], "cannot be written"),
+        (hacks, ["--generators", "VAE"], "invalid choice"),
+        (hack_limits, ["--tolerances", "0"], "more than 0"),
+        (hack_limits, ["--patience", "0"], "at least 1"),
+        (hack_limits, ["--without", "everything"], "invalid choice"),
+        (hack_limits, ["--half", "both"], "invalid choice"),
     ],
 )
-def test_what_cannot_be_run_is_said(arguments, words, tmp_path, capsys):
+def test_what_cannot_be_run_is_said(command, arguments, words, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        hacks.main(["--out", str(tmp_path), *arguments])
+        command.main(["--out", str(tmp_path), *arguments])
     assert words in capsys.readouterr().err
 
 
