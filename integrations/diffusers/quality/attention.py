@@ -64,8 +64,9 @@ def _copied(layer: Any) -> nn.Linear:
 class QualityProcessor:
     """The attention processor of a layer with the branch beside it; without tokens it is the processor itself.
 
-    Diffusers asks processors for their class (`set_default_attn_processor`, `unload_ip_adapter`): it is told the class
-    of the processor inside, as if the branch were not there.
+    Diffusers asks processors for their class (`set_default_attn_processor`, `unload_ip_adapter`) and for attributes
+    (`set_attention_backend`), and PyTorch asks those that are modules for their parameters. All of them are answered by
+    the processor inside, as if the branch were not there; so the network's parameters and state have the same names.
 
     Args:
         inner: the processor that was there.
@@ -78,6 +79,17 @@ class QualityProcessor:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # of the protocols of Python, such as copying, which are this object's own
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("inner", "branch"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.inner, name, value)
 
     def __reduce__(self) -> Any:
         return QualityProcessor, (self.inner, self.branch)
