@@ -1,4 +1,4 @@
-"""How often the quality is dropped while a quality adapter trains, and what that costs: the table in docs/quality_dial.md.
+"""How often the quality is dropped while an adapter trains, and what that costs: the table in docs/quality_dial.md.
 
     python -m benchmarks dial_drops [--drops 0 0.01 0.1 0.5] [--seeds 0 1 2] [--steps 400] [--base-steps 900]
 
@@ -8,7 +8,8 @@ adapter for each drop and seed is conditioned on their contrast. `edges` is a sc
 Columns: Spearman of each score with q over 9 settings; how far the contrast moves from the lowest to the highest
 setting, in deviations of the training images; the Frechet distance to the training images, in features of an untrained
 network, and the mean contrast, of images with no score given; the mean contrast at the highest setting, without and
-with guidance over quality of 3, and the distance of the latter's images. All are of 200 images. The base is in the first row.
+with guidance over quality of 3, and the distance of the latter's images. All are of 200 images. The base is in the
+first row.
 """
 
 from __future__ import annotations
@@ -103,9 +104,7 @@ def table_of(images: Tensor) -> QualityTable:
     return QualityTable([str(i) for i in range(len(images))], contrast(images)[:, None], "contrast", True)
 
 
-def train_adapter(
-    unet: UNet2DConditionModel, images: Tensor, steps: int, seed: int, drop: float
-) -> QualityAdapter:
+def train_adapter(unet: UNet2DConditionModel, images: Tensor, steps: int, seed: int, drop: float) -> QualityAdapter:
     """An adapter of a frozen UNet whose quality is dropped at this rate, and no text."""
     table = table_of(images)
     adapter = QualityAdapter(unet, table, drop=(drop, 0.0, 0.0), seed=seed)

@@ -37,7 +37,9 @@ class ModuleProcessor(nn.Module):
         self.gain = nn.Parameter(torch.ones(1))
         self.plain = AttnProcessor2_0()
 
-    def forward(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         return self.gain * self.plain(attn, hidden_states, encoder_hidden_states)
 
 
