@@ -113,6 +113,7 @@ def test_no_bit_changes_while_the_adapter_is_untrained_or_off(name, when):
     if when == "after":
         IMPLEMENTATIONS[name](pipe)
     assert list(pipe.unet.state_dict()) == keys
+    state = torch.get_rng_state()
     with adapter.quality(1.0):
         assert torch.equal(bits(tiny.sample(pipe, call)), base)
     with adapter.quality(1.0, negative=0.5):
@@ -123,10 +124,23 @@ def test_no_bit_changes_while_the_adapter_is_untrained_or_off(name, when):
     with adapter.quality(1.0):
         assert not torch.equal(bits(tiny.sample(pipe, call)), base)
     assert torch.equal(bits(tiny.sample(pipe, call)), base)
+    assert torch.equal(torch.get_rng_state(), state)  # the seed of the pipeline is the only one
     adapter.detach()
     assert torch.equal(bits(tiny.sample(pipe, call)), base)
     if when == "before":
         assert all(pipe.unet.attn_processors[place] is processor for place, processor in processors.items())
+
+
+def test_the_linear_projections_of_stable_diffusion_2():
+    pipe, call = tiny.stable_diffusion()
+    pipe.unet = tiny.unet(use_linear_projection=True)
+    base = bits(tiny.sample(pipe, call))
+    adapter = QualityAdapter(pipe.unet, TABLE)
+    assert adapter.places.form == "attention"
+    with adapter.quality(1.0):
+        assert torch.equal(bits(tiny.sample(pipe, call)), base)
+    with awake(adapter).quality(1.0):
+        assert not torch.equal(bits(tiny.sample(pipe, call)), base)
 
 
 @pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "bfloat16"])
