@@ -26,5 +26,6 @@ def test_scores_follow_the_dial():
             assert spearmanr(levels, [float(judge(part).mean()) for part in samples])[0] >= least
         found.append(distance(world.sample_at(adapter, 0.0, seed)))
         adapter.detach()
-    assert min(found) <= float(base.mean() + 3 * base.std())  # and not farther from the data than the base is
-    assert max(found) <= 1.5 * float(base.max())
+    middle = torch.tensor(found)  # the average quality is what the base makes, within its spread over seeds
+    assert abs(float(middle.mean() - base.mean())) <= 2 * float(base.std())
+    assert float(middle.max()) <= float(base.mean() + 3 * base.std())
