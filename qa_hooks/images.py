@@ -53,8 +53,8 @@ def check_images(name: str, images: object, *, floating: bool = True) -> Tensor:
     if images.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(images.shape)}")
     if images.shape[3] == 3 and min(images.shape[1:3]) > 4:
-        shape = tuple(images.shape)
-        raise ValueError(f"{name} of shape {shape} looks like (N, H, W, C): give {name}.permute(0, 3, 1, 2)")
+        arrived = f"{name}: the shape {tuple(images.shape)} looks like (N, H, W, C): "
+        raise ValueError(f"{arrived}give {name}.permute(0, 3, 1, 2)")
     if floating and not images.is_floating_point():
         raise TypeError(
             f"{name} must be floating point because a gradient flows through it, got {images.dtype}; "
@@ -134,7 +134,7 @@ class RangeGuard:
         """Least and largest value; `ValueError` where they are not finite."""
         low, high = (float(v) for v in torch.aminmax(images.detach().float()))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name} holds non-finite values (minimum {low}, maximum {high})")
+            raise ValueError(f"{name}: some values are not finite (minimum {low}, maximum {high})")
         return low, high
 
     def check_data(self, name: str, images: Tensor) -> None:
@@ -145,8 +145,8 @@ class RangeGuard:
         slack = 0.01 * (declared_high - declared_low)
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
-                f"{name} lies in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) was "
-                "declared; declare the range that the images have, or convert them"
+                f"{name}: values lie in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) "
+                "was declared; declare the range that the images have, or convert them"
             )
         self.doubt(name, low, high)
 
@@ -167,8 +167,8 @@ class RangeGuard:
         if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and not self.warned:
             self.warned = True
             warn(
-                f"{name} lies in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g}): "
-                "if that is another convention and not an overshoot, declare the range that the images have"
+                f"{name}: values lie in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g})"
+                ": if that is another convention and not an overshoot, declare the range that the images have"
             )
 
 
@@ -212,7 +212,9 @@ def as_tensor(images: Any) -> Tensor:
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     array = array[None, :, :, None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
-        raise ValueError(f"a NumPy image must be (H, W), (H, W, C) or (N, H, W, C) with C = 1 or 3, got {array.shape}")
+        first, got = array.ndim == 4 and array.shape[1] in (1, 3), array.shape
+        hint = "; that looks like (N, C, H, W): give torch.from_numpy(x), or x.transpose(0, 2, 3, 1)" * first
+        raise ValueError(f"a NumPy image must be (H, W), (H, W, C) or (N, H, W, C) with C = 1 or 3, got {got}{hint}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"a NumPy image must be uint8 or floating point, got {array.dtype}")
     tensor = torch.from_numpy(array.transpose(0, 3, 1, 2).copy())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import first_error, shared, together
 from qa_hooks.callbacks.best_file import LEFT_OVER, PENDING, check_wrote, read_best, read_json, remove
@@ -85,8 +85,7 @@ class BestCheckpoint(Callback):
         all_ranks: bool = False,
     ) -> None:
         self._watched = MetricReader(monitor, metric, mode)
-        if not callable(save):
-            raise TypeError(f"save must be callable as save(path), got {type(save).__name__}")
+        check_call("save", save, "save(path)", Path("checkpoint"))
         self.reads, self.metric, self.mode, self.save = (monitor,), metric, self._watched.mode, save
         self.keep, self.suffix, self.all_ranks = check_count("keep", keep), suffix, all_ranks
         self.folder = Path(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ class Callback:
         return type(self).__name__ if not self.name else f"{type(self).__name__}({self.name})"
 
     def __repr__(self) -> str:
-        key, every = self.state_key, f"every={self.every}"
+        every = f"every={(self.reads[0] if self.reads else self).every}"  # a reader runs when its monitor does
+        key = self.state_key
         return f"{key[:-1]}, {every})" if key.endswith(")") else f"{key}({every})"
 
     def due(self, step: int) -> bool:
@@ -180,6 +181,17 @@ class Monitor(Callback):
         """The user's functions that `local` calls."""
         sample = getattr(self, "sample", None)
         return [] if sample is None else [sample]
+
+    def rehearse(self, images: Tensor | None) -> Iterator[str]:
+        """For `Hooks.check()`: what the first measurement does with its other inputs, such as real images, on a few.
+
+        Args:
+            images: some samples as the sampler gives them, (n, C, H, W); None where there are none.
+
+        Yields:
+            A line for each thing that is in order. What the measurement would refuse raises the same error.
+        """
+        yield from ()
 
     def reduce(self, ctx: Context, part: Any) -> None:
         """Combine the parts of all ranks and write; the same collectives on every rank."""

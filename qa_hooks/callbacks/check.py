@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.images import as_tensor
@@ -52,6 +54,19 @@ def _lines(callback: Callback) -> Iterator[str]:
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
         yield _check_scorer(scorer, images, getattr(looks, "reference", None))
+    yield from _rehearsed(callback, images)
+
+
+def _rehearsed(monitor: Monitor, images: Tensor | None) -> list[str]:
+    """What `Monitor.rehearse` says, what it warns of, and what it raises."""
+    lines: list[str] = []
+    with isolated(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            lines += monitor.rehearse(images)
+        except Exception as error:
+            lines.append(f"the first measurement FAILS: {type(error).__name__}: {error}")
+    return lines + [f"WARNS: {warning.message}" for warning in told]
 
 
 def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | None, str]:
@@ -66,6 +81,11 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
             as_tensor(sample(count, generator))
     except Exception as error:
         return None, f"{name} FAILS: {type(error).__name__}: {error}"
+    if lost := int((~torch.isfinite(images)).flatten(1).any(1).sum()):
+        return None, (
+            f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
+            "will refuse"
+        )
     low, high = (float(value) for value in torch.aminmax(images.float()))
     if torch.equal(generator.get_state(), unused) and torch.equal(images, again):
         notes.append("it leaves its generator unused, and the global ones are seeded for it")

@@ -21,10 +21,10 @@ from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.evaluation.measure import Measurement
 from qa_hooks.evaluation.reference import Reference, make_reference
-from qa_hooks.evaluation.set_metrics import FEWEST_FOR_INTERVAL, METRICS, check_needs, higher_is_better
+from qa_hooks.evaluation.set_metrics import FEW, FEWEST_FOR_INTERVAL, METRICS, check_needs, few_images, higher_is_better
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
-from qa_hooks.sources.batches import Source, check_source, count_images, image_paths, is_shared
+from qa_hooks.sources.batches import Source, check_source, count_images, first_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
 from qa_hooks.writers import describe, make_tag
 
@@ -157,6 +157,19 @@ class GenerativeMonitor(MeasuringMonitor):
                 raise
             self._failure = error  # the other processes wait in the first measurement, and are told there
 
+    def rehearse(self, images: Tensor | None) -> Iterator[str]:
+        """Two real images and two samples, from their range to their features."""
+        instrument, guard, sizes = self._instrument(None), RangeGuard(self.value_range), []
+        for real in first_images(self.real, 2):
+            guard(data={"real": real})
+            sizes.append(tuple(real.shape[1:]))
+            instrument.rows(_block(to_uint8(real, self.value_range)))
+        yield f"real: {', '.join(map(str, sizes))}; {self.extractor.name} gives {self.extractor.dim} features of each"
+        if images is not None:
+            check_comparable(self.extractor, sizes, images.shape[1:])
+            instrument.rows(_block(to_uint8(images[:2], self.value_range)))
+        self._tell_few(count_images(self.real))
+
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, in 8 bits."""
         share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
@@ -166,7 +179,7 @@ class GenerativeMonitor(MeasuringMonitor):
             images = to_uint8(samples, self.value_range)
             if self._reference is not None:
                 check_comparable(self.extractor, self._reference.shapes[:, :3].tolist(), images.shape[1:])
-            yield {"images": images, "position": torch.arange(start, start + len(images), device="cpu")}
+            yield _block(images, start)
 
     def instrument(self) -> SetInstrument:
         """Features of samples, and the metrics of all of them; on several processes the rows are shared out."""
@@ -220,9 +233,17 @@ class GenerativeMonitor(MeasuringMonitor):
         self._made = reference  # another monitor of the same images finds it while somebody holds it
         self._reference = reference.to(self.extractor.mean.device)
         if ctx.rank == 0:
+            self._tell_few(reference.count)
             LOG.info(
                 "%s knows %d real images after %.2f s", self.state_key, reference.count, time.perf_counter() - start
             )
+
+    def _tell_few(self, real: int | None) -> None:
+        """Warn of few images; of `real` ones None says that their number is not known yet."""
+        counts = ((FEW if real is None else real, "real image"), (self.n, "generated image"))
+        few = "; ".join(words for count, noun in counts if (words := few_images(count, noun)))
+        if few:
+            warn(f"{self.state_key}: {few}: values are rough, and no interval tells what other real images would give")
 
     def _check_spec(self, found: dict[str, Measurement]) -> None:
         """Other real images are told and measured with; other settings are a mistake of the user's."""
@@ -239,3 +260,8 @@ class GenerativeMonitor(MeasuringMonitor):
                 f"measured {self.spec[changed[0]]} until now, and goes on with {found[changed[0]].spec}; values from "
                 "before cannot be compared with those from here on"
             )
+
+
+def _block(images: Tensor, start: int = 0) -> Block:
+    """Images with their positions, which begin at `start`."""
+    return {"images": images, "position": torch.arange(start, start + len(images), device="cpu")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
 from qa_hooks.scorers.score_source import score_source
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import Source, check_source
+from qa_hooks.sources.batches import Source, check_source, first_images
 from qa_hooks.sources.samples import Sample, in_range
 from qa_hooks.writers import make_tag
 
@@ -82,6 +83,12 @@ class ScoreHistogram(SamplingMonitor):
 
     def higher_is_better(self, key: str) -> bool | None:
         return {"overlap": True, "ks": False, "mean": self.scorer.higher_is_better}.get(key)
+
+    def rehearse(self, images: Tensor | None) -> Iterator[str]:
+        """The scores of two real images."""
+        for real in first_images(self.real, 2):
+            scores = score_source(self.scorer, real, progress=False).scores
+            yield f"real: {self.scorer.name} {float(scores.min()):.4g} to {float(scores.max()):.4g}"
 
     def local(self, ctx: Context) -> Tensor:
         scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from qa_hooks._base.text import meant
+from qa_hooks._base.text import meant, plural
 from qa_hooks.evaluation.estimate import Estimate
 from qa_hooks.evaluation.quality_diversity import check_finite, diversity_scores, quality_scores
 from qa_hooks.evaluation.reference import Reference
@@ -36,6 +36,7 @@ from qa_hooks.functional.kid import squared_mmd
 from qa_hooks.functional.precision_and_recall import precision_recall
 
 FEWEST_FOR_INTERVAL = 10  # real images, and generated ones
+FEW = 50  # images of a set, below which values and their intervals are rough
 NEIGHBOURS = 3  # k of precision and recall, as published
 INFINITY = float("inf")
 SHARE = (0.0, 1.0)
@@ -127,6 +128,16 @@ def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
             limits = low, min(high, metric.most(sets))
             found[value] = Estimate(value, count, row, limits, metric.higher_is_better)
     return found
+
+
+def few_images(count: int, noun: str = "image") -> str:
+    """Why values of so few images, and their intervals, say little, in words; "" where there are enough.
+
+    Example:
+        >>> few_images(12, "real image"), few_images(50)
+        ('12 real images are few (a verdict needs 50 of each kind)', '')
+    """
+    return f"{plural(count, noun)} are few (a verdict needs {FEW} of each kind)" if count < FEW else ""
 
 
 def check_metrics(metrics: Sequence[str], known: Iterable[str] | None = None) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.text import plural
 from qa_hooks.drawing.tables import interval_text, text_table
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, metric_name
+from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, few_images, metric_name
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.intervals import (
     Comparison,
@@ -24,7 +23,6 @@ from qa_hooks.functional.intervals import (
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 
 NO_VERDICT = "no verdict"
-FEW = 50  # images of a set, below which there is no verdict
 REAL = "real"  # the label of the real images
 COMPARED = [key for key, metric in METRICS.items() if metric.needs != "classifier"]  # the metrics of comparisons
 
@@ -155,7 +153,7 @@ def _doubt(extractor: FeatureExtractor, n: int) -> str:
     """Why there should be no verdict, in words; "" where there may be one."""
     if extractor.is_untrained:
         return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
-    return f"{plural(n, 'image')} are few (a verdict needs {FEW} of each kind)" if n < FEW else ""
+    return few_images(n)
 
 
 def _is_copy(rows: Tensor, real: Tensor) -> bool:

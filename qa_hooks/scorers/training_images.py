@@ -47,7 +47,7 @@ def training_batches(
     with isolated(), Progress(f"reading {name}", total, shown=progress) as bar:
         for at, images in image_batches(source, batch_size=batch_size, indices=indices, failures=failures):
             if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-                raise ValueError(f"{name} holds non-finite values (images {at[0]} to {at[-1]})")
+                raise ValueError(f"{name}: some values are not finite (images {at[0]} to {at[-1]})")
             guard(**{"predictions" if generated else "data": {name: images}})
             yield at, images
             bar.update(len(at))

@@ -132,6 +132,19 @@ def image_batches(
             yield from _by_size(_from_items(walk), batch_size) if streamed else _from_batches(walk)
 
 
+def first_images(source: Source, count: int) -> list[Tensor]:
+    """The first few images of a source, `(n, C, H, W)` of each size; a loader or data set is not moved.
+
+    Example:
+        >>> [len(images) for images in first_images(torch.zeros(5, 1, 8, 8), 2)]
+        [2]
+    """
+    if is_shared(source):
+        indices = range(min(count, count_images(source) or count))
+        return [images for _, images in image_batches(source, indices=indices)]
+    return [images[:count] for _, images in itertools.islice(image_batches(source), 1)]
+
+
 def check_source(source: Source) -> None:
     """Refuse what holds no images, or has no end.
 

@@ -40,9 +40,9 @@ def test_two_processes_share_the_work_and_fail_together(tmp_path):
     extractor = create_extractor("random", width=4)
     expected = extractor(images(7)).detach()
     results = two_ranks(extraction, tmp_path)
-    assert results[0]["message"].startswith("RuntimeError: ValueError: images holds non-finite")
+    assert results[0]["message"].startswith("RuntimeError: ValueError: images: some values are not finite")
     assert "on rank 1" in results[0]["message"]
-    assert results[1]["message"].startswith("ValueError: images holds non-finite")
+    assert results[1]["message"].startswith("ValueError: images: some values are not finite")
     for result in results:
         assert torch.allclose(result["padded"], expected, atol=1e-5)
         assert torch.allclose(result["shared"], expected, atol=1e-5)

@@ -44,7 +44,7 @@ def test_two_processes_fit_what_one_does(tmp_path):
         }
         assert torch.equal(result["parts"]["scores"], first["parts"]["scores"])
         assert len(result["parts"]["points"]) == 11  # of all images, not of one process's
-        assert "images holds non-finite values" in result["errors"][0]
+        assert "images: some values are not finite" in result["errors"][0]
         assert "at least two images" in result["errors"][1]
     assert "(on rank 1)" in first["errors"][0]
     assert "(on rank 0)" in second["errors"][1]

@@ -74,7 +74,7 @@ def lora(rank: int) -> dict:
     return {"parameters": [p.detach() for p in parameters], "same": same, "late": late}
 
 
-@pytest.mark.filterwarnings("ignore:pred lies in")
+@pytest.mark.filterwarnings("ignore:pred. values lie in")
 def test_two_ranks_are_one_process(tmp_path):
     ranks = two_ranks(on_rank, tmp_path)
     alone = train(slice(0, 6))

@@ -59,7 +59,7 @@ def test_two_processes_collect_and_fit_what_one_does(tmp_path):
             assert torch.equal(result[kind]["scores"], alone["scores"])
             assert torch.equal(result[kind]["points"], alone["points"])
             assert result[kind]["report"] == alone["report"]
-        assert "real holds non-finite values" in result["errors"][0]
+        assert "real: some values are not finite" in result["errors"][0]
         assert "at least 20 real images, got 19" in result["errors"][1]
     assert "(on rank 1)" in first["errors"][0]
     assert "(on rank 0)" in second["errors"][1]

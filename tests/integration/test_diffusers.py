@@ -339,7 +339,7 @@ def test_a_sample_in_another_range_than_the_reward_is_told():
     tuner = RewardFinetuner(lambda: weight(torch.linspace(-1, 1, 64).view(1, 1, 8, 8)[..., None])[..., 0], bright,
                             denoiser=weight, kl_weight=0.0)  # fmt: skip
     nn.init.constant_(weight.weight, 1.0)
-    with pytest.warns(UserWarning, match=r"lies in \[-1, 1\] under value_range=\(0, 1\)"):
+    with pytest.warns(UserWarning, match=r"values lie in \[-1, 1\] under value_range=\(0, 1\)"):
         tuner.step()
 
 

@@ -59,14 +59,14 @@ def test_grey_is_matlabs():
 
 class TestRangeGuard:
     def test_data_outside_the_declared_range_raises(self):
-        with pytest.raises(ValueError, match=r"real lies in \[-1, 1\] but value_range=\(0, 1\)"):
+        with pytest.raises(ValueError, match=r"real: values lie in \[-1, 1\] but value_range=\(0, 1\)"):
             RangeGuard((0.0, 1.0))(data={"real": torch.tensor([-1.0, 1.0])})
 
     def test_one_percent_is_forgiven(self):
         RangeGuard((0.0, 1.0))(data={"real": torch.tensor([-0.009, 1.009])})
 
     def test_non_finite_predictions_raise(self):
-        with pytest.raises(ValueError, match="fake holds non-finite"):
+        with pytest.raises(ValueError, match="fake: some values are not finite"):
             RangeGuard((0.0, 1.0))(predictions={"fake": torch.tensor([0.0, float("nan")])})
 
     def test_overshoot_is_silent_and_another_convention_warns_once(self, recwarn):
@@ -107,6 +107,12 @@ def test_as_tensor_takes_what_people_have():
             as_tensor(bad)
     with pytest.raises(ValueError, match="one size"):
         as_tensor([array, array[:1]])
+    channels_first = np.zeros((2, 3, 5, 7), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 5, 7\); that looks like \(N, C, H, W\): give torch.from_numpy"):
+        as_tensor(channels_first)
+    assert as_tensor(channels_first.transpose(0, 2, 3, 1)).shape == (2, 3, 5, 7)
+    with pytest.raises(ValueError, match=r"got \(2, 8, 5, 7\)$"):
+        as_tensor(np.zeros((2, 8, 5, 7), dtype=np.uint8))
     for name in ("photo.png", "a", ["photo.png"]):  # letters are strings themselves, without end
         with pytest.raises(TypeError, match=r"images must be a tensor, .* got str"):
             as_tensor(name)

@@ -77,10 +77,10 @@ def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
         if reference is not None:
             guard.check_data("its reference", reference)
         if piece.dtype != torch.uint8:
-            low, high = guard.extrema("it", piece)
+            low, high = guard.extrema("the image", piece)
             if guard.far_outside(low, high):
                 raise ValueError(
-                    f"it lies in [{low:.4g}, {high:.4g}], far outside value_range=({guard.value_range[0]:g}, "
+                    f"its values lie in [{low:.4g}, {high:.4g}], far outside value_range=({guard.value_range[0]:g}, "
                     f"{guard.value_range[1]:g}): declare the range that the images have, or convert them"
                 )
             guard.doubt("an image", low, high)

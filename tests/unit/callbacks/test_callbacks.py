@@ -91,7 +91,7 @@ class TestScoreMonitor:
 
     @pytest.mark.parametrize("given", [torch.zeros(3, 4, 4), torch.zeros(0, 3, 4, 4), torch.zeros(2, 16, 16, 3)])
     def test_what_is_no_batch_of_images_is_named(self, brightness, given):
-        words = "switched off .* fake (must have the shape|is empty|of shape .* looks like)"
+        words = "switched off .* fake( must have the shape| is empty|: the shape .* looks like)"
         with pytest.warns(UserWarning, match=words):
             Hooks([ScoreMonitor(brightness, every=1, images="fake")], writer=MemoryWriter()).step(fake=given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from torch import nn
 
 from qa_hooks.callbacks import (
+    BestCheckpoint,
+    EarlyStop,
+    GenerativeMonitor,
     Hooks,
     NaNGuard,
     PerceptionDistortion,
@@ -114,6 +118,93 @@ class TestCheck:
         assert "it moves own, which cannot be put back" in said["own"]
         assert "THE SAME SEED GIVES OTHER IMAGES" in said["counts"]
 
+    def test_a_sampler_of_nan_is_called_that(self):
+        half = lambda n, g: noise(n, g).where(torch.arange(n)[:, None, None, None] % 2 == 0, float("nan"))  # noqa: E731
+        monitor = ScoreMonitor(brightness(), sample=half, n=4)
+        report = Hooks([monitor]).check()
+        assert "sample HOLDS NaN or infinity: 2 of its first 4 images" in report
+        assert "THE SAME SEED" not in report
+        assert "brightness: higher is better; no images to try it on" in report
+        with pytest.warns(UserWarning, match="switched off.*samples: some values are not finite"):
+            Hooks([monitor]).step()
+
+    def test_a_callback_that_reads_another_runs_as_often(self, tmp_path):
+        monitor = ScoreMonitor(brightness(), sample=noise, n=4, every=70)
+        best = BestCheckpoint(monitor, "mean", save=lambda path: None, folder=tmp_path)
+        report = Hooks([monitor, best, EarlyStop(monitor, "mean", patience=3)]).check()
+        assert "BestCheckpoint(ScoreMonitor(brightness).mean, every=70)" in report
+        assert "EarlyStop(ScoreMonitor(brightness).mean, every=70)" in report
+
+
+class TestRehearsal:
+    """What `check` finds in order, the first measurement takes; what that refuses, `check` names."""
+
+    def refused(self, monitor, message: str) -> None:
+        """Both name the same error."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            report = Hooks([monitor]).check()
+        assert re.search(f"the first measurement FAILS: .*{message}", report)
+        with pytest.warns(UserWarning, match=f"switched off.*{message}"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+
+    @pytest.mark.parametrize(
+        ("real", "options", "message"),
+        [
+            (torch.rand(60, 1, 16, 16), {}, "real images are 16x16 and generated ones 8x8"),
+            (torch.rand(60, 1, 8, 8) * 3, {}, r"values lie in \[.*\] but value_range=\(0, 1\)"),
+            (torch.rand(60, 2, 8, 8), {}, "1 or 3 channels, got 2"),
+            ([torch.rand(30, 1, 16, 16)] * 2, {}, "real images are 16x16 and generated ones 8x8"),
+            (
+                torch.rand(60, 1, 8, 8),
+                {"metrics": ["is"], "classifier": lambda x: x.mean((2, 3)) @ torch.rand(3, 2)},
+                "mat1 and mat2 shapes cannot be multiplied",
+            ),
+        ],
+        ids=["size", "range", "channels", "loader", "classifier"],
+    )
+    def test_real_images_and_networks_are_tried(self, real, options, message):
+        monitor = GenerativeMonitor(noise, real, extractor={"type": "random", "width": 4}, n=50, **options)
+        self.refused(monitor, message)
+
+    def test_real_images_of_a_histogram_are_scored(self):
+        large = lambda n, generator: torch.rand(n, 1, 96, 96, generator=generator)  # noqa: E731
+        monitor = ScoreHistogram(large, torch.rand(8, 1, 64, 64), create_scorer("niqe_bsd100"), n=2)
+        self.refused(monitor, "images of 64 x 64 pixels are too small")
+
+    def test_what_is_in_order_is_said_and_leaves_no_trace(self):
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+        options = {"extractor": {"type": "random", "width": 4}, "n": 50, "metrics": ("fd",)}
+        for real in (torch.rand(60, 1, 8, 8), torch.utils.data.DataLoader(Stream(), batch_size=20)):
+            state = torch.get_rng_state()
+            report = Hooks([GenerativeMonitor(noise, real, **options)]).check()
+            assert torch.equal(torch.get_rng_state(), state)
+            assert "real: (1, 8, 8); random4-0 gives 56 features of each" in report
+            assert "FAILS" not in report
+            assert "WARNS" not in report
+        doubtful = GenerativeMonitor(noise, torch.rand(60, 1, 8, 8), value_range=(-1, 1), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it is a line of the report
+            assert "WARNS: real: values lie in [" in Hooks([doubtful]).check()
+
+    def test_few_images_are_told_before_the_run_and_in_it(self):
+        options = {"extractor": {"type": "random", "width": 4}, "n": 50, "metrics": ("fd",)}
+        few = "12 real images are few (a verdict needs 50 of each kind)"
+        monitor = GenerativeMonitor(noise, torch.rand(12, 1, 8, 8), **options)
+        assert f"WARNS: {monitor.state_key}: {few}" in Hooks([monitor]).check()
+        hooks = Hooks([monitor])
+        with pytest.warns(UserWarning, match=re.escape(few)):
+            hooks.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hooks.step(1000)
+        assert monitor.last["step"] == 1000
+        samples = GenerativeMonitor(noise, torch.rand(60, 1, 8, 8), **{**options, "n": 20, "groups": 4})
+        assert "20 generated images are few" in Hooks([samples]).check()
+
 
 class TestPictures:
     def told(self, callbacks, **options):
@@ -161,6 +252,7 @@ def test_what_a_sampler_moves_is_said_at_the_first_measurement_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: BestCheckpoint(watched(), "mean", save=lambda: None, folder="."), r"save\(path\), but it takes \(\)"),
         (lambda: SampleGrid(lambda n: n), r"sample\(n, generator\), but it takes \(n\)"),
         (lambda: ScoreMonitor(brightness(), sample=lambda n: n), r"sample\(n, generator\)"),
         (lambda: RewardGuard(sample=noise, base=lambda n: n), r"base\(n, generator\)"),
@@ -175,6 +267,10 @@ def test_what_a_sampler_moves_is_said_at_the_first_measurement_alone():
 def test_functions_with_a_wrong_signature_are_refused_before_the_run(make, message):
     with pytest.raises(TypeError, match=f"must be callable as {message}"):
         make()
+
+
+def watched() -> ScoreMonitor:
+    return ScoreMonitor(brightness(), sample=noise)
 
 
 def warming() -> NIQEPenalty:

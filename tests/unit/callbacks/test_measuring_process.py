@@ -117,7 +117,7 @@ class TestDeaths:
         net = Bright()
         net.sample = lambda n, generator: torch.full((n, 1, 8, 8), float("nan"))
         monitor = distance("process", net)
-        with pytest.warns(UserWarning, match="switched off.*samples holds non-finite values"):
+        with pytest.warns(UserWarning, match="switched off.*samples: some values are not finite"):
             step(Hooks([monitor]), net)
         assert not inline.started
 

@@ -136,7 +136,7 @@ def test_a_users_extractor_and_its_name():
     assert list(result.verdicts) == ["fd_own-inception", "kd_own-inception"]
 
 
-@pytest.mark.filterwarnings("ignore:.*lies in:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*values lie in:UserWarning")
 def test_real_images_are_rounded_like_the_generated_ones():
     extractor = create_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), name="mine")
 

@@ -147,7 +147,7 @@ def test_the_range_of_every_row_is_looked_at():
     assert "far outside value_range=(0, 1)" in rows["problem"][5]
     rows = ScoreBatches("psnr", "image", reference="clean")({"image": [good] * 6, "clean": [good / 2] * 5 + [bad]})
     assert np.isnan(rows["psnr"]).tolist() == [False] * 5 + [True]
-    assert "psnr: its reference lies in" in rows["problem"][5]
+    assert "psnr: its reference: values lie in" in rows["problem"][5]
 
 
 def test_prompts_come_from_a_column():

@@ -184,7 +184,7 @@ def test_an_original_or_a_negative_in_another_range_is_refused(photographs):
     for name in ("original", "negative"):
         given = {**images, name: images[name] * 255, "negative_votes": torch.tensor([3, 2])}
         gt = given.pop("gt")
-        with pytest.raises(ValueError, match=f"{name} lies in .* but value_range"):
+        with pytest.raises(ValueError, match=f"{name}: values lie in .* but value_range"):
             HGGTNegativeLoss()(gt, gt, **given)
 
 

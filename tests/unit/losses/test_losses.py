@@ -87,9 +87,9 @@ def test_bad_input(pair):
         SSIMLoss()(pred)
     with pytest.raises(ValueError, match="pred and target must have the same shape"):
         SSIMLoss()(pred, target[:, :, :32])
-    with pytest.raises(ValueError, match="target lies in"):
+    with pytest.raises(ValueError, match="target: values lie in"):
         SSIMLoss(value_range=(0, 0.1))(pred, target)
-    with pytest.raises(ValueError, match="pred holds non-finite"):
+    with pytest.raises(ValueError, match="pred: some values are not finite"):
         SSIMLoss()(pred * float("nan"), target)
     with pytest.raises(ValueError, match=r"sample_weight must be \(3,\)"):
         SSIMLoss()(pred, target, sample_weight=torch.ones(2))

@@ -114,7 +114,7 @@ class TestCeiling:
                 ScoreLoss(scorer(), ceiling=wrong)
         with pytest.raises(ValueError, match="no meaning for psnr"):
             ScoreLoss(PSNR(), ceiling="real")
-        with pytest.raises(ValueError, match="real lies in"):
+        with pytest.raises(ValueError, match="real: values lie in"):
             ScoreLoss(scorer(), ceiling="real")(batch(), real=255 * batch())
         with pytest.raises(ValueError, match="score of a real image is not finite"):
             ScoreLoss(scorer(lambda x: x.mean((1, 2, 3)).log()), ceiling="real")(batch(), real=0 * batch())

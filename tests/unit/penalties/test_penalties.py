@@ -261,7 +261,7 @@ class TestFitGradientModel:
         assert torch.equal(*values)
 
     def test_a_declared_range_is_checked(self, critic, digits):
-        with pytest.raises(ValueError, match="batches lies in"):
+        with pytest.raises(ValueError, match="batches: values lie in"):
             fit_gradient_model(critic, [digits[:400] * 127.5 + 127.5], value_range=UNIT, progress=False)
 
     def test_takes_loaders_with_labels(self, critic, digits):
@@ -445,9 +445,9 @@ class TestEveryCall:
             penalty(critic, real.byte(), fake)
         with pytest.raises(ValueError, match="one device"):
             penalty(critic, real, fake.to("meta"))
-        with pytest.raises(ValueError, match=r"real lies in .* value_range=\(0, 1\)"):
+        with pytest.raises(ValueError, match=r"real: values lie in .* value_range=\(0, 1\)"):
             QAGANPenalty("ssim", value_range=(0, 1))(critic, real, fake)
-        with pytest.raises(ValueError, match="fake holds non-finite"):
+        with pytest.raises(ValueError, match="fake: some values are not finite"):
             penalty(critic, real, fake * float("nan"))
         with pytest.raises(TypeError, match="critic must be callable"):
             QAGANPenalty("ssim", value_range=UNIT)(3, real, fake)

@@ -20,7 +20,7 @@ from qa_hooks.scorers import GMMScorer, KNNScorer, RankScorer, create_scorer, lo
 from qa_hooks.sources.fingerprint import data_fingerprint
 
 SYMMETRIC = (-1.0, 1.0)
-pytestmark = pytest.mark.filterwarnings("ignore:images lies in:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:images. values lie in:UserWarning")
 
 
 class Smooth(nn.Module):

@@ -294,7 +294,7 @@ BAD = {
     "none": (lambda w: w["fit"][:0], {}, "images is empty"),
     "one": (lambda w: w["fit"][:1], {}, "at least two images, one to hold out, got 1"),
     "constant": (lambda w: torch.full((9, 3, 64, 64), 0.4), {}, "at least two images, .* got 0"),
-    "NaN": (lambda w: w["test"] * float("nan"), {}, "images holds non-finite values"),
+    "NaN": (lambda w: w["test"] * float("nan"), {}, "images: some values are not finite"),
     "another range": (lambda w: w["test"] * 255, {}, "value_range"),
     "channels": (lambda w: torch.rand(5, 2, 64, 64), {}, "1 or 3 channels"),
     "steps": (lambda w: w["fit"], {"steps": 0}, "steps must be a whole number of at least 1"),

@@ -113,7 +113,7 @@ class TestContract:
             FunctionScorer(len, name="x", higher_is_better=True, inputs=("depth",))
 
     def test_non_finite_images_are_refused(self, photographs):
-        with pytest.raises(ValueError, match="images holds non-finite"):
+        with pytest.raises(ValueError, match="images: some values are not finite"):
             brightness()(photographs * float("nan"))
 
 

@@ -320,9 +320,15 @@ BAD_FITS = {
     "no images": (lambda w: ((w["pair"][0][:0], w["pair"][1][:0]), w["real"]), "snapshots is empty"),
     "iterations": (lambda w: ((w["pair"][0], w["pair"][1][:5]), w["real"]), r"630 images, iterations of shape \(5,\)"),
     "negative": (lambda w: ((w["pair"][0], w["pair"][1] - 5), w["real"]), "finite and not negative"),
-    "nan snapshots": (lambda w: ((w["pair"][0] * float("nan"), w["pair"][1]), w["real"]), "snapshots holds non-finite"),
-    "nan real": (lambda w: (w["pair"], w["real"] * float("nan")), "real holds non-finite"),
-    "range": (lambda w: (w["pair"], w["real"] * 2 - 1), r"real lies in .* but value_range=\(0, 1\) was declared"),
+    "nan snapshots": (
+        lambda w: ((w["pair"][0] * float("nan"), w["pair"][1]), w["real"]),
+        "snapshots: some values are not finite",
+    ),
+    "nan real": (lambda w: (w["pair"], w["real"] * float("nan")), "real: some values are not finite"),
+    "range": (
+        lambda w: (w["pair"], w["real"] * 2 - 1),
+        r"real: values lie in .* but value_range=\(0, 1\) was declared",
+    ),
     "tiny": (lambda w: ((w["pair"][0][..., :4, :4], w["pair"][1]), w["real"]), "at least 8 pixels a side, got 4 x 4"),
     "nowhere": (lambda w: ("/nowhere/at/all", w["real"]), "not a folder"),
 }
