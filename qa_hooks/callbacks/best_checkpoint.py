@@ -1,8 +1,8 @@
 """The decision which checkpoint to keep, the same on all ranks.
 
 fd = GenerativeMonitor(...)
-hooks = Hooks([fd, BestCheckpoint(fd, "fd", mode="min", save=save, folder="best"),
-               EarlyStop(fd, "fd", mode="min", patience=10, certain=True)])
+hooks = Hooks([fd, BestCheckpoint(fd, "fd", save=save, folder="best"),
+               EarlyStop(fd, "fd", patience=10, certain=True)])
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class BestCheckpoint(Callback):
     """Saves a checkpoint whenever a metric reaches a new best, and names the best checkpoint in `folder/best.json`.
 
     `best.json` holds metric, mode, value, low and high (its 95 % interval, where the monitor gives one), step, path
-    (relative to the folder), monitor, spec (what the monitor says of how it measures) and kept (the best few, best
-    first). The checkpoint is written beside the old one and renamed, then `best.json` is replaced, then the old one
-    goes: whenever a run is killed, `best.json` names a whole checkpoint, and the next start removes what the killed run
-    was about to remove. None of this is part of the checkpoint that a run is resumed from; save that one yourself.
+    (relative to the folder), monitor, spec (what the monitor says of how it measures), kept (the best few, best first)
+    and leaving (checkpoints that are about to be removed; empty once they are gone). The checkpoint is written beside
+    the old one and renamed, then `best.json` is replaced, then the old one goes: whenever a run is killed, `best.json`
+    names a whole checkpoint, and the next start removes what the killed run was about to remove. None of this is part
+    of the checkpoint that a run is resumed from; save that one yourself.
 
     A run that is resumed, or one that begins in the folder of another, goes on from what the folder holds: a better
     checkpoint is never replaced by a worse one. Where that is not what the loaded state says, it warns.
@@ -220,8 +221,7 @@ class BestCheckpoint(Callback):
         paths = {entry["path"] for entry in kept}
         self._leaving = [path for path in (*self._leaving, *(e["path"] for e in self._kept)) if path not in paths]
         facts = {"metric": self.metric, "mode": self.mode, **kept[0], "monitor": self.reads[0].state_key}
-        pending = self.folder / PENDING
-        pending.write_text(json.dumps({**facts, "kept": kept, "leaving": self._leaving}, indent=2) + "\n")
+        pending = self._write_pending({**facts, "kept": kept, "leaving": self._leaving})
         if target.exists():  # of an attempt that was killed; a folder that is not empty cannot be replaced in one move
             target.rename(old)
         partial.rename(target)
@@ -231,9 +231,18 @@ class BestCheckpoint(Callback):
             self._remove_leaving()
 
     def _remove_leaving(self) -> None:
+        """Remove the checkpoints that are no longer among the best, and then their names from `best.json`."""
+        if not self._leaving:
+            return
         for path in self._leaving:
             remove(self.folder / path)
         self._leaving = []
+        self._write_pending({**read_json(self.folder / "best.json"), "leaving": []}).replace(self.folder / "best.json")
+
+    def _write_pending(self, facts: dict[str, Any]) -> Path:
+        pending = self.folder / PENDING
+        pending.write_text(json.dumps(facts, indent=2) + "\n")
+        return pending
 
     def _clear_away(self) -> None:
         """Finish or undo what a killed run had begun. Only files with names of our own are touched."""

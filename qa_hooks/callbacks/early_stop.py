@@ -1,7 +1,7 @@
 """The decision to stop, the same on all ranks.
 
 fd = GenerativeMonitor(...)
-hooks = Hooks([fd, EarlyStop(fd, "fd", mode="min", patience=10, certain=True)])
+hooks = Hooks([fd, EarlyStop(fd, "fd", patience=10, certain=True)])
 """
 
 from __future__ import annotations

@@ -11,7 +11,13 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import all_reduce_sum, is_distributed, rank, world_size
 from qa_hooks.functional.numerics import to_float64
-from qa_hooks.writers import Writer
+from qa_hooks.writers import Writer, describe
+
+MEANING = {
+    "qa_loss": "a term without its weight",
+    "qa_train": "recorded by the loop",
+    "qa_weight": "what a weighter says of its weights",
+}  # by the group of the tag
 
 
 class Means:
@@ -29,6 +35,7 @@ class Means:
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[Tensor | float, int]] = {}
+        self._told: set[str] = set()  # the names whose meaning the log has
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Add one value; a tensor may have one element or many (their mean counts)."""
@@ -70,6 +77,9 @@ class Means:
         """Write the means over all processes, then forget; an error is said and costs this point alone."""
         try:
             for tag, value in self.flush().items():
+                if tag not in self._told:
+                    self._told.add(tag)
+                    describe(writer, tag, f"{MEANING[tag.partition('/')[0]]}; mean of all calls since the last point")
                 writer.scalar(tag, value, step)
         except Exception as error:
             if rank() == 0:

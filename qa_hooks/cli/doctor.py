@@ -35,7 +35,7 @@ def _doctor(options: argparse.Namespace) -> Answer:
     from qa_hooks.rewards.doctor import BROKEN, diagnose, read_pictures
     from qa_hooks.scorers import create_scorer
 
-    images = read_pictures(options.images, options.size) if options.images else None
     scorer = create_scorer(options.scorer).to(read_device(options.device))
+    images = read_pictures(options.images, options.size, scorer) if options.images else None
     diagnosis = diagnose(scorer, images, size=options.size)
     return Answer(str(diagnosis), diagnosis.as_dict(), 3 if diagnosis.verdict == BROKEN else 0)

@@ -9,6 +9,7 @@ or on yours.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qa_hooks.drawing.tables import text_table
 from qa_hooks.functional.degradations import dead_leaves, degrade
 from qa_hooks.images import as_tensor, check_images, list_images, load_image, to_unit
 from qa_hooks.rewards.doctor_checks import CHECKS, run_check
-from qa_hooks.rewards.doctor_subject import Outcome, Subject, smallest_side
+from qa_hooks.rewards.doctor_subject import Outcome, Subject, refusal, smallest_side
 from qa_hooks.scorers.catalogue import SPECS
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 
@@ -84,7 +85,7 @@ def diagnose(
 
     Raises:
         TypeError: not a scorer.
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or images that are too small for the scorer.
 
     Example:
         >>> from qa_hooks.scorers import create_scorer
@@ -95,17 +96,14 @@ def diagnose(
     given = None if images is None else _given(images, scorer)
     with isolated(), torch.inference_mode(False), torch.enable_grad():
         device = scorer.device or torch.device("cpu")
-        channels = 3 if given is None else given.shape[1]
-
-        def draw(side: int) -> Tensor:
-            generator = torch.Generator().manual_seed(0)
-            return dead_leaves(2, side, generator=generator, channels=channels).to(device)
-
-        minimum, refusal = smallest_side(scorer, draw)
+        draw = _drawing(device, 3 if given is None else given.shape[1])
+        minimum, reason = smallest_side(scorer, draw)
         if not minimum:
-            outcome = Outcome("fail", f"no size is scored: {refusal}"[:160], f"<= {size} px", "minimum size")
+            outcome = Outcome("fail", f"no size is scored: {reason}"[:160], f"<= {size} px", "minimum size")
             return Diagnosis(scorer.name, (outcome,), BROKEN, (outcome.check,))
         clean = draw(max(size, minimum)) if given is None else given.to(device)
+        if given is not None and (side := min(clean.shape[-2:])) < minimum and refusal(scorer, clean):
+            raise ValueError(f"{scorer.name} needs {minimum} px a side; your {side} are too few")
         generator = torch.Generator().manual_seed(0)
         trial = degrade(degrade(clean, "blur", 1), "noise", 1, generator=generator)
         asked = size if given is None else min(clean.shape[-2:])
@@ -131,21 +129,46 @@ def licence_of(scorer: Scorer) -> str:
     return stated if isinstance(stated, str) else known
 
 
-def read_pictures(folder: str | Path, size: int) -> Tensor:
+def read_pictures(folder: str | Path, size: int, scorer: Scorer | None = None) -> Tensor:
     """The middle of the first two images of a folder that are large enough, `(2, C, size, size)` uint8.
 
+    Args:
+        folder: anything that `list_images` takes.
+        size: the side.
+        scorer: for which they are, so that an error can say whether a smaller size would do.
+
     Raises:
-        ValueError: fewer than two of them.
+        ValueError: fewer than two of them; the message names the largest size that two have.
     """
     crops: list[Tensor] = []
+    sides: dict[int, list[int]] = {1: [], 3: []}  # by channels
     for path in list_images(folder):
         image = load_image(path)
+        sides[len(image)].append(min(image.shape[1:]))
         top, left = ((side - size) // 2 for side in image.shape[1:])
         if min(top, left) >= 0 and (not crops or len(image) == len(crops[0])):
             crops.append(image[:, top : top + size, left : left + size])
         if len(crops) == 2:
             return torch.stack(crops)
-    raise ValueError(f"{folder} holds fewer than two images of at least {size} x {size}; give a smaller --size")
+    fits = max((sorted(found)[-2] for found in sides.values() if len(found) > 1), default=0)
+    few = f"{folder} holds fewer than two images of at least {size} x {size}"
+    if not fits:
+        raise ValueError(f"{few} in all, both in colour or both grey")
+    needs = 0 if scorer is None else smallest_side(scorer, _drawing(scorer.device or torch.device("cpu"), 3))[0]
+    if fits < needs:
+        raise ValueError(
+            f"{few}, the largest that two of them hold is {fits}, and {scorer.name} needs {needs} px a side"
+        )
+    raise ValueError(f"{few}; the largest that two of them hold is size={fits}")
+
+
+def _drawing(device: torch.device, channels: int) -> Callable[[int], Tensor]:
+    """Two pictures of a side, the same each time."""
+
+    def draw(side: int) -> Tensor:
+        return dead_leaves(2, side, generator=torch.Generator().manual_seed(0), channels=channels).to(device)
+
+    return draw
 
 
 def _given(images: Any, scorer: Scorer) -> Tensor:

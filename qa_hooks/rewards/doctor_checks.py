@@ -63,7 +63,7 @@ def batch_independence(subject: Subject) -> Outcome:
 def direction(subject: Subject) -> Outcome:
     """The worst pictures score below the clean ones, by one kind of damage at least."""
     ends = [kind for kind, levels in subject.ladders.items() if levels[0] > levels[-1]]
-    return Outcome("pass" if ends else "fail", f"of {len(ends)} of {len(subject.ladders)} kinds", "1 or more")
+    return Outcome("pass" if ends else "fail", f"right for {len(ends)} of {len(subject.ladders)} kinds", "1 or more")
 
 
 def order(subject: Subject) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,19 +100,26 @@ class Subject:
 
 def smallest_side(scorer: Scorer, clean: Callable[[int], Tensor]) -> tuple[int, str]:
     """The smallest of `SIDES` that is scored with finite values, found by trying; and why the largest was refused."""
-    refusal = ""
+    reason = ""
     for side in SIDES:
-        pictures = clean(side)
-        try:
-            with torch.no_grad():
-                scores = scorer(from_unit(pictures, scorer.value_range), **inputs_for(scorer, pictures))
-        except REFUSALS as error:
-            refusal = str(error)
-            continue
-        if bool(scores.isfinite().all()):
+        reason = refusal(scorer, clean(side))
+        if not reason:
             return side, ""
-        refusal = "the scores are not finite"
-    return 0, refusal
+    return 0, reason
+
+
+def refusal(scorer: Scorer, clean: Tensor) -> str:
+    """Why a scorer gives no finite scores for pictures in [0, 1]; "" where it does. Its warnings are dropped."""
+    said = scorer._said_size  # that it was fitted on another size, which is about the size that is examined
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scores = scorer(from_unit(clean, scorer.value_range), **inputs_for(scorer, clean))
+    except REFUSALS as error:
+        return str(error) or type(error).__name__
+    finally:
+        scorer._said_size = said
+    return "" if bool(scores.isfinite().all()) else "the scores are not finite"
 
 
 def measure_cost(subject: Subject) -> tuple[float, int | None]:

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Run(NamedTuple):
 
 
 def report_runs(runs: Sequence[str | Path], output: str | Path, *, headline: str = "") -> Path:
-    """Write a page with the last values, curves with their bands, pictures, the best checkpoint, alarms and settings.
+    """Write a page with last and best values, curves with bands, pictures, the best checkpoint, alarms and settings.
 
     Nothing in it comes from another file or host.
 
@@ -142,13 +143,15 @@ def page(runs: Sequence[Run], headline: str = "") -> str:
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    """The last values with their intervals, one column for each run; the best checkpoints; the alarms."""
+    """The last and the best values with their intervals, for each run; the best checkpoints; the alarms."""
     tags = sorted({tag for run in runs for tag in run.values if tag.startswith("qa_eval/")})
-    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
-    rows = [f"<tr><th>last value</th>{head}</tr>"]
+    head = "".join(f"<th>{html.escape(run.name)}: last</th><th>best</th>" for run in runs)
+    rows = [f"<tr><th>value</th>{head}</tr>"]
     for tag in tags:
-        cells = "".join(f'<td class="number">{_last(run.values.get(tag, []))}</td>' for run in runs)
         better = next((run.better[tag] for run in runs if tag in run.better), "")
+        found = [run.values.get(tag, []) for run in runs]
+        parts = [part for lines in found for part in (lines[-1:], _best(lines, better))]
+        cells = "".join(f'<td class="number">{"".join(map(_at_step, part))}</td>' for part in parts)
         label = html.escape(tag.removeprefix("qa_eval/").removesuffix("/value"))
         rows.append(f"<tr><td>{label}{f' <small>({better} is better)</small>' * bool(better)}</td>{cells}</tr>")
     lines = []
@@ -179,8 +182,16 @@ def _chart(runs: Sequence[Run], tag: str) -> str:
     return curve({run.name: run.values[tag] for run in runs if tag in run.values}, tag)
 
 
-def _last(lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"{_interval(lines[-1])} <small>(step {lines[-1]['step']})</small>" if lines else ""
+def _best(lines: Sequence[Mapping[str, Any]], better: str) -> Sequence[Mapping[str, Any]]:
+    """The line of the best value, the first of equal ones; none where no direction is known, or no value is finite."""
+    finite = [line for line in lines if line.get("value") is not None and math.isfinite(line["value"])]
+    if not better or not finite:
+        return []
+    return [(max if better == "higher" else min)(finite, key=lambda line: line["value"])]
+
+
+def _at_step(line: Mapping[str, Any]) -> str:
+    return f"{_interval(line)} <small>(step {line['step']})</small>"
 
 
 def _interval(found: Mapping[str, Any]) -> str:

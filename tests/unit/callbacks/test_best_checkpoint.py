@@ -102,8 +102,9 @@ class TestBestCheckpoint:
         _, saver, best = train([1.0, 5.0, 2.0, 4.0, 3.0], tmp_path, mode="max", keep=2, suffix=".pt")
         assert saver.calls == [1, 2, 3, 4]
         assert names(tmp_path) == ["best.json", "step_00000002.pt", "step_00000004.pt"]
-        kept = json.loads((tmp_path / "best.json").read_text())["kept"]
-        assert [entry["value"] for entry in kept] == [5.0, 4.0]
+        found = json.loads((tmp_path / "best.json").read_text())
+        assert [entry["value"] for entry in found["kept"]] == [5.0, 4.0]
+        assert found["leaving"] == []
         assert best.best["value"] == 5.0
 
     @pytest.mark.parametrize("folders", [False, True])

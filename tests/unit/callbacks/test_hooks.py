@@ -214,6 +214,29 @@ def test_what_is_recorded_or_handed_over_is_checked():
         hooks.load_state_dict(None)
 
 
+def test_the_log_says_once_what_a_logged_mean_is():
+    class Telling(MemoryWriter):
+        told = []  # noqa: RUF012
+
+        def describe(self, tag, text):
+            assert tag not in self.scalars  # it goes with the first value
+            self.told.append((tag, text))
+
+    penalty = DriftPenalty(value_range=(0, 1), weight=0.5)
+    critic, images = lambda x: 2 * x.mean((1, 2, 3)), torch.ones(2, 1, 8, 8)
+    writer = Telling()
+    with Hooks(writer=writer, track={"qagan": penalty}, log_every=1) as hooks:
+        for _ in range(2):
+            penalty(critic, images, images)
+            hooks.record(loss=1.0)
+            hooks.step()
+    assert writer.scalars["qa_loss/qagan/drift"] == [(1, 4.0), (2, 4.0)]  # without the weight
+    assert sorted(writer.told) == [
+        ("qa_loss/qagan/drift", "a term without its weight; mean of all calls since the last point"),
+        ("qa_train/loss/mean", "recorded by the loop; mean of all calls since the last point"),
+    ]
+
+
 def test_means_are_written_when_nobody_closes(tmp_path):
     code = f"from qa_hooks import Hooks\nh = Hooks([], log_dir={str(tmp_path)!r})\nh.record(loss=2.0)\nh.step()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -49,6 +49,24 @@ def test_the_page_holds_everything(run, tmp_path):
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page.replace('xlink:href="#', 'href="#'))
 
 
+def test_the_best_value_stands_beside_the_last(tmp_path):
+    writer = TensorBoardWriter(tmp_path / "a")
+    for name, better in (("fd", "lower is better"), ("score", "higher is better"), ("std", "a spread")):
+        writer.describe(f"qa_eval/{name}/value", better)
+        for step, value in enumerate((3.0, 1.0, torch.nan, 5.0, 1.0, 5.0, 4.0), 1):
+            writer.scalar(f"qa_eval/{name}/value", value, step)
+    writer.close()
+    page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
+    cells = {row: re.findall(r"<td class=\"number\">(.*?)</td>", page.split(f"<td>{row}")[1].split("</tr>")[0])
+             for row in ("fd", "score", "std")}  # fmt: skip
+    last = "4 <small>(step 7)</small>"
+    assert cells == {
+        "fd": [last, "1 <small>(step 2)</small>"],
+        "score": [last, "5 <small>(step 4)</small>"],
+        "std": [last, ""],
+    }
+
+
 def test_two_runs_are_one_curve_each(run, tmp_path):
     writer = TensorBoardWriter(tmp_path / "b" / "a")  # the same name in another folder
     for step in (1, 2, 3):
@@ -56,7 +74,7 @@ def test_two_runs_are_one_curve_each(run, tmp_path):
     writer.close()
     page = report_runs([run, tmp_path / "b" / "a"], tmp_path / "report.html").read_text()
     assert f"<h1>{tmp_path.name}/a, b/a</h1>" in page
-    assert page.count("<th>") == 3
+    assert re.findall("<th>(.*?)</th>", page) == ["value", f"{tmp_path.name}/a: last", "best", "b/a: last", "best"]
     assert page == report_runs([run, tmp_path / "b" / "a"], tmp_path / "again.html").read_text()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from qa_hooks.cli import main
 from qa_hooks.functional.degradations import dead_leaves
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.rewards.check import check_reward, score_gradients
 from qa_hooks.rewards.doctor import BROKEN, MONITOR, REWARD, diagnose, read_pictures
 from qa_hooks.rewards.doctor_checks import CHECKS
-from qa_hooks.scorers import FunctionScorer, Scorer, create_scorer
+from qa_hooks.rewards.doctor_subject import smallest_side
+from qa_hooks.scorers import FunctionScorer, GMMScorer, Scorer, create_scorer
 
 
 def fidelity(images, reference):
@@ -212,6 +216,34 @@ def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="fewer than two images of at least 32 x 32"):
         read_pictures(tmp_path, 32)
     assert read_pictures(tmp_path, 16).shape == (2, 3, 16, 16)
+
+
+def test_images_that_are_too_small_are_an_error_and_no_verdict(tmp_path, capsys):
+    small = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"^niqe_bsd100 needs 96 px a side; your 32 are too few$"):
+        diagnose(create_scorer("niqe_bsd100"), small)
+    for number, image in enumerate(to_uint8(small)):
+        save_image(image, tmp_path / f"{number}.png")
+    for spec, size, words in (
+        ("niqe_bsd100", 32, "niqe_bsd100 needs 96 px a side; your 32 are too few"),
+        ("niqe_bsd100", 96, "the largest that two of them hold is 32, and niqe_bsd100 needs 96 px a side"),
+        ("psnr", 96, "the largest that two of them hold is --size 32"),
+    ):
+        assert main(["doctor", spec, "--images", str(tmp_path), "--size", str(size)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert main(["doctor", "psnr", "--images", str(tmp_path), "--size", "32"]) == 0
+    assert "right for 3 of 3 kinds" in capsys.readouterr().out
+
+
+def test_looking_for_the_smallest_size_is_silent():
+    images = torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scorer = GMMScorer({"type": "random", "width": 4}, 1, pca=2).fit(images, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert smallest_side(scorer, lambda side: torch.rand(2, 3, side, side)) == (8, "")
+    with pytest.warns(UserWarning, match="scores of 8 x 8 cannot be compared"):  # what the user asks for is told
+        scorer(images[..., :8, :8])
 
 
 class TestCheckReward:
