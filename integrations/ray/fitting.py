@@ -17,7 +17,7 @@ from qa_hooks.features import FeatureExtractor, FeatureSums
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import to_unit
 from qa_hooks.integrations.ray.batches import own_gpu, read_item
-from qa_hooks.integrations.ray.cluster import check_device, cluster, reason, remote
+from qa_hooks.integrations.ray.cluster import check_device, cluster, put, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
@@ -81,7 +81,7 @@ def fit_dataset(
     problems, first = 0, ""
     with cluster(address) as ray, Progress("shards", len(shards), unit="shard", shown=progress) as bar:
         task, room = remote(ray, shard_sums, device)
-        extractor = ray.put(copy.deepcopy(scorer.extractor).cpu())
+        extractor = put(ray, copy.deepcopy(scorer.extractor).cpu())
         waiting, running = deque(shards), deque[tuple[Shard, Any]]()
         while waiting or running:
             while waiting and len(running) < room():
