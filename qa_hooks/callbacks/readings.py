@@ -25,6 +25,7 @@ class Reading(NamedTuple):
 
         With `certain`, by more than chance as well, taking the errors of the two as independent:
         |difference| > sqrt(a^2 + b^2), where a and b are the widths of the two intervals' sides that face each other.
+        What has no interval beats nothing then, and is beaten by what lies beyond it for certain (its b counts as 0).
         """
         if not math.isfinite(self.value):
             return False
@@ -32,10 +33,10 @@ class Reading(NamedTuple):
             return True
         gain = other.value - self.value if mode == "min" else self.value - other.value
         if certain:
-            sides = (self.high - self.value, other.value - other.low)
+            own, best = self.high - self.value, other.value - other.low
             if mode == "max":
-                sides = (self.value - self.low, other.high - other.value)
-            if not gain > math.hypot(*sides):  # also when an interval is not known
+                own, best = self.value - self.low, other.high - other.value
+            if not gain > math.hypot(own, 0.0 if math.isnan(best) else best):
                 return False
         return gain > min_delta
 

@@ -52,13 +52,16 @@ class Estimate(NamedTuple):
         It is the jackknife's, cut at the limits of the range: the true value lies inside them, so that what is cut off
         never held it. The jackknife has no width where each group gives 0 or 1, and too little near there. So a share
         (recall, coverage) has an interval of at least the width of Wilson's for n images, and precision, which is a
-        share of n independent images, has Wilson's itself.
+        share of n independent images, has Wilson's itself. A density of 0 has no known interval (NaN): that no image
+        is near a real one says nothing about how many real ones the next would be near.
 
         Measured on Gaussian sets of 60 points (equal, too wide, collapsed; docs/intervals.md): 93 to 100 % of the
         intervals hold the mean over draws, 90 % of the intervals of density do. The exception is the recall of a set
         that is far away, which a single image can decide: 88 and 71 %.
         """
         error = jackknife_error(self.row[1:])
+        if self.key == "density" and self.value == 0:
+            return Interval(self.value, math.nan, math.nan)
         found = cut(t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence), *self.limits)
         if self.key not in SHARES:
             return found

@@ -333,6 +333,13 @@ class TestEarlyStop:
         assert not Reading(2, 8.0, low=7.9, high=8.1).beats(best, "max", certain=True)
         assert Reading(2, 9.5, low=9.4, high=9.6).beats(best, "max", certain=True)
 
+    def test_a_best_value_without_an_interval_can_be_beaten(self):
+        """A density of 0 at the first look has none, and must not be the best for ever."""
+        first = Reading(1, 0.0)
+        assert Reading(2, 0.3, low=0.1, high=0.5).beats(first, "max", certain=True)
+        assert not Reading(2, 0.3, low=-0.1, high=0.7).beats(first, "max", certain=True)
+        assert not Reading(2, 0.3).beats(first, "max", certain=True)
+
     def test_without_intervals_it_says_so(self):
         monitor = Told([1.0])
         with pytest.warns(

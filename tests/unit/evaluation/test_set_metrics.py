@@ -132,6 +132,15 @@ def test_intervals_lie_within_the_range_and_cover(scale):
             assert min(i.high - i.low for i in intervals) > 0.01
 
 
+def test_a_density_of_nothing_has_no_known_interval():
+    far = estimate_metrics(Sets(Reference.of(normal(60, 3)), normal(60, 3, seed=2) + 100), ["pr"])
+    assert [far[key].value for key in ("precision", "density")] == [0, 0]
+    density = far["density"].interval()
+    assert (density.value, math.isnan(density.low), math.isnan(density.high)) == (0, True, True)
+    assert far["precision"].interval().high > 0.03
+    assert far["density"].compare(far["density"], paired=False).verdict == "cannot tell"
+
+
 def test_differences_lie_within_the_range_of_differences():
     rows = torch.tensor([[0.0, *[0.0] * 9, 0.4], [1.0, *[1.0] * 9, 0.5]], dtype=torch.float64)
     a, b = (Estimate("recall", 60, row, (0.0, 1.0), higher_is_better=True) for row in rows)
