@@ -248,10 +248,6 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
         problems.append(problem)
         for column, value in scores.items():
             columns[column].append(value)
-    try:
-        same = shard.state_now() == shard.state
-    except OSError:
-        same = False
-    if not same:
+    if shard.has_changed():
         raise RuntimeError("its files changed while they were read")
     return write_part(path, names, columns, problems)

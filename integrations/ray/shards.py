@@ -55,6 +55,13 @@ class Shard(NamedTuple):
         states = [(name, file_state(Path(self.root, name))) for name in self.files]
         return fingerprint(json.dumps([states, self.groups, self.column]))
 
+    def has_changed(self) -> bool:
+        """Whether its files are others than when it was cut."""
+        try:
+            return self.state_now() != self.state
+        except OSError:
+            return True
+
     def images(self) -> Iterator[Item]:
         """Name and image of each row; an exception stands for what could not be read."""
         path = Path(self.root, self.files[0])

@@ -20,6 +20,7 @@ from qa_hooks.images import load_image, save_image
 from qa_hooks.integrations.ray import ScoreBatches, cluster, fit_dataset, score_dataset
 from qa_hooks.integrations.ray.batches import own_gpu
 from qa_hooks.integrations.ray.dataset import score_shard
+from qa_hooks.integrations.ray.shards import find_shards
 from qa_hooks.scorers import FunctionScorer, load_scorer
 from toy_scorers import brightness
 
@@ -238,6 +239,22 @@ def test_the_command_fits_on_a_cluster(ray, folder, tmp_path, kind, capsys):
     assert "--limit is not for --engine ray" in capsys.readouterr().err
     assert main([*command, "--shard-size", "10"]) == 1
     assert "is not for --engine local" in capsys.readouterr().err
+
+
+def test_a_fit_on_files_that_change_says_so(ray, folder, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in folder.rglob("*.png"):
+        (images / path.name).write_bytes(path.read_bytes())
+
+    def find(*arguments, **options):
+        shards = find_shards(*arguments, **options)
+        os.utime(images / "000.png", (1, 1))
+        return shards
+
+    monkeypatch.setattr("qa_hooks.integrations.ray.fitting.find_shards", find)
+    with pytest.warns(UserWarning, match=r"the files of 1 shard changed while they were read; the first, 000\.png"):
+        fit_dataset(images, GMMScorer("random", components=1, pca=4), shard_size=10, progress=False)
 
 
 def test_an_object_store_without_room_is_one_line(ray, folder, tmp_path, monkeypatch):
