@@ -45,7 +45,8 @@ class BestCheckpoint(Callback):
     Args:
         monitor: what measures; it comes before this one in the list of callbacks.
         metric: a key of `monitor.last`.
-        mode: "min" when lower is better, "max" otherwise.
+        mode: "min" when lower is better, "max" otherwise; needed only where the monitor does not know, such as one of
+            your own. One that contradicts the monitor is refused.
         save: `save(path)` writes a checkpoint to exactly this path: a file or a folder.
         folder: one for each run.
         keep: so many of the best stay.
@@ -68,7 +69,7 @@ class BestCheckpoint(Callback):
         >>> net = torch.nn.Linear(2, 2)
         >>> psnr = ScoreMonitor(create_scorer("psnr"), every=100, images="pred", reference="target")
         >>> save = lambda path: torch.save(net.state_dict(), path)
-        >>> best = BestCheckpoint(psnr, "mean", mode="max", save=save, folder=tempfile.mkdtemp(), suffix=".pt")
+        >>> best = BestCheckpoint(psnr, "mean", save=save, folder=tempfile.mkdtemp(), suffix=".pt")
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class BestCheckpoint(Callback):
         monitor: Callback,
         metric: str,
         *,
-        mode: str,
+        mode: str | None = None,
         save: Save,
         folder: str | Path,
         keep: int = 1,
@@ -86,7 +87,7 @@ class BestCheckpoint(Callback):
         self._watched = MetricReader(monitor, metric, mode)
         if not callable(save):
             raise TypeError(f"save must be callable as save(path), got {type(save).__name__}")
-        self.reads, self.metric, self.mode, self.save = (monitor,), metric, mode, save
+        self.reads, self.metric, self.mode, self.save = (monitor,), metric, self._watched.mode, save
         self.keep, self.suffix, self.all_ranks = check_count("keep", keep), suffix, all_ranks
         self.folder = Path(folder)
         check_writable(self.folder, name="folder")

@@ -165,6 +165,10 @@ class Monitor(Callback):
     def due(self, step: int) -> bool:
         return step == 1 or step % self.every == 0
 
+    def higher_is_better(self, key: str) -> bool | None:
+        """Which direction of `.last[key]` is the better one; None where that is not known."""
+        return None
+
     def local(self, ctx: Context) -> Any:
         """This rank's part, run in `isolated(*self.networks())`; no collectives."""
 

@@ -33,7 +33,7 @@ class EarlyStop(Callback):
         >>> from qa_hooks.callbacks import ScoreMonitor
         >>> from qa_hooks.scorers import create_scorer
         >>> psnr = ScoreMonitor(create_scorer("psnr"), every=100, images="pred", reference="target")
-        >>> stop = EarlyStop(psnr, "mean", mode="max", patience=5, min_delta=0.01)
+        >>> stop = EarlyStop(psnr, "mean", patience=5, min_delta=0.01)
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class EarlyStop(Callback):
         monitor: Callback,
         metric: str,
         *,
-        mode: str,
+        mode: str | None = None,
         patience: int,
         min_delta: float = 0.0,
         certain: bool = False,
     ) -> None:
         self._watched = MetricReader(monitor, metric, mode)
-        self.reads, self.metric, self.mode = (monitor,), metric, mode
+        self.reads, self.metric, self.mode = (monitor,), metric, self._watched.mode
         self.patience, self.min_delta = check_count("patience", patience), check_weight("min_delta", min_delta)
         self.certain = certain
         self.waited = 0

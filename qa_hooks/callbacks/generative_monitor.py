@@ -141,6 +141,9 @@ class GenerativeMonitor(MeasuringMonitor):
         if where is not None:
             self._instrument(None).check_portable()
 
+    def higher_is_better(self, key: str) -> bool | None:
+        return higher_is_better(key)
+
     def functions(self) -> list[Callable[..., Any]]:
         return [self.sample] + ([] if self.classifier is None else [self.classifier])
 

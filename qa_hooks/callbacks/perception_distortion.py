@@ -95,6 +95,9 @@ class PerceptionDistortion(Monitor):
     def functions(self) -> list[Callable[..., Any]]:
         return [] if isinstance(self.images, str) else [self.images]
 
+    def higher_is_better(self, key: str) -> bool | None:
+        return (self.perception if key == "perception" else self.distortion).higher_is_better
+
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
         pair = self._pair(ctx)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from qa_hooks._base.processes import rank, shared, together
 from qa_hooks._base.text import meant
-from qa_hooks.callbacks.callback import Callback
+from qa_hooks.callbacks.callback import Callback, Monitor
 
-MODES = ("min", "max")
+MODES = ("min", "max")  # by whether higher is better
 
 
 class Reading(NamedTuple):
@@ -46,16 +46,17 @@ class MetricReader:
 
     Raises:
         TypeError: a monitor without `.last`.
-        ValueError: a mode other than "min" and "max", or a metric that the monitor says it does not measure.
+        ValueError: a mode other than "min" and "max", one that the monitor contradicts, none where the monitor does not
+            know the direction, or a metric that the monitor says it does not measure.
     """
 
-    def __init__(self, monitor: Callback, metric: str, mode: str) -> None:
+    def __init__(self, monitor: Callback, metric: str, mode: str | None) -> None:
         if not isinstance(monitor, Callback) or not isinstance(getattr(monitor, "last", None), dict):
             raise TypeError(
                 "monitor must be a callback that measures and has .last, such as ScoreMonitor, got "
                 f"{type(monitor).__name__}"
             )
-        if mode not in MODES:
+        if mode not in (None, *MODES):
             raise ValueError(f'mode must be "min" (lower is better) or "max", got {mode!r}')
         measures: tuple[str, ...] = getattr(monitor, "measures", ())
         if measures and metric not in measures:
@@ -63,7 +64,7 @@ class MetricReader:
                 f"{monitor.state_key} measures no {metric!r}{meant(metric, measures)}; "
                 f"it measures {', '.join(measures)}"
             )
-        self.monitor, self.metric, self.mode = monitor, metric, mode
+        self.monitor, self.metric, self.mode = monitor, metric, _direction(monitor, metric, mode)
 
     @property
     def spec(self) -> str | None:
@@ -106,6 +107,30 @@ class MetricReader:
                 "each its own folder"
             )
         return Reading(step, float(last[self.metric]), *bounds)
+
+
+def _direction(monitor: Callback, metric: str, mode: str | None) -> str:
+    """The mode that is given, which must not contradict what the monitor knows, or what it knows.
+
+    Raises:
+        ValueError: neither says the direction, or they say different ones.
+    """
+    higher = monitor.higher_is_better(metric) if isinstance(monitor, Monitor) else None
+    if higher is None:
+        if mode is None:
+            raise ValueError(
+                f'which direction of {metric!r} is better? Write mode="min" (lower) or mode="max"; '
+                f"{monitor.state_key} does not say"
+            )
+        return mode
+    known = MODES[higher]
+    if mode not in (None, known):
+        word = "higher" if higher else "lower"
+        raise ValueError(
+            f'{word} is better for {metric!r} of {monitor.state_key}, so that mode="{mode}" keeps the worst; '
+            f'leave it out or write mode="{known}"'
+        )
+    return known
 
 
 def to_plain(reading: Reading | None) -> dict[str, Any]:

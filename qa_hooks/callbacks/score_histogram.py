@@ -80,6 +80,9 @@ class ScoreHistogram(SamplingMonitor):
         self._real_scores: Tensor | None = None
         self._shown = False
 
+    def higher_is_better(self, key: str) -> bool | None:
+        return {"overlap": True, "ks": False, "mean": self.scorer.higher_is_better}.get(key)
+
     def local(self, ctx: Context) -> Tensor:
         scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
         scores += [self.scorer(in_range(images, self.value_range)).cpu() for _, images in self.blocks(ctx)]

@@ -87,6 +87,9 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
         self._told: set[str] = set()  # the names whose meaning the log has
 
+    def higher_is_better(self, key: str) -> bool | None:
+        return self.scorer.higher_is_better if key in ("mean", "change") else None
+
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, or the images that the loop has handed over."""
         for start, images, inputs in self._batches(ctx):

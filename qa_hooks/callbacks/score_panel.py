@@ -89,6 +89,9 @@ class ScorePanel(SamplingMonitor):
         self.last: dict[str, float] = {}
         self._panels: dict[str, dict[str, Any]] = {}  # "last" and "best": step, goodness (n,) and thumbnails
 
+    def higher_is_better(self, key: str) -> bool | None:
+        return False if key == "fell" else self.scorer.higher_is_better
+
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures, scores = [], []
         for start, images in self.blocks(ctx, shared_out=False):

@@ -140,12 +140,10 @@ class QualityTable:
         named = name_scorers(scorer, device)
         (name, only), *others = named.items()
         if others or only.inputs:
-            needs = (
-                f"{name} needs a {' and a '.join(sorted(only.inputs))}" if only.inputs else f"got {', '.join(named)}"
-            )
+            needs = " and a ".join(sorted(only.inputs))
+            needs = f"{name} needs a {needs}" if needs else f"got {', '.join(named)}"
             raise ValueError(f"a quality table holds one scorer that needs nothing but the image; {needs}")
-        tiles = check_tiles(tiles, overlap)
-        batch_size, path = check_count("batch_size", batch_size), Path(path)
+        tiles, batch_size, path = check_tiles(tiles, overlap), check_count("batch_size", batch_size), Path(path)
         check_writable(path.parent, name="path")
         with together():
             sets = _list(source, layout, names, missing)
@@ -203,12 +201,13 @@ class QualityTable:
             raise ValueError(f"the table has no column {column!r}, only {spec['scorers'][0]['name']}")
         if not spec.get("complete", False):
             raise ValueError(f"{path} is not complete: its run was interrupted; repeat QualityTable.compute to finish")
-        table = read_scores(path)
-        scorer, sets = spec["scorers"][0], spec["sets"]
+        table, scorer, sets = read_scores(path), spec["scorers"][0], spec["sets"]
         rows: dict[str, dict[tuple[int, int], float]] = {}
         corners = [(0, 0)] * len(table) if table.tiles is None else [(x, y) for x, y in table.tiles.tolist()]
         for content, corner, score in zip(table.paths, corners, table.column(scorer["name"]).tolist(), strict=True):
             rows.setdefault(content, {})[corner] = score
+        if repeated := len(table) - sum(map(len, rows.values())):
+            raise ValueError(f"{repeated} of {len(table)} rows of {path} repeat others: which of their scores holds?")
         keys, values, places = [], [], []
         for key, contents in sets.items():
             known = [rows.get(content or "", {}) for content in contents]
@@ -275,8 +274,7 @@ class QualityTable:
             return
         if not self.contents:
             raise ValueError("the table was not made from files: it does not know what they held")
-        now = contents_of(sets, progress=False)
-        changed = [key for key, new in now.items() if list(contents[key]) != new]
+        changed = [key for key, new in contents_of(sets, progress=False).items() if list(contents[key]) != new]
         if changed:
             raise ValueError(f"{len(changed)} of {len(sets)} samples have changed: {some(changed)}; {remedy}")
 
@@ -284,8 +282,10 @@ class QualityTable:
 def _list(source: Source, layout: str, names: Sequence[str] | None, missing: str) -> list[CandidateSet]:
     if isinstance(source, str | Path):
         return list_candidates(source, layout, names=names, missing=missing)
-    if not isinstance(source, Sequence) or not all(isinstance(s, CandidateSet | str | Path) for s in source):
-        raise TypeError(f"source must be a folder, a CSV, or a list of files or sets, got {type(source).__name__}")
+    parts = source if isinstance(source, Sequence) else [source]
+    odd = sorted({type(part).__name__ for part in parts if not isinstance(part, CandidateSet | str | Path)})
+    if odd:
+        raise TypeError(f"source must be a folder, a CSV, or a list of files or sets, got {', '.join(odd)}")
     sets = [s if isinstance(s, CandidateSet) else CandidateSet(Path(s).as_posix(), (Path(s),)) for s in source]
     check_keys(sets, "source", missing)
     return sets

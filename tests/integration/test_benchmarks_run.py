@@ -20,6 +20,7 @@ COMMANDS = {
     "sr_architectures": ["--only", "SPAN"],
     "pipelines": ["--only", "StableDiffusionPipeline", "--out", "rows.jsonl"],
     "afine": ["--speed", "--batch", "2", "--side", "64", "--runs", "7"],
+    "dial_drops": ["--drops", "0.1", "--seeds", "0", "--steps", "3", "--base-steps", "3"],
     "niqe_weight": ["--steps", "3", "--seeds", "0", "--jobs", "1", "--settings", "weight 0.1"],
 }
 ROOT = Path(__file__).parents[2]

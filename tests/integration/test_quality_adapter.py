@@ -56,6 +56,12 @@ def plain_unet() -> UNet2DModel:
     return UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **kinds).eval()
 
 
+def class_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "num_class_embeds": 3}
+    return UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **kinds).eval()
+
+
 def dit() -> DiTTransformer2DModel:
     torch.manual_seed(0)
     options = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "num_layers": 2, "sample_size": 8}
@@ -272,10 +278,10 @@ def test_training_moves_the_adapter_alone_and_by_the_path_of_sampling(sd):
         assert not torch.equal(unet(x, 7, words).sample, trained)  # what was given for one call is used up
 
 
-@pytest.mark.parametrize("make", [plain_unet, dit])
+@pytest.mark.parametrize("make", [plain_unet, class_unet, dit])
 def test_networks_without_cross_attention_learn_through_the_embedding(make):
     network = make().requires_grad_(False)
-    options = {"class_labels": torch.tensor([1, 2])} if make is dit else {}
+    options = {} if make is plain_unet else {"class_labels": torch.tensor([1, 2])}
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 30])
     base = network(x, t, **options).sample
     adapter = QualityAdapter(network, table())
@@ -544,6 +550,24 @@ def test_q_outside_the_training_images_warns_once(sd):
             pass
 
 
+def test_raw_scores_in_a_training_loop_are_told_once():
+    raw = 60 + 10 * DRAWN  # a score of [0, 100], whose q lies between -2 and 2
+    adapter = QualityAdapter(plain_unet(), table(raw, mark="a"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter.condition(adapter.of_images(table(raw, mark="a")))
+        adapter.condition(raw)  # looked at in the first step alone
+    adapter = QualityAdapter(plain_unet(), table(raw, mark="a"))
+    with pytest.warns(UserWarning, match=r"bright lies far outside .* raw scores where q is expected, .*of_images"):
+        adapter.condition(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter.condition(raw)
+        reference = QualityAdapter(plain_unet(), create_extractor({"type": "random", "width": 2}),
+                                   images=torch.rand(9, 3, 8, 8))  # fmt: skip
+        reference.condition(100 * torch.ones(2, len(reference.scores.mean)))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -586,6 +610,8 @@ def test_tables_of_the_opposite_direction_are_refused_and_another_scale_is_said(
 
 def test_tables_that_do_not_fit_are_refused():
     adapter = QualityAdapter(plain_unet(), table(mark="a"))
+    with pytest.raises(ValueError, match="keys is empty"):
+        adapter.of_images(table(mark="a"), [])
     with pytest.raises(ValueError, match=r"lacks 2 of 3 images: .*new\.png"):
         adapter.of_images(table(mark="a"), ["0.png", "new.png", "newer.png"])
     with pytest.raises(ValueError, match=r"the tables hold the scores \['niqe'\]"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ import test_diffusers_scripts as scripts
 import tiny_pipelines as tiny
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from safetensors.torch import load_file
 from test_diffusers_scripts import world  # noqa: F401  # a fixture
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,35 +32,93 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "quality_dial.md").read_t
 
 
 def lines_of(kind: str) -> str:
-    return re.search(rf"^```diff {kind} dial\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL).group(1)
+    return re.search(rf"^```diff {kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL).group(1)
 
 
-@pytest.fixture(scope="module", params=["no", "bf16"])
+class Variant(NamedTuple):
+    """A script with lines of the page."""
+
+    kind: str  # of `scripts.SCRIPTS`
+    lines: tuple[str, ...]
+    file: str | None = None  # another script of Diffusers, for which there is no stand-in
+
+
+VARIANTS = {
+    "text-to-image": Variant("text-to-image", ("text-to-image dial",)),
+    "text-to-image, the adapter alone": Variant("text-to-image", ("text-to-image dial", "adapter alone")),
+    "unconditional": Variant("unconditional", ("unconditional dial",)),
+    "full": Variant("text-to-image", ("text-to-image dial",), "text_to_image/train_text_to_image.py"),
+    "full, the adapter alone": Variant(
+        "text-to-image", ("text-to-image dial", "adapter alone"), "text_to_image/train_text_to_image.py"
+    ),
+}
+EACH_RANK = 'adapter.save(f"rank {accelerator.process_index} of {accelerator.num_processes}.safetensors")'
+CASES = [
+    pytest.param(source, name, id=f"{source}, {name}")
+    for source in ("stand-in", "diffusers")
+    for name, variant in VARIANTS.items()
+    if (scripts.EXAMPLES if source == "diffusers" else variant.file is None)
+]
+
+
+class Trained(NamedTuple):
+    """Where a script was run."""
+
+    variant: Variant
+    folder: Path
+    command: list[str]
+
+
+def write(source: str, name: str, world: Path, out: Path, *, dial: bool = True, after: str = "") -> Trained:  # noqa: F811
+    """The script with its lines, and the command that runs it; `after` is put before its end."""
+    variant = VARIANTS[name]
+    path = scripts.SCRIPTS[variant.kind][source] if variant.file is None else Path(scripts.EXAMPLES, variant.file)
+    script = path.read_text()
+    for part in variant.lines if dial else ():
+        script = scripts.add_lines(script, lines_of(part).replace("pyiqa:musiq", str(world / "gmm.safetensors")))
+    end = "    accelerator.end_training()\n"
+    script = script.replace(end, f"    {after}\n{end}") if after else script
+    out.mkdir(exist_ok=True)
+    (out / "train.py").write_text(script)
+    arguments = scripts.arguments(variant.kind, world, out)
+    if variant.file is not None:  # it knows neither, and samples in an autocast of CUDA
+        for option in ("--validation_prompt", "--num_validation_images"):
+            place = arguments.index(option)
+            del arguments[place : place + 2]
+    return Trained(variant, out, [str(out / "train.py"), *arguments])
+
+
+def start(trained: Trained, world: Path, *options: str) -> None:  # noqa: F811
+    scripts.Runner("", world, trained.folder)._run_here([*trained.command, *options], trained.folder)
+
+
+@pytest.fixture(scope="module", params=[(case, precision) for case in CASES for precision in ("no", "bf16")],
+                ids=lambda param: f"{param[0].id}, {param[1]}")  # fmt: skip
 def trained(request, world, tmp_path_factory):  # noqa: F811
-    """The folders of both scripts, with the lines of the page."""
-    found = {}
-    for kind, files in scripts.SCRIPTS.items():
-        out = tmp_path_factory.mktemp(f"{kind} {request.param}")
-        patch = lines_of(kind).replace("pyiqa:musiq", str(world / "gmm.safetensors"))
-        (out / "train.py").write_text(scripts.add_lines(files["stand-in"].read_text(), patch))
-        options = ["--mixed_precision", request.param, "--gradient_accumulation_steps", "2"]
-        command = [str(out / "train.py"), *scripts.arguments(kind, world, out), *options]
-        scripts.Runner("stand-in", world, out)._run_here(command, out)
-        found[kind] = out
-    return found
+    """One run of each script, with accumulation."""
+    (case, precision) = request.param
+    out = tmp_path_factory.mktemp("run")
+    run = write(*case.values, world, out)
+    start(run, world, "--mixed_precision", precision, "--gradient_accumulation_steps", "2")
+    return run
 
 
 def test_the_lines_train_a_dial_that_loads(trained, world):  # noqa: F811
+    table = QualityTable.load(trained.folder / "quality.csv")
+    assert table.fingerprint
+    dial = trained.folder / "dial.safetensors"
+    if trained.variant.kind == "unconditional":
+        unet = UNet2DModel.from_pretrained(trained.folder / "unet")
+        adapter = QualityAdapter.load(dial, unet, scores=table)
+        assert adapter.branches[0].project.weight.abs().sum() > 0
+        assert list(trained.folder.rglob("custom_checkpoint_0.pkl"))
+        return
     pipe = StableDiffusionPipeline.from_pretrained(world / "sd", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    folder = trained["text-to-image"]
-    table = QualityTable.load(folder / "quality.csv")
-    assert table.fingerprint
-    adapter = QualityAdapter.load(folder / "dial.safetensors", pipe.unet, scores=table)
+    adapter = QualityAdapter.load(dial, pipe.unet, scores=table)
     assert adapter.scores.fingerprints == (table.fingerprint,)
     fresh = QualityAdapter(UNet2DConditionModel.from_pretrained(world / "sd" / "unet"), table)
-    moved = [not torch.equal(a, b) for a, b in zip(adapter.parameters(), fresh.parameters(), strict=True)]
-    assert all(moved)
+    assert all(not torch.equal(a, b) for a, b in zip(adapter.parameters(), fresh.parameters(), strict=True))
 
     def image(**options) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -66,20 +128,71 @@ def test_the_lines_train_a_dial_that_loads(trained, world):  # noqa: F811
     with adapter.quality(0.5):
         turned = image()
     assert not torch.equal(turned, image())
-    folder = trained["unconditional"]
-    unet = UNet2DModel.from_pretrained(folder / "unet")
-    adapter = QualityAdapter.load(folder / "dial.safetensors", unet)
-    assert adapter.branches[0].project.weight.abs().sum() > 0
-    assert len(list(folder.rglob("custom_checkpoint_0.pkl"))) == 1
+    if "adapter alone" in trained.variant.lines:
+        trained_of = network_of(trained)
+        untouched = network_of(trained, world / "sd")
+        assert all(not part.any() for name, part in trained_of.items() if "lora.up" in name or "lora_B" in name)
+        assert all(torch.equal(part, untouched[name]) for name, part in trained_of.items() if name in untouched)
+
+
+def network_of(trained: Trained, folder: Path | None = None) -> dict[str, torch.Tensor]:
+    """What the script has saved beside the dial: a LoRA, or the whole network."""
+    folder = trained.folder if folder is None else folder
+    lora = folder / "pytorch_lora_weights.safetensors"
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    return load_file(lora if lora.exists() else whole)
+
+
+@pytest.mark.parametrize(("source", "name"), [case for case in CASES if case.values[1] in ("text-to-image", "full")])
+def test_an_untrained_dial_leaves_the_first_step_of_the_network_as_it_is(source, name, world, tmp_path):  # noqa: F811
+    runs = [write(source, name, world, tmp_path / str(dial), dial=dial) for dial in (True, False)]
+    for run in runs:
+        start(run, world, "--max_train_steps", "1")
+    with_dial, without = map(network_of, runs)
+    assert with_dial.keys() == without.keys()
+    assert all(torch.equal(with_dial[part], without[part]) for part in without)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "name"), CASES)
+def test_two_processes_end_with_one_dial(source, name, world, tmp_path):  # noqa: F811
+    run = write(source, name, world, tmp_path / "out", after=EACH_RANK)
+    environment = {**os.environ, "PYTHONPATH": str(scripts.HERE.parents[1]), "HF_HUB_OFFLINE": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, *run.command], cwd=run.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [load_file(run.folder / f"rank {rank} of 2.safetensors") for rank in range(2)]
+    saved = load_file(run.folder / "dial.safetensors")
+    assert all(torch.equal(part, other[key]) for other in ranks for key, part in saved.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "name"), [case for case in CASES if case.values[0] == "diffusers" and "alone" not in case.values[1]]
+)
+def test_a_resumed_script_has_the_dial_of_its_checkpoint(source, name, world, tmp_path):  # noqa: F811
+    run = write(source, name, world, tmp_path / "out")
+    start(run, world)
+    (checkpoint,) = sorted(run.folder.glob("checkpoint-*"))[:1]
+    script = Path(run.command[0])
+    load = re.search(r"^( *)accelerator\.load_state\(.*$", script.read_text(), re.MULTILINE)
+    keep = f'{load[1]}adapter.save("loaded.safetensors")'
+    script.write_text(script.read_text().replace(load[0], f"{load[0]}\n{keep}"))
+    more = [] if VARIANTS[name].kind == "unconditional" else ["--max_train_steps", "4"]
+    start(run, world, "--resume_from_checkpoint", checkpoint.name, *more)
+    loaded = load_file(run.folder / "loaded.safetensors")
+    stored = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)
+    assert all(torch.equal(part, stored[key]) for key, part in loaded.items())
 
 
 @pytest.mark.parametrize("kind", scripts.SCRIPTS)
 def test_three_lines_are_the_dials_own(kind):
-    added = "\n".join(line[1:].strip() for line in lines_of(kind).splitlines() if line.startswith("+"))
-    named = [s for s in ast.parse(added.replace("return ", "_ = ")).body if re.search(
-        r"QualityAdapter\(|adapter\.parameters|adapter\.condition", ast.unparse(s))]  # fmt: skip
+    added = "\n".join(line[1:].strip() for line in lines_of(f"{kind} dial").splitlines() if line.startswith("+"))
+    named = [line for line in added.splitlines() if re.search(
+        r"QualityAdapter\(|add_param_group|adapter\.condition", line)]  # fmt: skip
     assert len(named) == 3
-    assert max(map(len, lines_of(kind).splitlines())) <= 121
+    assert max(map(len, lines_of(f"{kind} dial").splitlines())) <= 121
 
 
 def run(folder: Path, steps: list[int], seed: int = 0) -> list[torch.Tensor]:

@@ -121,7 +121,7 @@ class QualityAdapter(KeepsFrozen):
             raise ValueError("encoding= is for scores; the features of a reference image are taken as they are")
         self.drop, self.seed = check_drop(drop), check_count("seed", seed, least=0)
         self.random = OwnRandom(self.seed)
-        self.dial, self._said_outside = Dial(), False
+        self.dial, self._said_outside, self._conditioned = Dial(), False, False
         self.places: Places = find_places(inner, form, init, self.tokens, self.dial)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(self.seed)
@@ -151,6 +151,9 @@ class QualityAdapter(KeepsFrozen):
         """
         self.calls.check_attached()
         rows = self.scores.as_rows(q)
+        if not self._conditioned:
+            self._conditioned = True
+            self.scores.warn_of_raw(rows)
         text = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
         if self.training:
             gone, text = draw_drops(len(rows), self.drop, self.random.generator())

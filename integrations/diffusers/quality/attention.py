@@ -9,7 +9,7 @@ scaled dot product, sliced), and no product is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -64,8 +64,9 @@ def _copied(layer: Any) -> nn.Linear:
 class QualityProcessor:
     """The attention processor of a layer with the branch beside it; without tokens it is the processor itself.
 
-    Diffusers asks processors for their class (`set_default_attn_processor`, `unload_ip_adapter`): it is told the class
-    of the processor inside, as if the branch were not there.
+    Diffusers asks processors for their class (`set_default_attn_processor`, `unload_ip_adapter`) and for attributes
+    (`set_attention_backend`), and PyTorch asks those that are modules for their parameters. All of them are answered by
+    the processor inside, as if the branch were not there; so the network's parameters and state have the same names.
 
     Args:
         inner: the processor that was there.
@@ -78,6 +79,17 @@ class QualityProcessor:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # of the protocols of Python, such as copying, which are this object's own
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("inner", "branch"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.inner, name, value)
 
     def __reduce__(self) -> Any:
         return QualityProcessor, (self.inner, self.branch)
@@ -112,22 +124,36 @@ class _Watched:
         self._attention, self._branch, self._tokens, self._scale = attention, branch, tokens, scale
         self._query: Tensor | None = None
         self.added = False
-        self.to_out = [self._project, *attention.to_out[1:]]
+        self.to_q = _Intercepted(attention.to_q, self._keep_query)
+        self.to_out = [_Intercepted(attention.to_out[0], self._add_branch), *attention.to_out[1:]]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._attention, name)
 
-    def to_q(self, hidden_states: Tensor, *args: Any) -> Tensor:
-        query: Tensor = self._attention.to_q(hidden_states, *args)
+    def _keep_query(self, to_q: Any, hidden_states: Tensor, *args: Any) -> Tensor:
+        query: Tensor = to_q(hidden_states, *args)
         self._query = query
         return query
 
-    def _project(self, attended: Tensor, *args: Any) -> Tensor:
+    def _add_branch(self, to_out: Any, attended: Tensor, *args: Any) -> Tensor:
         if self._query is not None:
             branch = self._branch(self._attention, self._query, self._tokens, self._scale)
             attended, self.added = attended + branch.to(attended.dtype), True
-        projected: Tensor = self._attention.to_out[0](attended, *args)
+        projected: Tensor = to_out(attended, *args)
         return projected
+
+
+class _Intercepted:
+    """A layer whose calls go through a function; for whoever reads its weight or its width it is the layer itself."""
+
+    def __init__(self, layer: Any, call: Callable[..., Tensor]) -> None:
+        self._layer, self._call = layer, call
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self._call(self._layer, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
 
 
 def base_layer(layer: Any) -> Any:

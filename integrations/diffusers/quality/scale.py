@@ -54,5 +54,6 @@ def warn_of_scale(known: Units, middle: Tensor, spread: Tensor, fingerprints: Se
     if odd:
         warn(
             f"the scores are unlike those of the training images: {', '.join(odd)}. No fingerprint says that they are "
-            "of the same scorer: is their scale another one?"
+            "of the same scorer: is their scale another one, or are they raw scores where q is expected, which "
+            "adapter.of_images(table, keys) gives?"
         )

@@ -137,6 +137,8 @@ class QualityScores:
         if isinstance(keys, str):
             raise TypeError(f"keys must be a list of the images' keys, got the text {keys!r}")
         order = list(tables[0]) if keys is None else [str(key) for key in keys]
+        if not order:
+            raise ValueError("keys is empty: give the images' keys in the order of the data set, or None for all")
         for table in tables:
             lacking = [key for key in order if key not in table]
             if lacking:
@@ -151,6 +153,12 @@ class QualityScores:
         )
         warn_of_scale(self, q.nanmedian(0).values, spread, marks)
         return q
+
+    def warn_of_raw(self, rows: Tensor) -> None:
+        """One warning where rows `(n, D)` that stand for q lie far outside the training images', as raw scores do."""
+        if not self.reference:
+            middle = rows.detach().cpu().nanmedian(0).values
+            warn_of_scale(self, middle, torch.full_like(middle, torch.nan), ("",) * len(middle))
 
     def as_rows(self, q: Quality) -> Tensor:
         """A setting of the dial as `(k, D)`, NaN where it is left open: as `parse_quality`; or features of images.

@@ -10,9 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from qa_hooks.callbacks import BestCheckpoint, EarlyStop, Hooks, Monitor, SampleGrid, ScoreMonitor, TrainingStopped
+from qa_hooks.callbacks import (
+    BestCheckpoint,
+    EarlyStop,
+    GenerativeMonitor,
+    Hooks,
+    Monitor,
+    PerceptionDistortion,
+    SampleGrid,
+    ScoreHistogram,
+    ScoreMonitor,
+    ScorePanel,
+    TrainingStopped,
+)
 from qa_hooks.callbacks.readings import Reading
-from qa_hooks.scorers import FunctionScorer
+from qa_hooks.scorers import FunctionScorer, create_scorer
 
 
 class Told(Monitor):
@@ -442,6 +454,41 @@ class TestBoth:
             make[kind]("fd")
 
 
+class TestDirections:
+    """A monitor knows which direction of its values is better; a wrong mode would keep the worst for a week."""
+
+    def test_the_monitor_knows(self):
+        real = torch.rand(60, 1, 16, 16)
+        bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=False)
+
+        def sample(n, generator):
+            return torch.rand(n, 1, 16, 16, generator=generator)
+
+        psnr, niqe = create_scorer("psnr"), create_scorer("niqe_bsd100")
+        directions = {
+            GenerativeMonitor(sample, real, extractor="random", n=60): {"fd": "min", "kid": "min", "recall": "max"},
+            ScoreMonitor(bright, sample=sample): {"mean": "min", "change": "min"},
+            ScoreMonitor(psnr, images="fake", reference="real"): {"mean": "max"},
+            ScorePanel(sample, bright): {"mean": "min", "worst": "min", "fell": "min"},
+            ScoreHistogram(sample, real, bright): {"overlap": "max", "ks": "min", "mean": "min"},
+            PerceptionDistortion(niqe, psnr, images="a", reference="b"): {"perception": "min", "distortion": "max"},
+        }
+        for monitor, known in directions.items():
+            for metric, mode in known.items():
+                assert EarlyStop(monitor, metric, patience=1).mode == mode
+                assert EarlyStop(monitor, metric, mode=mode, patience=1).mode == mode
+                wrong = {"min": "max", "max": "min"}[mode]
+                with pytest.raises(ValueError, match=f'better for .{metric}. of .*, so that mode="{wrong}" keeps the'):
+                    EarlyStop(monitor, metric, mode=wrong, patience=1)
+
+    def test_what_is_not_known_has_to_be_said(self):
+        monitor = ScoreMonitor(create_scorer("psnr"), images="fake", reference="real")
+        for own, metric in ((Told([1.0]), "fd"), (monitor, "std")):
+            with pytest.raises(ValueError, match=f"which direction of '{metric}' is better. Write mode="):
+                EarlyStop(own, metric, patience=1)
+            assert EarlyStop(own, metric, mode="max", patience=1).mode == "max"
+
+
 def test_more_bad_arguments(tmp_path):
     monitor = Told([1.0])
     with pytest.raises(ValueError, match=r'mode must be "min" \(lower is better\) or "max", got .lower'):
@@ -460,8 +507,6 @@ def test_more_bad_arguments(tmp_path):
 
 
 def test_with_a_real_monitor(tmp_path, digits):
-    from qa_hooks.scorers import FunctionScorer
-
     contrast = FunctionScorer(lambda x: x.std((1, 2, 3)), name="contrast", higher_is_better=True, value_range=(-1, 1))
     monitor = ScoreMonitor(contrast, every=1, images="x")
     saver = Saver()

@@ -375,9 +375,18 @@ class TestContinuing:
         assert (tmp_path / "mine.csv").read_text() == "important\n"
         with pytest.raises(ValueError, match="does not exist and is no quality table"):
             QualityTable.load(tmp_path / "nothing.csv")
-        for source in (torch.rand(2, 3, 8, 8), None, [torch.rand(3, 8, 8)]):
+        for source in (torch.rand(2, 3, 8, 8), None, [torch.rand(3, 8, 8)], ["a.png", None]):
             with pytest.raises(TypeError, match="source must be a folder, a CSV, or a list of files"):
                 compute(source, tmp_path / "new.csv")
+
+    def test_rows_that_repeat_others_are_refused(self, plain, tmp_path):
+        """Of two scores of one image it is not known which holds."""
+        compute(plain, tmp_path / "t.csv")
+        text = (tmp_path / "t.csv").read_text()
+        last = text.splitlines()[-1]
+        (tmp_path / "t.csv").write_text(f"{text}{last.split(',')[0]},{','.join('9' for _ in last.split(',')[1:])}\n")
+        with pytest.raises(ValueError, match=r"1 of 5 rows of .*t\.csv repeat others"):
+            QualityTable.load(tmp_path / "t.csv")
 
     def test_check(self, plain, folders, tmp_path):
         table = compute(plain, tmp_path / "t.csv")
