@@ -112,7 +112,9 @@ class ScoreBatches:
             rows.append([None] * len(images) if name is None else self._column(columns, name))
         scored: dict[str, Any] = {name: [] for name in self.names}
         problems = []
-        for _, scores, problem in self.stream(Item(*row) for row in zip(*rows, strict=True)):
+        decoded = all(isinstance(image, np.ndarray | Tensor) for image in images)
+        items = (Item(*row) for row in zip(*rows, strict=True))
+        for _, scores, problem in self.stream(items, ahead=not decoded):
             for name, score in scores.items():
                 scored[name].append(score)
             problems.append(problem)
@@ -134,10 +136,17 @@ class ScoreBatches:
         """16 hexadecimal digits of the scorers."""
         return fingerprint(*(f"{fact['name']} {fact['fingerprint']}" for fact in self.facts))
 
-    def stream(self, items: Iterable[Item]) -> Iterator[tuple[str, dict[str, float], str]]:
-        """Name, scores and problem of each image, in order, with a few batches of images in memory at a time."""
+    def stream(self, items: Iterable[Item], *, ahead: bool = True) -> Iterator[tuple[str, dict[str, float], str]]:
+        """Name, scores and problem of each image, in order, with a few batches of images in memory at a time.
+
+        Args:
+            items: the rows.
+            ahead: read images by threads that are ahead of the scorers; handing over what is decoded already costs more
+                than it saves.
+        """
         named = self._made()
-        for window in scored_windows(read_ahead(read_item, items), named, self.batch_size, None):
+        images = read_ahead(read_item, items) if ahead else map(read_item, items)
+        for window in scored_windows(images, named, self.batch_size, None):
             raw = {name: [(image.scores[name] or [math.nan])[0] for image in window] for name in named}
             columns = score_columns(raw, named)
             for position, image in enumerate(window):

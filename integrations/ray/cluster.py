@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from qa_hooks._base.checks import warn
+
 RETRIES = 3  # of a task whose worker died
 
 
@@ -46,14 +48,32 @@ def remote(ray: Any, function: Callable[..., Any], device: str | None) -> tuple[
 
     A task takes one core, and a GPU where the device is "cuda", or None on a cluster that has some.
     """
-    gpus = 1 if device == "cuda" or (device is None and ray.cluster_resources().get("GPU")) else 0
+    has_gpu = bool(ray.cluster_resources().get("GPU"))
+    if device == "cuda" and not has_gpu:
+        warn("no machine of the cluster has a GPU: the work waits until one with a GPU joins (--device cpu needs none)")
+    gpus = 1 if device == "cuda" or (device is None and has_gpu) else 0
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a worker stays
     task = ray.remote(scheduling_strategy="SPREAD", **options)(function)
     return task, lambda: 2 * int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)) + 2
 
 
+def put(ray: Any, value: Any) -> Any:
+    """What stands for a value that all tasks take.
+
+    Raises:
+        RuntimeError: Ray's object store, and the disk beside it, have no room for the value.
+    """
+    try:
+        return ray.put(value)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"Ray has no room for the scorers: {reason(error)}. Free disk space under Ray's --temp-dir, or start Ray "
+            "with a larger --object-store-memory; the same command goes on where it stopped"
+        ) from error
+
+
 def reason(error: BaseException) -> str:
-    """What went wrong in a task, in one line."""
+    """What went wrong in a task, in one line without its full stop."""
     why = getattr(error, "cause", None) or error
     told = " ".join(str(why).split()).partition(" traceback: ")[0]
-    return told[:300] or type(why).__name__
+    return told[:300].rstrip(".") or type(why).__name__

@@ -27,7 +27,7 @@ from qa_hooks.folders.scoring.score_folder import Spec
 from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores, read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, SHOWN, Counts, part_path, read_counts, write_part
 from qa_hooks.integrations.ray.batches import ScoreBatches
-from qa_hooks.integrations.ray.cluster import check_device, cluster, reason, remote
+from qa_hooks.integrations.ray.cluster import check_device, cluster, put, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 
 PATIENCE = 8  # shards that may fail before one is finished
@@ -194,7 +194,7 @@ def _scored(
 ) -> Iterator[tuple[Path, Counts]]:
     """Part and counts of each shard as they are finished; `RuntimeError` at the end when some were not."""
     task, room = remote(ray, score_shard, device)
-    shared, call, remaining = ray.put(score), uuid.uuid4().hex, iter(waiting.items())
+    shared, call, remaining = put(ray, score), uuid.uuid4().hex, iter(waiting.items())
     running: dict[Any, Path] = {}
     failed: dict[str, str] = {}
     finished = 0
@@ -218,7 +218,7 @@ def _scored(
         first, why = next(iter(failed.items()))
         raise RuntimeError(
             f"{len(failed)} of {len(waiting)} shards were not finished; the first, {first}: {why}. "
-            f"{finished} were, and the same command goes on with the others"
+            f"{finished or 'none'} were, and the same command goes on with the others"
         )
 
 
@@ -248,10 +248,6 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
         problems.append(problem)
         for column, value in scores.items():
             columns[column].append(value)
-    try:
-        same = shard.state_now() == shard.state
-    except OSError:
-        same = False
-    if not same:
+    if shard.has_changed():
         raise RuntimeError("its files changed while they were read")
     return write_part(path, names, columns, problems)

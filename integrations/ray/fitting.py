@@ -13,11 +13,12 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.progress import Progress
+from qa_hooks._base.text import plural
 from qa_hooks.features import FeatureExtractor, FeatureSums
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import to_unit
 from qa_hooks.integrations.ray.batches import own_gpu, read_item
-from qa_hooks.integrations.ray.cluster import check_device, cluster, reason, remote
+from qa_hooks.integrations.ray.cluster import check_device, cluster, put, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 from qa_hooks.sources.windows import fitting, groups, read_ahead, windows
@@ -26,11 +27,12 @@ Fitted = TypeVar("Fitted", bound=FeatureScorer)
 
 
 class Gathered(NamedTuple):
-    """Of one shard: its sums, how many images had a problem, and what the first of them was."""
+    """Of one shard: its sums, how many images had a problem, what the first was, whether files changed meanwhile."""
 
     sums: FeatureSums
     problems: int
     first: str
+    changed: bool
 
 
 def fit_dataset(
@@ -78,10 +80,10 @@ def fit_dataset(
     total = FeatureSums(scorer.extractor.dim, **options)  # type: ignore[arg-type]
     shards = find_shards(source, column=column, shard_size=check_count("shard_size", shard_size))
     batch_size = check_count("batch_size", batch_size)
-    problems, first = 0, ""
+    problems, first, changed = 0, "", list[Shard]()
     with cluster(address) as ray, Progress("shards", len(shards), unit="shard", shown=progress) as bar:
         task, room = remote(ray, shard_sums, device)
-        extractor = ray.put(copy.deepcopy(scorer.extractor).cpu())
+        extractor = put(ray, copy.deepcopy(scorer.extractor).cpu())
         waiting, running = deque(shards), deque[tuple[Shard, Any]]()
         while waiting or running:
             while waiting and len(running) < room():
@@ -96,9 +98,15 @@ def fit_dataset(
                 raise RuntimeError(f"{shard} could not be read to its end: {reason(error)}") from error
             total.merge(found.sums)  # in the order of the shards, so that two runs agree to the last bit
             problems, first = problems + found.problems, first or found.first
+            changed += [shard] * found.changed
             bar.update(1, failed=problems)
     if problems:
         warn(f"{problems} images were left out; the first, {first}")
+    if changed:
+        warn(
+            f"the files of {plural(len(changed), 'shard')} changed while they were read; the first, {changed[0]}. What "
+            "was read is in the fit: fit again when the source stays as it is"
+        )
     return scorer.fit_sums(total, calibration=calibration)
 
 
@@ -131,4 +139,4 @@ def shard_sums(
                     images: Tensor = torch.stack([image.pieces[0] for image in batch]).to(device)
                     rows = extractor(to_unit(images, value_range).clamp(0, 1))
                     sums.update([image.name for image in batch], rows, (height, width))
-    return Gathered(sums, problems, first)
+    return Gathered(sums, problems, first, shard.has_changed())

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_hooks._base.arrays import LARGEST
-from qa_hooks._base.containers import KEYS, file_state, is_container
+from qa_hooks._base.containers import KEYS, file_state, is_container, list_pictures
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
 from qa_hooks._base.files import walk_files
 from qa_hooks._base.hashing import fingerprint
-from qa_hooks.images import list_images
 from qa_hooks.integrations.ray.batches import Item
 from qa_hooks.sources.grids import warn_of_grids
 
@@ -56,6 +55,13 @@ class Shard(NamedTuple):
         states = [(name, file_state(Path(self.root, name))) for name in self.files]
         return fingerprint(json.dumps([states, self.groups, self.column]))
 
+    def has_changed(self) -> bool:
+        """Whether its files are others than when it was cut."""
+        try:
+            return self.state_now() != self.state
+        except OSError:
+            return True
+
     def images(self) -> Iterator[Item]:
         """Name and image of each row; an exception stands for what could not be read."""
         path = Path(self.root, self.files[0])
@@ -85,7 +91,7 @@ def find_shards(source: str | Path, *, column: str | None = None, shard_size: in
     if not root.exists():
         raise ValueError(f"{source} does not exist")
     if root.is_file() and _is_archive(root):
-        root, archives = root.parent, [root]
+        root, archives, found = root.parent, [root], None
     elif root.is_dir() and not is_container(root):
         found = list(walk_files(root))
         archives = sorted(path for path in found if _is_archive(path))
@@ -96,7 +102,7 @@ def find_shards(source: str | Path, *, column: str | None = None, shard_size: in
         if len(several) > 1:
             raise ValueError(f"{source} holds {' and '.join(several)}: name a folder that holds one kind")
     else:
-        archives = []
+        archives, found = [], None
     if archives:
         shards = [shard for path in archives for shard in _shards_of(path, root, column, shard_size)]
     else:
@@ -105,7 +111,7 @@ def find_shards(source: str | Path, *, column: str | None = None, shard_size: in
         if root.is_file() and not is_container(root):
             kinds_read = ", ".join((*PARQUET, *TAR, ".zip", ".npz", ".npy"))
             raise ValueError(f"{source} is a file, and none of {kinds_read}: give a folder")
-        paths = list_images(root)
+        paths = list_pictures(root, found)
         warn_of_grids(paths)
         names = [path.relative_to(root).as_posix() for path in paths]
         shards = [Shard(str(root), tuple(part)) for part in cut(names, shard_size)]

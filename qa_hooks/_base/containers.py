@@ -15,7 +15,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from qa_hooks._base.arrays import LARGEST, named, pixels_of_numbers, read_array
 from qa_hooks._base.checks import warn
-from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, Pixels, decode, open_picture, pixels_of
+from qa_hooks._base.decoding import IMAGE_SUFFIXES, OTHER_SUFFIXES, TURN, Pixels, decode, open_picture, pixels_of
 from qa_hooks._base.files import walk_files
 from qa_hooks._base.text import printable
 
@@ -82,16 +82,16 @@ def is_container(path: Path) -> bool:
     return path.suffix.lower() in (".zip", *ARRAYS) and path.is_file()
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The files below a folder that are called pictures, or the members of a file of many, sorted."""
+def list_pictures(folder: Path, files: Sequence[Path] | None = None) -> list[Path]:
+    """The `files` below a folder that are called pictures, None: of all; or the members of a file of many; sorted."""
     if is_container(folder):
         return list_members(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    files = list(walk_files(folder))
+    files = list(walk_files(folder)) if files is None else files
     found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     paths = sorted(path for path in found if path.is_file())
-    lost = [path for path in found if path.is_symlink() and not path.exists()]
+    lost = [path for path in found if path.is_symlink() and not path.exists()] if len(paths) < len(found) else []
     if lost:
         warn(f"{len(lost)} links below {folder} lead nowhere, the first is {_shown(lost[0])}")
     others = _of_other_formats(files)
@@ -212,7 +212,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     with open_picture(path) as image:
         stored = getattr(image, "tag_v2", {})  # newer Pillows give the size of a TIFF upright, older ones do not
         width, height = int(stored.get(256, image.width)), int(stored.get(257, image.height))
-        turned = image.getexif().get(0x0112, 1) >= 5  # the camera was held sideways
+        turned = image.getexif().get(TURN, 1) >= 5  # the camera was held sideways
     return (height, width) if turned else (width, height)
 
 

@@ -26,6 +26,7 @@ OTHER_SUFFIXES = frozenset(  # pictures all the same: they are named when they a
 )
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 PIXELS = 178_956_970  # of one picture, twice Pillow's default; what Pillow is told in somebody's run does not matter
+TURN = 0x0112  # tag: how the camera was held, 1: upright
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF; photometric 0: white is 0, format 2: signed
 DEEP = 1 << 14  # a 16-bit file whose values stay below holds 14 bits or fewer
 
@@ -81,7 +82,9 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
         deep = not image.mode.startswith("I") and any(";16" in tile for tile in tiles)
         sixteen = any("'I;16" in tile for tile in tiles)
         white_is_zero = sixteen and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
-        pixels = pixels_of(ImageOps.exif_transpose(image))
+        image.load()
+        turned = image.getexif().get(TURN, 1) != 1
+        pixels = pixels_of(ImageOps.exif_transpose(image) if turned else image)  # it copies where nothing is to turn
         if any("'LA;16" in tile for tile in tiles):  # grey with transparency, of which Pillow makes colours
             pixels = pixels[:, :, :1]
         if white_is_zero:  # Pillow turns pictures of 8 bits only
@@ -93,7 +96,9 @@ def decode(file: str | Path | BinaryIO) -> Pixels:
 
 def _check_samples(image: Any, tiles: list[str]) -> None:
     """`ValueError` for a TIFF whose samples Pillow takes for others without a word."""
-    tags = getattr(image, "tag_v2", {})
+    tags = getattr(image, "tag_v2", None)
+    if not tags:
+        return
     if image.mode[0] not in "FI" and 2 in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)):
         raise _no_range("signed integers")
     deep = max(np.atleast_1d(tags.get(BITS, 8))) > 8
@@ -126,7 +131,7 @@ def pixels_of(image: Any) -> Pixels:
     if "transparency" in image.info:  # dropped; Pillow warns of it when it converts
         image = image.copy()
         del image.info["transparency"]
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     grey = image.mode in ("P", "PA") and (pixels == pixels[:, :, :1]).all()
     return pixels[:, :, :1] if grey else pixels
 

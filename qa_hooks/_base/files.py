@@ -47,10 +47,11 @@ def walk_files(root: Path) -> Iterator[Path]:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
-                    if not Path(entry.path).is_dir():  # a link that leads to itself is no folder either
-                        yield Path(entry.path)
+                    path, is_link = Path(entry.path), entry.is_symlink()
+                    if not (path.is_dir() if is_link else entry.is_dir()):  # a link to itself is no folder either
+                        yield path
                     else:
-                        (links if entry.is_symlink() else pending).append(Path(entry.path))
+                        (links if is_link else pending).append(path)
 
 
 @contextlib.contextmanager

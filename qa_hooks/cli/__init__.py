@@ -129,6 +129,7 @@ def _words_on_stderr(who: str, parser: argparse.ArgumentParser) -> Iterator[None
         with warnings.catch_warnings():
             for kind in (UserWarning, RuntimeWarning):
                 warnings.simplefilter("default", kind)  # lines for the user, whatever Python was told to do with them
+            warnings.filterwarnings("ignore", r"Image size \(")  # Pillow's, of large pictures, which are read
             warnings.showwarning = show
             yield
     finally:

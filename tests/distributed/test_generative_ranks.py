@@ -150,3 +150,25 @@ def moments(rank: int) -> dict:
 def test_moments_of_a_process_without_rows(tmp_path):
     for result in two_ranks(moments, tmp_path):
         assert torch.allclose(result["covariance"], result["expected"], rtol=1e-9)
+
+
+def elsewhere_on_one(rank: int) -> dict:
+    """The script asked for another process on rank 1 alone, before there was a process group."""
+    monitor, weight = make_monitor(images(83)), torch.zeros(1)
+    monitor.where = "process" if rank else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Hooks([monitor], writer=MemoryWriter()) as hooks:
+            for _ in range(2):
+                hooks.step()
+                torch.distributed.all_reduce(weight)  # the training goes on
+    said = [str(warning.message) for warning in caught if "where=" in str(warning.message)]
+    return {"said": said, "last": dict(monitor.last)}
+
+
+def test_a_place_that_one_process_asks_for_is_refused_on_all(tmp_path):
+    first, second = two_ranks(elsewhere_on_one, tmp_path)
+    assert len(first["said"]) == 1
+    assert "where='process' is for training in one process" in first["said"][0]
+    assert second["said"] == []
+    assert first["last"] == second["last"] == {}

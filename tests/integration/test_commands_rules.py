@@ -226,3 +226,12 @@ class TestSignsOfLife:
             raise ValueError("x")
         assert not progress._running
         assert not progress._beating
+
+
+def test_large_pictures_are_scored_without_a_word_of_pillows(tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    save_image(torch.zeros(3, 192, 192, dtype=torch.uint8), tmp_path / "images" / "large.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 192 * 192 - 1)
+    command = ["score", str(tmp_path / "images"), "--scorer", "niqe_bsd100", "-o", str(tmp_path / "t.csv")]
+    assert main(command) == 0
+    assert "Image size" not in capsys.readouterr().err

@@ -19,6 +19,8 @@ from qa_hooks.folders.scoring.shards import MANIFEST
 from qa_hooks.images import load_image, save_image
 from qa_hooks.integrations.ray import ScoreBatches, cluster, fit_dataset, score_dataset
 from qa_hooks.integrations.ray.batches import own_gpu
+from qa_hooks.integrations.ray.dataset import score_shard
+from qa_hooks.integrations.ray.shards import find_shards
 from qa_hooks.scorers import FunctionScorer, load_scorer
 from toy_scorers import brightness
 
@@ -237,6 +239,46 @@ def test_the_command_fits_on_a_cluster(ray, folder, tmp_path, kind, capsys):
     assert "--limit is not for --engine ray" in capsys.readouterr().err
     assert main([*command, "--shard-size", "10"]) == 1
     assert "is not for --engine local" in capsys.readouterr().err
+
+
+def test_a_fit_on_files_that_change_says_so(ray, folder, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in folder.rglob("*.png"):
+        (images / path.name).write_bytes(path.read_bytes())
+
+    def find(*arguments, **options):
+        shards = find_shards(*arguments, **options)
+        os.utime(images / "000.png", (1, 1))
+        return shards
+
+    monkeypatch.setattr("qa_hooks.integrations.ray.fitting.find_shards", find)
+    with pytest.warns(UserWarning, match=r"the files of 1 shard changed while they were read; the first, 000\.png"):
+        fit_dataset(images, GMMScorer("random", components=1, pca=4), shard_size=10, progress=False)
+
+
+def test_an_object_store_without_room_is_one_line(ray, folder, tmp_path, monkeypatch):
+    def full(_value):
+        raise ray.exceptions.ObjectStoreFullError("1 GB needed, 0 free.")
+
+    line = r"^Ray has no room for the scorers: .*1 GB needed, 0 free\..*Free disk space .*the same command goes on"
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "put", full)
+        with pytest.raises(RuntimeError, match=line):
+            score_dataset(folder, brightness(), tmp_path / "t", progress=False)
+        with pytest.raises(RuntimeError, match=line):
+            fit_dataset(folder, GMMScorer("random", components=1), progress=False)
+    assert score_dataset(folder, brightness(), tmp_path / "t", progress=False).images == 91
+
+
+def test_work_for_gpus_that_are_not_there_says_what_it_waits_for(ray):
+    with pytest.warns(UserWarning, match="no machine of the cluster has a GPU: the work waits until one"):
+        task, room = cluster.remote(ray, score_shard, "cuda")
+    assert (task._default_options["num_gpus"], room()) == (1, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task, room = cluster.remote(ray, score_shard, None)
+    assert (task._default_options["num_gpus"], room()) == (0, 6)
 
 
 def test_what_cannot_be_fitted_is_named(ray, tmp_path):

@@ -69,8 +69,8 @@ class MeasuringMonitor(Monitor):
     # -- in the step ------------------------------------------------------------------------------------------------
 
     def on_train_start(self, ctx: Context) -> None:
-        if self.where is not None and ctx.world_size > 1:
-            raise _one_process(self.where)
+        if self.where is not None and ctx.world_size > 1:  # made before the process group, and maybe on one rank alone
+            self._failure = _one_process(self.where)  # told to all in the first measurement: none waits for another
 
     def local(self, ctx: Context) -> Any:
         if self.where is not None:

@@ -72,7 +72,7 @@ class GrowingTable:
         return {line["path"] for line in self._lines() if line["rows"]}
 
     def appender(self, rank: int) -> TextIO:
-        """This process's own file, open for lines of `image_line`; the caller flushes after each."""
+        """This process's own file, open for lines of `image_line`; the caller flushes."""
         return growing_path(self.path, rank).open("a", encoding="utf-8")
 
     def finish(self, expected: Iterable[str]) -> None:

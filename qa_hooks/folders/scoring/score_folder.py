@@ -146,7 +146,7 @@ def score_into(
                 for image, rows in zip(window, _rows(window, named, tiled=table.tiled), strict=True):
                     failed += bool(image.problem)
                     out.write(image_line(image.name, current[image.name], rows, image.problem))
-                    out.flush()
+                out.flush()  # the scores of a window are known at once
                 bar.update(len(window), failed=failed)
     with together():
         if rank() == 0:

@@ -256,8 +256,11 @@ def test_scorers_of_ones_own_are_refused():
 
 def test_several_processes_are_refused_by_name(monkeypatch):
     monitor = distance("process", Bright())
-    with pytest.raises(ValueError, match="where='process' is for training in one process"):
-        monitor.on_train_start(Context(1, {}, {}, MemoryWriter(), 0, 2))
+    ctx = Context(1, {}, {}, MemoryWriter(), 0, 2)
+    monitor.on_train_start(ctx)
+    with pytest.raises(RuntimeError, match="where='process' is for training in one process: on several ones leave it"):
+        monitor.on_step_end(ctx)
+    assert not monitor.pending
     monkeypatch.setattr("qa_hooks.callbacks.measuring.monitor.is_distributed", lambda: True)
     with pytest.raises(ValueError, match="where='cpu' is for training in one process"):
         tone("cpu", Bright())

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 from qa_hooks import GMMScorer
+from qa_hooks.features import create_extractor
 from qa_hooks.folders.scoring.score_table import read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, part_path
 from qa_hooks.images import list_images, save_image
 from qa_hooks.integrations.ray import ScoreBatches, score_dataset
 from qa_hooks.integrations.ray.dataset import score_shard
+from qa_hooks.integrations.ray.fitting import shard_sums
 from qa_hooks.integrations.ray.shards import cut, find_shards
 from qa_hooks.scorers import Scorer
 from toy_scorers import brightness
@@ -382,6 +384,9 @@ def test_a_source_that_changes_while_it_is_read_gives_no_part(tmp_path):
     with pytest.raises(RuntimeError, match="changed while they were read"):
         score_shard(ScoreBatches(brightness()), shard, str(part), str(part))
     assert not part.exists()
+    assert shard_sums(create_extractor("random"), shard, (0.0, 1.0), 8, {}).changed
+    (again,) = find_shards(tmp_path / "images")
+    assert not shard_sums(create_extractor("random"), again, (0.0, 1.0), 8, {}).changed
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(RuntimeError, match="changed while they were read"):
         score_shard(ScoreBatches(brightness()), shard, str(part), str(part))
