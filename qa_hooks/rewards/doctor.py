@@ -154,11 +154,11 @@ def read_pictures(folder: str | Path, size: int, scorer: Scorer | None = None) -
     few = f"{folder} holds fewer than two images of at least {size} x {size}"
     if not fits:
         raise ValueError(f"{few} in all, both in colour or both grey")
-    needs = 0 if scorer is None else smallest_side(scorer, _drawing(scorer.device or torch.device("cpu"), 3))[0]
-    if fits < needs:
-        raise ValueError(
-            f"{few}, the largest that two of them hold is {fits}, and {scorer.name} needs {needs} px a side"
-        )
+    if scorer is not None:
+        needs, _ = smallest_side(scorer, _drawing(scorer.device or torch.device("cpu"), 3))
+        if fits < needs:
+            few += f", the largest that two of them hold is {fits}, and {scorer.name} needs {needs} px a side"
+            raise ValueError(few)
     raise ValueError(f"{few}; the largest that two of them hold is size={fits}")
 
 
