@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_whole_batches, warn
+from qa_hooks._base.checks import channel_hint, check_channels, check_whole_batches, warn
 
 Range = tuple[float, float]
 
@@ -94,11 +94,9 @@ def to_grey(images: Tensor) -> Tensor:
         >>> to_grey(torch.ones(2, 3, 4, 4)).shape
         torch.Size([2, 1, 4, 4])
     """
-    channels = images.shape[1]
-    if channels == 1:
+    check_channels("a grey conversion", images)
+    if images.shape[1] == 1:
         return images
-    if channels != 3:
-        raise ValueError(f"a grey conversion needs 1 or 3 channels, got {channels} (shape {tuple(images.shape)})")
     red, green, blue = GREY_WEIGHTS
     return red * images[:, 0:1] + green * images[:, 1:2] + blue * images[:, 2:3]
 
@@ -108,7 +106,8 @@ class RangeGuard:
 
     `data` (real images, targets) outside the range by more than 1 % or non-finite raise; `prediction`s that are
     non-finite raise. What looks like another convention warns once: predictions far outside, [0, 1] under (-1, 1),
-    [0, 1] under (0, 255). The check reads values, so it synchronises a GPU; after three calls it returns at once.
+    [0, 1] under (0, 255), once a name. The check reads values, so it synchronises a GPU; after three
+    calls it returns at once.
     """
 
     CALLS = 3
@@ -116,7 +115,7 @@ class RangeGuard:
     def __init__(self, value_range: Range) -> None:
         self.value_range = value_range
         self.calls = 0
-        self.warned = False
+        self.warned: set[str] = set()
 
     def __call__(self, *, data: dict[str, Tensor] | None = None, predictions: dict[str, Tensor] | None = None) -> None:
         if torch.compiler.is_compiling():
@@ -146,29 +145,31 @@ class RangeGuard:
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) "
-                "was declared; declare the range that the images have, or convert them"
+                "was declared; "
+                + (channel_hint(images)[2:] or "declare the range that the images have, or convert them")
             )
-        self.doubt(name, low, high)
+        self.doubt(name, low, high, channel_hint(images)[2:])
 
     def _check_prediction(self, name: str, images: Tensor) -> None:
         if images.dtype != torch.uint8:
-            self.doubt(name, *self.extrema(name, images))
+            self.doubt(name, *self.extrema(name, images), channel_hint(images)[2:])
 
     def far_outside(self, low: float, high: float) -> bool:
         """Whether it is by half the range or more."""
         declared_low, declared_high = self.value_range
         return max(declared_low - low, high - declared_high) >= (declared_high - declared_low) / 2
 
-    def doubt(self, name: str, low: float, high: float) -> None:
-        """Warn, once, of values that look like another convention than the declared one."""
+    def doubt(self, name: str, low: float, high: float, hint: str = "") -> None:
+        """Warn, once a name, of values that look like another convention than the declared one."""
         declared_low, declared_high = self.value_range
         unit_under_symmetric = self.value_range == (-1.0, 1.0) and low >= 0.0 and low < high <= 1.01
         in_a_corner = declared_low <= low < high <= 0.98 * declared_low + 0.02 * declared_high
-        if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and not self.warned:
-            self.warned = True
+        if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and name not in self.warned:
+            self.warned.add(name)
             warn(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g})"
-                ": if that is another convention and not an overshoot, declare the range that the images have"
+                ": "
+                + (hint or "if that is another convention and not an overshoot, declare the range that the images have")
             )
 
 

@@ -131,3 +131,34 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level + 1)
+
+
+def check_channels(name: str, images: torch.Tensor) -> None:
+    """`ValueError` unless `(N, C, H, W)` are grey images or RGB images; the message begins with `name`.
+
+    Example:
+        >>> import torch
+        >>> check_channels("psnr", torch.zeros(1, 3, 8, 8))
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} takes images with 1 or 3 channels, got {images.shape[1]} (shape {tuple(images.shape)})"
+            + channel_hint(images)
+        )
+
+
+def channel_hint(images: torch.Tensor) -> str:
+    """What a message adds about images of more than three channels, "; ..."; "" for others.
+
+    Example:
+        >>> import torch
+        >>> channel_hint(torch.zeros(1, 16, 8, 8))
+        '; 16 channels look like latents: decode them to images first (vae.decode)'
+        >>> channel_hint(torch.zeros(1, 3, 8, 8))
+        ''
+    """
+    channels = images.shape[1] if images.ndim == 4 else 0
+    if channels <= 3:
+        return ""
+    alpha = ", or RGB with an alpha channel: images[:, :3]" if channels == 4 else ""
+    return f"; {channels} channels look like latents: decode them to images first (vae.decode){alpha}"

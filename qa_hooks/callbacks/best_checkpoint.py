@@ -49,7 +49,7 @@ class BestCheckpoint(Callback):
         mode: "min" when lower is better, "max" otherwise; needed only where the monitor does not know, such as one of
             your own. One that contradicts the monitor is refused.
         save: `save(path)` writes a checkpoint to exactly this path: a file or a folder.
-        folder: one for each run.
+        folder: one for each run; inside its `log_dir` (`log_dir / "best"`), `qa-hooks report` finds it.
         keep: so many of the best stay.
         suffix: of the path's name, for libraries that look at it (".pt", ".safetensors").
         all_ranks: call `save` on every process, for checkpoints that are gathered or sharded; they need one file

@@ -18,7 +18,17 @@ from qa_hooks.writers import Writer
 
 
 class TrainingStopped(Exception):
-    """Raised to end training out of `optimizer.step()` where Hooks is attached; else it sets `hooks.should_stop`."""
+    """A callback ends training. It comes out of `optimizer.step()` where Hooks is attached; else it sets `should_stop`.
+
+    With `hooks.step()` in the loop nothing is raised: ask `hooks.should_stop` after it. Attached hooks have no such
+    place, so the exception leaves the loop; `with hooks:` around it closes them, and lets the exception through:
+
+        try:
+            with Hooks([guard], log_dir="runs/a").attach(optimizer):
+                train()
+        except TrainingStopped as stop:
+            print(stop)
+    """
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,7 @@ class Callback:
         name: tells it from others of its kind, in tags and in the state's key.
         state_key: its key in `Hooks.state_dict()`, with its name; unique among the callbacks of one Hooks.
         budgeted: whether its time counts against `Hooks(budget=...)`.
+        acts: it may stop the run or change it, so the budget counts its time and never puts it off.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
         draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
@@ -78,6 +89,7 @@ class Callback:
 
     every: int = 1
     budgeted: bool = False
+    acts: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
     draws: bool = False

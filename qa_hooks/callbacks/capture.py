@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import arrived, warn
+from qa_hooks._base.checks import arrived, channel_hint, warn
 from qa_hooks._base.protection import version_of
 
 
@@ -56,7 +56,8 @@ class Captures:
             self._kept[name] = output.detach(), version_of(output)
             return True
         what = f"capture({name!r}): the output is no batch of images (N, 1 or 3, H, W)"
-        warn(f"{what} but {arrived(output)}; not captured")
+        hint = channel_hint(output) if isinstance(output, Tensor) else ""
+        warn(f"{what} but {arrived(output)}; not captured{hint}")
         return False
 
     def end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from qa_hooks._base.reach import Traces
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
-from qa_hooks.images import as_tensor
+from qa_hooks.evaluation.comparable import check_comparable
+from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.batches import count_images, image_batches
+from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, in_range, sample_block
 from qa_hooks.writers import GuardedWriter
 
@@ -45,6 +49,8 @@ def _lines(callback: Callback) -> Iterator[str]:
         if callable(sample) and not isinstance(sample, nn.Module):
             images, line = _check_sample(name, sample, looks)
             yield line
+    if looks is not callback and getattr(looks, "real", None) is not None:
+        yield _check_real(looks, images)
     named = ("images", "reference") if looks is callback else ("name", "base")
     for value in (getattr(looks, name, None) for name in named):
         if isinstance(value, str) and getattr(looks, "sample", None) is None:
@@ -105,6 +111,21 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
         ):
             notes.append("THAT IS ANOTHER RANGE: value_range= says what the numbers mean, (-1, 1) after a tanh")
     return images, "; ".join([text, *notes])
+
+
+def _check_real(looks: Any, images: Tensor | None) -> str:
+    """The first real images, their range, and whether their size is that of the samples."""
+    try:
+        count, batches = count_images(looks.real), image_batches(looks.real, batch_size=8)
+        with isolated(), fixed_random(looks.real), closing(batches):
+            _, real = next(batches)
+        RangeGuard(looks.value_range).check_data("real", real)
+        if images is not None:
+            check_comparable(looks.extractor, tuple(real.shape[1:]), tuple(images.shape[1:]))
+    except Exception as error:
+        return f"real FAILS: {type(error).__name__}: {error}"
+    number = "an unknown number" if count is None else count
+    return f"real has {number} of images such as {tuple(real.shape[1:])} {str(real.dtype).removeprefix('torch.')}"
 
 
 def _check_scorer(scorer: Scorer, images: Tensor | None, reference: Any) -> str:

@@ -95,7 +95,7 @@ class Dispatch:
 
     def _call(self, callback: Callback, event: str, ctx: Context) -> list[TrainingStopped]:
         measured = callback.budgeted and event == "on_step_end"
-        if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback)):
+        if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback, ctx.step)):
             return []
         start, stops = time.perf_counter(), []
         try:

@@ -52,7 +52,8 @@ class Hooks:
             weighter's as `qa_weight/...`), the mean of all calls since the last point, and their state (`run_state()`,
             or `state_dict()` of other objects) travels in `state_dict()`.
         budget: the largest share of wall time that all monitors together may take (0.05 = 5 %); a monitor that would
-            exceed it is put off to its next turn. None: no limit.
+            exceed it is put off to its next turn, and named in a warning when it missed five in a row. One that may
+            stop or change the run (`RewardGuard` with "stop" or "scale") is counted and never put off. None: no limit.
         log_every: steps between two points of the logged means.
         strict: whether `load_state_dict` raises on missing and unknown keys.
 

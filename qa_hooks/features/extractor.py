@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_channels, check_count
 from qa_hooks._base.frozen import KeepsFrozen
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
@@ -172,12 +172,11 @@ class FeatureExtractor(KeepsFrozen):
     def prepare(self, images: Tensor) -> Tensor:
         """Channels, resize and normalisation; `(N, channels, size, size)` float32."""
         images = to_unit(images, (0.0, 1.0)).float()
+        check_channels(self.name, images)
         if self.channels == 1:
             images = to_grey(images)
         elif images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        elif images.shape[1] != 3:
-            raise ValueError(f"{self.name} takes images with 1 or 3 channels, got {images.shape[1]}")
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
         return (images - self.mean) / self.std

@@ -85,7 +85,7 @@ KINDS = {
     "dark": Kind("dark share", "tones", least=0.01),
     "saturated": Kind("saturated share", "tones", least=0.01),
     "spread": Kind("mean distance of the samples' features", "diversity", low=True, least=0.2, relative=True),
-    "recall": Kind("recall of the real images", "diversity", low=True, least=0.2),
+    "recall": Kind("recall", "diversity", low=True, least=0.2),
     "nearest": Kind("distance to the nearest sample", "diversity", low=True, least=0.2, relative=True, close=0.06),
     "brightness": Kind("brightness", "tones", both=True, least=0.03),
     "contrast": Kind("contrast", "tones", both=True, least=0.02),
@@ -94,7 +94,7 @@ KINDS = {
     "yellow_blue": Kind("yellow minus blue", "colour", both=True, least=0.02),
     "detail": Kind("power of details (log)", "details", both=True, least=0.2),
     "detail_kurtosis": Kind("kurtosis of details (log)", "details", both=True, least=0.2),
-    "drift": Kind("drift, in distances of two real images,", "change", alone=False),
+    "drift": Kind("drift", "change", alone=False),
 }  # fmt: skip
 
 
@@ -114,11 +114,17 @@ class Finding(NamedTuple):
         return self.value < self.limit
 
     def __str__(self) -> str:
+        of = "real images" if self.against == "real" else "images of the first look"
+        if self.kind == "drift":
+            return f"drift {self.value:.3g} distances of two {of}, limit {self.limit:.3g}"
+        if self.kind == "recall":
+            among = f"{self.level:.3g} among themselves"
+            return f"recall of the {of} {self.value:.3g}, {among}, limit {self.limit:.3g}"
         if self.kind == "score":
             return f"score {self.value:.3g} above the real level {self.level:.3g}"
         if self.kind == "gain":
             return f"the score gained {self.value:.3g} deviations, {WITNESSES} held-out ones at most {self.level:.3g}"
-        if self.kind in ("drift", "nonfinite"):
+        if self.kind == "nonfinite":
             return f"{KINDS[self.kind].words} {self.value:.3g}, limit {self.limit:.3g}"
         return f"{KINDS[self.kind].words} {self.value:.3g}, {self.against} {self.level:.3g}, limit {self.limit:.3g}"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_call
+from qa_hooks._base.checks import channel_hint, check_call
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key, seed_everything
 from qa_hooks._base.reach import modules_of
@@ -48,7 +48,10 @@ def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
         seed_everything(key)
         images = as_tensor(sample(count, torch.Generator("cpu").manual_seed(key)))
     if images.shape[0] != count or images.shape[1] not in (1, 3):
-        raise ValueError(f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {tuple(images.shape)}")
+        raise ValueError(
+            f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {tuple(images.shape)}"
+            + channel_hint(images)
+        )
     return images
 
 

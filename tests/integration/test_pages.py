@@ -321,7 +321,7 @@ def test_a_monitor_and_the_best_checkpoint_in_a_loop(given):
         G(torch.randn(16, 128)).square().mean().backward()
         optimizer.step()
     scope["hooks"].close()
-    assert len(list(Path("best").glob("step_*.pt"))) == 1
+    assert len(list(Path("runs/a/best").glob("step_*.pt"))) == 1
     assert scope["monitor"].last["fd"] > 0
 
 

@@ -523,7 +523,7 @@ class Run:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.filterwarnings("ignore:.*the reward is being exploited.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*the samples have moved away.*:UserWarning")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_ten_steps_are_five_a_checkpoint_and_five(tmp_path, precision):
     whole = Run(precision).steps(0, 10)

@@ -19,8 +19,10 @@ from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
-from qa_hooks.callbacks.reward_guard.images import GuardImages, gathered_rows, in_order, joined_rows
+from qa_hooks.callbacks.reward_guard.images import GuardImages
+from qa_hooks.callbacks.reward_guard.rows import gathered_rows, in_order, joined_rows
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
+from qa_hooks.callbacks.reward_guard.wording import alarm_words
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.rewards.alarm_rule import AlarmRule, Finding
@@ -70,15 +72,17 @@ class RewardGuard(Monitor):
         heldout: scores that are not optimised. Give two or more: a single one has risen while fidelity was lost.
         base: the model before fine-tuning, as one of: a function `base(n, generator)` like `sample`; a network with
             LoRA (its adapter is switched off while `sample` runs); with `images=`, the name of the base images; or
-            "start", the run's own first look. It is asked once; at most 128 x 128 pixels of each image are kept, also
-            in the state. None: a run from random weights, which must change. What is measured against a base then
-            raises no alarm.
+            "start", the run's own first look, which comes after the first optimizer step: where one step already
+            changes much, give a function or the network. It is asked once; at most 128 x 128 pixels of each image are
+            kept, also in the state. None: a run from random weights, which must change. What is measured against a base
+            then raises no alarm.
         real_level: the score of real images, in the scorer's own direction; by default the mean score of `real`.
         action: "warn", "stop" or "scale".
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
         images: the name under which the loop hands images over. A look collects images from successive steps, starting
             on its due step, until it has `n` from all processes together.
-        real: real images of the samples' size, as many as there are up to 512: a tensor, a folder, a dataset, a loader.
+        real: real images of the samples' size, at least 8 and as many as there are up to 512: a tensor, a folder, a
+            dataset, a loader.
         scale: called as `scale(step)` when `action="scale"`.
         every: steps between two looks.
         n: images of a look, at least 8.
@@ -143,6 +147,7 @@ class RewardGuard(Monitor):
         if scorer is not None and real_level is not None and not scorer.higher_is_better:
             real_level = -real_level
         self.real_level, self.action, self.scale = real_level, action, scale
+        self.acts = action != "warn"
         self.patience, self.name, self.folder = check_count("patience", patience), name, picture_folder(folder)
         self.last: dict[str, float] = {}
         self.found: list[Finding] = []
@@ -177,7 +182,7 @@ class RewardGuard(Monitor):
         if self.alarms == before:
             return
         if self.action == "stop":
-            raise TrainingStopped(f"{self.state_key}: {_in_words(self.found)}")
+            raise TrainingStopped(f"{self.state_key}: {self._words()}")
         if self.scale is not None:
             with together():
                 self.scale(ctx.step)
@@ -255,8 +260,13 @@ class RewardGuard(Monitor):
         new = [finding for finding in self.found if finding.kind not in self._told]
         self._told += [finding.kind for finding in new]
         if new and ctx.rank == 0:
-            seen = f"on {self.patience} looks in a row" if self.patience > 1 else "on this look"
-            warn(f"{self.state_key}, step {ctx.step}: the reward is being exploited, {seen}: {_in_words(self.found)}")
+            warn(f"{self.state_key}, step {ctx.step}: {self._words()}")
+
+    def _words(self) -> str:
+        looks, start = self._looks, {} if self._rule is None else self._rule.start
+        before, now = start.get("score", math.nan), self.last.get("score", math.nan)
+        scorer = looks.scorers.get("score")
+        return alarm_words(self.found, scorer, before, now, base=looks.base, patience=self.patience)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -286,7 +296,3 @@ class RewardGuard(Monitor):
 def _of_now(values: dict[str, float]) -> dict[str, float]:
     """Without what has changed against the base."""
     return {key: value for key, value in values.items() if not key.startswith(CHANGE)}
-
-
-def _in_words(found: list[Finding]) -> str:
-    return "; ".join(map(str, found))

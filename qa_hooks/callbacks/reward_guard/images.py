@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from qa_hooks._base.adapters import without_lora
 from qa_hooks._base.checks import check_call, check_count
-from qa_hooks._base.processes import gather_rows, is_distributed, shared
 from qa_hooks._base.reach import modules_of
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import check_scorer, shrunk
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
-from qa_hooks.images import Range, to_uint8, to_unit
+from qa_hooks.images import Range, RangeGuard, to_uint8, to_unit
 from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, differences, measure_change, measure_images, measure_tones
@@ -25,6 +25,7 @@ from qa_hooks.sources.batches import Source, check_source, count_images, image_b
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
+FEWEST = 8  # images of a look, and real ones
 REAL = 512  # images for the levels, evenly from what there is
 KEPT = 128  # side of what is kept of the first look, to compare with
 
@@ -71,10 +72,16 @@ class GuardImages:
         if real is not None:
             check_source(real)
             image_paths(real)  # a folder that is missing is told now
+            _check_count(count_images(real))
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
         self.value_range = common_range(self.scorers.values(), value_range)
-        self.n, self.batch_size, self.seed = check_count("n", n, least=8), check_count("batch_size", batch_size), seed
+        self.n, self.batch_size, self.seed = (
+            check_count("n", n, least=FEWEST),
+            check_count("batch_size", batch_size),
+            seed,
+        )
         self.extractor = create_extractor(extractor)
+        self._guards = {name: RangeGuard(self.value_range) for name in ("samples", "base", "real")}
         self.first: Tensor | None = None
         self.first_rows: dict[int, Rows] = {}
         self.real_shapes: set[tuple[int, ...]] = set()
@@ -99,6 +106,7 @@ class GuardImages:
             if comparing and self.real_shapes:
                 check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
+            self._check_range("samples", images)
             unit = self._clamped(images)
             row = measure_images(unit, self.extractor) | _tones(unit) | self._scores(images)
             row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
@@ -143,6 +151,7 @@ class GuardImages:
                 images = sample_block(self.sample, count, self.seed, start // self.batch_size)
         else:
             images = sample_block(self.base, count, self.seed, start // self.batch_size)
+        self._check_range("base", images)
         return _in_8_bits(_centre(self._clamped(images.to(self.extractor.mean.device))))
 
     def _rows_before(self, start: int, before: Tensor) -> Rows:
@@ -152,6 +161,12 @@ class GuardImages:
             if self.sample is not None:  # those do not change
                 self.first_rows[start] = rows
         return rows
+
+    def _check_range(self, name: str, images: Tensor) -> None:
+        """Warn of another range; values that are not finite are counted, and have a warning of their own."""
+        if images.is_floating_point():
+            images = torch.nan_to_num(images, *[self.value_range[0]] * 3)
+        self._guards[name](predictions={name: images})
 
     def _clamped(self, images: Tensor) -> Tensor:
         return to_unit(images, self.value_range).float().clamp(0, 1)  # clamp keeps nan, which is counted
@@ -177,12 +192,14 @@ class GuardImages:
         with fixed_random(real):
             for _, images in image_batches(real, batch_size=self.batch_size, indices=indices):
                 self.real_shapes.add(tuple(images.shape[1:]))
+                self._guards["real"](data={"real": images})
                 images = images.to(self.extractor.mean.device)
                 unit = self._clamped(images)
                 rows.append(measure_images(unit, self.extractor) | _tones(unit) | self._scores(images))
                 seen += len(images)
                 if seen >= REAL:
                     break
+        _check_count(seen)
         return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -206,6 +223,12 @@ def _named_scorers(scorer: Scorer | None, heldout: Sequence[Scorer]) -> dict[str
     return named
 
 
+def _check_count(count: int | None) -> None:
+    """`ValueError` for a known number of real images that is too small."""
+    if count is not None and count < FEWEST:
+        raise ValueError(f"real has {plural(count, 'image')}, and at least {FEWEST} are needed to say what is normal")
+
+
 def _check_base(base: Any, *, sampling: bool) -> None:
     """`TypeError` unless it goes with `sample=` (`sampling`) or `images=`."""
     if base is None or ((callable(base) or base == "start") if sampling else isinstance(base, str)):
@@ -214,36 +237,6 @@ def _check_base(base: Any, *, sampling: bool) -> None:
         'base goes with sample= as a callable base(n, generator), a network with LoRA or "start", and with images= as '
         f"the name of its images, got {base!r}"
     )
-
-
-def gathered_rows(rows: Rows) -> Rows:
-    """The rows of all processes, in rank order; a process without images does not know the shapes of its rows."""
-    if not is_distributed():
-        return dict(rows)
-    described = {key: (row.dtype, row.shape[1:]) for key, row in rows.items()}
-    found = {}
-    for key, (kind, shape) in shared(described).items():  # rank 0 always has some
-        found[key] = gather_rows(rows[key] if key in rows else torch.zeros(0, *shape, dtype=kind, device="cpu"))
-    return found
-
-
-def in_order(rows: Rows) -> Rows:
-    """The rows sorted by position; where all processes begin at 0, the first rows of all processes come first."""
-    if not rows:
-        return {}
-    order = rows.pop("position").argsort(stable=True)
-    return {key: row[order] for key, row in rows.items()}
-
-
-def joined_rows(before: Rows, rows: Rows) -> Rows:
-    """One after the other; `ValueError` where their thumbnails differ in size."""
-    if not (before and rows):
-        return before or rows
-    for key in ("pictures", "bases"):
-        if key in rows and rows[key].shape[1:] != before[key].shape[1:]:
-            got, expected = tuple(rows[key].shape[1:]), tuple(before[key].shape[1:])
-            raise ValueError(f"images of one look must be of one size, got {got} after {expected} (thumbnails)")
-    return {key: torch.cat([before[key], row]) for key, row in rows.items() if key in before}
 
 
 def _centre(images: Tensor) -> Tensor:

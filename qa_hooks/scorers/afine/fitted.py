@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_channels, check_count, warn
 from qa_hooks._base.processes import gather_rows, rank
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.features.rebuilding import saved_extractor
@@ -86,8 +86,7 @@ class FittedAFINE(TrainedScorer, AdaptiveScorer):
         return cast(Heads, self.network)
 
     def levels(self, images: Tensor) -> list[Level]:
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name} takes images with 1 or 3 channels, got {images.shape[1]}")
+        check_channels(self.name, images)
         return levels_of(self.extractor, images)
 
     def fit(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qa_hooks._base.checks import check_channels
 from qa_hooks.features.networks import read_state
 from qa_hooks.images import Range
 from qa_hooks.scorers.afine.adaptive import AdaptiveScorer
@@ -76,8 +77,7 @@ class AFINE(AdaptiveScorer):
         return self._heads
 
     def levels(self, images: Tensor) -> list[Level]:
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name} takes images with 1 or 3 channels, got {images.shape[1]}")
+        check_channels(self.name, images)
         images = images.expand(-1, 3, -1, -1)
         patch = self.clip.patch
         size = [side + -side % patch for side in images.shape[2:]]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qa_hooks._base.checks import check_size, warn
+from qa_hooks._base.checks import check_channels, check_size, warn
 from qa_hooks.images import Range, check_images, to_grey, to_uint8, to_unit
 from qa_hooks.scorers.training_images import training_batches
 from qa_hooks.sources.batches import Source, warn_left_out
@@ -129,8 +129,7 @@ def to_shape(images: Tensor, shape: Shape) -> Tensor:
         >>> to_shape(torch.rand(2, 3, 32, 32), (1, 16, 16)).shape
         torch.Size([2, 1, 16, 16])
     """
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]} (shape {tuple(images.shape)})")
+    check_channels("a snapshot's network", images)
     images = to_grey(images) if shape[0] == 1 else images.expand(-1, 3, -1, -1)
     if images.shape[2:] == shape[1:]:
         return images

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_channels
 from qa_hooks.functional.naturalness import image_naturalness
 from qa_hooks.functional.niqe import FeatureConfig, niqe_features, release_features
 from qa_hooks.images import Range, load_image, to_grey, to_unit
@@ -137,10 +138,7 @@ def to_luma(images: Tensor, color: str) -> Tensor:
     """
     if color == "gray":
         return 255 * to_grey(images)
-    if images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"a grey conversion needs 1 or 3 channels, got {images.shape[1]} (shape {tuple(images.shape)})"
-        )
+    check_channels("a grey conversion", images)
     (red, green, blue), offset = _LUMA[color]
     if images.shape[1] == 1:
         luma = (red + green + blue) * images + offset

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import warn
+from qa_hooks._base.checks import check_channels, warn
 from qa_hooks._base.random import mixed_key, permutation
 from qa_hooks._base.text import plural
 from qa_hooks.images import Range, to_uint8, to_unit
@@ -75,8 +75,7 @@ def read_crops(
     reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
     for positions, images in training_batches("images", source, value_range, **reading):
         read += len(positions)
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got the shape {tuple(images.shape)}")
+        check_channels("fitting", images)
         if min(images.shape[2:]) < side:
             small += len(positions)
             continue

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_channels, check_count, warn
 from qa_hooks._base.processes import gather_rows, rank
 from qa_hooks._base.random import permutation
 from qa_hooks.images import Range
@@ -76,12 +76,9 @@ class RankScorer(TrainedScorer):
         self.accuracies: dict[str, float] = {}
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
-        channels, height, width = images.shape[1:]
-        if channels not in (1, 3) or min(height, width) < MIN_SIDE:
-            raise ValueError(
-                f"{self.name} needs images of 1 or 3 channels and at least {MIN_SIDE} pixels a side, got "
-                f"{tuple(images.shape)}"
-            )
+        check_channels(self.name, images)
+        if min(images.shape[2:]) < MIN_SIDE:
+            raise ValueError(f"{self.name} needs at least {MIN_SIDE} pixels a side, got {tuple(images.shape)}")
         scores: Tensor = self.network(images.float().expand(-1, 3, -1, -1))
         return scores
 

@@ -441,7 +441,7 @@ class TestBoth:
         callback = make[kind](monitor)
         hooks = Hooks([monitor, callback])
         hooks.step()
-        hooks._callbacks.budget.allows = lambda callback: not callback.budgeted
+        hooks._callbacks.budget.allows = lambda callback, step: not callback.budgeted
         for _ in range(8):
             hooks.step()
         assert not hooks.should_stop

@@ -437,9 +437,13 @@ class TestBudget:
                 ran.append(now[0])
 
         hooks = Hooks([Ten(every=1)], budget=0.2)
-        for _ in range(490):
-            now[0] += 1
-            hooks.step()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(490):
+                now[0] += 1
+                hooks.step()
+        (words,) = [str(warning.message) for warning in told]
+        assert words.startswith("Ten has not run since step 1, and step 6 is too soon again")
         allowed = 0.2 * (now[0] - 1)  # the clock starts at the first step
         assert 10 * len(ran) <= allowed < 10 * (len(ran) + 1)
 

@@ -361,10 +361,9 @@ def test_a_base_with_lora_is_asked_with_the_trained_adapter_off(crops, style):
     with torch.no_grad():
         for parameter in adapters:
             parameter.add_(0.3 * torch.randn_like(parameter))
-    by_network = RewardGuard(base=net, sample=lambda n, g: inputs[:n] + net(inputs[:n]), every=1, n=32, extractor=SMALL)
-    by_function = RewardGuard(
-        base=lambda n, g: before[:n], sample=lambda n, g: inputs[:n] + net(inputs[:n]), every=1, n=32, extractor=SMALL
-    )
+    sample = lambda n, g: (inputs[:n] + net(inputs[:n])).clamp(0, 1)  # noqa: E731
+    by_network = RewardGuard(base=net, sample=sample, every=1, n=32, extractor=SMALL)
+    by_function = RewardGuard(base=lambda n, g: before[:n], sample=sample, every=1, n=32, extractor=SMALL)
     for guard in (by_network, by_function):
         with Hooks([guard]) as hooks:
             hooks.step()
@@ -519,6 +518,7 @@ def test_a_sheet_in_a_folder_large_images_and_another_range(crops, tmp_path):
         ({"images": "x", "scorer": brightness(), "real_level": math.nan}, ValueError, "real_level"),
         ({"images": "x", "scorer": brightness(), "value_range": (-1, 1)}, ValueError, "ranges"),
         ({"images": "x", "real": "/nowhere"}, ValueError, "not a folder"),
+        ({"images": "x", "real": torch.rand(2, 3, 8, 8)}, ValueError, "real has 2 images, and at least 8"),
         ({"images": "x", "patience": 0}, ValueError, "patience"),
         ({"sample": lambda n, g: None, "n": 4}, ValueError, "n must be"),
     ],
@@ -532,7 +532,8 @@ def test_mistakes_that_show_in_the_run_switch_it_off(crops):
     for options, message in (
         ({"real": crops[:40, :, :32, :32]}, "bring them to one size"),
         ({"base": lambda n, g: crops[:n, :, :32, :32]}, "same shape"),
-        ({"real": crops[:5]}, "at least 8"),
+        ({"real": iter([crops[72:77]])}, "real has 5 images, and at least 8"),
+        ({"real": crops[72:] * 2 - 1}, r"real lies in [-1, "),
     ):
         _, _, told = run(Tricked(crops[:72]), 2, **options)
         assert len(told) == 1

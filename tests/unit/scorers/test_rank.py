@@ -176,7 +176,7 @@ def test_sizes_ranges_channels_and_batches(fitted, world):
     for size in ((16, 16), (17, 31), (16, 300)):
         assert torch.isfinite(fitted(torch.rand(2, 3, *size))).all()
     for shape in ((1, 3, 15, 40), (1, 4, 32, 32)):
-        with pytest.raises(ValueError, match="1 or 3 channels and at least 16 pixels a side"):
+        with pytest.raises(ValueError, match=r"at least 16 pixels a side|1 or 3 channels, got 4"):
             fitted(torch.rand(shape))
 
 
