@@ -25,6 +25,10 @@ from qa_hooks.scorers.giqa.gmm import GMMScorer
 
 NO_VERDICT = "no verdict"
 FEW = 50  # images of a set, below which there is no verdict
+FEW_SCORES = (
+    f"fewer than {FEW} scores of a set: where they are skewed, the interval of their mean is too narrow, and a verdict "
+    "on means whose interval ends near 0 is not safe"
+)
 REAL = "real"  # the label of the real images
 COMPARED = [key for key, metric in METRICS.items() if metric.needs != "classifier"]  # the metrics of comparisons
 
@@ -70,6 +74,9 @@ class Verdicts:
             known = values[values.isfinite()]
             self.values[label][name] = bootstrap_interval(known, confidence=self.confidence, seed=self.seed)
         options: dict[str, Any] = {"higher_is_better": higher_is_better, "confidence": self.confidence}
+        fewest = min(int(scores[label].isfinite().sum()) for label in self.labels)
+        if self.comparisons and fewest < FEW and FEW_SCORES not in self.notes:
+            self.notes.append(FEW_SCORES)
         for label, found in self.comparisons.items():
             a, b = scores[self.labels[0]], scores[label]
             if self.paired:
