@@ -166,10 +166,10 @@ class RangeGuard:
         in_a_corner = declared_low <= low < high <= 0.98 * declared_low + 0.02 * declared_high
         if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and name not in self.warned:
             self.warned.add(name)
+            hint = hint or "if that is another convention and not an overshoot, declare the range that the images have"
             warn(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g})"
-                ": "
-                + (hint or "if that is another convention and not an overshoot, declare the range that the images have")
+                f": {hint}"
             )
 
 

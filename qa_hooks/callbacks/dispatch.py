@@ -46,8 +46,14 @@ class Dispatch:
         self._measuring = [callback for callback in self.active if type(callback).arrived is not Callback.arrived]
 
     def begin(self, writer: GuardedWriter, track: Mapping[str, Any], step: int) -> None:
-        """Before the first step: the clock starts, the log has the settings, pictures that nobody sees are told."""
+        """Before the first step: the clock starts, the log has the settings; what will be lost or mixed up is told."""
         self.budget.start(step)
+        if step <= 1 and writer.earlier is not None:
+            warn(
+                f"{writer.earlier} holds the values of an earlier run, and this one begins at step 1: they are mixed "
+                "in one log, in which the new values replace the old ones from their step on. Give each run a log_dir "
+                "of its own; a run that goes on loads its state first (hooks.load_state_dict)"
+            )
         writer.settings(plain_settings(self.active, track))
         writer.text(TAG, settings_text(self.active, track), step)
         idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]

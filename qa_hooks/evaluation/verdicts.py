@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qa_hooks.drawing.tables import interval_text, text_table
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics, few_images, metric_name
+from qa_hooks.evaluation.set_metrics import FEW, METRICS, Sets, estimate_metrics, few_images, metric_name
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.functional.intervals import (
     Comparison,
@@ -23,6 +23,10 @@ from qa_hooks.functional.intervals import (
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 
 NO_VERDICT = "no verdict"
+FEW_SCORES = (
+    f"fewer than {FEW} scores of a set: where they are skewed, the interval of their mean is too narrow, and a verdict "
+    "on means whose interval ends near 0 is not safe"
+)
 REAL = "real"  # the label of the real images
 COMPARED = [key for key, metric in METRICS.items() if metric.needs != "classifier"]  # the metrics of comparisons
 
@@ -68,6 +72,9 @@ class Verdicts:
             known = values[values.isfinite()]
             self.values[label][name] = bootstrap_interval(known, confidence=self.confidence, seed=self.seed)
         options: dict[str, Any] = {"higher_is_better": higher_is_better, "confidence": self.confidence}
+        fewest = min(int(scores[label].isfinite().sum()) for label in self.labels)
+        if self.comparisons and fewest < FEW and FEW_SCORES not in self.notes:
+            self.notes.append(FEW_SCORES)
         for label, found in self.comparisons.items():
             a, b = scores[self.labels[0]], scores[label]
             if self.paired:

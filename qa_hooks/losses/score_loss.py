@@ -121,7 +121,7 @@ class ScoreLoss(QALoss):
             warn(
                 f"{unbounded[0]} has no best value, and this loss no ceiling: what raises it is paid without end "
                 "(ten steps of 1/255 lifted a ranking score from .3 to 23.8, where clean photographs have 2.7); "
-                'ScoreLoss(..., ceiling="real") stops at what real images get'
+                'ceiling="real" (of ScoreLoss, of RewardFinetuner) stops at what real images get'
             )
 
     @property
@@ -216,8 +216,8 @@ class ScoreLoss(QALoss):
             self._ceiling.measure(lambda: self._goodness(real, inputs, {}))
         if self._ceiling.level is None:
             raise ValueError(
-                f'ceiling="real" of ScoreLoss({self.name}) needs real images: loss(pred, real=real_crops, ...), at '
-                "least in the first calls"
+                f'ceiling="real" of ScoreLoss({self.name}) needs real images, at least in the first calls: loss(pred, '
+                "real=real_crops, ...), or of a RewardFinetuner tuner.step(..., real=real_images)"
             )
         return self._ceiling.level.to(pred.device)
 

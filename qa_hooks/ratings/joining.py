@@ -62,7 +62,7 @@ def join_scores(
 def _read(path: Path) -> ScoreTable:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a table of scores")
-    table = read_scores(path)
+    table = read_scores(path).by_file()
     if not len(table):
         raise ValueError(f"{path} has no rows")
     return table

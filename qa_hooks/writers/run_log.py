@@ -30,6 +30,7 @@ class RunLog:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / NAME
+        self.has_earlier = self.path.is_file() and self.path.stat().st_size > 0  # values of a run before this one
         self._begun = False
         self._pending: Line = {}  # a value whose interval may follow
 

@@ -48,6 +48,11 @@ class TensorBoardWriter:
         self._settings: dict[str, float | str] = {}
         self._has_row = False
 
+    @property
+    def earlier(self) -> Path | None:
+        """The file of values that was there when this writer was made; None where there was none."""
+        return self._log.path if self._log.has_earlier else None
+
     def scalar(self, tag: str, value: float, step: int) -> None:
         writer = self._open(step)
         base, _, stat = tag.rpartition("/")

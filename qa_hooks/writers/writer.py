@@ -100,6 +100,11 @@ class GuardedWriter:
         """The class of the writer; None if there is no writer, or if it was given up after an error."""
         return None if self._writer is None else type(self._writer).__name__
 
+    @property
+    def earlier(self) -> Any:
+        """The file of values that an earlier run has left where this writer writes; None where there is none."""
+        return getattr(self._writer, "earlier", None)
+
     def check(self) -> str:
         """Whether it can write, in words: the writer is flushed, and a folder of its own must be writable."""
         if self._writer is None:

@@ -31,7 +31,7 @@ def filter_scores(
     """The best images of a table, as a list and as a file with a path per line.
 
     Args:
-        table: of `score_folder`, or the path of one, a CSV or a folder.
+        table: of `score_folder`, or the path of one, a CSV or a folder; of a `QualityTable` the files are named.
         output: the file to write; None writes none.
         keep: a share in (0, 1] of the images that have a score, or a whole number of images (so 1.0 keeps all, 1 one).
         by: the column; needed when there are several scorers, whose columns differ in more than the calibration.
@@ -47,7 +47,7 @@ def filter_scores(
         >>> filter_scores(table, keep=0.5, higher_is_better=True).kept
         ['b']
     """
-    table = table if isinstance(table, ScoreTable) else read_scores(table)
+    table = (table if isinstance(table, ScoreTable) else read_scores(table)).by_file()
     column, higher = table.chosen(by, higher_is_better)
     paths, scores = table.per_image(column)
     best = choose_best(scores if higher else -scores, keep)

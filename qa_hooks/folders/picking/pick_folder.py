@@ -160,7 +160,7 @@ def _read(
     """A table that is there already, its column and direction; `ValueError` when it is not of this folder."""
     if reference is not None or grid is not None:
         raise ValueError("reference= and grid= are for scoring: the table of scores= was made with its own")
-    table = scores if isinstance(scores, ScoreTable) else read_scores(scores)
+    table = (scores if isinstance(scores, ScoreTable) else read_scores(scores)).by_file()
     name, higher = table.chosen(by)
     lost = [path for path in table.paths if not _is_there(folder, path)]
     if lost:

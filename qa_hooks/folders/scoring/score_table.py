@@ -90,6 +90,37 @@ class ScoreTable:
             raise ValueError(f"the table says that {'higher' if told else 'lower'} values of {column} are better")
         return column, bool(told if told is not None else higher_is_better)
 
+    def by_file(self) -> ScoreTable:
+        """This table; that of a `QualityTable`, whose rows are contents, with a row for each file of that content.
+
+        Raises:
+            ValueError: a quality table of several candidates a sample, in which a row is no file.
+
+        Example:
+            >>> scores = {"psnr": torch.tensor([20.0, 30.0])}
+            >>> table = ScoreTable(["3f", "a7"], scores, spec={"sets": {"a.png": ["a7"], "b.png": ["a7"]}})
+            >>> table.by_file().paths, table.by_file().columns["psnr"].tolist()
+            (['a.png', 'b.png'], [30.0, 30.0])
+        """
+        sets = self.spec.get("sets")
+        if not isinstance(sets, dict):
+            return self
+        if several := [key for key, contents in sets.items() if len(contents) != 1]:
+            raise ValueError(
+                f"this quality table holds sets of candidates ({several[0]} has {len(sets[several[0]])}) and no scores "
+                "of single files: read it with QualityTable.load"
+            )
+        rows: dict[str, list[int]] = {}
+        for row, content in enumerate(self.paths):
+            rows.setdefault(content, []).append(row)
+        named = [(key, row) for key, (content,) in sets.items() for row in rows.get(content, [])]
+        chosen = torch.tensor([row for _, row in named], device="cpu", dtype=torch.int64)
+        columns = {name: values[chosen] for name, values in self.columns.items()}
+        spec = {name: value for name, value in self.spec.items() if name != "sets"}
+        failures = {key: self.failures[content] for key, (content,) in sets.items() if content in self.failures}
+        tiles = None if self.tiles is None else self.tiles[chosen]
+        return ScoreTable([key for key, _ in named], columns, tiles, {**spec, "failures": failures})
+
     def column(self, name: str) -> Tensor:
         """`(n,)` float32; `ValueError` that names the columns there are."""
         if name not in self.columns:

@@ -94,7 +94,8 @@ def test_the_page_goes_into_a_pipe(run, tmp_path, capsys):
 
 def test_a_run_that_was_started_again_is_read_without_a_word(run, capfd):
     hooks = Hooks([ScoreMonitor(brightness(), sample=sample, n=8, every=1)], log_dir=run)
-    hooks.step()
+    with pytest.warns(UserWarning, match=r"metrics.jsonl holds the values of an earlier run"):
+        hooks.step()
     hooks.close()
     assert main(["report", str(run), "-o", str(run / "r.html")]) == 0
     assert capfd.readouterr().err == ""

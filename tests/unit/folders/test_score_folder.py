@@ -530,3 +530,18 @@ def test_a_table_with_other_columns_is_somebodys_work(folder, tmp_path, change):
     assert output.read_bytes() == whole.replace(*change)
     score_folder(folder, Counting(), output, resume=False)
     assert output.read_bytes() == whole
+
+
+def test_a_quality_table_is_filtered_by_the_names_of_its_files():
+    """Its rows are contents: two files of one content are two files, and a sample of several files is none."""
+    scores, tiles = {"bright": torch.tensor([0.2, 0.9])}, torch.tensor([[0, 0], [64, 0]])
+    spec = {"sets": {"a.png": ["dark"], "b.png": ["light"], "copy.png": ["light"], "lost.png": ["gone"]},
+            "failures": {"gone": "no picture"}}  # fmt: skip
+    table = ScoreTable(["dark", "light"], scores, None, spec)
+    assert filter_scores(table, keep=2, higher_is_better=True).kept == ["b.png", "copy.png"]
+    assert filter_scores(table, keep=1.0, higher_is_better=True).kept == ["b.png", "copy.png", "a.png"]
+    assert table.by_file().failures == {"lost.png": "no picture"}
+    tiled = ScoreTable(["dark", "dark"], scores, tiles, {"sets": {"a.png": ["dark"]}}).by_file()
+    assert (tiled.paths, tiled.tiles.tolist()) == (["a.png", "a.png"], tiles.tolist())
+    with pytest.raises(ValueError, match=r"sets of candidates \(a.png has 2\)"):
+        filter_scores(ScoreTable(["x"], {"s": torch.ones(1)}, None, {"sets": {"a.png": ["x", "y"]}}), keep=1)

@@ -346,3 +346,23 @@ def test_hooks_that_are_closed_twice_leave_one_file(tmp_path):
         hooks.close()
     assert len(list(tmp_path.glob("events*"))) == 1
     assert row_of_hparams(tmp_path)[1]
+
+
+def test_a_fresh_run_in_the_log_of_another_is_told_and_a_resumed_one_is_not(tmp_path):
+    from qa_hooks.callbacks import Hooks
+
+    def run(state=None) -> dict:
+        hooks = Hooks([], log_dir=tmp_path, log_every=1)
+        if state is not None:
+            hooks.load_state_dict(state)
+        hooks.record(loss=1.0)
+        hooks.step()
+        state = hooks.state_dict()
+        hooks.close()
+        return state
+
+    state = run()
+    run(state)  # a warning would be an error
+    with pytest.warns(UserWarning, match="metrics.jsonl holds the values of an earlier run") as told:
+        run()
+    assert len(told) == 1
