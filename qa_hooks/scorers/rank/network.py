@@ -3,10 +3,12 @@
 A chain is an image at levels 0 (itself) to 4 of one degradation, s_a the score of level a; margin m = 0.5:
 
     loss = mean over a < b of max(0, m - (s_a - s_b))
-         + 1/2 max(0, m - (s_0 - s'_3))             s' the next chain of the batch, another crop and often another kind
+         + 1/2 mean over other pairs of max(0, m - (s - s'))       s' of another chain, whose damage is larger by .06
          + 0.001 s^2
 
-The second term makes scores comparable between images. RankIQA has the first, over all pairs of one forward pass.
+The second term makes scores comparable between images and kinds of degradation: which of two images of different chains
+is the better one is said by GMSD, the distance of each to its own level 0. RankIQA has the first term, over all pairs
+of one forward pass.
 
 Source: Liu, van de Weijer and Bagdanov, "RankIQA: Learning from Rankings for No-reference Image Quality Assessment",
 2017, section 3.
@@ -23,11 +25,12 @@ from torch import Tensor, nn
 from qa_hooks.functional.agreement import pairwise_accuracy
 from qa_hooks.functional.channel_statistics import channel_statistics
 from qa_hooks.functional.degradations import LADDERS, LEVELS, chain
+from qa_hooks.functional.gradient_similarity import gmsd
 from qa_hooks.images import to_grey
 from qa_hooks.scorers.training import minimise
 
 MARGIN = 0.5
-ACROSS, ACROSS_LEVEL, DECAY = 0.5, 3, 1e-3
+ACROSS, GAP, DECAY = 0.5, 0.06, 1e-3
 GREY = 0.25  # share of the chains that are made grey
 TEST_BATCH = 64
 KINDS = tuple(LADDERS)
@@ -57,17 +60,28 @@ class RankNetwork(nn.Module):
         return scores
 
 
-def rank_loss(scores: Tensor) -> Tensor:
-    """Scores `(LEVELS, K)` of K chains, level 0 the best -> the loss above, a scalar.
+def rank_loss(scores: Tensor, damage: Tensor) -> Tensor:
+    """Scores `(LEVELS, K)` of K chains, level 0 the best, and how damaged each image is -> the loss above, a scalar.
 
     Example:
-        >>> round(float(rank_loss(torch.tensor([[4.0, 4.0], [3.0, 3.0], [2.0, 2.0], [1.0, 1.0], [0.0, 0.0]]))), 6)
+        >>> scores = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]).expand(2, 5).T
+        >>> round(float(rank_loss(scores, damage=-scores)), 6)
         0.006
     """
     better, worse = torch.triu_indices(LEVELS, LEVELS, 1, device=scores.device)
     own = F.relu(MARGIN - (scores[better] - scores[worse])).mean()
-    across = F.relu(MARGIN - (scores[0] - scores[ACROSS_LEVEL].roll(1))).mean()
+    values, damages = scores.flatten(), damage.flatten()
+    chains = torch.arange(scores.shape[1], device=scores.device).repeat(LEVELS)
+    pairs = (damages[None] - damages[:, None] > GAP) & (chains[None] != chains[:, None])
+    missing = F.relu(MARGIN - (values[:, None] - values[None])) * pairs
+    across = missing.sum() / pairs.sum().clamp_min(1)
     return own + ACROSS * across + DECAY * scores.square().mean()
+
+
+def damage_of(chains: Tensor) -> Tensor:
+    """`(LEVELS, K, C, h, w)` in [0, 1] -> `(LEVELS, K)`: GMSD of each image to its chain's level 0."""
+    clean = chains[:1].expand_as(chains)
+    return gmsd(chains.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, chains.shape[:2])
 
 
 def train_ranking(
@@ -99,10 +113,9 @@ def train_ranking(
 
     def batch_loss(step: int) -> Tensor:
         chains = torch.cat([_random_chains(crops, kind, n, generator) for kind, n in _share(batch_size, step)], 1)
-        chains = chains[
-            :, torch.randperm(chains.shape[1], generator=generator, device="cpu")
-        ]  # neighbours differ in kind
-        return rank_loss(network(chains.flatten(0, 1).to(device)).unflatten(0, (LEVELS, -1)))
+        chains = chains.to(device)
+        scores: Tensor = network(chains.flatten(0, 1)).unflatten(0, (LEVELS, -1))
+        return rank_loss(scores, damage_of(chains))
 
     minimise(batch_loss, network, optimizer, schedule, steps=steps, what="ranking scorer", progress=progress)
 

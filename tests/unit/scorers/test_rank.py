@@ -12,10 +12,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from qa_hooks.functional.degradations import LADDERS, LEVELS, degrade
+from qa_hooks.functional.gradient_similarity import gmsd
 from qa_hooks.images import save_image
 from qa_hooks.scorers import RankScorer, create_scorer, load_scorer
 from qa_hooks.scorers.rank.crops import read_crops
-from qa_hooks.scorers.rank.network import MEASURES, RankNetwork, chain_accuracies, rank_loss
+from qa_hooks.scorers.rank.network import MEASURES, RankNetwork, chain_accuracies, damage_of, rank_loss
 
 FEW = pytest.mark.filterwarnings("ignore:a ranking scorer has:UserWarning")
 
@@ -43,7 +44,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def fitted(world):
-    return RankScorer().fit(world["fit"], steps=300, batch_size=24, crop=32, crops=6, warn_below=0, progress=False)
+    return RankScorer().fit(world["fit"], steps=600, batch_size=24, crop=32, crops=6, warn_below=0, progress=False)
 
 
 def quick(images, scorer=None, **options):
@@ -60,9 +61,24 @@ def test_the_loss_is_the_sum_of_hinges_by_hand():
     own = [
         max(0, 0.5 - (scores[a, k] - scores[b, k])) for a, b in itertools.combinations(range(5), 2) for k in range(4)
     ]
-    across = [max(0, 0.5 - (scores[0, k] - scores[3, k - 1])) for k in range(4)]
+    damage = np.random.default_rng(1).uniform(0, 0.2, size=(LEVELS, 4))
+    across = [
+        max(0, 0.5 - (scores[a, k] - scores[b, j]))
+        for (a, k), (b, j) in itertools.product(np.ndindex(LEVELS, 4), repeat=2)
+        if k != j and damage[b, j] - damage[a, k] > 0.06
+    ]
     expected = np.mean(own) + 0.5 * np.mean(across) + 1e-3 * np.mean(scores**2)
-    assert float(rank_loss(torch.tensor(scores))) == pytest.approx(expected)
+    assert float(rank_loss(torch.tensor(scores), torch.tensor(damage))) == pytest.approx(expected)
+    same = np.mean(own) + 1e-3 * np.mean(scores**2)
+    assert float(rank_loss(torch.tensor(scores), torch.zeros(LEVELS, 4))) == pytest.approx(same)
+
+
+def test_damage_is_measured_to_the_chains_own_first_image():
+    chains = torch.rand(LEVELS, 3, 3, 16, 16)
+    damage = damage_of(chains)
+    assert damage.shape == (LEVELS, 3)
+    assert float(damage[0].max()) < 1e-4
+    assert float(damage[2, 1]) == pytest.approx(float(gmsd(chains[2, 1:2], chains[0, 1:2])))
 
 
 def test_accuracies_by_hand():
