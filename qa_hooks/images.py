@@ -145,8 +145,7 @@ class RangeGuard:
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) "
-                "was declared; "
-                + (channel_hint(images)[2:] or "declare the range that the images have, or convert them")
+                f"was declared; {channel_hint(images)[2:] or 'declare the range that the images have, or convert them'}"
             )
         self.doubt(name, low, high, channel_hint(images)[2:])
 

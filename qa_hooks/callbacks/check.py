@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import count_images, image_batches
+from qa_hooks.sources.batches import count_images, first_images
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, in_range, sample_block
 from qa_hooks.writers import GuardedWriter
@@ -116,9 +115,9 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
 def _check_real(looks: Any, images: Tensor | None) -> str:
     """The first real images, their range, and whether their size is that of the samples."""
     try:
-        count, batches = count_images(looks.real), image_batches(looks.real, batch_size=8)
-        with isolated(), fixed_random(looks.real), closing(batches):
-            _, real = next(batches)
+        count = count_images(looks.real)
+        with isolated(), fixed_random(looks.real):
+            real = first_images(looks.real, 8)[0]
         RangeGuard(looks.value_range).check_data("real", real)
         if images is not None:
             check_comparable(looks.extractor, tuple(real.shape[1:]), tuple(images.shape[1:]))
