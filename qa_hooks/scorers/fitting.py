@@ -57,6 +57,8 @@ def fitted_scorer(spec: str, entry: Entry, options: dict[str, Any], given: Mappi
     aside = {"progress", "batch_size"} if issubclass(entry.kind, FeatureScorer) else {"progress"}  # changes no number
     decisive = {name: value for name, value in settings.items() if name not in aside}
     described = {"class": entry.cls, "options": scorer.options(), "fit": decisive}
+    if (version := getattr(entry.kind, "fit_version", 1)) > 1:
+        described["version"] = version
     data = [data_fingerprint(source, options["value_range"]) for source in sources.values()]
     text = json.dumps([described, data], sort_keys=True, default=str)
     path = Path(given["cache"]) / f"{spec}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.safetensors"

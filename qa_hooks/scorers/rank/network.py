@@ -81,7 +81,8 @@ def rank_loss(scores: Tensor, damage: Tensor) -> Tensor:
 def damage_of(chains: Tensor) -> Tensor:
     """`(LEVELS, K, C, h, w)` in [0, 1] -> `(LEVELS, K)`: GMSD of each image to its chain's level 0."""
     clean = chains[:1].expand_as(chains)
-    return gmsd(chains.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, chains.shape[:2])
+    damage: Tensor = gmsd(chains.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, chains.shape[:2])
+    return damage
 
 
 def train_ranking(

@@ -69,6 +69,7 @@ class RankScorer(TrainedScorer):
     name = "rank"
     score_range = None
     higher_is_better = True
+    fit_version = 2  # of the training: files of an earlier one in a cache= folder are not used for a new fit
 
     def __init__(self, *, seed: int = 0, value_range: Range = (0.0, 1.0)) -> None:
         super().__init__(seed=seed, value_range=value_range)

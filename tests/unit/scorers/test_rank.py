@@ -260,6 +260,14 @@ def test_a_folder_a_tensor_and_a_range_are_the_same(world, tmp_path):
     assert torch.equal(weights(made), expected)
 
 
+def test_the_cache_of_an_earlier_training_is_not_used(world, tmp_path, monkeypatch):
+    spec = {"type": "rank", "steps": 3, "crop": 32, "crops": 4, "warn_below": 0, "cache": tmp_path}
+    for version, files in ((1, 1), (2, 2), (2, 2)):
+        monkeypatch.setattr(RankScorer, "fit_version", version)
+        create_scorer(spec, fit=world["fit"][:20])
+        assert len(list(tmp_path.iterdir())) == files
+
+
 def test_the_cache_keeps_it(world, tmp_path):
     spec = {"type": "rank", "steps": 3, "crop": 32, "crops": 4, "warn_below": 0, "cache": tmp_path}
     first = create_scorer(spec, fit=world["fit"][:20])
