@@ -349,8 +349,6 @@ def test_hooks_that_are_closed_twice_leave_one_file(tmp_path):
 
 
 def test_a_fresh_run_in_the_log_of_another_is_told_and_a_resumed_one_is_not(tmp_path):
-    from qa_hooks.callbacks import Hooks
-
     def run(state=None) -> dict:
         hooks = Hooks([], log_dir=tmp_path, log_every=1)
         if state is not None:
