@@ -51,9 +51,9 @@ class RewardGuard(Monitor):
     Whatever looks odd at the first look is taken as normal for this model: start from a sound one. One held-out score
     alone raises no alarm.
 
-    Measured on runs that its limits were not chosen on (docs/guards.md): given `real` and `base` it found 73 of 77
-    hacks before SSIM or recall had fallen by a fifth, given `real` alone 48; no alarm in 14 honest runs (Wilson's 95 %
-    interval 0 to 22 %). Without `real`, honest training that is far from its end looks like an exploit.
+    Measured on runs that its limits were not chosen on (docs/guards.md): given `real` and `base` it found 81 of 88
+    hacks before SSIM or recall had fallen by a fifth, given `real` alone 49; no alarm in 105 honest runs (Wilson's
+    95 % interval 0 to 4 %). Without `real`, honest training that is far from its end looks like an exploit.
 
     - "warn": each kind of alarm once, with its numbers.
     - "stop": warns and raises `TrainingStopped` out of `optimizer.step()` where attached, else sets
