@@ -43,7 +43,7 @@ LEVEL, ACCURACIES = "real_level", "accuracies"  # in the file, beside the networ
 class RankScorer(TrainedScorer):
     """Trained on degradations of the user's own images; scores images of any size from 16 pixels a side.
 
-    SRCC .72 with people's ratings of five distortions together: docs/judges.md.
+    SRCC .76 with people's ratings of five distortions together: docs/judges.md.
 
     Grey images are scored as colour ones of equal channels.
 
