@@ -76,7 +76,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, function):
 
 def few(rank: int) -> dict:
     """One block, so that one process has nothing to do."""
-    monitor = make_monitor(images(40), n=25, batch_size=64, metrics=("fd", "is"), classifier=brightness_logits)
+    monitor = make_monitor(images(60), n=50, batch_size=64, metrics=("fd", "is"), classifier=brightness_logits)
     with Hooks([monitor], writer=MemoryWriter()) as hooks:
         hooks.step()
     return monitor.last

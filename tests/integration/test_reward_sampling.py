@@ -518,7 +518,7 @@ def test_data_parallel_wrappers_are_passed_by():
     ({"noise": 14.6 * noise(2, 1, 8, 8)}, ValueError, "standard normal"),
     ({"noise": 0.18 * noise(2, 1, 8, 8)}, ValueError, "standard normal"),
     ({"noise": torch.full((2, 1, 8, 8), math.nan)}, ValueError, "standard normal"),
-    ({"denoiser": lambda x, t: x * math.nan * Net().weight[0]}, ValueError, "non-finite"),
+    ({"denoiser": lambda x, t: x * math.nan * Net().weight[0]}, ValueError, "not finite"),
     ({"denoiser": lambda x, t: x}, ValueError, "no gradient leads"),
     ({"denoiser": lambda x, t: x[:, :, 1:]}, ValueError, "output is"),
     ({"denoiser": lambda x, t: x[:1]}, ValueError, "one output for each of 2 rows"),

@@ -533,7 +533,7 @@ def test_mistakes_that_show_in_the_run_switch_it_off(crops):
         ({"real": crops[:40, :, :32, :32]}, "bring them to one size"),
         ({"base": lambda n, g: crops[:n, :, :32, :32]}, "same shape"),
         ({"real": iter([crops[72:77]])}, "real has 5 images, and at least 8"),
-        ({"real": crops[72:] * 2 - 1}, r"real lies in [-1, "),
+        ({"real": crops[72:] * 2 - 1}, r"real: values lie in [-1, "),
     ):
         _, _, told = run(Tricked(crops[:72]), 2, **options)
         assert len(told) == 1

@@ -313,7 +313,7 @@ def test_extraction_leaves_no_trace():
     ("source", "message"),
     [
         (torch.rand(2, 3, 8, 8) * 3, "declare the range"),
-        (torch.full((2, 3, 8, 8), float("nan")), "non-finite"),
+        (torch.full((2, 3, 8, 8), float("nan")), "not finite"),
         (iter([]), "no readable image"),
     ],
 )
