@@ -24,8 +24,7 @@ SMALLEST = 1e-12  # keeps the gradient of a square root finite where nothing cha
 def gmsd(images: Tensor, reference: Tensor) -> Tensor:
     """Distance of each image to its reference: `(N,)`, 0 for equal ones, hardly above .35; lower is better.
 
-    Differentiable. Of the distances that need no network it agrees best with people across kinds of damage
-    (docs/judges.md).
+    Differentiable. It is among the distances that agree best with people across kinds of damage (docs/judges.md).
 
     Args:
         images: `(N, 1 or 3, H, W)` in [0, 1], at least 4 pixels a side; colour counts as grey.

@@ -43,8 +43,15 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def fitted(world):
-    return RankScorer().fit(world["fit"], steps=600, batch_size=24, crop=32, crops=6, warn_below=0, progress=False)
+def fits(world):
+    """Three short fits: what one of 300 steps has learned of blur or of sharpening depends on its seed."""
+    options = {"steps": 300, "batch_size": 24, "crop": 32, "crops": 6, "warn_below": 0, "progress": False}
+    return [RankScorer(seed=seed).fit(world["fit"], **options) for seed in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def fitted(fits):
+    return fits[0]
 
 
 def quick(images, scorer=None, **options):
@@ -110,8 +117,12 @@ def accuracies(scorer, images):
     }
 
 
-def test_it_ranks_degradations_of_photographs_it_has_not_seen(fitted, world):
-    colour, grey = (accuracies(fitted, images) for images in (world["test"], world["test"].mean(1, keepdim=True)))
+def test_it_ranks_degradations_of_photographs_it_has_not_seen(fits, world):
+    def of_kinds(images):
+        found = [accuracies(scorer, images) for scorer in fits]
+        return {kind: np.mean([each[kind] for each in found]) for kind in LADDERS}
+
+    colour, grey = (of_kinds(images) for images in (world["test"], world["test"].mean(1, keepdim=True)))
     assert np.mean(list(colour.values())) > 0.85
     assert min(colour.values()) > 0.65
     assert np.mean(list(grey.values())) > 0.75
@@ -129,12 +140,12 @@ def test_a_full_fit_of_seven_pictures_takes_two_minutes_at_most(world):
         assert min(result.values()) > 0.65
 
 
-def test_motion_blur_was_not_in_the_training(fitted, world):
+def test_motion_blur_was_not_in_the_training(fits, world):
     def moved(length):
         padded = F.pad(world["test"], (length // 2, length // 2, 0, 0), mode="reflect")
         return padded.unfold(3, length, 1).mean(-1)
 
-    assert accuracy(fitted, [moved(length) for length in (1, 5, 9, 15)]) > 0.8
+    assert np.mean([accuracy(scorer, [moved(length) for length in (1, 5, 9, 15)]) for scorer in fits]) > 0.8
 
 
 def test_the_report_and_the_real_level(fitted, world):
