@@ -15,11 +15,8 @@ from qa_hooks._base.reach import Traces
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
-from qa_hooks.evaluation.comparable import check_comparable
-from qa_hooks.images import RangeGuard, as_tensor
+from qa_hooks.images import as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.batches import count_images, first_images
-from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, in_range, sample_block
 from qa_hooks.writers import GuardedWriter
 
@@ -48,8 +45,6 @@ def _lines(callback: Callback) -> Iterator[str]:
         if callable(sample) and not isinstance(sample, nn.Module):
             images, line = _check_sample(name, sample, looks)
             yield line
-    if looks is not callback and getattr(looks, "real", None) is not None:
-        yield _check_real(looks, images)
     named = ("images", "reference") if looks is callback else ("name", "base")
     for value in (getattr(looks, name, None) for name in named):
         if isinstance(value, str) and getattr(looks, "sample", None) is None:
@@ -59,16 +54,16 @@ def _lines(callback: Callback) -> Iterator[str]:
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
         yield _check_scorer(scorer, images, getattr(looks, "reference", None))
-    yield from _rehearsed(callback, images)
+    yield from _rehearsed(looks, images)
 
 
-def _rehearsed(monitor: Monitor, images: Tensor | None) -> list[str]:
-    """What `Monitor.rehearse` says, what it warns of, and what it raises."""
+def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
+    """What `rehearse` says, what it warns of, and what it raises."""
     lines: list[str] = []
     with isolated(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            lines += monitor.rehearse(images)
+            lines += looks.rehearse(images)
         except Exception as error:
             lines.append(f"the first measurement FAILS: {type(error).__name__}: {error}")
     return lines + [f"WARNS: {warning.message}" for warning in told]
@@ -110,21 +105,6 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
         ):
             notes.append("THAT IS ANOTHER RANGE: value_range= says what the numbers mean, (-1, 1) after a tanh")
     return images, "; ".join([text, *notes])
-
-
-def _check_real(looks: Any, images: Tensor | None) -> str:
-    """The first real images, their range, and whether their size is that of the samples."""
-    try:
-        count = count_images(looks.real)
-        with isolated(), fixed_random(looks.real):
-            real = first_images(looks.real, 8)[0]
-        RangeGuard(looks.value_range).check_data("real", real)
-        if images is not None:
-            check_comparable(looks.extractor, tuple(real.shape[1:]), tuple(images.shape[1:]))
-    except Exception as error:
-        return f"real FAILS: {type(error).__name__}: {error}"
-    number = "an unknown number" if count is None else count
-    return f"real has {number} of images such as {tuple(real.shape[1:])} {str(real.dtype).removeprefix('torch.')}"
 
 
 def _check_scorer(scorer: Scorer, images: Tensor | None, reference: Any) -> str:

@@ -21,7 +21,15 @@ from qa_hooks.rewards.alarm_rule import HELD_OUT
 from qa_hooks.rewards.broken import broken_images
 from qa_hooks.rewards.measures import Rows, differences, measure_change, measure_images, measure_tones
 from qa_hooks.scorers.scorer import Scorer, common_range
-from qa_hooks.sources.batches import Source, check_source, count_images, image_batches, image_paths, is_shared
+from qa_hooks.sources.batches import (
+    Source,
+    check_source,
+    count_images,
+    first_images,
+    image_batches,
+    image_paths,
+    is_shared,
+)
 from qa_hooks.sources.fingerprint import fixed_random
 from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
@@ -75,11 +83,8 @@ class GuardImages:
             _check_count(count_images(real))
         self.sample, self.name, self.base, self.real = sample, images or "", base, real
         self.value_range = common_range(self.scorers.values(), value_range)
-        self.n, self.batch_size, self.seed = (
-            check_count("n", n, least=FEWEST),
-            check_count("batch_size", batch_size),
-            seed,
-        )
+        self.n, self.batch_size = check_count("n", n, least=FEWEST), check_count("batch_size", batch_size)
+        self.seed = seed
         self.extractor = create_extractor(extractor)
         self._guards = {name: RangeGuard(self.value_range) for name in ("samples", "base", "real")}
         self.first: Tensor | None = None
@@ -89,6 +94,17 @@ class GuardImages:
     def functions(self) -> list[Callable[..., Any]]:
         """The user's functions and networks that make images."""
         return [part for part in (self.sample, self.base) if callable(part)]
+
+    def rehearse(self, images: Tensor | None) -> Iterator[str]:
+        """As `Monitor.rehearse`: the range of two real images, and whether their size is the samples'."""
+        if self.real is not None:
+            sizes = []
+            for real in first_images(self.real, 2):
+                RangeGuard(self.value_range).check_data("real", real)
+                sizes.append(tuple(real.shape[1:]))
+            if images is not None:
+                check_comparable(self.extractor, sizes, images.shape[1:])
+            yield f"real: {', '.join(map(str, sizes))}"
 
     def rows(self, ctx: Context, *, comparing: bool) -> Rows:
         """What one look measures on this process.
