@@ -14,7 +14,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.images import check_images
-from qa_hooks.writers import Writer
+from qa_hooks.writers import Writer, describe
 
 
 class TrainingStopped(Exception):
@@ -174,6 +174,7 @@ class Monitor(Callback):
         self.every = check_count("every", every)
         self._failure: Exception | None = None
         self._traced = False
+        self._described: set[str] = set()  # the tags whose meaning the log has
 
     def due(self, step: int) -> bool:
         return step == 1 or step % self.every == 0
@@ -181,6 +182,13 @@ class Monitor(Callback):
     def higher_is_better(self, key: str) -> bool | None:
         """Which direction of `.last[key]` is the better one; None where that is not known."""
         return None
+
+    def describe(self, ctx: Context, tag: str, what: str, key: str) -> None:
+        """Say in the log, once and before the tag's first number, what it is and which way `.last[key]` is better."""
+        if tag not in self._described:
+            self._described.add(tag)
+            better = {True: "; higher is better", False: "; lower is better", None: ""}[self.higher_is_better(key)]
+            describe(ctx.writer, tag, what + better)
 
     def local(self, ctx: Context) -> Any:
         """This rank's part, run in `isolated(*self.networks())`; no collectives."""

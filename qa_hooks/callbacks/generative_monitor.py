@@ -26,7 +26,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, first_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
-from qa_hooks.writers import describe, make_tag
+from qa_hooks.writers import make_tag
 
 LOG = logging.getLogger("qa_hooks")
 
@@ -197,10 +197,9 @@ class GenerativeMonitor(MeasuringMonitor):
         self.last = {"step": ctx.step}
         for key, value in measured.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            better, label = "higher" if higher_is_better(key) else "lower", f"{value.name}_n={value.n}{self._label}"
-            if not self._told:
-                text = f"{value.spec}; {better} is better; 95 % interval on the page CUSTOM SCALARS"
-                describe(ctx.writer, make_tag("eval", label, "value"), text)
+            label = f"{value.name}_n={value.n}{self._label}"
+            what = f"{value.spec}; 95 % interval on the page CUSTOM SCALARS"
+            self.describe(ctx, make_tag("eval", label, "value"), what, key)
             for stat in ("value", "low", "high"):
                 ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:

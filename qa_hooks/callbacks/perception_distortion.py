@@ -122,8 +122,10 @@ class PerceptionDistortion(Monitor):
         self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
         point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64, device="cpu")
         self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
-        for scorer, value in ((self.distortion, distortion), (self.perception, perception)):
-            ctx.writer.scalar(make_tag("eval", self.name, scorer.name), value, ctx.step)
+        for axis, scorer in (("distortion", self.distortion), ("perception", self.perception)):
+            tag = make_tag("eval", self.name, scorer.name)
+            self.describe(ctx, tag, f"{scorer.name}: mean score, the axis of {axis}", axis)
+            ctx.writer.scalar(tag, self.last[axis], ctx.step)
         picture = self._picture() if ctx.rank == 0 else None
         if picture is not None:
             write_picture(ctx, self.folder, self.name, "path", picture)

@@ -114,8 +114,10 @@ class ScoreHistogram(SamplingMonitor):
         }
         if len(finite) < len(generated):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), len(generated) - len(finite), ctx.step)
-        for stat in ("overlap", "ks"):
-            ctx.writer.scalar(make_tag("eval", self.name, stat), self.last[stat], ctx.step)
+        for stat, what in (("overlap", "overlap of"), ("ks", "Kolmogorov-Smirnov distance between")):
+            tag = make_tag("eval", self.name, stat)
+            self.describe(ctx, tag, f"{self.scorer.name}: {what} the scores of samples and of real images", stat)
+            ctx.writer.scalar(tag, self.last[stat], ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)
         if not self._shown:  # it stays as it is
             ctx.writer.histogram(make_tag("eval", self.name, "real"), real, ctx.step)

@@ -16,7 +16,7 @@ from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
-from qa_hooks.writers import describe, make_tag
+from qa_hooks.writers import make_tag
 
 
 class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
@@ -85,7 +85,6 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             self.instrument().check_portable()
         self.last: dict[str, float] = {}
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
-        self._told: set[str] = set()  # the names whose meaning the log has
 
     def higher_is_better(self, key: str) -> bool | None:
         return self.scorer.higher_is_better if key in ("mean", "change") else None
@@ -125,11 +124,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     def _write(self, ctx: Context, name: str, key: str, mean: float, values: Tensor) -> None:
         """A mean and, of more than one value, its interval."""
         self.last[key] = mean
-        if name not in self._told:
-            better = "higher" if self.scorer.higher_is_better else "lower"
-            what = "mean change of an image's score since the last measurement" if key == "change" else "mean score"
-            describe(ctx.writer, make_tag("eval", name, "mean"), f"{self.scorer.name}: {what}; {better} is better")
-            self._told.add(name)
+        what = "mean change of an image's score since the last measurement" if key == "change" else "mean score"
+        self.describe(ctx, make_tag("eval", name, "mean"), f"{self.scorer.name}: {what}", key)
         ctx.writer.scalar(make_tag("eval", name, "mean"), mean, ctx.step)
         if values.numel() > 1:
             interval = bootstrap_interval(values)

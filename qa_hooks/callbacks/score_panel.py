@@ -129,7 +129,11 @@ class ScorePanel(SamplingMonitor):
             for what, sheet in part["sheets"].items():
                 ctx.writer.image(make_tag("images", self.name, what), sheet, ctx.step)
         if "fell" in self.last:
-            ctx.writer.scalar(make_tag("eval", self.name, "fell"), self.last["fell"], ctx.step)
+            tag = make_tag("eval", self.name, "fell")
+            self.describe(
+                ctx, tag, f"{self.scorer.name}: share of images whose score fell since the last panel", "fell"
+            )
+            ctx.writer.scalar(tag, self.last["fell"], ctx.step)
 
     def state_dict(self) -> dict[str, Any]:
         panels = {name: dict(panel) for name, panel in self._panels.items()}

@@ -8,7 +8,17 @@ import re
 import pytest
 import torch
 
-from qa_hooks import Hooks, SampleGrid, ScoreMonitor
+from qa_hooks import (
+    FunctionScorer,
+    GenerativeMonitor,
+    Hooks,
+    PerceptionDistortion,
+    SampleGrid,
+    ScoreHistogram,
+    ScoreMonitor,
+    ScorePanel,
+    create_scorer,
+)
 from qa_hooks.cli import main
 from qa_hooks.folders import report_runs
 from qa_hooks.writers import TensorBoardWriter
@@ -65,6 +75,25 @@ def test_the_best_value_stands_beside_the_last(tmp_path):
         "score": [last, "5 <small>(step 4)</small>"],
         "std": [last, ""],
     }
+
+
+def test_every_monitor_says_which_direction_is_better(tmp_path):
+    dark, real = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="dark", higher_is_better=False), sample(60, None)
+    monitors = [
+        GenerativeMonitor(sample, real, extractor="random", n=60, every=1, metrics=["fd"]),
+        ScorePanel(sample, dark, n=8, every=1),
+        ScoreHistogram(sample, real, dark, n=8, every=1),
+        PerceptionDistortion(dark, create_scorer("psnr"), images=sample, reference=real[:8], every=1),
+    ]
+    with Hooks(monitors, log_dir=tmp_path / "a") as hooks:
+        hooks.step()
+        hooks.step()
+    page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
+    found = dict(re.findall(r"<td>([^<]*?) <small>\((\w+) is better\)</small></td>", page))
+    assert {tag.rpartition("/")[2]: better for tag, better in found.items() if not tag.startswith("fd")} == {
+        "fell": "lower", "overlap": "higher", "ks": "lower", "dark": "lower", "psnr": "higher",
+    }  # fmt: skip
+    assert [better for tag, better in found.items() if tag.startswith("fd")] == ["lower"]
 
 
 def test_two_runs_are_one_curve_each(run, tmp_path):
