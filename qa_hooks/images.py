@@ -105,9 +105,9 @@ class RangeGuard:
     """Checks the numbers of the first three batches against the declared range; after that it costs nothing.
 
     `data` (real images, targets) outside the range by more than 1 % or non-finite raise; `prediction`s that are
-    non-finite raise. What looks like another convention warns once: predictions far outside, [0, 1] under (-1, 1),
-    [0, 1] under (0, 255), once a name. The check reads values, so it synchronises a GPU; after three
-    calls it returns at once.
+    non-finite raise. What looks like another convention warns, once a name: predictions far outside, [0, 1] under
+    (-1, 1), [0, 1] under (0, 255). The check reads values, so it synchronises a GPU; after three calls it returns at
+    once.
     """
 
     CALLS = 3
@@ -145,13 +145,13 @@ class RangeGuard:
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) "
-                f"was declared; {channel_hint(images)[2:] or 'declare the range that the images have, or convert them'}"
+                f"was declared; {channel_hint(images, '') or 'declare the range that the images have, or convert them'}"
             )
-        self.doubt(name, low, high, channel_hint(images)[2:])
+        self.doubt(name, low, high, channel_hint(images, ""))
 
     def _check_prediction(self, name: str, images: Tensor) -> None:
         if images.dtype != torch.uint8:
-            self.doubt(name, *self.extrema(name, images), channel_hint(images)[2:])
+            self.doubt(name, *self.extrema(name, images), channel_hint(images, ""))
 
     def far_outside(self, low: float, high: float) -> bool:
         """Whether it is by half the range or more."""

@@ -147,8 +147,8 @@ def check_channels(name: str, images: torch.Tensor) -> None:
         )
 
 
-def channel_hint(images: torch.Tensor) -> str:
-    """What a message adds about images of more than three channels, "; ..."; "" for others.
+def channel_hint(images: torch.Tensor, before: str = "; ") -> str:
+    """What a message adds about images of more than three channels, after `before`; "" for others.
 
     Example:
         >>> import torch
@@ -161,4 +161,4 @@ def channel_hint(images: torch.Tensor) -> str:
     if channels <= 3:
         return ""
     alpha = ", or RGB with an alpha channel: images[:, :3]" if channels == 4 else ""
-    return f"; {channels} channels look like latents: decode them to images first (vae.decode){alpha}"
+    return f"{before}{channels} channels look like latents: decode them to images first (vae.decode){alpha}"
