@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context, Monitor
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
@@ -70,6 +71,8 @@ class PerceptionDistortion(Monitor):
             raise ValueError(f"perception is judged without a reference; {perception.name} needs one")
         if "reference" not in distortion.inputs:
             raise ValueError(f"distortion is measured against a reference; {distortion.name} takes none")
+        if perception.name == distortion.name:
+            raise ValueError(f"both axes are called {perception.name!r}, and their curves would be one: name one anew")
         if perception.value_range != distortion.value_range:
             raise ValueError(
                 f"both scorers see the same images, but {perception.name} has value_range {perception.value_range} and "
@@ -97,6 +100,11 @@ class PerceptionDistortion(Monitor):
 
     def higher_is_better(self, key: str) -> bool | None:
         return (self.perception if key == "perception" else self.distortion).higher_is_better
+
+    @cached_property
+    def spec(self) -> dict[str, str]:
+        """Which measure each axis is."""
+        return {"perception": scorer_spec(self.perception), "distortion": scorer_spec(self.distortion)}
 
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]

@@ -1,4 +1,4 @@
-"""Shared by monitors that draw pictures: the check of a scorer, its label, thumbnails, writing a picture."""
+"""Shared by monitors of scorers that draw pictures: the check of a scorer, its labels, thumbnails, a picture's places."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def check_scorer(scorer: Any, name: str = "scorer") -> None:
 def axis_label(scorer: Scorer) -> str:
     """The name and the direction of a scorer."""
     return f"{scorer.name} ({'higher' if scorer.higher_is_better else 'lower'} is better)"
+
+
+def scorer_spec(scorer: Scorer) -> str:
+    """Which measure a value is, in one line for `best.json`: the scorer's name and the head of its fingerprint."""
+    return f"{scorer.name}[{scorer.fingerprint[:4]}]"
 
 
 def picture_folder(folder: str | Path | None) -> Path | None:

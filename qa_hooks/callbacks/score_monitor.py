@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
+from qa_hooks.callbacks.pictures import scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
@@ -88,6 +90,11 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
 
     def higher_is_better(self, key: str) -> bool | None:
         return self.scorer.higher_is_better if key in ("mean", "change") else None
+
+    @cached_property
+    def spec(self) -> str:
+        """Which measure `.last` is of."""
+        return scorer_spec(self.scorer)
 
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, or the images that the loop has handed over."""

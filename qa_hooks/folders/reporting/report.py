@@ -158,7 +158,9 @@ def _summary(runs: Sequence[Run]) -> str:
     for run in runs:
         name = html.escape(run.name)
         for best in run.best:
-            key = html.escape(str(best.get("metric", best.get("key", "value"))))
+            key = str(best.get("metric", best.get("key", "value")))
+            measure = str(best.get("spec") or "").partition("[")[0]  # "distortion" alone does not say which
+            key = html.escape(f"{key} of {measure}" if measure else key)
             lines.append(f"<li>{name}: best {key} at step {best.get('step')}: {_interval(best)}</li>")
         lines += [f'<li class="alarm">{name}: {html.escape(_words(alarm))}</li>' for alarm in run.alarms]
     return f"<table>{''.join(rows)}</table><ul>{''.join(lines)}</ul>"
