@@ -1,4 +1,4 @@
-"""Shared by monitors of scorers that draw pictures: the check of a scorer, its labels, thumbnails, a picture's places."""
+"""Shared by monitors of scorers: the check of a scorer, its labels, thumbnails, where a picture goes."""
 
 from __future__ import annotations
 

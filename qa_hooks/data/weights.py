@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.data.selection import selection_probabilities
 from qa_hooks.images import Range
@@ -70,11 +71,12 @@ def quality_weights(
         raise ValueError(f"missing must be one of {MISSING}, got {missing!r}")
     known = scores.isfinite()
     if not known.any():
-        raise ValueError(f"not one of {len(scores)} scores is finite")
+        raise ValueError(f"not one of {plural(len(scores), 'score')} is finite")
     if not known.all() and missing == "raise":
         raise ValueError(
-            f"{int((~known).sum())} of {len(scores)} scores are not finite, the first at {int((~known).nonzero()[0])}: "
-            "pass missing='never' to leave those samples out, or missing='average' to treat them as average"
+            f"{int((~known).sum())} of {plural(len(scores), 'score')} are not finite, the first at "
+            f"{int((~known).nonzero()[0])}: pass missing='never' to leave those samples out, or missing='average' to "
+            "treat them as average"
         )
     own = scores[known].detach().double()
     if normalize == "rank":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.text import plural
 from qa_hooks.ratings.rating_forms import numbers
 from qa_hooks.ratings.rows import is_image, is_number, read_table
 from qa_hooks.ratings.tables import Preference, Preferences
@@ -62,7 +63,7 @@ def _hpd(entry: Entry) -> list[Preference]:
         raise ValueError(f"human_preference={preferred!r} is no index of an image")
     best = int(preferred)  # v1: the index of the preferred image; nothing is said of the others
     if not 0 <= best < len(names):
-        raise ValueError(f"human_preference={preferred} of {len(names)} images")
+        raise ValueError(f"human_preference={preferred} of {plural(len(names), 'image')}")
     return [Preference(names[best], name, 1.0, entry["prompt"]) for i, name in enumerate(names) if i != best]
 
 

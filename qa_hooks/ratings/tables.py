@@ -227,7 +227,7 @@ class Preferences:
 
     def __str__(self) -> str:
         ties = int((self.labels == 0).sum())
-        read = f"{plural(len(self), 'pair')} of {len(self.names)} images read as {self.format}"
+        read = f"{plural(len(self), 'pair')} of {plural(len(self.names), 'image')} read as {self.format}"
         lines = [f"{read}: {self.scale}; {plural(ties, 'tie')}"]
         for pair in self.pairs[:SHOWN]:
             sign = {1.0: "better than", -1.0: "worse than", 0.0: "as good as"}[pair.better]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.rewards.check import CROSS_TALK, NoGradientError
 from qa_hooks.rewards.doctor_subject import Outcome, Subject, measure_cost
 
@@ -26,7 +27,7 @@ def gradient(subject: Subject) -> Outcome:
     own = _norms(subject).diagonal()
     zero = int((own == 0).sum())
     if zero:
-        return Outcome("fail", f"0 at {zero} of {len(own)} images", threshold)
+        return Outcome("fail", f"0 at {zero} of {plural(len(own), 'image')}", threshold)
     return Outcome("pass", f"norm {float(own.min()):.3g} to {float(own.max()):.3g}", threshold)
 
 

@@ -69,7 +69,7 @@ def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
     if not image.pieces:
         return
     if "reference" in scorer.inputs and not image.references:
-        raise ValueError("there is no reference")
+        raise ValueError(image.alone)
     if "prompt" in scorer.inputs and image.prompt is None:
         raise ValueError("there is no prompt")
     references = image.references if "reference" in scorer.inputs else [None] * len(image.pieces)

@@ -24,7 +24,7 @@ import numpy as np
 
 from qa_hooks._base.files import whole_file, write_text
 from qa_hooks._base.headers import json_lines
-from qa_hooks._base.text import safe_cell, true_cell
+from qa_hooks._base.text import plural, safe_cell, true_cell
 from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, column_names, growing_path, read_spec, spec_path
 
 Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
@@ -68,8 +68,9 @@ class GrowingTable:
             part.unlink()
 
     def done(self) -> set[str]:
-        """The paths that need no scoring any more."""
-        return {line["path"] for line in self._lines() if line["rows"]}
+        """The paths that need no scoring any more; an image that one of several scorers could not score is not one."""
+        lines = {line["path"]: line for line in self._lines()}  # the last line of an image counts
+        return {name for name, line in lines.items() if line["rows"] and "problem" not in line}
 
     def appender(self, rank: int) -> TextIO:
         """This process's own file, open for lines of `image_line`; the caller flushes."""
@@ -95,7 +96,9 @@ class GrowingTable:
             part.unlink()
         if not scored:
             first = next(iter(failures.items()), ("", "no image was left"))
-            raise ValueError(f"none of {len(lines)} images could be scored; the first, {first[0]}: {first[1]}")
+            raise ValueError(
+                f"none of {plural(len(lines), 'image')} could be scored; the first, {first[0]}: {first[1]}"
+            )
 
     def _lines(self) -> Iterator[Line]:
         """The images of all processes; the first line of the first file, which has no path, is the spec."""

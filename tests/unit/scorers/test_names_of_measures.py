@@ -73,3 +73,21 @@ def test_images_have_one_or_three_channels(spec, channels):
     inputs = {"reference": images} if "reference" in scorer.inputs else {}
     with pytest.raises(ValueError, match=f"1 or 3 channels, got {channels}"):
         scorer(images, **inputs)
+
+
+@pytest.mark.parametrize("spec", ["psnr", "ssim", "ms_ssim", "piq:psnr", "torchmetrics:ssim"])
+def test_the_reference_may_stand_second(spec):
+    scorer, (images, reference) = create_scorer(spec), torch.rand(2, 2, 3, 192, 192)
+    expected = scorer(images, reference=reference)
+    assert torch.equal(scorer(images, reference), expected)
+    assert torch.equal(scorer.goodness(images, reference), expected)
+    scorer.fit_calibration(torch.linspace(0, 50, 20))
+    assert torch.equal(scorer.calibrated()(images, reference), scorer.calibrated()(images, reference=reference))
+
+
+def test_what_takes_no_reference_says_so():
+    images = torch.rand(1, 3, 96, 96)
+    with pytest.raises(ValueError, match="niqe_bsd100 takes no reference; its inputs are the images alone"):
+        create_scorer("niqe_bsd100")(images, images)
+    with pytest.raises(ValueError, match="psnr needs reference="):
+        create_scorer("psnr")(images)
