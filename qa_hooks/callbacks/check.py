@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import range_hint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
@@ -103,7 +104,9 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
             and (width := declared[1] - declared[0])
             and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
         ):
-            notes.append("THAT IS ANOTHER RANGE: value_range= says what the numbers mean, (-1, 1) after a tanh")
+            notes.append(
+                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, here {range_hint(low, high)}"
+            )
     return images, "; ".join([text, *notes])
 
 

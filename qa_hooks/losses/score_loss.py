@@ -71,7 +71,7 @@ class ScoreLoss(QALoss):
         seed: seed of the views; they are drawn from a generator of their own.
 
     Attributes:
-        terms: the loss, under its name; "score", the raw score (with several scorers their combination, and also
+        terms: the loss, as "niqe_bsd100_loss"; "score", the raw score (with several scorers their combination, and also
             "score_{name}" for each); "at_ceiling", the share of images that have reached the ceiling; "ceiling", in the
             direction of "score"; "out_of_range"; "weight", the weight in use.
 
@@ -107,7 +107,8 @@ class ScoreLoss(QALoss):
         if combine not in COMBINE:
             raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
         self.scorers, self.combine = tuple(self.keep(each) for each in scorers), combine
-        self.name = scorers[0].name if len(scorers) == 1 else f"{combine}_score"
+        self._of = " + ".join(scorer.name for scorer in scorers)  # for messages
+        self.name = f"{scorers[0].name if len(scorers) == 1 else f'{combine}_score'}_loss"  # "score" is the score
         self.inputs = frozenset().union(*(s.inputs for s in scorers)) - {"reference"} | {"real", "fidelity"}
         self.views, self.random = check_count("views", views), OwnRandom(seed)
         is_reward = ceiling is not None or balance is not None or self.views > 1
@@ -142,7 +143,7 @@ class ScoreLoss(QALoss):
 
     def extra_repr(self) -> str:
         given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
-        return f"{' + '.join(scorer.name for scorer in self.scorers)}, {super().extra_repr()}{given}"
+        return f"{self._of}, {super().extra_repr()}{given}"
 
     def per_image(
         self,
@@ -154,9 +155,9 @@ class ScoreLoss(QALoss):
         **inputs: Any,
     ) -> Tensor:
         if any("reference" in scorer.inputs for scorer in self.scorers):
-            inputs["reference"] = needs_target(f"ScoreLoss({self.name})", target)
+            inputs["reference"] = needs_target(f"ScoreLoss({self._of})", target)
         elif target is not None:
-            raise ValueError(f"ScoreLoss({self.name}) takes no target: {self.name} scores images alone")
+            raise ValueError(f"ScoreLoss({self._of}) takes no target: {self._of} scores images alone")
         log: dict[str, Tensor] = {}
         level = self._level(pred, real, inputs)
         given, pred = pred, pred.to(torch.promote_types(pred.dtype, torch.float32))
@@ -216,7 +217,7 @@ class ScoreLoss(QALoss):
             self._ceiling.measure(lambda: self._goodness(real, inputs, {}))
         if self._ceiling.level is None:
             raise ValueError(
-                f'ceiling="real" of ScoreLoss({self.name}) needs real images, at least in the first calls: loss(pred, '
+                f'ceiling="real" of ScoreLoss({self._of}) needs real images, at least in the first calls: loss(pred, '
                 "real=real_crops, ...), or of a RewardFinetuner tuner.step(..., real=real_images)"
             )
         return self._ceiling.level.to(pred.device)
@@ -255,7 +256,7 @@ class ScoreLoss(QALoss):
         if self._tried or torch.compiler.is_compiling() or is_transformed(pred):
             return
         if not goodness.requires_grad:
-            raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")
+            raise ValueError(f"no gradient comes back from {self._of}; is its function under no_grad or detached?")
         from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range

@@ -18,7 +18,7 @@ WORDS = {
 }
 CAUSE = (
     "a decoder that overflows in float16 makes such images (decode in float32 or bfloat16), as do weights that are not "
-    "finite"
+    "finite, and a network that has just begun to learn"
 )
 
 

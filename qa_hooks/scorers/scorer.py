@@ -112,9 +112,9 @@ class Scorer(KeepsFrozen):
             )
         return scores.reshape(-1).float()
 
-    def goodness(self, images: Any, reference: Any = None, **inputs: Any) -> Tensor:
-        """`(N,)`: the raw score or its negative, so that higher is always better."""
-        scores: Tensor = self(images, reference, **inputs)
+    def goodness(self, images: Any, *reference: Any, **inputs: Any) -> Tensor:
+        """`(N,)`: the raw score or its negative, so that higher is always better; arguments as in `forward`."""
+        scores: Tensor = self(images, *reference, **inputs)
         return scores if self.higher_is_better else -scores
 
     @property

@@ -41,8 +41,14 @@ def options(tmp_path, truths, **more):
 
 
 @pytest.mark.parametrize(
-    "name", ["step_{step}/{image}.png", "{image}/{image}_{step}.png", "{image}/iter_{step}.png", "Set5/{image}-iter_{step}.png"]
-)  # fmt: skip
+    "name",
+    [
+        "step_{step}/{image}.png",
+        "{image}/{image}_{step}.png",
+        "{image}/iter_{step}.png",
+        "Set5/{image}-iter_{step}.png",
+    ],
+)
 def test_each_step_is_compared_with_the_truths_of_its_names(tmp_path, truths, name):
     for step, error in ((4, 20), (1000, 2)):  # 4 also stands in a name
         for image in SHAPES:
@@ -111,7 +117,7 @@ def test_what_does_not_fit_is_refused(tmp_path, truths, changes, said):
 def test_none_of_the_names_is_there(tmp_path, truths, caplog):
     (tmp_path / "run").mkdir()
     save_image(torch.zeros(3, 20, 24, dtype=torch.uint8), tmp_path / "run" / "step_1.png")
-    with pytest.raises(ValueError, match="no step in .* could be scored"):
+    with pytest.raises(ValueError, match=r"no step in .* could be scored"):
         watch_folder(tmp_path / "run", **options(tmp_path, truths))
     assert "psnr: it has no reference called step_1.png" in caplog.text
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from qa_hooks.functional.filters import gaussian_blur, gaussian_filter
 from qa_hooks.functional.multiscale_similarity import ms_ssim
 from qa_hooks.functional.structural_similarity import ssim, ssim_distance
+from qa_hooks.losses import SSIMLoss
+from qa_hooks.scorers import create_scorer
 
 Metric = Callable[..., Tensor]
 METRICS: list[Metric] = [ssim, ms_ssim, ssim_distance]
@@ -175,6 +177,19 @@ def test_ms_ssim_says_once_that_levels_are_missing() -> None:
         ms_ssim(x, y)
     assert [str(entry.message) for entry in caught if "have room for 2 of the 5 levels" in str(entry.message)] != []
     assert len(caught) == 1
+
+
+def test_ssim_says_once_that_its_window_is_smaller() -> None:
+    x, y = pair(1, 1, 10, 37)
+    scorer, loss = create_scorer("ssim"), SSIMLoss()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for measure in (ssim, loss, scorer):
+            measure(x, y)
+    assert [str(entry.message)[:61] for entry in caught] == [
+        "images of 10x37 have room for 9 of the 11 pixels of SSIM's win"[:61]
+    ]
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("variant", ["metric", "official"])

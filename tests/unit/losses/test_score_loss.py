@@ -13,7 +13,7 @@ from torch import nn
 from qa_hooks.callbacks import Hooks
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
-from qa_hooks.losses import ScoreLoss
+from qa_hooks.losses import MSSSIMLoss, ScoreLoss, SSIMLoss
 from qa_hooks.losses.reward_balance import GradientBalance
 from qa_hooks.scorers import NIQE, PSNR, FunctionScorer
 
@@ -462,7 +462,7 @@ def test_niqe_with_everything_on(photographs):
     loss = ScoreLoss(NIQE(pristine="bsd100"), ceiling="real", balance=0.3)
     loss(pred, real=crops, fidelity=(pred - crops).abs().mean()).backward()
     assert torch.isfinite(pred.grad).all()
-    assert set(loss.terms) == {"niqe_bsd100", "score", "at_ceiling", "ceiling", "out_of_range", "weight"}
+    assert set(loss.terms) == {"niqe_bsd100_loss", "score", "at_ceiling", "ceiling", "out_of_range", "weight"}
     assert loss.terms["score"] > -loss.terms["ceiling"]
 
 
@@ -502,3 +502,19 @@ def test_torch_func_grad_is_the_gradient_and_vmap_and_forward_mode_are_refused_i
         torch.func.vmap(torch.func.grad(lambda image: scorer(image[None]).sum()))(images.detach())
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(loss, (images.detach(),), (torch.ones_like(images),))
+
+
+def test_a_loss_does_not_stand_under_the_name_of_a_score():
+    """With a ceiling it is the distance to it, and without one it may be the negative score."""
+    for higher_is_better, ceiling in ((True, None), (True, 0.75), (False, 0.1)):
+        mean = lambda x: x.mean((1, 2, 3))  # noqa: E731
+        bright = FunctionScorer(mean, name="bright", higher_is_better=higher_is_better, score_range=(0.0, 1.0))
+        loss = ScoreLoss(bright, ceiling=ceiling)
+        value = loss(torch.full((2, 3, 8, 8), 0.25))
+        assert "bright" not in loss.terms
+        assert loss.terms["bright_loss"] == value
+        assert loss.terms["score"] == 0.25
+    for kind, name in ((SSIMLoss, "ssim"), (MSSSIMLoss, "ms_ssim")):
+        loss = kind()
+        loss(torch.rand(1, 3, 176, 176), torch.rand(1, 3, 176, 176))
+        assert set(loss.terms) == {f"{name}_loss"}
