@@ -6,13 +6,13 @@ occur; in HPD v1 a number names the preferred image.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.headers import read_json
 from qa_hooks.ratings.rating_forms import numbers
 from qa_hooks.ratings.rows import is_image, is_number, read_table
 from qa_hooks.ratings.tables import Preference, Preferences
@@ -96,10 +96,7 @@ JSON_FORMS: dict[str, tuple[Callable[[Entry], bool], Callable[[Entry], list[Pref
 
 def from_json(path: Path, format: str) -> Preferences:
     """One JSON file: a list of entries, or one entry."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     entries = content if isinstance(content, list) else [content]
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} holds no entries of preferences")

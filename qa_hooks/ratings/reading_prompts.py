@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.headers import read_json
 from qa_hooks._base.text import plural, printable
 from qa_hooks.ratings.images import find_images
 
@@ -89,10 +89,7 @@ def read_prompts(path: str | Path, *, images: str | Path | None = None) -> Promp
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} is no part of DiffusionDB, {{"NAME.png": {{"p": PROMPT, "c": 7.0, ...}}}}')
     rows = []
