@@ -13,6 +13,7 @@ from torch import Tensor
 from qa_hooks._base.headers import read_json
 from qa_hooks._base.text import plural, printable
 from qa_hooks.ratings.images import find_images
+from qa_hooks.ratings.parquet import parquet_rows
 
 LOG = logging.getLogger("qa_hooks")
 PARQUET = {"prompt": "prompt", "cfg": "guidance", "step": "steps", "seed": "seed"}
@@ -102,15 +103,5 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(f"{path} is read through pyarrow: pip install 'qa-hooks[ratings]'") from error
-    try:
-        columns = set(parquet.read_schema(path).names)
-    except Exception as error:  # pyarrow has an exception of its own for each fault
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-    if missing := [name for name in ("image_name", *PARQUET) if name not in columns]:
-        raise ValueError(f"{path} is no metadata of DiffusionDB: it has no {', '.join(missing)}")
-    table = parquet.read_table(path, columns=["image_name", *PARQUET]).to_pylist()
-    return [{"name": row["image_name"], **{to: row[key] for key, to in PARQUET.items()}} for row in table]
+    rows = parquet_rows(path, "metadata of DiffusionDB", ["image_name", *PARQUET])
+    return [{"name": row["image_name"], **{to: row[key] for key, to in PARQUET.items()}} for row in rows]

@@ -336,6 +336,13 @@ def test_a_label_of_pick_a_pic_that_is_none_is_refused(label, tmp_path):
         read_preferences(tmp_path / "x.parquet")
 
 
+def test_a_file_that_only_looks_like_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "x.parquet").write_text("nonsense")
+    with pytest.raises(ValueError, match=r"x\.parquet is no Parquet file"):
+        read_preferences(tmp_path / "x.parquet")
+
+
 @pytest.mark.parametrize("rank", ["null", "NaN", '"2"', "Infinity", "[1]"])
 def test_a_rank_that_is_no_number_is_refused_with_its_entry(rank, tmp_path):
     good = '{"prompt": "p", "generations": ["a", "b"], "ranking": [1, 2]}'
