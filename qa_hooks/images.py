@@ -202,7 +202,7 @@ def as_tensor(images: Any) -> Tensor:
             raise ValueError("images is empty")
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = sorted({tuple(part.shape[1:]) for part in parts})
-            raise ValueError(f"images of one batch must have one size, got {shapes}")
+            raise ValueError(f"images of one batch must have one size, got {shapes}: crop them, or give one at a time")
         return torch.cat(parts)
     raise TypeError(
         f"images must be a tensor, a NumPy array, PIL images or a list of them, got {type(images).__name__}"

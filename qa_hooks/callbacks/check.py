@@ -16,9 +16,8 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
-from qa_hooks.images import as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, in_range, sample_block
+from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
 from qa_hooks.writers import GuardedWriter
 
 
@@ -54,7 +53,7 @@ def _lines(callback: Callback) -> Iterator[str]:
         place = "the device of the images" if callback.where == "process" else callback.where
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
-        yield _check_scorer(scorer, images, getattr(looks, "reference", None))
+        yield _check_scorer(scorer, images, getattr(looks, "truths", None))
     yield from _rehearsed(looks, images)
 
 
@@ -71,31 +70,36 @@ def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
 
 
 def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | None, str]:
-    """The first block of a sampler, and what there is to say of it."""
-    count, seed = min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)), getattr(monitor, "seed", 0)
+    """The first images of a sampler, of one size, and what there is to say of its first block."""
+    count = getattr(monitor, "per_call", min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)))
+    seed = getattr(monitor, "seed", 0)
     traces, generator = Traces(sample), torch.Generator("cpu").manual_seed(mixed_key(seed, 0))
     unused, notes = generator.get_state(), []
     try:
-        images = sample_block(sample, count, seed, 0)
-        again = sample_block(sample, count, seed, 0)
+        runs = sample_runs(sample, count, seed, 0)
+        again = sample_runs(sample, count, seed, 0)
         with isolated():
-            as_tensor(sample(count, generator))
+            as_runs(sample(count, generator))
     except Exception as error:
         return None, f"{name} FAILS: {type(error).__name__}: {error}"
-    if lost := int((~torch.isfinite(images)).flatten(1).any(1).sum()):
+    if lost := sum(int((~torch.isfinite(images)).flatten(1).any(1).sum()) for images in runs):
         return None, (
             f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
             "will refuse"
         )
-    low, high = (float(value) for value in torch.aminmax(images.float()))
-    if torch.equal(generator.get_state(), unused) and torch.equal(images, again):
+    ends = [torch.aminmax(images.float()) for images in runs]
+    low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
+    same = len(runs) == len(again) and all(map(torch.equal, runs, again))
+    if torch.equal(generator.get_state(), unused) and same and getattr(monitor, "truths", None) is None:
         notes.append("it leaves its generator unused, and the global ones are seeded for it")
-    if not torch.equal(images, again):
+    if not same:
         notes.append("THE SAME SEED GIVES OTHER IMAGES: it draws from a generator of its own, or counts its calls")
     if moved := traces.moved():
         notes.append(f"it moves {', '.join(moved)}, which cannot be put back")
-    kind = str(images.dtype).removeprefix("torch.")
-    text = f"{name}({count}, generator) gives {tuple(images.shape)} {kind} in [{low:.3g}, {high:.3g}]"
+    images, kind = runs[0], str(runs[0].dtype).removeprefix("torch.")
+    sizes = {tuple(run.shape[1:]) for run in runs}
+    shape = tuple(images.shape) if len(sizes) == 1 else f"{count} images of {len(sizes)} sizes"
+    text = f"{name}({count}, generator) gives {shape} {kind} in [{low:.3g}, {high:.3g}]"
     if images.is_floating_point():
         declared = getattr(monitor, "value_range", None)
         text += "" if declared is None else f", declared ({declared[0]:g}, {declared[1]:g})"
@@ -108,13 +112,12 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
     return images, "; ".join([text, *notes])
 
 
-def _check_scorer(scorer: Scorer, images: Tensor | None, reference: Any) -> str:
+def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:
     arrow = "higher" if scorer.higher_is_better else "lower"
     if images is None:
         return f"{scorer.name}: {arrow} is better; no images to try it on"
-    inputs = {"reference": reference[: len(images)].to(images.device)} if isinstance(reference, Tensor) else {}
-    inputs = inputs if "reference" in scorer.inputs else {}
     try:
+        inputs = {"reference": truths.of(0, images)} if truths is not None and "reference" in scorer.inputs else {}
         with isolated():
             scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()
     except Exception as error:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
-from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
-from qa_hooks.images import RangeGuard, as_tensor
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, in_range, sample_blocks
+from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
 
 
-class PerceptionDistortion(Monitor):
+class PerceptionDistortion(SamplingMonitor):
     """The two axes of a restoration run, and the path that it takes between them.
 
     Distortion (PSNR, SSIM, LPIPS to the ground truth) and perception (NIQE, MUSIQ, without one) pull against each other
@@ -31,9 +29,11 @@ class PerceptionDistortion(Monitor):
         perception: a `Scorer` that needs no reference.
         distortion: a `Scorer` that needs one.
         images: the name under which the loop hands images over (`hooks.step(pred=pred)`), from all processes; or a
-            function `images(n, generator) -> (n, C, H, W)` that restores a validation set, called on the first one.
-        reference: likewise the name of the ground truth; or with a function the ground truths `(n, C, H, W)`. Fixed
-            validation images make points that can be compared; a training batch adds its own noise.
+            function `images(n, generator) -> (n, C, H, W)` that restores a validation set, all n images in one call
+            on the first process; a list where sizes differ.
+        reference: likewise the name of the ground truth; or with a function the ground truths, `(n, C, H, W)` or a
+            list of images of several sizes. Fixed validation images make points that can be compared; a training
+            batch adds its own noise.
         every: steps between two points.
         batch_size: images to score at a time.
         seed: of the function's generator.
@@ -57,7 +57,7 @@ class PerceptionDistortion(Monitor):
         distortion: Scorer,
         *,
         images: str | Sample,
-        reference: str | Tensor,
+        reference: Any,
         every: int = 1000,
         batch_size: int = 16,
         seed: int = 0,
@@ -77,39 +77,26 @@ class PerceptionDistortion(Monitor):
             )
         if isinstance(images, str) != isinstance(reference, str):
             raise ValueError(
-                "images and reference are two names that the loop hands over, or a function and a tensor, got "
+                "images and reference are two names that the loop hands over, or a function and images, got "
                 f"{type(images).__name__} and {type(reference).__name__}"
             )
-        if not isinstance(images, str):
-            check_sample(images)
-        super().__init__(every=every)
+        sample, truths = (None, None) if isinstance(images, str) else (images, reference)
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "value_range": perception.value_range}
+        super().__init__(sample, name, n=None, every=every, optional=True, truths=truths, **options)
         self.perception, self.distortion = perception, distortion
-        self.images, self.reference = images, reference if isinstance(reference, str) else as_tensor(reference)
-        self.n = None if isinstance(self.reference, str) else len(self.reference)  # what `images` is asked for
-        self.batch_size, self.seed, self.name = check_count("batch_size", batch_size), seed, name
+        if isinstance(images, str):
+            self.images, self.reference = images, reference
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
         self.path = torch.zeros(0, 3, dtype=torch.float64, device="cpu")  # step, distortion, perception
-        self._guard = RangeGuard(perception.value_range)
-
-    def functions(self) -> list[Callable[..., Any]]:
-        return [] if isinstance(self.images, str) else [self.images]
 
     def higher_is_better(self, key: str) -> bool | None:
         return (self.perception if key == "perception" else self.distortion).higher_is_better
 
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
-        pair = self._pair(ctx)
-        if pair is None:
-            return rows[0]
-        images, reference = pair
-        self._guard(data={"reference": reference}, predictions={"images": images})
-        low, high = self.perception.value_range
-        images = in_range(images, (low, high))
-        for start in range(0, len(images), self.batch_size):
-            chunk, truth = (part[start : start + self.batch_size] for part in (images, reference))
-            scores = self.distortion(chunk, reference=truth.to(chunk.device)), self.perception(chunk)
+        for _, images, truth in self.pairs(ctx, shared_out=False):
+            scores = self.distortion(images, **truth), self.perception(images)
             rows.append(torch.stack([part.cpu().double() for part in scores], 1))
         return torch.cat(rows)
 
@@ -135,14 +122,6 @@ class PerceptionDistortion(Monitor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self.path = dict(state["last"]), state["path"].clone()
-
-    def _pair(self, ctx: Context) -> tuple[Tensor, Tensor] | None:
-        """Images and their ground truths; of a function of the user's, on the first process alone."""
-        if isinstance(self.reference, Tensor):
-            n, rank = len(self.reference), 0 if ctx.rank == 0 else -1
-            blocks = list(sample_blocks(cast(Sample, self.images), n, batch_size=n, seed=self.seed, rank=rank))
-            return (blocks[0][1], self.reference) if blocks else None
-        return ctx.handed_pair(cast(str, self.images), self.reference)
 
     def _picture(self) -> Tensor | None:
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import picture_folder
+from qa_hooks.callbacks.pictures import on_one_ground, picture_folder
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.images import Range, make_grid, save_image, to_uint8
 from qa_hooks.sources.samples import Sample
@@ -18,8 +18,8 @@ class SampleGrid(SamplingMonitor):
     """A grid of samples from fixed noise, so that one sees the same images grow.
 
     Args:
-        sample: `sample(n, generator) -> (n, C, H, W)`; draw the noise from the (CPU) generator, the same each time. The
-            networks that it calls are in eval mode meanwhile, and put back.
+        sample: `sample(n, generator) -> (n, C, H, W)`, or a list of n images of several sizes; draw the noise from the
+            (CPU) generator, the same each time. The networks that it calls are in eval mode meanwhile, and put back.
         every: steps between two grids.
         seed: of the generator.
         n: images on the grid.
@@ -52,11 +52,10 @@ class SampleGrid(SamplingMonitor):
         self.scale, self.folder = scale, picture_folder(folder)
 
     def local(self, ctx: Context) -> Tensor | None:
-        blocks = list(self.blocks(ctx, shared_out=False))
+        blocks = [to_uint8(samples, self.value_range).cpu() for _, samples in self.blocks(ctx, shared_out=False)]
         if not blocks:
             return None
-        ((_, samples),) = blocks
-        images = to_uint8(samples, self.value_range).cpu()
+        images = on_one_ground([image for block in blocks for image in block])
         return make_grid(images, scale=self.scale or max(1, 64 // images.shape[-1]))
 
     def reduce(self, ctx: Context, part: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.images import Range, RangeGuard, check_range
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
+from qa_hooks.sources.samples import GroundTruths, Sample, check_sample, in_range, numbered_blocks, sample_blocks
 
 
 def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
@@ -22,32 +22,43 @@ def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
 
 
 class SamplingMonitor(Monitor):
-    """A monitor of samples from fixed noise.
+    """A monitor of samples from fixed noise, or of a restored set.
 
     Args:
-        sample: `sample(n, generator) -> (n, C, H, W)`, which draws its noise from the (CPU) generator. The networks
-            that it calls are in eval mode meanwhile, and put back.
+        sample: `sample(n, generator) -> (n, C, H, W)`, or a list of n images of several sizes, which draws its noise
+            from the (CPU) generator. The networks that it calls are in eval mode meanwhile, and put back.
         name: in the tags and in the state's key.
-        n: how many samples, at least `least`.
+        n: how many samples, at least `least`, which is the default; with `truths` as many as there are.
         batch_size: how many at a time.
         seed: of the noise.
         value_range: what the numbers of the samples mean.
         every: steps between two runs.
         optional: whether it may be None, where the images come from the loop.
+        truths: the ground truths, images of one size or of several, of a function that restores. It is asked for all
+            of them in one call: it could not know which of them another call would mean.
+
+    Attributes:
+        per_call: how many images the function is asked for at a time.
+        truths: `GroundTruths`, or None.
+        images, reference: the names under which the loop hands images and their ground truths over, if it does.
     """
+
+    images: str | None = None
+    reference: str | None = None
 
     def __init__(
         self,
         sample: Sample | None,
         name: str,
         *,
-        n: int,
+        n: int | None,
         seed: int,
         value_range: Range,
         every: int,
         batch_size: int = 64,
         least: int = 1,
         optional: bool = False,
+        truths: Any = None,
     ) -> None:
         if sample is not None:
             check_sample(sample)
@@ -55,11 +66,19 @@ class SamplingMonitor(Monitor):
             raise TypeError("sample must be callable as sample(n, generator), got None")
         super().__init__(every=every)
         self.sample, self.name, self.seed, self.value_range = sample, name, seed, check_range(value_range)
-        self.n, self.batch_size = check_count("n", n, least=least), check_count("batch_size", batch_size)
+        self.truths = GroundTruths(truths) if truths is not None else None
+        if self.truths is not None and n not in (None, len(self.truths)):
+            raise ValueError(f"n is the number of the ground truths, {len(self.truths)}, got {n}")
+        n = len(self.truths) if self.truths is not None else least if n is None else n
+        self.n = check_count("n", n, least=least)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.per_call = self.n if self.truths is not None else min(self.n, self.batch_size)
         self._guard = RangeGuard(self.value_range)
+        for truth in self.truths.images if self.truths is not None else ():
+            self._guard.check_data("reference", truth)
 
     def blocks(self, ctx: Context, *, shared_out: bool = True, seed: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Samples, block by block, with the position of the first one of each.
+        """Samples, block by block and each of one size, with the position of the first one of each.
 
         Args:
             ctx: whose process asks.
@@ -69,7 +88,27 @@ class SamplingMonitor(Monitor):
         if self.sample is None:
             raise ValueError(f"{self.state_key} has no sample=")
         rank, world_size = (ctx.rank, ctx.world_size) if shared_out else (0 if ctx.rank == 0 else -1, 1)
-        return sample_blocks(
-            self.sample, self.n, batch_size=self.batch_size, seed=self.seed if seed is None else seed,
+        blocks = sample_blocks(
+            self.sample, self.n, batch_size=self.per_call, seed=self.seed if seed is None else seed,
             guard=self._guard, rank=rank, world_size=world_size,
         )  # fmt: skip
+        for start, images in blocks:
+            for part in images.split(self.batch_size):
+                yield start, part
+                start += len(part)
+
+    def pairs(self, ctx: Context, *, shared_out: bool = True) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+        """As `blocks`, or as the loop hands them over: images as a scorer takes them, and what it takes beside them."""
+        if self.sample is not None:
+            for start, images in self.blocks(ctx, shared_out=shared_out):
+                beside = {} if self.truths is None else {"reference": self.truths.of(start, images)}
+                yield start, in_range(images, self.value_range), beside
+            return
+        handed = {"images": ctx.handed_over(str(self.images))}
+        if self.reference is not None:
+            handed = dict(zip(("images", "reference"), ctx.handed_pair(str(self.images), self.reference), strict=True))
+        for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
+            beside = {name: images[start:stop] for name, images in handed.items()}
+            images = beside.pop("images")
+            self._guard(data=beside, predictions={"images": images})
+            yield start, in_range(images, self.value_range), {n: part.to(images.device) for n, part in beside.items()}

@@ -15,7 +15,7 @@ from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
-from qa_hooks.sources.samples import Sample, in_range, numbered_blocks
+from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
 
 
@@ -36,10 +36,12 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     Args:
         scorer: any `Scorer`.
         every: steps between two measurements.
-        sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
+        sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; a list where sizes differ; or
         images: the name under which the loop hands images over (`hooks.step(fake=fake)`) or captures them.
-        reference: name under which the loop hands over the ground truth, for scorers that need one.
-        n: how many samples to score.
+        reference: for scorers that need one, the ground truth: the name under which the loop hands it over, with
+            `images`; or with `sample` the images themselves, `(n, C, H, W)` or a list of several sizes, and then
+            `sample(n, generator)` is asked for all n at once. So a validation set is watched.
+        n: how many samples to score; 256, or as many as `reference`, by default.
         batch_size: how many at a time.
         seed: seed of the samples.
         where: "process", "cpu", "cuda:1", ...: the scores are computed in a process of its own while training goes on,
@@ -53,6 +55,12 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     Example:
         >>> from qa_hooks.scorers import create_scorer
         >>> monitor = ScoreMonitor(create_scorer("psnr"), every=100, images="pred", reference="target")
+
+        >>> photographs = [torch.rand(3, 48, 64), torch.rand(3, 64, 48)]  # a validation set of two sizes
+        >>> small = [torch.nn.functional.avg_pool2d(image, 2) for image in photographs]
+        >>> upscale = torch.nn.Upsample(scale_factor=2)
+        >>> restore = lambda n, generator: [upscale(image[None])[0] for image in small]
+        >>> monitor = ScoreMonitor(create_scorer("psnr"), sample=restore, reference=photographs, every=1000)
     """
 
     measures = ("mean", "std", "change", "n")
@@ -64,8 +72,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         every: int = 500,
         sample: Sample | None = None,
         images: str | None = None,
-        reference: str | None = None,
-        n: int = 256,
+        reference: Any = None,
+        n: int | None = None,
         batch_size: int = 64,
         seed: int = 0,
         where: str | None = None,
@@ -74,12 +82,19 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         check_is_scorer(scorer)
         if (sample is None) == (images is None):
             raise ValueError("give either sample= (a function) or images= (the name the loop hands images over under)")
-        check_reference(scorer, reference, "the name of the ground truth")
-        if reference is not None and images is None:
-            raise ValueError("a reference goes with images=, not with sample=")
+        truths = reference if images is None else None
+        check_reference(
+            scorer, reference, "the name of the ground truth" if images else "the ground truths of the samples"
+        )
+        if reference is not None and isinstance(reference, str) != (images is not None):
+            raise ValueError(
+                "reference= is a name beside images=, as the loop hands both over, and the ground truths themselves "
+                f"beside sample=, got {type(reference).__name__}"
+            )
+        n = 256 if n is None and truths is None else n
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "seed": seed, "value_range": scorer.value_range}
-        super().__init__(sample, name or scorer.name, every=every, optional=True, **options)
-        self.scorer, self.images, self.reference = scorer, images, reference
+        super().__init__(sample, name or scorer.name, every=every, optional=True, truths=truths, **options)
+        self.scorer, self.images, self.reference = scorer, images, reference if images is not None else None
         self.where = check_where(where)
         if where is not None:
             self.instrument().check_portable()
@@ -91,9 +106,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
 
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, or the images that the loop has handed over."""
-        for start, images, inputs in self._batches(ctx):
-            position = torch.arange(start, start + len(images), device="cpu")
-            yield {"images": in_range(images, self.scorer.value_range), "position": position, **inputs}
+        for start, images, beside in self.pairs(ctx):
+            yield {"images": images, "position": torch.arange(start, start + len(images), device="cpu"), **beside}
 
     def instrument(self) -> ScoreInstrument:
         """The scorer."""
@@ -141,17 +155,3 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last, self._scores = dict(state["last"]), state.get("scores")
         self.load_late(state)
-
-    def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-        if self.sample is not None:
-            yield from ((start, images, {}) for start, images in self.blocks(ctx))
-            return
-        if self.reference is None:
-            handed = {"images": ctx.handed_over(str(self.images))}
-        else:
-            pair = ctx.handed_pair(str(self.images), self.reference)
-            handed = dict(zip(("images", "reference"), pair, strict=True))
-        for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
-            parts = {name: images[start:stop] for name, images in handed.items()}
-            self._guard(predictions={"images": parts["images"]})
-            yield start, parts.pop("images"), parts

@@ -16,12 +16,12 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, shrunk
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, thumbnails
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import Sample, in_range
+from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
 
 
@@ -36,13 +36,14 @@ class ScorePanel(SamplingMonitor):
     The state holds scores and thumbnails of two panels: with the defaults at most 2 x 64 x 28 KB = 3.5 MB in colour.
 
     Args:
-        sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`. For
-            restoration, `lambda n, generator: model(inputs[:n])`.
+        sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`; a list where
+            sizes differ. For restoration, `lambda n, generator: [model(image[None])[0] for image in inputs]`.
         scorer: any `Scorer`.
         every: steps between two panels.
-        n: samples.
+        n: samples; 64, or as many as `reference`, by default.
         seed: of the generator.
-        reference: `(n, C, H, W)`, the ground truths of the samples, for scorers that need them.
+        reference: the ground truths, for scorers that need them: `(n, C, H, W)`, or a list of images of several sizes.
+            `sample` is then asked for all n at once.
         show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half as
             many, before and after, on a sheet of regressions. A dozen is read on TensorBoard's cards.
         name: in the tags; the scorer's name by default.
@@ -69,22 +70,21 @@ class ScorePanel(SamplingMonitor):
         scorer: Scorer,
         *,
         every: int = 1000,
-        n: int = 64,
+        n: int | None = None,
         seed: int = 0,
-        reference: Tensor | None = None,
+        reference: Any = None,
         show: int = 2 * CARD_COLUMNS,
         name: str | None = None,
         folder: str | Path | None = None,
         thumbnail: int = 96,
     ) -> None:
         check_scorer(scorer)
-        options: dict[str, Any] = {"n": n, "seed": seed, "value_range": scorer.value_range, "least": 2}
-        super().__init__(sample, name or scorer.name, every=every, **options)
-        self.scorer, self.reference, self.show = scorer, reference, check_count("show", show, least=4)
-        self.thumbnail = check_count("thumbnail", thumbnail, least=8)
         check_reference(scorer, reference, "the ground truths of the samples")
-        if reference is not None and (not isinstance(reference, Tensor) or len(reference) != n):
-            raise ValueError(f"reference must be a tensor of the {n} samples' ground truths ({n}, C, H, W)")
+        n = 64 if n is None and reference is None else n
+        options: dict[str, Any] = {"n": n, "seed": seed, "value_range": scorer.value_range, "truths": reference}
+        super().__init__(sample, name or scorer.name, every=every, least=2, **options)
+        self.scorer, self.show = scorer, check_count("show", show, least=4)
+        self.thumbnail = check_count("thumbnail", thumbnail, least=8)
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
         self._panels: dict[str, dict[str, Any]] = {}  # "last" and "best": step, goodness (n,) and thumbnails
@@ -93,16 +93,14 @@ class ScorePanel(SamplingMonitor):
         return False if key == "fell" else self.scorer.higher_is_better
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
-        pictures, scores = [], []
-        for start, images in self.blocks(ctx, shared_out=False):
-            pictures.append(to_uint8(images, self.value_range).cpu())
-            inputs = {}
-            if self.reference is not None:
-                inputs["reference"] = self.reference[start : start + len(images)].to(images.device)
-            scores.append(self.scorer(in_range(images, self.value_range), **inputs).cpu())
+        pictures: list[Tensor] = []
+        scores: list[Tensor] = []
+        for _, images, beside in self.pairs(ctx, shared_out=False):
+            pictures += to_uint8(images, self.value_range).cpu()
+            scores.append(self.scorer(images, **beside).cpu())
         if not pictures:
             return None
-        now: dict[str, Any] = {"step": ctx.step, "pictures": torch.cat(pictures), "scores": torch.cat(scores).double()}
+        now: dict[str, Any] = {"step": ctx.step, "pictures": pictures, "scores": torch.cat(scores).double()}
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         if not bool(torch.isfinite(now["scores"]).any()):
             raise ValueError(f"no finite score among {self.n}")
@@ -163,7 +161,7 @@ class ScorePanel(SamplingMonitor):
         kept = {
             "step": now["step"],
             "goodness": now["goodness"],
-            "thumbnails": shrunk(now["pictures"], self.thumbnail),
+            "thumbnails": thumbnails(now["pictures"], self.thumbnail),
         }
         self._panels["last"] = kept
         if "best" not in self._panels or _mean(kept["goodness"]) > _mean(self._panels["best"]["goodness"]):
@@ -186,7 +184,7 @@ class ScorePanel(SamplingMonitor):
 
     def _regressions(self, now: dict[str, Any], before: dict[str, Any], name: str) -> Tensor:
         sign = 1 if self.scorer.higher_is_better else -1
-        change, after = _change(before, now), shrunk(now["pictures"], self.thumbnail)
+        change, after = _change(before, now), thumbnails(now["pictures"], self.thumbnail)
         fell = int((change < 0).sum())
         chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // 2))].tolist()
         order = "most first" if fell else "least risen first"

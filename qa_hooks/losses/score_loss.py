@@ -36,7 +36,7 @@ from qa_hooks.functional.numerics import is_transformed
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
 from qa_hooks.losses.loss import QALoss, needs_target
-from qa_hooks.losses.reward_balance import GradientBalance, image_gradients, with_gradient
+from qa_hooks.losses.reward_balance import LARGEST, GradientBalance, image_gradients, pull, with_gradient
 from qa_hooks.losses.reward_ceiling import Ceiling
 from qa_hooks.losses.reward_scorers import COMBINE, check_scorers, combined
 from qa_hooks.scorers.scorer import Scorer
@@ -56,7 +56,9 @@ class ScoreLoss(QALoss):
 
     Args:
         scorer: a `Scorer` with `differentiable`; one that needs a reference is given the target. Or several.
-        weight, reduction: as in `QALoss`.
+        weight, reduction: as in `QALoss`. A weight alone knows nothing of the score's units: NIQE pulls at a picture of
+            256 x 256 pixels like an L1 loss at 5e-5 (`qa-hooks doctor` says it of any scorer). Where `fidelity` is
+            given, the first call warns when the score's gradient is more than twice as large.
         ceiling: a score in the scorer's own direction and numbers (of several scorers, in [0, 1]) beyond which an image
             has no gradient. "real" uses `scorer.real_level` if the scorer has one, otherwise the median score of the
             first 64 real images (from all ranks together). None: no ceiling.
@@ -114,7 +116,7 @@ class ScoreLoss(QALoss):
         self.out_of_range = check_weight("out_of_range", float(is_reward) if out_of_range is None else out_of_range)
         self._ceiling = None if ceiling is None else Ceiling(ceiling, scorers)
         self._balance = None if balance is None else GradientBalance(balance)
-        self._tried = False
+        self._tried = self._compared = False
         self._given = {"ceiling": ceiling, "balance": balance, "views": views if views > 1 else None}
         unbounded = [s.name for s in scorers if s.score_range is None and "reference" not in s.inputs]
         if unbounded and ceiling is None and self.weight:
@@ -163,6 +165,7 @@ class ScoreLoss(QALoss):
         goodness = self._goodness(clamp_inward(pred, self.value_range) if self.out_of_range else pred, inputs, log)
         if pred.requires_grad and torch.is_grad_enabled():
             self._try(pred, goodness, inputs)
+            self._compare(goodness, pred, fidelity, given)
         losses = -goodness
         if self._balance is not None:
             if pred.requires_grad and torch.is_grad_enabled():
@@ -265,6 +268,18 @@ class ScoreLoss(QALoss):
         for scorer in self.scorers:
             check_reward(scorer, images, **_own(scorer, inputs))
         self._tried = True
+
+    def _compare(self, goodness: Tensor, pred: Tensor, fidelity: Tensor | None, given: Tensor) -> None:
+        """Say once that the score's gradient overwhelms the fidelity term's, where nothing balances the two."""
+        if self._compared or self._balance is not None or not self._tried or not isinstance(fidelity, Tensor):
+            return
+        self._compared = True
+        share = self.weight * pull(goodness, fidelity, pred, given)
+        if share > LARGEST:
+            warn(
+                f"ScoreLoss({self.name}, weight={self.weight:g}): its gradient is {share:.3g} times the fidelity "
+                "term's, so the images will follow the score and little else; balance=0.5 keeps it at half the term's"
+            )
 
 
 def _own(scorer: Scorer, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def gradient(subject: Subject) -> Outcome:
     zero = int((own == 0).sum())
     if zero:
         return Outcome("fail", f"0 at {zero} of {len(own)} images", threshold)
-    return Outcome("pass", f"norm {float(own.min()):.3g} to {float(own.max()):.3g}", threshold)
+    like_l1 = float(1 / (own.mean() * subject.gradients[0, 0].numel() ** 0.5))  # whose gradient is 1 / sqrt(pixels)
+    norm = f"norm {float(own.min()):.3g} to {float(own.max()):.3g}, an L1 loss's at weight {like_l1:.1g}"
+    return Outcome("pass", norm, threshold)
 
 
 def cross_talk(subject: Subject) -> Outcome:

@@ -5,7 +5,8 @@ Block number b of a seed has a generator of its own, so the images are the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,6 +27,46 @@ def check_sample(sample: Sample) -> None:
     check_call("sample", sample, "sample(n, generator)", 1, torch.Generator("cpu"))
 
 
+def as_runs(images: Any) -> list[Tensor]:
+    """Images in any common form, of one size or of several -> runs `(k, C, H, W)` of neighbours of one size, in order.
+
+    Example:
+        >>> [len(run) for run in as_runs([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)])]
+        [2, 1]
+    """
+    if not isinstance(images, (Sequence, Iterator)) or isinstance(images, (str, bytes, bytearray)):
+        return [as_tensor(images)]
+    parts = [as_tensor(image) for image in images]
+    if not parts:
+        raise ValueError("images is empty")
+    return [torch.cat(list(run)) for _, run in groupby(parts, key=lambda part: (part.shape[1:], part.dtype))]
+
+
+class GroundTruths:
+    """The ground truths of a restored set, of one size or of several.
+
+    Args:
+        images: as `qa_hooks.images.as_tensor` takes them, or a list of images of several sizes.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self.images = [image for run in as_runs(images) for image in run]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def of(self, start: int, restored: Tensor) -> Tensor:
+        """The ground truths of `restored` (N, C, H, W), which begins at this position; `ValueError`: another size."""
+        truths = self.images[start : start + len(restored)]
+        for index, truth in enumerate(truths, start):
+            if truth.shape != restored.shape[1:]:
+                raise ValueError(
+                    f"image {index} is {tuple(restored.shape[1:])} and its ground truth {tuple(truth.shape)}: a "
+                    "function that restores gives the images in the order of reference="
+                )
+        return torch.stack(truths).to(restored.device)
+
+
 def numbered_blocks(n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, int]]:
     """This process's share of `n` images: number, start and stop of each block of `batch_size`.
 
@@ -37,8 +78,8 @@ def numbered_blocks(n: int, batch_size: int, *, rank: int = 0, world_size: int =
         yield block, block * batch_size, min((block + 1) * batch_size, n)
 
 
-def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
-    """`count` images of one numbered block: the same whatever process makes it, so world sizes agree.
+def sample_runs(sample: Sample, count: int, seed: int, block: int) -> list[Tensor]:
+    """`count` images of one numbered block, in runs of one size: the same whatever process makes them.
 
     The function draws its noise from the generator that it is given. One that ignores it gives the same images each
     time, too: the global generators are seeded for the call, and put back.
@@ -46,13 +87,23 @@ def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
     key = mixed_key(seed, block)
     with isolated(*modules_of(sample)):  # each call starts in eval mode, whatever mode the one before left behind
         seed_everything(key)
-        images = as_tensor(sample(count, torch.Generator("cpu").manual_seed(key)))
-    if images.shape[0] != count or images.shape[1] not in (1, 3):
+        runs = as_runs(sample(count, torch.Generator("cpu").manual_seed(key)))
+    shapes = [tuple(run.shape) for run in runs]
+    if sum(map(len, runs)) != count or any(shape[1] not in (1, 3) for shape in shapes):
         raise ValueError(
-            f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {tuple(images.shape)}"
-            + channel_hint(images)
+            f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {', '.join(map(str, shapes))}"
+            + channel_hint(runs[0])
         )
-    return images
+    return runs
+
+
+def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
+    """As `sample_runs`, `(count, C, H, W)`; `ValueError` for images of several sizes."""
+    runs = sample_runs(sample, count, seed, block)
+    if len(runs) > 1:
+        sizes = ", ".join(str(size) for size in sorted({tuple(run.shape[1:]) for run in runs}))
+        raise ValueError(f"these samples are compared image by image, so they need one size, got {sizes}")
+    return runs[0]
 
 
 def sample_blocks(
@@ -65,7 +116,9 @@ def sample_blocks(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
-    """This process's share of `n` samples, block by block: the position of the first image, and the images.
+    """This process's share of `n` samples: the position of the first image, and the images, block by block.
+
+    A block of images of several sizes comes in runs of one size, in order.
 
     Args:
         sample: the user's function.
@@ -83,11 +136,12 @@ def sample_blocks(
         own = block % world_size == rank
         if not (own or collective):
             continue
-        images = sample_block(sample, stop - start, seed, block)
-        if guard is not None:
-            guard(predictions={"samples": images})
-        if own:
-            yield start, images
+        for images in sample_runs(sample, stop - start, seed, block):
+            if guard is not None:
+                guard(predictions={"samples": images})
+            if own:
+                yield start, images
+            start += len(images)
 
 
 def in_range(images: Tensor, value_range: Range) -> Tensor:

@@ -69,7 +69,7 @@ class TestCheck:
         axes = create_scorer("niqe_bsd100"), create_scorer("psnr")
         whole = PerceptionDistortion(brightness(), axes[1], images=lambda n, rng: truths[:n] * 0.5, reference=truths)
         report = Hooks([whole], writer=MemoryWriter()).check()
-        assert "images(3, generator) gives (3, 3, 64, 64) float32 in [" in report
+        assert "sample(3, generator) gives (3, 3, 64, 64) float32 in [" in report
         assert "psnr: " in report
         assert "no images" not in report
         assert "FAILS" not in report

@@ -324,7 +324,7 @@ class TestPerceptionDistortion:
             PerceptionDistortion(PSNR(), niqe, images="a", reference="b")
         with pytest.raises(ValueError, match="distortion is measured against a reference"):
             PerceptionDistortion(niqe, niqe, images="a", reference="b")
-        with pytest.raises(ValueError, match="two names that the loop hands over, or a function and a tensor"):
+        with pytest.raises(ValueError, match="two names that the loop hands over, or a function and images"):
             PerceptionDistortion(niqe, PSNR(), images="a", reference=photographs)
         with pytest.raises(ValueError, match=r"psnr .*\(-1.0, 1.0\)"):
             PerceptionDistortion(niqe, PSNR(value_range=(-1, 1)), images="a", reference="b")

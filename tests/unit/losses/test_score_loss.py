@@ -161,6 +161,28 @@ class TestBalance:
         (of_reward,) = torch.autograd.grad(loss(pred, fidelity=fidelity), pred)
         return loss, of_fidelity, of_reward
 
+    @pytest.mark.parametrize(("share", "told"), [(1.9, False), (2.1, True)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_plain_weight_that_overwhelms_fidelity_is_told_once(self, share, told, dtype):
+        pred = batch().to(dtype).requires_grad_()
+        fidelity = (pred.float() - batch(seed=9)).abs().mean()
+        gradient = torch.autograd.grad(pred.float().mean((1, 2, 3)).sum() / len(pred), pred)[0].float().norm()
+        of_fidelity = torch.autograd.grad(fidelity, pred, retain_graph=True)[0].float().norm()
+        power = scorer(lambda x: x.mean((1, 2, 3)))
+        loss = ScoreLoss(power, ceiling=0.9, weight=float(share * of_fidelity / gradient))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loss(pred, fidelity=fidelity)
+            loss(pred, fidelity=fidelity).backward()
+        assert ["2.1 times the fidelity term's" in str(warning.message) for warning in caught] == [True] * told
+
+    def test_what_cannot_be_compared_is_left_alone(self):
+        pred = batch().requires_grad_()
+        loss = ScoreLoss(scorer(lambda x: x.mean((1, 2, 3))), weight=1e6, ceiling=0.9)
+        for fidelity in (torch.tensor(1.0), batch().requires_grad_().mean(), (0 * pred).mean()):
+            loss._compared = False
+            loss(pred, fidelity=fidelity)
+
     @pytest.mark.parametrize("ratio", [0.1, 1.0, 2.0])
     @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e5])
     def test_the_gradients_have_the_ratio_whatever_the_units(self, ratio, unit):
@@ -330,6 +352,7 @@ class TestCombination:
             ScoreLoss([up, down], combine="max")
 
 
+@pytest.mark.filterwarnings("ignore:.*times the fidelity term's")
 @pytest.mark.parametrize(
     "options",
     [

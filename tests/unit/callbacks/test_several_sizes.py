@@ -1,0 +1,154 @@
+"""Monitors of a validation set of photographs, which differ in size."""
+
+import warnings
+
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d, interpolate
+
+from qa_hooks.callbacks import (
+    Hooks,
+    PerceptionDistortion,
+    SampleGrid,
+    ScoreHistogram,
+    ScoreMonitor,
+    ScorePanel,
+    SnapshotCollector,
+)
+from qa_hooks.images import load_image
+from qa_hooks.scorers import FunctionScorer, create_scorer
+from qa_hooks.sources.samples import as_runs
+from qa_hooks.writers import MemoryWriter
+
+SIZES = [(40, 56), (56, 40), (56, 40), (48, 48), (40, 56)]
+
+
+@pytest.fixture
+def truths():
+    rng = torch.Generator().manual_seed(0)
+    return [torch.rand(3, *size, generator=rng) for size in SIZES]
+
+
+def blurred(truths):
+    def restore(n, generator):
+        small = [avg_pool2d(image[None], 2) for image in truths[:n]]
+        return [interpolate(image, scale_factor=2)[0] for image in small]
+
+    return restore
+
+
+def one_by_one(scorer, restore, truths):
+    pairs = zip(restore(len(truths), None), truths, strict=True)
+    return torch.cat([scorer(image[None], reference=truth[None]) for image, truth in pairs]).double()
+
+
+def brightness():
+    return FunctionScorer(lambda x: x.mean((1, 2, 3)), name="brightness", higher_is_better=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_a_monitor_of_a_score_with_ground_truths(truths, batch_size):
+    restore, psnr = blurred(truths), create_scorer("psnr")
+    monitor = ScoreMonitor(psnr, sample=restore, reference=truths, every=1, batch_size=batch_size)
+    hooks = Hooks([monitor], writer=MemoryWriter())
+    hooks.step()
+    expected = one_by_one(psnr, restore, truths)
+    assert monitor.last["n"] == len(truths)
+    assert monitor.last["mean"] == pytest.approx(float(expected.mean()), rel=1e-6)
+    hooks.step()
+    assert monitor.last["change"] == 0
+
+
+def test_both_axes(truths):
+    restore, psnr = blurred(truths), create_scorer("psnr")
+    axes = PerceptionDistortion(brightness(), psnr, images=restore, reference=truths, every=1)
+    Hooks([axes], writer=MemoryWriter()).step()
+    assert axes.last["distortion"] == pytest.approx(float(one_by_one(psnr, restore, truths).mean()), rel=1e-6)
+    assert axes.last["n"] == len(truths)
+
+
+def test_the_panel_shows_and_keeps_them(truths):
+    writer = MemoryWriter()
+    panel = ScorePanel(blurred(truths), create_scorer("psnr"), reference=truths, every=1, thumbnail=24)
+    hooks = Hooks([panel], writer=writer)
+    hooks.step()
+    state = hooks.state_dict()
+    assert panel.last["n"] == len(truths)
+    assert panel.state_dict()["panels"]["last"]["thumbnails"].shape == (len(truths), 3, 24, 24)
+    hooks.load_state_dict(state)
+    hooks.step()
+    assert panel.last["fell"] == 0
+    assert {"qa_images/psnr/ranked", "qa_images/psnr/regressions"} == set(writer.images)
+
+
+def test_pairs_stay_pairs_in_a_set_larger_than_a_batch():
+    """A function that restores gives the first n images of its set: a second call would give those again."""
+    rng = torch.Generator().manual_seed(0)
+    truths = torch.rand(70, 3, 16, 16, generator=rng)
+    panel = ScorePanel(lambda n, generator: truths[:n], create_scorer("ssim"), reference=truths, every=1)
+    monitor = ScoreMonitor(
+        create_scorer("ssim"), sample=lambda n, g: truths[:n], reference=truths, batch_size=16, every=1
+    )
+    Hooks([panel, monitor], writer=MemoryWriter()).step()
+    assert panel.last["worst"] == pytest.approx(1)
+    assert (monitor.last["n"], monitor.last["mean"]) == (70, pytest.approx(1))
+
+
+def test_pictures_of_them(truths, tmp_path):
+    writer, restore = MemoryWriter(), blurred(truths)
+    collector = SnapshotCollector(restore, folder=tmp_path, n=4, every=1)
+    real = ScoreHistogram(restore, truths, brightness(), n=4, every=1)
+    Hooks([SampleGrid(restore, n=4, every=1, scale=1), collector, real], writer=writer).step()
+    (_, grid), *_ = writer.images["qa_images/samples/grid"]
+    assert grid.shape == (3, 2 * 56 + 6, 2 * 56 + 6)
+    kept = [load_image(path).shape for path in sorted(tmp_path.glob("*/*.png"))]
+    assert [tuple(shape[1:]) for shape in kept] == SIZES[:4]
+
+
+def test_the_dry_run_tries_all_of_them(truths):
+    monitor = ScoreMonitor(create_scorer("psnr"), sample=blurred(truths), reference=truths, every=1)
+    report = Hooks([monitor], writer=MemoryWriter()).check()
+    assert "sample(5, generator) gives 5 images of 3 sizes float32 in [" in report
+    assert "FAILS" not in report
+
+
+class TestWhatIsRefused:
+    def test_another_order(self, truths):
+        monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[::-1], reference=truths, every=1)
+        with pytest.warns(UserWarning, match=r"image 1 is \(3, 48, 48\) and its ground truth \(3, 56, 40\)"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+
+    def test_another_number(self, truths):
+        with pytest.raises(ValueError, match="n is the number of the ground truths, 5, got 4"):
+            ScorePanel(blurred(truths), create_scorer("psnr"), reference=truths, n=4)
+        monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[:3], reference=truths, every=1)
+        with pytest.warns(UserWarning, match=r"must give \(5, 1 or 3, H, W\), got \(1, 3, 40, 56\), \(2, 3, 56, 40\)"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+
+    def test_ground_truths_of_another_range(self, truths):
+        with pytest.raises(ValueError, match=r"reference: values lie in \[0.*, 2.*\] but value_range=\(0, 1\)"):
+            ScoreMonitor(create_scorer("psnr"), sample=blurred(truths), reference=[*truths, truths[0] * 2.5])
+
+    def test_a_name_beside_a_function_and_images_beside_a_name(self, truths):
+        with pytest.raises(ValueError, match="reference= is a name beside images="):
+            ScoreMonitor(create_scorer("psnr"), sample=blurred(truths), reference="target")
+        with pytest.raises(ValueError, match="reference= is a name beside images="):
+            ScoreMonitor(create_scorer("psnr"), images="pred", reference=truths)
+        with pytest.raises(ValueError, match="psnr needs reference=, the ground truths of the samples"):
+            ScoreMonitor(create_scorer("psnr"), sample=blurred(truths))
+
+
+def test_runs_keep_the_order_and_the_kind():
+    images = [torch.zeros(3, 8, 8), torch.ones(3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)]
+    runs = as_runs(iter(images))
+    assert [(tuple(run.shape), run.dtype) for run in runs] == [
+        ((2, 3, 8, 8), torch.float32),
+        ((1, 3, 8, 8), torch.uint8),
+        ((1, 1, 8, 8), torch.float32),
+    ]
+    assert [float(image.float().mean()) for image in runs[0]] == [0, 1]
+    with pytest.raises(ValueError, match="images is empty"):
+        as_runs([])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [tuple(run.shape) for run in as_runs(torch.zeros(2, 3, 4, 4))] == [(2, 3, 4, 4)]
