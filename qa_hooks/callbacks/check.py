@@ -16,6 +16,7 @@ from qa_hooks._base.reach import Traces
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
+from qa_hooks.callbacks.reward_guard.guard import RewardGuard
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
 from qa_hooks.writers import GuardedWriter
@@ -38,7 +39,7 @@ def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mappi
 def _lines(callback: Callback) -> Iterator[str]:
     if not isinstance(callback, Monitor):
         return
-    looks = getattr(callback, "_looks", callback)  # a RewardGuard has an object that looks at images
+    looks = callback.looks if isinstance(callback, RewardGuard) else callback
     images: Tensor | None = None
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)

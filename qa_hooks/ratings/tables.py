@@ -200,10 +200,6 @@ class Preferences:
         """Every image once, in the order of appearance."""
         return list(dict.fromkeys(name for pair in self.pairs for name in (pair.a, pair.b)))
 
-    def without_ties(self) -> Preferences:
-        """The decided pairs."""
-        return replace(self, pairs=[pair for pair in self.pairs if pair.better])
-
     def majority(self) -> Preferences:
         """One row for each pair of a content: what most raters said; dropped where no label has the most votes.
 

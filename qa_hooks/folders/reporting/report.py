@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import logging
 import math
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_hooks._base.files import check_writable, write_text
-from qa_hooks._base.headers import json_lines
+from qa_hooks._base.headers import json_lines, read_json
 from qa_hooks.folders.labels import labels
 from qa_hooks.folders.reporting.curves import curve
 from qa_hooks.writers import read_run_log
@@ -209,7 +208,7 @@ def _words(alarm: Mapping[str, Any]) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except ValueError:  # of another program
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from qa_hooks.functional.filters import gaussian_blur, gaussian_filter
+from qa_hooks.functional.filters import full_precision, gaussian_blur, gaussian_filter
 from qa_hooks.functional.multiscale_similarity import ms_ssim
 from qa_hooks.functional.structural_similarity import ssim, ssim_distance
 from qa_hooks.losses import SSIMLoss
@@ -364,6 +364,25 @@ def test_chosen_product_precision_is_ignored_and_restored(metric: Metric) -> Non
         torch.set_float32_matmul_precision("medium")
         assert torch.equal(metric(x, y), expected)
         assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_products_are_float32_inside_whatever_the_run_has_chosen() -> None:
+    """A CPU without bfloat16 products would give the right numbers anyway."""
+
+    def products() -> str:
+        if hasattr(torch.backends.mkldnn, "matmul"):
+            return str(torch.backends.mkldnn.matmul.fp32_precision)
+        return torch.get_float32_matmul_precision()
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        chosen = products()
+        with full_precision(torch.device("cpu")):
+            assert products() in ("ieee", "highest")
+        assert products() == chosen != "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
 
