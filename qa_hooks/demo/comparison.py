@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from qa_hooks._base.files import check_writable
+from qa_hooks._base.text import plural
 from qa_hooks.demo.data import Images, load_digits_images, load_folder_images
 from qa_hooks.demo.evaluation import Evaluator
 from qa_hooks.demo.side_by_side import side_by_side
@@ -65,7 +67,7 @@ def run_demo(
         for seed in seeds
         for variant in variants
     ]
-    print(f"training {len(todo)} runs of {max(lengths.values())} steps, {jobs} at a time", flush=True)
+    _tell(f"training {plural(len(todo), 'run')} of {max(lengths.values())} steps, {jobs} at a time")
     longest_first = sorted(todo, key=lambda job: -VARIANTS.index(job.variant))
     results = side_by_side(
         functools.partial(_train_job, evaluator),
@@ -132,13 +134,18 @@ def _check_demo(variants: tuple[str, ...], seeds: tuple[int, ...], steps: int, e
         raise ValueError(f"jobs must be at least 1, got {jobs}")
 
 
+def _tell(text: str) -> None:
+    """Say what is going on, beside the table, which alone goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _describe(images: Images, evaluator: Evaluator) -> None:
     shape = "x".join(str(length) for length in images.train.shape[1:])
-    print(f"{images.name}: {len(images.train)} images to train on, {len(images.test)} held out, {shape}")
+    _tell(f"{images.name}: {len(images.train)} images to train on, {len(images.test)} held out, {shape}")
     if evaluator.accuracy is None:
-        print(f"features: {evaluator.name}, seeded and untrained (the images have no classes)")
+        _tell(f"features: {evaluator.name}, seeded and untrained (the images have no classes)")
     else:
-        print(
+        _tell(
             f"features: {evaluator.name}, of a classifier trained just now, accuracy {evaluator.accuracy:.3f} held out"
         )
 
@@ -150,7 +157,7 @@ def _equal_time_steps(template: Job, variants: tuple[str, ...], evaluator: Evalu
         with tempfile.TemporaryDirectory() as folder:
             short = replace(template, variant=variant, steps=80, folder=Path(folder), samples=200)
             milliseconds[variant] = _train_job(evaluator, short, None)["ms"]
-        print(f"{variant}: {milliseconds[variant]:.1f} CPU ms a step", flush=True)
+        _tell(f"{variant}: {milliseconds[variant]:.1f} CPU ms a step")
     return {v: round(template.steps * milliseconds["plain"] / milliseconds[v]) for v in variants}
 
 

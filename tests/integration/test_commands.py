@@ -41,9 +41,11 @@ def test_demo_on_a_folder_with_a_broken_file(tmp_path, capsys):
     (tmp_path / "data" / "a" / "broken.png").write_bytes(b"not a picture")
     arguments = ["--data", str(tmp_path / "data"), "--steps", "20", "--size", "16", "--variants", "plain", "ssim"]
     assert main(["demo", *arguments, "--equal", "time", "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert "1 of 521 files could not be read" in out
-    assert "FD_data-cnn64" in out
+    said = capsys.readouterr()
+    assert "1 of 521 files could not be read" in said.err
+    assert "data: " in said.err
+    assert "FD_data-cnn64" in said.out
+    assert "CPU ms a step" not in said.out  # nothing but the table and where the rest is
 
 
 def test_bad_options_are_told_without_a_traceback(tmp_path, capsys):

@@ -65,3 +65,15 @@ def test_two_axes_of_one_name_are_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="both axes are called 'contrast'"):
         PerceptionDistortion(contrast(), reference, images="pred", reference="target")
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"), [(1, ""), (255, "declare (0, 255)"), (-40, "declare the range that the images have")]
+)
+def test_a_dry_run_judges_the_range_of_restored_images(scale, said):
+    truths = torch.rand(2, 3, 16, 16)
+    restored = lambda n, generator: truths[:n] * scale  # noqa: E731
+    axes = contrast(), create_scorer(LUMA)
+    report = Hooks([PerceptionDistortion(*axes, images=restored, reference=truths)]).check()
+    assert ("THAT IS ANOTHER RANGE" in report) == bool(said)
+    assert said in report
