@@ -168,8 +168,8 @@ class RangeGuard:
         if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and name not in self.warned:
             self.warned.add(name)
             hint = hint or f"if that is another convention and not an overshoot, declare {range_hint(low, high)}"
-            declared = f"value_range=({declared_low:g}, {declared_high:g})"
-            warn(f"{name}: values lie in [{low:.4g}, {high:.4g}] under {declared}: {hint}")
+            seen = f"[{low:.4g}, {high:.4g}]"
+            warn(f"{name}: values lie in {seen} under value_range=({declared_low:g}, {declared_high:g}): {hint}")
 
 
 def as_tensor(images: Any) -> Tensor:

@@ -110,7 +110,7 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
             and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
         ):
             notes.append(
-                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, here {range_hint(low, high)}"
+                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)}"
             )
     return images, "; ".join([text, *notes])
 
