@@ -370,6 +370,7 @@ def test_amo_is_the_best_crop_by_brute_force(framework, tmp_path):
     assert "candidates" in batch  # theirs to keep
 
 
+@pytest.mark.filterwarnings("ignore:.*its gradient is .* times the fidelity term's")  # a weight that the sum shows
 def test_a_reward_is_added_to_the_loss_and_logged_apart(framework, tmp_path):
     given = {"scorer": SHARP, "loss_weight": 0.5, "ceiling": 0.9}
     rewarded = model_class(framework)(options(framework, tmp_path, qa={"reward": given}))
