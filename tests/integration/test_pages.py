@@ -91,8 +91,9 @@ def a_super_resolution_network(photographs: torch.Tensor, **_: Any) -> Scope:
     hr = photographs[:, :, :96, :96]
     lr = nn.functional.avg_pool2d(hr, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    whole = [photographs[0][:, :100], photographs[1][:, :, :120]]  # of two sizes
     return {"torch": torch, "F": nn.functional, "net": net, "hr": hr, "lr": lr, "loader": [(lr, hr)] * 4,
-            "optimizer": optimizer, "valid_lr": lr, "valid_hr": hr}  # fmt: skip
+            "optimizer": optimizer, "lrs": whole, "hrs": whole}  # fmt: skip
 
 
 def checkpoints(digits: torch.Tensor, folder: Path, **_: Any) -> Scope:
