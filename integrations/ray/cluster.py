@@ -10,7 +10,7 @@ from typing import Any
 
 from qa_hooks._base.checks import warn
 
-RETRIES = 3  # of a task whose worker died
+RETRIES = 6  # of a task whose worker died: a picture that kills is left out after three deaths
 
 
 @contextlib.contextmanager

@@ -23,10 +23,11 @@ from qa_hooks._base.files import check_writable, exclusive, write_text
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.growing import refuse_other_settings
+from qa_hooks.folders.scoring.journal import LEFT_OUT, Journal
 from qa_hooks.folders.scoring.score_folder import Spec
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores, read_spec
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, begun_path, read_scores, read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, SHOWN, Counts, part_path, read_counts, write_part
-from qa_hooks.integrations.ray.batches import ScoreBatches
+from qa_hooks.integrations.ray.batches import Item, ScoreBatches
 from qa_hooks.integrations.ray.cluster import check_device, cluster, put, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 
@@ -243,11 +244,17 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
     score = KEPT.setdefault(call, score)
     columns: dict[str, list[float]] = {name: [] for name in score.names}
     names, problems = [], []
-    for name, scores, problem in score.stream(shard.images()):
-        names.append(name)
-        problems.append(problem)
-        for column, value in scores.items():
-            columns[column].append(value)
-    if shard.has_changed():
-        raise RuntimeError("its files changed while they were read")
-    return write_part(path, names, columns, problems)
+
+    def work(rows: Iterator[Item], ahead: bool) -> Iterator[list[tuple[str, dict[str, float], str]]]:
+        return ([row] for row in score.stream(rows, ahead=ahead))
+
+    with Journal(begun_path(path)) as journal:
+        rows = (row._replace(image=ValueError(LEFT_OUT)) if journal.leaves_out(row.name) else row for row in shard.images())
+        for ((name, scores, problem),) in journal.watch(rows, lambda row: row.name, work):
+            names.append(name)
+            problems.append(problem)
+            for column, value in scores.items():
+                columns[column].append(value)
+        if shard.has_changed():
+            raise RuntimeError("its files changed while they were read")
+        return write_part(path, names, columns, problems)
