@@ -249,8 +249,11 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
         return ([row] for row in score.stream(rows, ahead=ahead))
 
     with Journal(begun_path(path)) as journal:
-        rows = (row._replace(image=ValueError(LEFT_OUT)) if journal.leaves_out(row.name) else row for row in shard.images())
-        for ((name, scores, problem),) in journal.watch(rows, lambda row: row.name, work):
+
+        def readable(row: Item) -> Item:
+            return row._replace(image=ValueError(LEFT_OUT)) if journal.leaves_out(row.name) else row
+
+        for ((name, scores, problem),) in journal.watch(map(readable, shard.images()), lambda row: row.name, work):
             names.append(name)
             problems.append(problem)
             for column, value in scores.items():

@@ -160,7 +160,8 @@ class GrowingTable:
                 if name in failures:
                     lines[name]["problem"] = failures[name]
         for name, file in self.spec.get("left_out", {}).items():
-            lines[name] = {"path": name, "file": file, "rows": [], "problem": failures[name], "left_out": True}
+            lines[name] = {"path": name, "file": file, "rows": [], "problem": failures.get(name, LEFT_OUT)}
+            lines[name]["left_out"] = True
         return lines
 
     def _csv_rows(self, path: Path, *, whole: bool) -> dict[str, list[list[str]]]:

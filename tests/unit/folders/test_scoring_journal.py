@@ -117,8 +117,7 @@ def assert_all_but(root: Path, deadly: tuple[int, ...]) -> None:
     assert {path.name for path in root.iterdir()} - {"stranger"} == {"images", "t.csv", "t.csv.json"}
 
 
-@pytest.mark.parametrize("where", ["scorer", "decoder"])
-@pytest.mark.parametrize("deadly", [(17,), (0, 1, COUNT - 1)])
+@pytest.mark.parametrize(("where", "deadly"), [("scorer", (17,)), ("decoder", (0, 1, COUNT - 1))])
 def test_a_picture_that_kills_is_named_and_costs_its_row(start, root, where, deadly):
     deaths = deaths_before_the_end(start, score, root, where, deadly, "")
     # Each one is found alone; what lies together is found among the same suspects.
@@ -145,8 +144,8 @@ def test_what_is_left_behind_is_told_and_a_fresh_start_forgets_it(start, root):
     assert start(score, root, "scorer", (17,), "") == -signal.SIGKILL
     assert start(score, root, "scorer", (17,), "") == -signal.SIGKILL
     assert sum(left_behind(root / "t.csv.begun0").values()) == 1
+    scorer = FunctionScorer(level, name="level", higher_is_better=True)
     with pytest.warns(UserWarning, match=r"was killed while it worked on \d+ images: they are scored one by one"):
-        scorer = FunctionScorer(level, name="level", higher_is_better=True)
         score_folder(root / "images", scorer, root / "t.csv", progress=False)
     assert_all_but(root, ())
     (root / "t.csv.begun0").write_text('{"deaths": {"000.png": 2}}\nno JSON\n[]\n{"begun": 3, "done": "x"}\n')
@@ -169,13 +168,19 @@ def test_a_worker_of_ray_finds_it_in_its_shard(start, root):
     assert sorted(path.name for path in (root / "t").iterdir()) == ["manifest.json", "part-0.parquet"]
 
 
+def run(path: Path, items: list[str], work, fail: str, error: type[BaseException]) -> None:
+    """Work on items as a process does that ends with an error at one of them."""
+    with Journal(path) as journal:
+        for results in journal.watch(items, str, work):
+            if fail in results:
+                raise error(fail)
+
+
 def test_a_process_that_ends_by_itself_accuses_nobody(tmp_path):
     path = tmp_path / "t.begun0"
     for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), Journal(path) as journal:
-            for results in journal.watch(["a", "b"], str, lambda items, ahead: ([item] for item in items)):
-                if results == ["b"]:
-                    raise error
+        with pytest.raises(error):
+            run(path, ["a", "b"], lambda items, ahead: ([item] for item in items), "b", error)
         assert not path.exists()
 
 
@@ -186,14 +191,12 @@ def test_suspects_outlive_an_error_and_go_one_by_one(tmp_path):
 
     def work(items, ahead):
         calls.append((ahead, list(items)))
+        if calls[-1][1] == ["b"]:
+            assert left_behind(path) == {"b": 2, "d": 0, "e": 2}  # if it were killed now
         return iter([calls[-1][1]])
 
-    with pytest.raises(OSError, match="disk"), Journal(path) as journal:
-        assert (journal.leaves_out("b"), journal.leaves_out("e")) == (False, True)
-        for results in journal.watch(["a", "a2", "b", "c", "d", "e"], str, work):
-            if results == ["b"]:
-                assert left_behind(path) == {"b": 2, "d": 0, "e": 2}  # if it were killed now
-            if results == ["c"]:
-                raise OSError("disk")
+    assert [Journal(path).leaves_out(name) for name in "abe"] == [False, False, True]
+    with pytest.raises(OSError, match="c"):
+        run(path, ["a", "a2", "b", "c", "d", "e"], work, "c", OSError)
     assert calls == [(True, ["a", "a2"]), (False, ["b"]), (True, ["c"])]
     assert left_behind(path) == {"d": 0, "e": 2}
