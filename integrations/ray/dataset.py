@@ -19,7 +19,7 @@ from typing import Any
 
 import qa_hooks
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.files import check_writable, exclusive, write_text
+from qa_hooks._base.files import check_writable, exclusive, naming, write_text
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.growing import refuse_other_settings
@@ -111,6 +111,8 @@ def score_dataset(
             f"source must be a path, got {type(source).__name__}; a data set of Ray takes "
             "dataset.map_batches(ScoreBatches, ...).write_parquet(...)"
         )
+    if not isinstance(output, str | Path):
+        raise TypeError(f"output must be the path of a folder, got {type(output).__name__}")
     check_device(device)
     shard_size, output = check_count("shard_size", shard_size), Path(output)
     score = ScoreBatches(scorers, batch_size=batch_size, device="cpu" if device == "cpu" else None)
@@ -219,7 +221,7 @@ def _scored(
         first, why = next(iter(failed.items()))
         raise RuntimeError(
             f"{len(failed)} of {len(waiting)} shards were not finished; the first, {first}: {why}. "
-            f"{finished or 'none'} were, and the same command goes on with the others"
+            f"{finished or 'none'} {'was' if finished == 1 else 'were'}, and the same command goes on with the others"
         )
 
 
@@ -248,7 +250,7 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
     def work(rows: Iterator[Item], ahead: bool) -> Iterator[list[tuple[str, dict[str, float], str]]]:
         return ([row] for row in score.stream(rows, ahead=ahead))
 
-    with Journal(begun_path(path)) as journal:
+    with naming(path), Journal(begun_path(path)) as journal:
 
         def readable(row: Item) -> Item:
             return row._replace(image=ValueError(LEFT_OUT)) if journal.leaves_out(row.name) else row

@@ -162,6 +162,17 @@ def test_pictures_that_kill_their_worker_cost_a_row_each(ray, folder, tmp_path):
     assert not list((tmp_path / "t").glob("*.begun*"))
 
 
+@pytest.mark.parametrize("end", [SystemExit(15), ConnectionError("gone")])
+def test_a_cluster_that_does_not_answer_is_an_error_of_its_address(ray, folder, tmp_path, monkeypatch, end):
+    def init(**_):
+        raise end
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match=r"no cluster of Ray at '127\.0\.0\.1:1' \((nobody answers|gone)\)"):
+        score_dataset(folder, brightness(), tmp_path / "t", address="127.0.0.1:1", progress=False)
+
+
 def test_only_what_changed_is_scored_again(ray, folder, tmp_path, capsys):
     command = ["score", str(folder), "--scorer", "psnr"]
     images = tmp_path / "images"

@@ -18,13 +18,13 @@ import torch
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.containers import file_state
-from qa_hooks._base.files import check_writable, exclusive
+from qa_hooks._base.files import check_writable, exclusive, naming
 from qa_hooks._base.processes import rank, together, world_size
 from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.growing import GrowingTable, image_line, journal_key, left_spec, number
 from qa_hooks.folders.scoring.journal import Journal
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, begun_path, read_scores
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, begun_path, growing_path, read_scores
 from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
 from qa_hooks.scorers import Scorer, create_scorer
 from qa_hooks.sources.grids import find_images
@@ -158,6 +158,7 @@ def score_into(
         failed = 0
         with (
             Progress("scores", len(mine), shown=progress) as bar,
+            naming(growing_path(output, rank())),
             table.appender(rank()) as out,
             Journal(begun_path(output, rank())) as journal,
         ):
