@@ -7,7 +7,6 @@ ratio is taken within each round, and what is reported is the median of the roun
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
@@ -20,6 +19,8 @@ from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
+
+from qa_hooks._base.libraries import installed_version
 
 Candidate = Callable[[], object]
 OURS = "qa_hooks"
@@ -50,23 +51,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def version(package: str) -> str | None:
-    """A package's version, or None when it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def header(peers: list[str], threads: int) -> str:
     """What a number needs beside it: machine, versions, threads, and which peers are missing."""
-    versions = {peer: version(peer) for peer in peers}
+    versions = {peer: installed_version(peer) for peer in peers}
     found = [f"{peer} {found}" for peer, found in versions.items() if found]
     missing = [peer for peer, found in versions.items() if not found]
     name = torch.cuda.get_device_name() if device().type == "cuda" else platform.machine()
     lines = [
         f"device {device().type} ({name}), {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}",
-        f"{OURS} {version('qa-hooks') or '(not installed)'} against " + (", ".join(found) or "nobody"),
+        f"{OURS} {installed_version('qa-hooks') or '(not installed)'} against " + (", ".join(found) or "nobody"),
     ]
     if missing:
         lines.append("skipped, not installed: " + ", ".join(missing))

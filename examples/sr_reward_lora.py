@@ -37,7 +37,7 @@ from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.realesrgan import realesrgan
 from qa_hooks.demo.side_by_side import side_by_side
-from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, super_resolve, train_l1
+from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, random_crops, super_resolve, train_l1
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.functional.spectrum import high_frequency_share, power_spectrum, spectral_peak
@@ -67,13 +67,8 @@ class Job:
 
 def crops(photographs: list[Tensor], scale: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of random crops without end: low resolution, and ground truth `(count, 3, SIDE, SIDE)`."""
-    rng = torch.Generator().manual_seed(seed)
-    while True:
-        cut = []
-        for index in torch.randint(len(photographs), (count,), generator=rng).tolist():
-            top, left = (int(torch.randint(n - SIDE + 1, (), generator=rng)) for n in photographs[index].shape[1:])
-            cut.append(photographs[index][:, top : top + SIDE, left : left + SIDE])
-        yield torch.stack([bicubic_degradation(image, scale) for image in cut]), torch.stack(cut)
+    for images in random_crops(photographs, SIDE, count, seed):
+        yield torch.stack([bicubic_degradation(image, scale) for image in images]), images
 
 
 def starting_net(args: argparse.Namespace, seed: int) -> nn.Module:

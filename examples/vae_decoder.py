@@ -19,9 +19,9 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from qa_hooks.callbacks import Hooks
 from qa_hooks.demo.autoencoder import decode, encode, small_vae, tile_ratio, train_vae
 from qa_hooks.demo.side_by_side import side_by_side
-from qa_hooks.demo.super_resolution import load_photographs
+from qa_hooks.demo.super_resolution import load_photographs, random_crops
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
@@ -56,17 +56,6 @@ class Job:
     seed: int
 
 
-def crops(photographs: list[Tensor], count: int, seed: int) -> Iterator[Tensor]:
-    """Batches `(count, 3, SIDE, SIDE)` in [0, 1] without end."""
-    rng = torch.Generator().manual_seed(seed)
-    while True:
-        cut = []
-        for index in torch.randint(len(photographs), (count,), generator=rng).tolist():
-            top, left = (int(torch.randint(n - SIDE + 1, (), generator=rng)) for n in photographs[index].shape[1:])
-            cut.append(photographs[index][:, top : top + SIDE, left : left + SIDE])
-        yield torch.stack(cut)
-
-
 def load_vae(args: argparse.Namespace, seed: int) -> Any:
     from diffusers import AutoencoderKL
 
@@ -84,7 +73,9 @@ def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
         return
     torch.manual_seed(job.seed)
     vae = small_vae()
-    train_vae(vae, crops(photographs.train, args.batch, job.seed), steps=args.base_steps, progress=progress)
+    train_vae(
+        vae, random_crops(photographs.train, SIDE, args.batch, job.seed), steps=args.base_steps, progress=progress
+    )
     vae.save_pretrained(args.out / f"vae-seed{job.seed}")
 
 
@@ -128,7 +119,7 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     photographs, seed = load_photographs(args.data), job.seed
     warnings.simplefilter("ignore")
     vae = load_vae(args, seed)
-    held = [image for image, _ in zip(crops(photographs.held_out, WATCHED, 10_000), range(args.judged), strict=False)]
+    held = list(islice(random_crops(photographs.held_out, SIDE, WATCHED, 10_000), args.judged))
     latents = [encode(vae, part) for part in held]
     judge = partial(evaluate, args, torch.cat(held))
     result: dict[str, Any] = {"name": job.name, "seed": seed, "alarm": None, "rows": {}, "pictures": {}}
@@ -141,7 +132,7 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, args.lr)
     term, critic = term_of(job.name, args, seed), Critic(seed) if job.name == "critic" else None
-    batches, level = crops(photographs.train, args.batch, seed + 1), tile_ratio(held[0])
+    batches, level = random_crops(photographs.train, SIDE, args.batch, seed + 1), tile_ratio(held[0])
     spent, step = 0.0, 0
     tracked = {"quality": term} if term is not None else {}
     with Hooks(log_dir=args.out / f"{job.name}-seed{seed}", track=tracked) as hooks:  # qa_hooks

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import channel_hint, check_channels, check_whole_batches, warn
+from qa_hooks._base.checks import channel_hint, check_channels, check_whole_batches, range_hint, warn
 
 Range = tuple[float, float]
 
@@ -105,9 +105,9 @@ class RangeGuard:
     """Checks the numbers of the first three batches against the declared range; after that it costs nothing.
 
     `data` (real images, targets) outside the range by more than 1 % or non-finite raise; `prediction`s that are
-    non-finite raise. What looks like another convention warns, once a name: predictions far outside, [0, 1] under
-    (-1, 1), [0, 1] under (0, 255). The check reads values, so it synchronises a GPU; after three calls it returns at
-    once.
+    non-finite raise. What looks like another convention warns, once a name: values far outside, [0, 1] under (-1, 1),
+    [0, 1] under (0, 255); but not predictions of nearly one value, for an untrained network may well give black. The
+    check reads values, so it synchronises a GPU; after three calls it returns at once.
     """
 
     CALLS = 3
@@ -145,13 +145,15 @@ class RangeGuard:
         if low < declared_low - slack or high > declared_high + slack:
             raise ValueError(
                 f"{name}: values lie in [{low:.4g}, {high:.4g}] but value_range=({declared_low:g}, {declared_high:g}) "
-                f"was declared; {channel_hint(images, '') or 'declare the range that the images have, or convert them'}"
+                f"was declared; {channel_hint(images, '') or f'declare {range_hint(low, high)}, or convert them'}"
             )
         self.doubt(name, low, high, channel_hint(images, ""))
 
     def _check_prediction(self, name: str, images: Tensor) -> None:
         if images.dtype != torch.uint8:
-            self.doubt(name, *self.extrema(name, images), channel_hint(images, ""))
+            low, high = self.extrema(name, images)
+            if self.far_outside(low, high) or high - low >= 0.25:
+                self.doubt(name, low, high, channel_hint(images, ""))
 
     def far_outside(self, low: float, high: float) -> bool:
         """Whether it is by half the range or more."""
@@ -165,11 +167,9 @@ class RangeGuard:
         in_a_corner = declared_low <= low < high <= 0.98 * declared_low + 0.02 * declared_high
         if (self.far_outside(low, high) or unit_under_symmetric or in_a_corner) and name not in self.warned:
             self.warned.add(name)
-            hint = hint or "if that is another convention and not an overshoot, declare the range that the images have"
-            warn(
-                f"{name}: values lie in [{low:.4g}, {high:.4g}] under value_range=({declared_low:g}, {declared_high:g})"
-                f": {hint}"
-            )
+            hint = hint or f"if that is another convention and not an overshoot, declare {range_hint(low, high)}"
+            seen = f"[{low:.4g}, {high:.4g}]"
+            warn(f"{name}: values lie in {seen} under value_range=({declared_low:g}, {declared_high:g}): {hint}")
 
 
 def as_tensor(images: Any) -> Tensor:
@@ -202,7 +202,7 @@ def as_tensor(images: Any) -> Tensor:
             raise ValueError("images is empty")
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = sorted({tuple(part.shape[1:]) for part in parts})
-            raise ValueError(f"images of one batch must have one size, got {shapes}")
+            raise ValueError(f"images of one batch must have one size, got {shapes}: crop them, or give one at a time")
         return torch.cat(parts)
     raise TypeError(
         f"images must be a tensor, a NumPy array, PIL images or a list of them, got {type(images).__name__}"

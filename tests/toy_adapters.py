@@ -21,6 +21,23 @@ def randomise(parameters: Iterable[nn.Parameter], seed: int = 0) -> None:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
+def sd_unet() -> nn.Module:
+    """Stable Diffusion's kind of UNet, tiny: `(n, 4, 8, 8)` latents with `(n, words, 16)` embeddings."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+
+
 def adapted(network: nn.Module) -> set[str]:
     """The names of the layers that have an adapter."""
     return {name.split(".lora_A")[0] for name, _ in network.named_parameters() if ".lora_A" in name}

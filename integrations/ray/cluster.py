@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.libraries import import_library
 
 RETRIES = 6  # of a task whose worker died: a picture that kills is left out after three deaths
 
@@ -16,10 +17,7 @@ RETRIES = 6  # of a task whose worker died: a picture that kills is left out aft
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
     """The module `ray`, connected: to the user's own, to the cluster at an address, or to one that ends with this."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--engine ray needs Ray: pip install 'qa-hooks[ray]'") from error
+    ray: Any = import_library("ray", needed_by="--engine ray", install="pip install 'qa-hooks[ray]'")
     if ray.is_initialized():
         yield ray
         return

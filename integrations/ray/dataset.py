@@ -22,6 +22,7 @@ from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable, exclusive, naming, write_text
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import Progress
+from qa_hooks._base.text import plural
 from qa_hooks.folders.scoring.growing import refuse_other_settings
 from qa_hooks.folders.scoring.journal import LEFT_OUT, Journal
 from qa_hooks.folders.scoring.score_folder import Spec
@@ -186,7 +187,7 @@ def _finish(
         for part in (*parts, output / MANIFEST):
             part.unlink()
         path, why = next(iter(failures.items()), ("", "there was none"))
-        raise ValueError(f"none of {result.images} images could be scored; the first, {path}: {why}")
+        raise ValueError(f"none of {plural(result.images, 'image')} could be scored; the first, {path}: {why}")
     spec |= {"images": result.images, "problems": result.problems, "shards": [part.name for part in parts]}
     write_text(output / MANIFEST, json.dumps({**spec, "complete": True}, indent=1) + "\n")
     return result

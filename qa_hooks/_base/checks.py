@@ -162,3 +162,17 @@ def channel_hint(images: torch.Tensor, before: str = "; ") -> str:
         return ""
     alpha = ", or RGB with an alpha channel: images[:, :3]" if channels == 4 else ""
     return f"{before}{channels} channels look like latents: decode them to images first (vae.decode){alpha}"
+
+
+def range_hint(low: float, high: float) -> str:
+    """The usual range in which values lie, for a message that says what to declare; words where no usual one fits.
+
+    Example:
+        >>> range_hint(0.0, 0.9), range_hint(-0.98, 1.02), range_hint(0.0, 251.0), range_hint(-3.0, 12.0)
+        ('(0, 1)', '(-1, 1)', '(0, 255)', 'the range that the images have')
+    """
+    for first, last, most in ((0, 1, 0.0), (-1, 1, 0.0), (0, 255, 50.0)):  # 12 is no level of 255
+        slack = 0.02 * (last - first)
+        if first - slack <= low and most <= high <= last + slack:
+            return f"({first}, {last})"
+    return "the range that the images have"

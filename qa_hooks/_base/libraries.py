@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from types import ModuleType
 from typing import Any, TextIO, cast
 
@@ -30,6 +31,14 @@ def import_library(module: str, *, needed_by: str = "", install: str = "") -> Mo
             raise ImportError(f"{library} is installed, but it needs {error.name}: {_pip(error.name)}") from error
         missing = f"{needed_by} needs {library}" if needed_by else f"{library} is not installed"
         raise ImportError(f"{missing}: {install or _pip(library)}") from error
+
+
+def installed_version(library: str) -> str | None:
+    """The version of a library by its name on PyPI; None where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -56,18 +56,29 @@ def global_sum(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate `(n_rank, ...)` of all ranks in rank order, on every rank; the numbers of rows may differ."""
+    """Concatenate `(n_rank, ...)` of all ranks in rank order, on every rank; the numbers of rows may differ.
+
+    A rank without rows need not know the shape of the others' rows: `(0, 0)` goes with `(n, k)`.
+
+    Raises:
+        ValueError: rows of several shapes, on every rank.
+    """
     if not is_distributed():
         return rows
     device = _collective_device()
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    counts[rank()] = rows.shape[0]
-    dist.all_reduce(counts)
-    padded = torch.zeros((int(counts.max()), *rows.shape[1:]), dtype=rows.dtype, device=device)
-    padded[: rows.shape[0]] = rows.detach().to(device)
+    shapes = torch.zeros(world_size(), rows.ndim, dtype=torch.int64, device=device)
+    shapes[rank()] = torch.tensor(rows.shape, device=device)
+    dist.all_reduce(shapes)
+    counts, known = shapes[:, 0].tolist(), {tuple(shape[1:]) for shape in shapes.tolist() if shape[0]}
+    if len(known) > 1:
+        raise ValueError(f"rows of all processes must have one shape, got {sorted(known)}")
+    shape = known.pop() if known else rows.shape[1:]
+    padded = torch.zeros((max(counts), *shape), dtype=rows.dtype, device=device)
+    if len(rows):
+        padded[: len(rows)] = rows.detach().to(device)
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
 
 
 def gather_equal(values: Tensor) -> list[Tensor]:

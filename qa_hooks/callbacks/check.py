@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.checks import range_hint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
+from qa_hooks.callbacks.reward_guard.guard import RewardGuard
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
 from qa_hooks.writers import GuardedWriter
@@ -37,7 +39,7 @@ def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mappi
 def _lines(callback: Callback) -> Iterator[str]:
     if not isinstance(callback, Monitor):
         return
-    looks = getattr(callback, "_looks", callback)  # a RewardGuard has an object that looks at images
+    looks = callback.looks if isinstance(callback, RewardGuard) else callback
     images: Tensor | None = None
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
@@ -107,7 +109,9 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
             and (width := declared[1] - declared[0])
             and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
         ):
-            notes.append("THAT IS ANOTHER RANGE: value_range= says what the numbers mean, (-1, 1) after a tanh")
+            notes.append(
+                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)}"
+            )
     return images, "; ".join([text, *notes])
 
 

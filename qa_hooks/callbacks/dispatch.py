@@ -52,7 +52,8 @@ class Dispatch:
             warn(
                 f"{writer.earlier} holds the values of an earlier run, and this one begins at step 1: they are mixed "
                 "in one log, in which the new values replace the old ones from their step on. Give each run a log_dir "
-                "of its own; a run that goes on loads its state first (hooks.load_state_dict)"
+                "of its own; a run that goes on loads its state first (hooks.load_state_dict); Hooks is made once, "
+                "before the loop"
             )
         writer.settings(plain_settings(self.active, track))
         writer.text(TAG, settings_text(self.active, track), step)

@@ -34,7 +34,6 @@ from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.callbacks.attachment import Attachment
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.capture import Captures
-from qa_hooks.callbacks.check import check_run
 from qa_hooks.callbacks.dispatch import Dispatch
 from qa_hooks.callbacks.means import Means
 from qa_hooks.callbacks.run_state import RunState
@@ -172,6 +171,8 @@ class Hooks:
 
     def check(self) -> str:
         """Call every sampler and scorer and try the writer: what the run would do, in words; nothing is changed."""
+        from qa_hooks.callbacks.check import check_run
+
         return check_run(self.callbacks, self._writer, self.track)
 
     def record(self, **scalars: Tensor | float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ from torch import Tensor
 
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
-from qa_hooks.writers import make_tag
 
 
 class PerceptionDistortion(SamplingMonitor):
@@ -23,7 +23,8 @@ class PerceptionDistortion(SamplingMonitor):
 
     Distortion (PSNR, SSIM, LPIPS to the ground truth) and perception (NIQE, MUSIQ, without one) pull against each other
     beyond some point (Blau and Michaeli, "The Perception-Distortion Tradeoff", CVPR 2018). Writes the picture
-    `qa_images/{name}/path`, older points paler, and the scalars `qa_eval/{name}/{scorer}`.
+    `qa_images/{name}/path`, older points paler, and for each scorer `qa_eval/{name}_{scorer}/mean`,
+    with `/low` and `/high`, the ends of its 95 % interval over the images.
 
     Args:
         perception: a `Scorer` that needs no reference.
@@ -41,7 +42,8 @@ class PerceptionDistortion(SamplingMonitor):
         folder: also write `path_{step:08d}.png` there.
 
     Attributes:
-        last: `{"step", "perception", "distortion", "n"}`: mean scores, each in its scorer's direction.
+        last: `{"step", "perception", "distortion", "n"}`: mean scores, each in its scorer's direction, with the ends of
+            their intervals under "perception_low", "perception_high" and likewise.
 
     Example:
         >>> from qa_hooks.scorers import create_scorer
@@ -70,6 +72,8 @@ class PerceptionDistortion(SamplingMonitor):
             raise ValueError(f"perception is judged without a reference; {perception.name} needs one")
         if "reference" not in distortion.inputs:
             raise ValueError(f"distortion is measured against a reference; {distortion.name} takes none")
+        if perception.name == distortion.name:
+            raise ValueError(f"both axes are called {perception.name!r}, and their curves would be one: name one anew")
         if perception.value_range != distortion.value_range:
             raise ValueError(
                 f"both scorers see the same images, but {perception.name} has value_range {perception.value_range} and "
@@ -93,6 +97,11 @@ class PerceptionDistortion(SamplingMonitor):
     def higher_is_better(self, key: str) -> bool | None:
         return (self.perception if key == "perception" else self.distortion).higher_is_better
 
+    @cached_property
+    def spec(self) -> dict[str, str]:
+        """Which measure each axis is."""
+        return {"perception": scorer_spec(self.perception), "distortion": scorer_spec(self.distortion)}
+
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
         for _, images, truth in self.pairs(ctx, shared_out=False):
@@ -105,14 +114,13 @@ class PerceptionDistortion(SamplingMonitor):
         finite = rows[torch.isfinite(rows).all(1)]
         if not len(finite):
             raise ValueError(f"no pair of finite scores among {len(rows)} images")
-        distortion, perception = finite.mean(0).tolist()
-        self.last = {"step": ctx.step, "distortion": distortion, "perception": perception, "n": len(finite)}
-        point = torch.tensor([[ctx.step, distortion, perception]], dtype=torch.float64, device="cpu")
-        self.path = torch.cat([self.path[self.path[:, 0] < ctx.step], point])
-        for axis, scorer in (("distortion", self.distortion), ("perception", self.perception)):
-            tag = make_tag("eval", self.name, scorer.name)
-            self.describe(ctx, tag, f"{scorer.name}: mean score, the axis of {axis}", axis)
-            ctx.writer.scalar(tag, self.last[axis], ctx.step)
+        self.last = {"step": ctx.step, "n": len(finite)}
+        for column, (axis, scorer) in enumerate((("distortion", self.distortion), ("perception", self.perception))):
+            name, text = f"{self.name}_{scorer.name}", f"{scorer.name}: mean score, the axis of {axis}"
+            self.last |= self.write_mean(ctx, name, axis, finite[:, column].contiguous(), text)
+        point = [[ctx.step, self.last["distortion"], self.last["perception"]]]
+        self.path = self.path[self.path[:, 0] < ctx.step]
+        self.path = torch.cat([self.path, torch.tensor(point, dtype=torch.float64, device="cpu")])
         picture = self._picture() if ctx.rank == 0 else None
         if picture is not None:
             write_picture(ctx, self.folder, self.name, "path", picture)

@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import on_one_ground, picture_folder
+from qa_hooks.callbacks.pictures import picture_folder
 from qa_hooks.callbacks.sampling import SamplingMonitor
+from qa_hooks.drawing.thumbnails import on_one_ground
 from qa_hooks.images import Range, make_grid, save_image, to_uint8
 from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.callbacks.callback import Context, Monitor
+from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import Range, RangeGuard, check_range
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, check_sample, in_range, numbered_blocks, sample_blocks
+from qa_hooks.writers import make_tag
 
 
 def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
@@ -96,6 +99,30 @@ class SamplingMonitor(Monitor):
             for part in images.split(self.batch_size):
                 yield start, part
                 start += len(part)
+
+    def write_mean(self, ctx: Context, name: str, key: str, values: Tensor, text: str) -> dict[str, float]:
+        """Write the mean of `values` (n,) under `qa_eval/{name}/mean`, with its 95 % interval under `/low` and `/high`.
+
+        Args:
+            ctx: of this step.
+            name: in the tags.
+            key: of the value in `last`, for its direction.
+            values: finite ones, at least one; the interval wants two, not all equal.
+            text: what TensorBoard says of it.
+
+        Returns:
+            The mean and the ends of its interval, as `{key}`, `{key}_low` and `{key}_high`.
+        """
+        written = {key: float(values.mean())}
+        self.describe(ctx, make_tag("eval", name, "mean"), text, key)
+        ctx.writer.scalar(make_tag("eval", name, "mean"), written[key], ctx.step)
+        if values.numel() > 1:
+            interval = bootstrap_interval(values)
+            for part, value in (("low", interval.low), ("high", interval.high)):
+                written[f"{key}_{part}"] = value
+                if math.isfinite(value):  # values that are all equal have no interval
+                    ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
+        return written
 
     def pairs(self, ctx: Context, *, shared_out: bool = True) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
         """As `blocks`, or as the loop hands them over: images as a scorer takes them, and what it takes beside them."""

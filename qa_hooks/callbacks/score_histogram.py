@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
@@ -83,6 +84,11 @@ class ScoreHistogram(SamplingMonitor):
 
     def higher_is_better(self, key: str) -> bool | None:
         return {"overlap": True, "ks": False, "mean": self.scorer.higher_is_better}.get(key)
+
+    @cached_property
+    def spec(self) -> str:
+        """Which measure `.last` is of."""
+        return scorer_spec(self.scorer)
 
     def rehearse(self, images: Tensor | None) -> Iterator[str]:
         """The scores of two real images."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
+from qa_hooks.callbacks.pictures import scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
-from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
@@ -104,6 +104,11 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     def higher_is_better(self, key: str) -> bool | None:
         return self.scorer.higher_is_better if key in ("mean", "change") else None
 
+    @cached_property
+    def spec(self) -> str:
+        """Which measure `.last` is of."""
+        return scorer_spec(self.scorer)
+
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, or the images that the loop has handed over."""
         for start, images, beside in self.pairs(ctx):
@@ -121,9 +126,10 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
         if not finite.numel():
             raise ValueError(f"no finite score among {scores.numel()}")
-        mean, std = float(finite.mean()), float(finite.std(unbiased=False))
-        self.last = {"step": ctx.step, "mean": mean, "std": std, "n": finite.numel()}
-        self._write(ctx, self.name, "mean", mean, finite)
+        std = float(finite.std(unbiased=False))
+        self.last = {"step": ctx.step, "std": std, "n": finite.numel()}
+        text = f"{self.scorer.name}: mean score"
+        self.last |= self.write_mean(ctx, self.name, "mean", finite, text)
         ctx.writer.scalar(make_tag("eval", self.name, "std"), std, ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
         if self.sample is None:
@@ -132,21 +138,9 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             change = scores - self._scores
             change = change[torch.isfinite(change)]
             if change.numel():
-                self._write(ctx, f"{self.name}_change", "change", float(change.mean()), change)
+                text = f"{self.scorer.name}: mean change of an image's score since the last measurement"
+                self.last |= self.write_mean(ctx, f"{self.name}_change", "change", change, text)
         self._scores = scores
-
-    def _write(self, ctx: Context, name: str, key: str, mean: float, values: Tensor) -> None:
-        """A mean and, of more than one value, its interval."""
-        self.last[key] = mean
-        what = "mean change of an image's score since the last measurement" if key == "change" else "mean score"
-        self.describe(ctx, make_tag("eval", name, "mean"), f"{self.scorer.name}: {what}", key)
-        ctx.writer.scalar(make_tag("eval", name, "mean"), mean, ctx.step)
-        if values.numel() > 1:
-            interval = bootstrap_interval(values)
-            for part, value in (("low", interval.low), ("high", interval.high)):
-                self.last[f"{key}_{part}"] = value
-                if math.isfinite(value):  # values that are all equal have no interval
-                    ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
 
     def state_dict(self) -> dict[str, Any]:
         late = self.late()

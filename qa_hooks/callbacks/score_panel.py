@@ -7,6 +7,7 @@ and on the best one, and the samples that fell most since then are drawn before 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, thumbnails
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
+from qa_hooks.drawing.thumbnails import thumbnails
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
@@ -91,6 +93,11 @@ class ScorePanel(SamplingMonitor):
 
     def higher_is_better(self, key: str) -> bool | None:
         return False if key == "fell" else self.scorer.higher_is_better
+
+    @cached_property
+    def spec(self) -> str:
+        """Which measure `.last` is of."""
+        return scorer_spec(self.scorer)
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qa_hooks._base.text import printable
+from qa_hooks._base.text import plural, printable
 from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.engine import add_engine, of_ray, on_ray
 from qa_hooks.cli.options import (
@@ -194,7 +194,7 @@ def _filter(options: argparse.Namespace) -> Answer:
         end = "\0" if options.null else "\n"
         _write_out("".join(path + end for path in kept).encode("utf-8", "surrogateescape"))
         return Answer("", found)
-    return Answer(f"{options.output}: {len(kept)} of {count} images", found)
+    return Answer(f"{options.output}: {len(kept)} of {plural(count, 'image')}", found)
 
 
 def add_pick(commands: Commands) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qa_hooks
+from qa_hooks._base.libraries import installed_version
 
 if TYPE_CHECKING:
     from qa_hooks.scorers.catalogue import Entry
@@ -33,9 +34,9 @@ def describe_environment() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.platform()}",
     }
     required, extras = _requirements()
-    facts |= {name: _version(name) for name in required}
+    facts |= {name: installed_version(name) or "missing" for name in required}
     for extra, names in sorted(extras.items()):
-        missing = [name for name in names if _version(name) == "missing"]
+        missing = [name for name in names if installed_version(name) is None]
         facts[f"[{extra}]"] = f"missing: {', '.join(missing)}" if missing else "installed"
     facts["threads"] = str(torch.get_num_threads())
     if torch.cuda.is_available():
@@ -68,13 +69,6 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
         if name is not None and name.group() != "qa-hooks":
             (extras.setdefault(extra.group(1), []) if extra else required).append(name.group())
     return required, extras
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def rows_of_scorers(*, cost: bool = True) -> list[tuple[str, ...]]:
@@ -166,7 +160,7 @@ def _missing(name: str, entry: Entry) -> str:
 
     from qa_hooks.scorers.niqe.original import find_original
 
-    absent = [package for package in entry.requires if _version(package) == "missing"]
+    absent = [package for package in entry.requires if installed_version(package) is None]
     if absent:
         return entry.install or f"pip install {' '.join(absent)}"
     folder = Path(torch.hub.get_dir()) / "checkpoints"

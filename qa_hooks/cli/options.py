@@ -209,17 +209,18 @@ def say(text: object, *, error: bool = False) -> None:
 UNUSED = 3  # exit code of --strict
 
 
-def say_failures(
-    failures: Mapping[str, str], *, label: str = "", where: str, shown: int = 20, total: int | None = None
-) -> None:
+SHOWN = 20  # images with problems, by name
+
+
+def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, total: int | None = None) -> None:
     """List on stderr the images that had problems, `total` in all; `where` says who has all of them."""
     if failures:
         total = total or len(failures)
         lines = [f"{f'{label}: ' if label else ''}{plural(total, 'image')} with problems:"]
-        for name, message in list(failures.items())[:shown]:
+        for name, message in list(failures.items())[:SHOWN]:
             lines.append(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}")
-        if total > min(shown, len(failures)):
-            lines.append(f"  and {total - min(shown, len(failures))} more; {where}")
+        if total > min(SHOWN, len(failures)):
+            lines.append(f"  and {total - min(SHOWN, len(failures))} more; {where}")
         say("\n".join(lines), error=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qa_hooks._base.text import plural
 from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help, between, chosen, place, say, whole
 
@@ -52,4 +53,4 @@ def _rate(options: argparse.Namespace) -> Answer:
     said = rate(options.folder, options.output, tell=say, **how)
     again = f"; {said['same']} of {said['again']} repeats answered the same way" if said["again"] else ""
     found = {"output": options.output, **said}
-    return Answer(f"{options.output}: {said['answered']} of {said['total']} pairs{again}", found)
+    return Answer(f"{options.output}: {said['answered']} of {plural(said['total'], 'pair')}{again}", found)

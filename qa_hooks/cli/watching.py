@@ -26,6 +26,7 @@ def add_watch(commands: Commands) -> None:
         epilog="examples:\n"
         "  qa-hooks watch runs/a/samples --scorer niqe_bsd100 --log-dir runs/a/watch\n"
         "  qa-hooks watch samples/ --real photos/ --extractor inception --best fd --alarm 'fd>80' 'precision<0.3'\n"
+        "  qa-hooks watch visualization/ --scorer psnr niqe_bsd100 --reference valid_hr/ --best psnr\n"
         "  qa-hooks watch runs/*/samples --scorer niqe_bsd100 --log-dir runs/watch\n"
         "  qa-hooks watch samples/ --scorer gmm.safetensors --once || echo look at the run",
     )
@@ -33,6 +34,7 @@ def add_watch(commands: Commands) -> None:
         "folders", metavar="DIR", nargs="+", help="where a run writes its samples; may be empty at first"
     )
     add_shared(watch, "--scorer", nargs="+", default=[])
+    add_shared(watch, "--reference", help="ground truths for psnr, ssim, ...: baby.png of baby/baby_1000.png")
     watch.add_argument("--real", metavar="DIR", help="real images, for distances of steps with 20 images and more")
     add_shared(watch, "--extractor")
     add_shared(watch, "--metrics", default="fd,kid", help="with --real: fd, kid, pr")
@@ -59,8 +61,8 @@ def _watch(options: argparse.Namespace) -> Answer:
 
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the trainer goes first
-    names = ["real", "extractor", "metrics", "every", "once", "log_dir", "best", "mode", "guard", "batch_size"]
-    asked = chosen(options, *names, "step", "grid")
+    names = ["reference", "real", "extractor", "metrics", "every", "once", "log_dir", "best", "mode", "guard"]
+    asked = chosen(options, *names, "batch_size", "step", "grid")
     asked |= {"scorers": options.scorer, "alarms": options.alarm, "device": read_device(options.device), "say": say}
     if len(options.folders) == 1:
         one = watch_folder(options.folders[0], **asked)

@@ -27,6 +27,7 @@ from qa_hooks.images import list_images
 LAYOUTS = ("plain", "folders", "csv", "hggt")
 LABELS = ("Original", "Positive", "Similar", "Negative")  # the codes of the published training code, 0..3
 ANNOTATORS = ("A", "B", "C")
+CANDIDATES = 4  # that they judged for each ground truth
 HGGT_FOLDERS = ("original", "01", "02", "03", "04")
 SHOWN = 3
 
@@ -127,7 +128,7 @@ def majority_labels(annotations: Sequence[Sequence[str]]) -> tuple[tuple[int, ..
     return tuple(labels), tuple(votes)
 
 
-def read_annotation(path: str | Path, count: int = 4) -> list[str]:
+def read_annotation(path: str | Path) -> list[str]:
     """The labels of `Picture_2` ... in one annotator's JSON of an HGGT set; `ValueError` names the file."""
     try:
         content = parse_header(Path(path).read_text(encoding="utf-8-sig"))
@@ -135,7 +136,7 @@ def read_annotation(path: str | Path, count: int = 4) -> list[str]:
             raise ValueError("it is no JSON object")
         pictures = {re.sub(r"[^a-z0-9]", "", name.lower()): value for name, value in content.items()}
         labels: list[str] = []
-        for number in range(2, count + 2):
+        for number in range(2, CANDIDATES + 2):
             picture = pictures.get(f"picture{number}")
             if not isinstance(picture, dict):
                 raise ValueError(f"it has no Picture_{number}")

@@ -9,6 +9,7 @@ from qa_hooks._base.checks import warn
 from qa_hooks._base.containers import member_bytes
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import counted
+from qa_hooks._base.text import plural
 from qa_hooks.data.candidates import CandidateSet, some
 from qa_hooks.folders.scoring.growing import left_spec
 from qa_hooks.images import image_size
@@ -64,7 +65,7 @@ def compare_contents(path: Path, now: Contents, source: str) -> None:
         if any(was not in (None, new) for was, new in zip(before.get(key, ()), contents, strict=False))
     ]
     if changed:
-        warn(f"{len(changed)} of {len(now)} samples have changed since {path} was made: {some(changed)}")
+        warn(f"{len(changed)} of {plural(len(now), 'sample')} have changed since {path} was made: {some(changed)}")
 
 
 def _describe(sets: Contents, source: object) -> str:

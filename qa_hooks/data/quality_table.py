@@ -23,6 +23,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.files import check_writable
 from qa_hooks._base.processes import together
+from qa_hooks._base.text import plural
 from qa_hooks.data.candidates import CandidateSet, check_keys, list_candidates, some
 from qa_hooks.data.contents import Contents, all_contents, compare_contents, contents_of
 from qa_hooks.folders.scoring.growing import GrowingTable, left_spec
@@ -177,7 +178,7 @@ class QualityTable:
         table = cls.load(path)
         if table.values.isnan().all():
             what, why = next(iter(table.failures.items()), (some(table.keys), f"{name} gives NaN"))
-            raise ValueError(f"none of {len(paths)} images could be scored; {what}: {why}")
+            raise ValueError(f"none of {plural(len(paths), 'image')} could be scored; {what}: {why}")
         return table
 
     @classmethod
@@ -264,8 +265,8 @@ class QualityTable:
         lacking = [candidates.key for candidates in sets if candidates.key not in contents]
         if lacking:
             raise ValueError(
-                f"the table lacks {len(lacking)} of {len(sets)} samples: {some(lacking)}; it has {len(contents)} such "
-                f"as {some(contents)}; {remedy}"
+                f"the table lacks {len(lacking)} of {plural(len(sets), 'sample')}: {some(lacking)}; it has "
+                f"{len(contents)} such as {some(contents)}; {remedy}"
             )
         differing = [candidates.key for candidates in sets if len(candidates.paths) != len(contents[candidates.key])]
         if differing:
@@ -276,7 +277,7 @@ class QualityTable:
             raise ValueError("the table was not made from files: it does not know what they held")
         changed = [key for key, new in contents_of(sets, progress=False).items() if list(contents[key]) != new]
         if changed:
-            raise ValueError(f"{len(changed)} of {len(sets)} samples have changed: {some(changed)}; {remedy}")
+            raise ValueError(f"{len(changed)} of {plural(len(sets), 'sample')} have changed: {some(changed)}; {remedy}")
 
 
 def _list(source: Source, layout: str, names: Sequence[str] | None, missing: str) -> list[CandidateSet]:

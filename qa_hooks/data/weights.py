@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
+from qa_hooks._base.text import plural
 from qa_hooks.data.quality_table import QualityTable
 from qa_hooks.data.selection import selection_probabilities
 from qa_hooks.images import Range
@@ -62,19 +64,19 @@ def quality_weights(
         raise TypeError(f"scores must be a tensor (N,) of numbers, got {got}")
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"scores must be (N,), one for each sample, got {tuple(scores.shape)}")
-    if isinstance(floor, bool) or not 0 <= floor <= 1:
-        raise ValueError(f"floor must lie in [0, 1], got {floor!r}")
+    floor = check_share("floor", floor, zero=True, one=True)
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {NORMALIZE}, got {normalize!r}")
     if missing not in MISSING:
         raise ValueError(f"missing must be one of {MISSING}, got {missing!r}")
     known = scores.isfinite()
     if not known.any():
-        raise ValueError(f"not one of {len(scores)} scores is finite")
+        raise ValueError(f"not one of {plural(len(scores), 'score')} is finite")
     if not known.all() and missing == "raise":
         raise ValueError(
-            f"{int((~known).sum())} of {len(scores)} scores are not finite, the first at {int((~known).nonzero()[0])}: "
-            "pass missing='never' to leave those samples out, or missing='average' to treat them as average"
+            f"{int((~known).sum())} of {plural(len(scores), 'score')} are not finite, the first at "
+            f"{int((~known).nonzero()[0])}: pass missing='never' to leave those samples out, or missing='average' to "
+            "treat them as average"
         )
     own = scores[known].detach().double()
     if normalize == "rank":
@@ -87,7 +89,7 @@ def quality_weights(
         higher_is_better=True if higher_is_better is None else higher_is_better,
     )[0].double()
     share = share / share.max()  # equal shares become ones, whose sum is exact
-    weights = torch.lerp(share * (len(own) / share.sum()), torch.ones_like(share), float(floor))
+    weights = torch.lerp(share * (len(own) / share.sum()), torch.ones_like(share), floor)
     if missing == "never":
         weights = weights * (len(scores) / len(own))
     all_weights = torch.full(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from qa_hooks._base.progress import counted
 from qa_hooks._base.random import permutation
+from qa_hooks._base.text import plural
 from qa_hooks.images import list_images, load_image
 
 
@@ -58,7 +59,7 @@ def load_folder_images(folder: str | Path, *, size: int = 32, limit: int = 10_00
         images.append(F.interpolate(square, (size, size), mode="bicubic", antialias=True).clamp(0, 1)[0])
         kept.append(path)
     if len(kept) < len(paths):
-        print(f"{len(paths) - len(kept)} of {len(paths)} files could not be read and were left out")
+        print(f"{len(paths) - len(kept)} of {plural(len(paths), 'file')} could not be read and were left out")
     if len(images) < 500:
         raise ValueError(f"{folder} has {len(images)} readable images; a GAN and its evaluation need at least 500")
     classes = sorted({path.parent for path in kept})

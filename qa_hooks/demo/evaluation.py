@@ -27,10 +27,10 @@ class Evaluator:
     """
 
     def __init__(self, data: Images, *, epochs: int = 12) -> None:
-        channels, size = data.train.shape[1], data.train.shape[-1]
+        channels = data.train.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.features, self.head = _classifier(channels, size, data.train_labels)
+            self.features, self.head = _classifier(channels, data.train_labels)
             if self.head is not None and data.train_labels is not None:
                 _train_classifier(self.features, self.head, data.train, data.train_labels, epochs)
         self.features.eval()
@@ -71,7 +71,7 @@ class Evaluator:
         return values
 
 
-def _classifier(channels: int, size: int, labels: Tensor | None) -> tuple[nn.Sequential, nn.Linear | None]:
+def _classifier(channels: int, labels: Tensor | None) -> tuple[nn.Sequential, nn.Linear | None]:
     features = nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),

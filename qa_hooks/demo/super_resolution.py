@@ -6,7 +6,7 @@ on, to fit scorers on, and held out; so no scorer has seen an image that it judg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,17 @@ def load_photographs(folder: str | Path | None = None) -> Photographs:
         parts = [[_read(path) for path in group] for group in groups]
         name = Path(folder).resolve().name
     return Photographs(name, *parts)
+
+
+def random_crops(photographs: list[Tensor], side: int, count: int, seed: int) -> Iterator[Tensor]:
+    """Batches of random crops without end, `(count, 3, side, side)` in [0, 1]."""
+    rng = torch.Generator().manual_seed(seed)
+    while True:
+        cut = []
+        for index in torch.randint(len(photographs), (count,), generator=rng).tolist():
+            top, left = (int(torch.randint(n - side + 1, (), generator=rng)) for n in photographs[index].shape[1:])
+            cut.append(photographs[index][:, top : top + side, left : left + side])
+        yield torch.stack(cut)
 
 
 class SRNet(nn.Module):

@@ -27,7 +27,7 @@ from qa_hooks.evaluation.measure import measure
 from qa_hooks.features import create_extractor
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.losses import ScoreLoss, SSIMLoss
-from qa_hooks.scorers import GMMScorer, create_scorer
+from qa_hooks.scorers import PSNR, GMMScorer, create_scorer
 
 SCALE, CROP, BATCH = 2, 48, 16
 
@@ -64,9 +64,8 @@ def run_sr_demo(out: str | Path, *, steps: int = 300, seed: int = 0) -> list[dic
                 return enlarged[:n]
 
             truth = held_out[None, :, : SCALE * low.shape[2]]
-            axes = PerceptionDistortion(
-                niqe, create_scorer("psnr"), images=restored, reference=truth, every=max(1, steps // 6)
-            )
+            psnr = PSNR(channel="y", crop_border=SCALE)  # the one of the table
+            axes = PerceptionDistortion(niqe, psnr, images=restored, reference=truth, every=max(1, steps // 6))
             ssim = SSIMLoss(weight=weight)
             optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
             batches = _crops(train, seed)

@@ -75,15 +75,8 @@ def chart(
     arrays = [_points(line.points) for line in lines]
     if not any(np.isfinite(array).all(1).any() for array in arrays):
         raise ValueError("a chart needs at least one finite point")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'")
+    if (axes := empty_axes(width, height)) is None:
         return None
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
-    axes = figure.subplots()
     for line, array in zip(lines, arrays, strict=True):
         color = tuple(part / 255 for part in line.color)
         if line.fading:
@@ -93,21 +86,38 @@ def chart(
         else:
             axes.plot(*array.T, color=color, label=line.label or None, marker="o" * line.dots, linewidth=2)
     for x, y, text in notes:
-        axes.annotate(_plain(text), (x, y), (6, 6), textcoords="offset points", fontsize=letters)
-    axes.set_title(_plain(title), fontsize=letters, wrap=True)
-    axes.set_xlabel(_plain(x_label), fontsize=letters, wrap=True)
-    axes.set_ylabel(_plain(y_label), fontsize=letters, wrap=True)
+        axes.annotate(plain(text), (x, y), (6, 6), textcoords="offset points", fontsize=letters)
+    axes.set_title(plain(title), fontsize=letters, wrap=True)
+    axes.set_xlabel(plain(x_label), fontsize=letters, wrap=True)
+    axes.set_ylabel(plain(y_label), fontsize=letters, wrap=True)
     axes.tick_params(labelsize=letters - 1)
     axes.grid(alpha=0.3)
     if from_zero:
         axes.set_ylim(bottom=0)
     if any(line.label for line in lines):
         axes.legend(fontsize=letters - 1)
+    return drawn(axes)
+
+
+def empty_axes(width: int, height: int) -> Any:
+    """The axes of a new figure of so many pixels; None, with one warning, where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'")
+        return None
+    return FigureCanvasAgg(Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")).figure.subplots()
+
+
+def drawn(axes: Any) -> Tensor:
+    """The picture of the figure with these axes, uint8 `(3, height, width)`."""
+    canvas = axes.figure.canvas
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy())
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without the signs that begin a formula."""
     return text.replace("$", r"\$")
 

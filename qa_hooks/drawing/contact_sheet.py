@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.drawing.font import LETTERS, Font, load_font
+from qa_hooks.drawing.thumbnails import shrunk
 
 GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
 DETAIL = "the part of the image with the most detail, pixel by pixel"
@@ -176,12 +176,7 @@ def _picture(image: Tensor, scale: int, max_side: int) -> Picture:
     image = image.detach().cpu()
     times = min(scale, max(1, max_side // max(image.shape[1:])))
     image = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
-    longest = max(image.shape[1:])
-    if longest > max_side:
-        size = [max(1, round(side * max_side / longest)) for side in image.shape[1:]]
-        small = interpolate(image[None].float(), size, mode="bilinear", antialias=True, align_corners=False)
-        image = small[0].round().clamp(0, 255).to(torch.uint8)
-    return _array(image)
+    return _array(shrunk(image, max_side))
 
 
 def _detail(image: Tensor | None, side: int, max_side: int) -> Picture | None:

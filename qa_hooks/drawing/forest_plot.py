@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import warn
-from qa_hooks.drawing.chart import BLUE, DPI, GREY, LETTERS
+from qa_hooks.drawing.chart import BLUE, GREY, LETTERS, drawn, empty_axes, plain
 
-ROW = 34  # pixels
+WIDTH, ROW = 760, 34  # pixels
 
 
 class Measured(NamedTuple):
@@ -25,7 +23,7 @@ class Measured(NamedTuple):
     strong: bool = True
 
 
-def forest_plot(rows: Sequence[Measured], *, title: str = "", x_label: str = "", width: int = 760) -> Tensor | None:
+def forest_plot(rows: Sequence[Measured], *, title: str = "", x_label: str = "") -> Tensor | None:
     """Draw the rows from the top to the bottom; those that do not stand out are grey.
 
     Returns:
@@ -41,25 +39,17 @@ def forest_plot(rows: Sequence[Measured], *, title: str = "", x_label: str = "",
     known = [row for row in rows if np.isfinite(row.value)]
     if not known:
         raise ValueError("a chart needs at least one finite value")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        warn("charts are left out: matplotlib draws them, pip install 'qa-hooks[plots]'")
+    if (axes := empty_axes(WIDTH, 110 + ROW * len(known))) is None:
         return None
-    figure = Figure((width / DPI, (110 + ROW * len(known)) / DPI), dpi=DPI, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
-    axes = figure.subplots()
     for place, row in enumerate(known):
         color = tuple(part / 255 for part in (BLUE if row.strong else GREY))
         if np.isfinite([row.low, row.high]).all():
             axes.plot([row.low, row.high], [place, place], color=color, linewidth=2, marker="|")
         axes.plot([row.value], [place], color=color, marker="o")
-    axes.set_yticks(range(len(known)), [row.label.replace("$", r"\$") for row in known])
+    axes.set_yticks(range(len(known)), [plain(row.label) for row in known])
     axes.set_ylim(len(known) - 0.5, -0.5)
-    axes.set_title(title.replace("$", r"\$"), fontsize=LETTERS)
-    axes.set_xlabel(x_label.replace("$", r"\$"), fontsize=LETTERS)
+    axes.set_title(plain(title), fontsize=LETTERS)
+    axes.set_xlabel(plain(x_label), fontsize=LETTERS)
     axes.tick_params(labelsize=LETTERS - 1)
     axes.grid(alpha=0.3, axis="x")
-    canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy())
+    return drawn(axes)

@@ -10,13 +10,12 @@ from qa_hooks._base.checks import check_count
 from qa_hooks.drawing.contact_sheet import contact_sheet
 
 
-def named_rows(rows: Mapping[str, Tensor], *, scale: int = 1, columns: int | None = None) -> Tensor:
+def named_rows(rows: Mapping[str, Tensor], *, scale: int = 1) -> Tensor:
     """Draw the rows, each under its name.
 
     Args:
         rows: uint8 `(N, C, H, W)` by name.
         scale: images are enlarged so many times, without smoothing.
-        columns: images in a row; a longer set takes several rows. All in one row by default.
 
     Returns:
         uint8 `(3, h, w)`.
@@ -38,5 +37,4 @@ def named_rows(rows: Mapping[str, Tensor], *, scale: int = 1, columns: int | Non
         images += [None, *pictures]
         labels += [name, *[""] * len(pictures)]
     longest = max(max(picture.shape[-2:]) for picture in rows.values())
-    columns = max(map(len, rows.values())) if columns is None else columns
-    return contact_sheet(images, labels, columns=columns, scale=scale, max_side=scale * longest)
+    return contact_sheet(images, labels, columns=max(map(len, rows.values())), scale=scale, max_side=scale * longest)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.text import plural
 from qa_hooks.features import Features, extract_features
 from qa_hooks.scorers.calibration import Calibration
 from qa_hooks.scorers.score_source import score_features, score_source
@@ -171,7 +172,7 @@ def check_finite(scores: Tensor, what: str) -> None:
     """Raise a `ValueError` that counts the scores that are not finite."""
     bad = int((~scores.isfinite()).sum())
     if bad:
-        raise ValueError(f"{bad} of {len(scores)} scores of {what} are not finite")
+        raise ValueError(f"{bad} of {plural(len(scores), 'score')} of {what} are not finite")
 
 
 def score_spec(kind: str, scorer: Scorer, n: int, *, seed: int | None = None, fitted_on: bool = True) -> str:

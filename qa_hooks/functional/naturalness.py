@@ -59,7 +59,7 @@ def naturalness_distance(
     rows = features.reshape(-1, features.shape[-1])
     if variant == "mvg":
         moments = feature_moments(rows, model_mean)
-        distance = naturalness_distance_from_moments(*moments, model_mean, model_covariance, shrink=shrink, ridge=ridge)
+        distance = naturalness_distance_from_moments(*moments, model_covariance, shrink=shrink, ridge=ridge)
     elif variant == "sample":
         weights = to_float64(valid_rows(rows.detach()))
         covariance = model_covariance.to(weights)
@@ -95,7 +95,6 @@ def naturalness_distance_from_moments(
     count: Tensor | float,
     total: Tensor,
     outer: Tensor,
-    model_mean: Tensor,
     model_covariance: Tensor,
     *,
     shrink: float | None = None,
@@ -107,7 +106,7 @@ def naturalness_distance_from_moments(
         >>> rows, mean, covariance = torch.randn(50, 36), torch.zeros(36), torch.eye(36)
         >>> split = [feature_moments(part, mean) for part in rows.split(25)]
         >>> sums = [sum(parts) for parts in zip(*split)]
-        >>> together = naturalness_distance_from_moments(*sums, mean, covariance)
+        >>> together = naturalness_distance_from_moments(*sums, covariance)
         >>> torch.allclose(together.float(), naturalness_distance(rows, mean, covariance))
         True
     """

@@ -15,11 +15,13 @@ see `_ssim_fast`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
 from qa_hooks.functional._ssim_fast import C1, C2, centred, plane_similarity, work_dtype
 from qa_hooks.functional.filters import (
     Filter,
@@ -54,7 +56,8 @@ def ssim(
         x, y: images `(N, C, H, W)`, floating point, in any memory layout. Either may need a gradient, which arrives in
             its own dtype.
         value_range: what the numbers mean.
-        window_size: odd; the largest odd window that fits is taken for smaller images.
+        window_size: odd; the largest odd window that fits is taken for smaller images, which a warning says once for
+            each size.
         sigma: the window's standard deviation in pixels.
         second_order: allow the gradient to be differentiated again, at about twice the time.
 
@@ -163,7 +166,18 @@ def _check_pair(x: Tensor, y: Tensor, value_range: Range) -> Range:
 
 def valid_filter(x: Tensor, y: Tensor, window_size: int, sigma: float) -> Filter:
     """The filter of SSIM for these images: the positions where the window (or the largest that does) fits."""
-    return _filter(x, y, fitting_window(window_size, *x.shape[-2:]), sigma, "valid")
+    return _filter(x, y, _valid_window(window_size, *x.shape[-2:]), sigma, "valid")
+
+
+@cache  # and so the warning comes once for each size
+def _valid_window(window_size: int, height: int, width: int) -> int:
+    fits = fitting_window(window_size, height, width)
+    if fits < window_size:
+        warn(
+            f"images of {height}x{width} have room for {fits} of the {window_size} pixels of SSIM's window; the "
+            "smaller window is used, and its values cannot be compared with values of larger images"
+        )
+    return fits
 
 
 def _filter(x: Tensor, y: Tensor, window_size: int, sigma: float, padding: Padding) -> Filter:

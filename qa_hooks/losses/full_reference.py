@@ -21,7 +21,7 @@ class SSIMLoss(QALoss):
         >>> SSIMLoss()(pred, torch.rand(2, 3, 32, 32)).backward()
     """
 
-    name = "ssim"
+    name = "ssim_loss"
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MSSSIMLoss(QALoss):
         >>> MSSSIMLoss()(pred, torch.rand(1, 3, 176, 176)).backward()
     """
 
-    name = "ms_ssim"
+    name = "ms_ssim_loss"
 
     def per_image(self, pred: Tensor, target: Tensor | None, **inputs: Any) -> Tensor:
         return 1 - ms_ssim(pred, needs_target("MSSSIMLoss", target), value_range=self.value_range)

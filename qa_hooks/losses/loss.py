@@ -27,6 +27,7 @@ class QALoss(KeepsFrozen):
         value_range: what the numbers of pred and target mean.
 
     Attributes:
+        name: of the term that is the loss; never a score's, which its value is not.
         terms: the last terms, detached and unweighted; reading them later costs no synchronisation now.
     """
 

@@ -80,15 +80,21 @@ def fidelity_gradient(fidelity: Tensor | None, pred: Tensor) -> Tensor:
         )
     if fidelity.numel() != 1:
         raise ValueError(f"fidelity must be a scalar, the loss as it is added, got {tuple(fidelity.shape)}")
-    scale = min(float(pred.numel()), LOSS_SCALE)
-    gradient = None
-    if fidelity.requires_grad:
-        scaled = fidelity.float().sum() * scale
-        with _no_hooks_of(pred):
-            gradient = torch.autograd.grad(scaled, pred, retain_graph=True, allow_unused=True)[0]
+    gradient = _gradient(fidelity, pred)
     if gradient is None:
         raise ValueError("fidelity does not depend on pred: compute it from the tensor that the ScoreLoss is given")
-    return gradient.float() / scale
+    return gradient
+
+
+def _gradient(fidelity: Tensor, pred: Tensor) -> Tensor | None:
+    """None where it does not depend on `pred`."""
+    if not fidelity.requires_grad:
+        return None
+    scale = min(float(pred.numel()), LOSS_SCALE)
+    with _no_hooks_of(pred):
+        scaled = fidelity.float().sum() * scale
+        gradient = torch.autograd.grad(scaled, pred, retain_graph=True, allow_unused=True)[0]
+    return None if gradient is None else gradient.float() / scale
 
 
 @contextmanager
@@ -105,7 +111,19 @@ def _no_hooks_of(pred: Tensor) -> Iterator[None]:
             hooks.update(kept)
 
 
-def image_gradients(losses: Tensor, pred: Tensor) -> Tensor:
+def pull(losses: Tensor, fidelity: Tensor, pred: Tensor, given: Tensor) -> float:
+    """The gradient of the mean of `losses` as a multiple of the fidelity term's, on this process; 0 where it has none.
+
+    `pred` is `given`, or its copy in float32.
+    """
+    of_fidelity = _gradient(fidelity, given)
+    if of_fidelity is None or not bool(of_fidelity.any()):
+        return 0.0
+    own = image_gradients(losses, pred, retain_graph=True) / len(pred)
+    return float(torch.linalg.vector_norm(own) / torch.linalg.vector_norm(of_fidelity))
+
+
+def image_gradients(losses: Tensor, pred: Tensor, *, retain_graph: bool = False) -> Tensor:
     """d losses_i / d pred_i, `(N, C, H, W)` float32, for losses `(N,)` in which no image reaches into another.
 
     `pred` is float32 or wider: gradients at half-precision images can be too large for their type, and too small.
@@ -116,7 +134,7 @@ def image_gradients(losses: Tensor, pred: Tensor) -> Tensor:
         [2.0, 2.0, 2.0, 2.0]
     """
     with _no_hooks_of(pred):
-        return torch.autograd.grad(losses.sum(), pred)[0].float()
+        return torch.autograd.grad(losses.sum(), pred, retain_graph=retain_graph)[0].float()
 
 
 def with_gradient(values: Tensor, images: Tensor, gradients: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from qa_hooks.functional.numerics import is_transformed
 from qa_hooks.functional.views import random_view
 from qa_hooks.images import RangeGuard, check_images, to_unit
 from qa_hooks.losses.loss import QALoss, needs_target
-from qa_hooks.losses.reward_balance import GradientBalance, image_gradients, with_gradient
+from qa_hooks.losses.reward_balance import LARGEST, GradientBalance, image_gradients, pull, with_gradient
 from qa_hooks.losses.reward_ceiling import Ceiling
 from qa_hooks.losses.reward_scorers import COMBINE, check_scorers, combined
 from qa_hooks.scorers.scorer import Scorer
@@ -56,7 +56,9 @@ class ScoreLoss(QALoss):
 
     Args:
         scorer: a `Scorer` with `differentiable`; one that needs a reference is given the target. Or several.
-        weight, reduction: as in `QALoss`.
+        weight, reduction: as in `QALoss`. A weight alone knows nothing of the score's units: NIQE pulls at a picture of
+            256 x 256 pixels like an L1 loss at 5e-5 (`qa-hooks doctor` says it of any scorer). Where `fidelity` is
+            given, the first call warns when the score's gradient is more than twice as large.
         ceiling: a score in the scorer's own direction and numbers (of several scorers, in [0, 1]) beyond which an image
             has no gradient. "real" uses `scorer.real_level` if the scorer has one, otherwise the median score of the
             first 64 real images (from all ranks together). None: no ceiling.
@@ -71,7 +73,7 @@ class ScoreLoss(QALoss):
         seed: seed of the views; they are drawn from a generator of their own.
 
     Attributes:
-        terms: the loss, under its name; "score", the raw score (with several scorers their combination, and also
+        terms: the loss, as "niqe_bsd100_loss"; "score", the raw score (with several scorers their combination, and also
             "score_{name}" for each); "at_ceiling", the share of images that have reached the ceiling; "ceiling", in the
             direction of "score"; "out_of_range"; "weight", the weight in use.
 
@@ -107,14 +109,15 @@ class ScoreLoss(QALoss):
         if combine not in COMBINE:
             raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
         self.scorers, self.combine = tuple(self.keep(each) for each in scorers), combine
-        self.name = scorers[0].name if len(scorers) == 1 else f"{combine}_score"
+        self._of = " + ".join(scorer.name for scorer in scorers)  # for messages
+        self.name = f"{scorers[0].name if len(scorers) == 1 else f'{combine}_score'}_loss"  # "score" is the score
         self.inputs = frozenset().union(*(s.inputs for s in scorers)) - {"reference"} | {"real", "fidelity"}
         self.views, self.random = check_count("views", views), OwnRandom(seed)
         is_reward = ceiling is not None or balance is not None or self.views > 1
         self.out_of_range = check_weight("out_of_range", float(is_reward) if out_of_range is None else out_of_range)
         self._ceiling = None if ceiling is None else Ceiling(ceiling, scorers)
         self._balance = None if balance is None else GradientBalance(balance)
-        self._tried = False
+        self._tried = self._compared = False
         self._given = {"ceiling": ceiling, "balance": balance, "views": views if views > 1 else None}
         unbounded = [s.name for s in scorers if s.score_range is None and "reference" not in s.inputs]
         if unbounded and ceiling is None and self.weight:
@@ -142,7 +145,7 @@ class ScoreLoss(QALoss):
 
     def extra_repr(self) -> str:
         given = "".join(f", {name}={value!r}" for name, value in self._given.items() if value is not None)
-        return f"{' + '.join(scorer.name for scorer in self.scorers)}, {super().extra_repr()}{given}"
+        return f"{self._of}, {super().extra_repr()}{given}"
 
     def per_image(
         self,
@@ -154,15 +157,16 @@ class ScoreLoss(QALoss):
         **inputs: Any,
     ) -> Tensor:
         if any("reference" in scorer.inputs for scorer in self.scorers):
-            inputs["reference"] = needs_target(f"ScoreLoss({self.name})", target)
+            inputs["reference"] = needs_target(f"ScoreLoss({self._of})", target)
         elif target is not None:
-            raise ValueError(f"ScoreLoss({self.name}) takes no target: {self.name} scores images alone")
+            raise ValueError(f"ScoreLoss({self._of}) takes no target: {self._of} scores images alone")
         log: dict[str, Tensor] = {}
         level = self._level(pred, real, inputs)
         given, pred = pred, pred.to(torch.promote_types(pred.dtype, torch.float32))
         goodness = self._goodness(clamp_inward(pred, self.value_range) if self.out_of_range else pred, inputs, log)
         if pred.requires_grad and torch.is_grad_enabled():
             self._try(pred, goodness, inputs)
+            self._compare(goodness, pred, fidelity, given)
         losses = -goodness
         if self._balance is not None:
             if pred.requires_grad and torch.is_grad_enabled():
@@ -216,7 +220,7 @@ class ScoreLoss(QALoss):
             self._ceiling.measure(lambda: self._goodness(real, inputs, {}))
         if self._ceiling.level is None:
             raise ValueError(
-                f'ceiling="real" of ScoreLoss({self.name}) needs real images, at least in the first calls: loss(pred, '
+                f'ceiling="real" of ScoreLoss({self._of}) needs real images, at least in the first calls: loss(pred, '
                 "real=real_crops, ...), or of a RewardFinetuner tuner.step(..., real=real_images)"
             )
         return self._ceiling.level.to(pred.device)
@@ -255,7 +259,7 @@ class ScoreLoss(QALoss):
         if self._tried or torch.compiler.is_compiling() or is_transformed(pred):
             return
         if not goodness.requires_grad:
-            raise ValueError(f"no gradient comes back from {self.name}; is its function under no_grad or detached?")
+            raise ValueError(f"no gradient comes back from {self._of}; is its function under no_grad or detached?")
         from qa_hooks.rewards.check import check_reward
 
         low, high = self.value_range
@@ -265,6 +269,18 @@ class ScoreLoss(QALoss):
         for scorer in self.scorers:
             check_reward(scorer, images, **_own(scorer, inputs))
         self._tried = True
+
+    def _compare(self, goodness: Tensor, pred: Tensor, fidelity: Tensor | None, given: Tensor) -> None:
+        """Say once that the score's gradient overwhelms the fidelity term's, where nothing balances the two."""
+        if self._compared or self._balance is not None or not self._tried or not isinstance(fidelity, Tensor):
+            return
+        self._compared = True
+        share = self.weight * pull(goodness, fidelity, pred, given)
+        if share > LARGEST:
+            warn(
+                f"ScoreLoss({self._of}, weight={self.weight:g}): its gradient is {share:.3g} times the fidelity "
+                "term's, so the images will follow the score and little else; balance=0.5 keeps it at half the term's"
+            )
 
 
 def _own(scorer: Scorer, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class NIQETerm(Term):
         moments = feature_moments(features, mean)
         sums = global_sum(torch.cat([part.flatten() for part in moments]))
         count, total, outer = sums.split([part.numel() for part in moments])
-        return naturalness_distance_from_moments(count.squeeze(), total, outer.view(covariance.shape), mean, covariance)
+        return naturalness_distance_from_moments(count.squeeze(), total, outer.view(covariance.shape), covariance)
 
     def _gather(self, shared: CriticPass) -> None:
         batch = shared.real.shape[0] * world_size()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.text import plural
 from qa_hooks.features import FeatureExtractor, Features, create_extractor
 from qa_hooks.ratings.agreeing import Agreement, agreement
 from qa_hooks.ratings.held_out import (
@@ -150,7 +151,9 @@ def fit_pairs(
     judged = preferences.majority()
     images = [name for name in judged.names if preferences.images.get(name) is not None]
     if len(images) < FEWEST:
-        raise ValueError(f"{FEWEST} judged images are the least, got {len(images)} of {len(preferences)} pairs")
+        raise ValueError(
+            f"{FEWEST} judged images are the least, got {len(images)} of {plural(len(preferences), 'pair')}"
+        )
     paths = [preferences.images[name] for name in images]
     prompts = prompts_of_pairs(judged, images) if about == ALIGNMENT else None
     features, network = _features(paths, extractor, cache, batch_size, device, progress, prompts)

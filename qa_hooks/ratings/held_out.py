@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_share
 from qa_hooks._base.random import permutation
 from qa_hooks.functional.clusters import FEWEST_CLUSTERS, Measured, as_labels
 from qa_hooks.ratings.agreeing import Agreement
@@ -24,8 +25,7 @@ def held_out_contents(contents: Sequence[int], share: float, seed: int) -> Tenso
         >>> int(held_out_contents([row // 3 for row in range(60)], 0.25, 0).sum())
         15
     """
-    if not 0 < share < 1:
-        raise ValueError(f"held_out must be a share between 0 and 1, got {share!r}")
+    share = check_share("held_out", share)
     places = torch.tensor(list(contents), dtype=torch.int64, device="cpu")
     names = places.unique()
     if len(names) < 2 * FEWEST_CLUSTERS:
@@ -95,14 +95,9 @@ def prompts_of_pairs(preferences: Preferences, images: Sequence[str]) -> list[st
 
 
 def pair_agreement(
-    difference: Tensor,
-    labels: Tensor,
-    contents_a: Sequence[int],
-    contents_b: Sequence[int],
-    *,
-    confidence: float = 0.95,
+    difference: Tensor, labels: Tensor, contents_a: Sequence[int], contents_b: Sequence[int]
 ) -> Agreement:
-    """The share of pairs that scores put in people's order, with an interval over whole contents.
+    """The share of pairs that scores put in people's order, with a 95 % interval over whole contents.
 
     A content that is left out takes all its pairs with it, also those with images of another content. Where all pairs
     are right, or none, the interval is Wilson's for as many independent pairs as there are contents.
@@ -111,7 +106,6 @@ def pair_agreement(
         difference: `(n,)`, goodness of a minus goodness of b; 0 counts one half.
         labels: `(n,)`, positive where people find a better, negative where b; 0, a tie, is left out.
         contents_a, contents_b: `(n,)`, of the two images.
-        confidence: of the interval.
 
     Raises:
         ValueError: no decided pair, fewer than five contents, numbers that are not finite.
@@ -136,5 +130,5 @@ def pair_agreement(
     value = float(correct.mean())
     kept = [correct[(a != content) & (b != content)] for content in range(len(names))]
     without = np.array([part.mean() if len(part) else value for part in kept])
-    _, low, high = Measured(value, without, len(names), pairs=float(len(correct))).interval(confidence)
+    _, low, high = Measured(value, without, len(names), pairs=float(len(correct))).interval()
     return Agreement(value, low, high, int(decided.sum()), len(names))

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from qa_hooks._base.decoding import IMAGE_SUFFIXES
+from qa_hooks._base.text import plural
 from qa_hooks.ratings.rows import stem
 
 LOG = logging.getLogger("qa_hooks")
@@ -114,8 +115,8 @@ class NameFinder:
         missing = [name for name, place in zip(names, places, strict=True) if place is None]
         if len(missing) > MOST_MISSING * len(names):
             raise ValueError(
-                f"{len(missing)} of {len(names)} images are not in {self.where} (the first is {missing[0]!r}): is it "
-                "the right one? Folders that both have must agree"
+                f"{len(missing)} of {plural(len(names), 'image')} are not in {self.where} (the first is "
+                f"{missing[0]!r}): is it the right one? Folders that both have must agree"
             )
         if missing:
             LOG.warning(

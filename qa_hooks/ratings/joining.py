@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qa_hooks._base.text import plural
 from qa_hooks.folders.scoring.score_table import ScoreTable, read_scores
 from qa_hooks.ratings.images import MOST_MISSING, NameFinder, inside
 from qa_hooks.ratings.statistics import Rows
@@ -103,8 +104,8 @@ def scored_by_all(scores: Mapping[str, Rows], names: Sequence[str]) -> tuple[tor
     for metric, missing in lacking.items():
         if len(missing) > MOST_MISSING * len(names):
             raise ValueError(
-                f"{metric} has no score for {len(missing)} of {len(names)} images, such as {missing[0]!r}: leave it "
-                "out: metrics= names the metrics to keep"
+                f"{metric} has no score for {len(missing)} of {plural(len(names), 'image')}, such as {missing[0]!r}: "
+                "leave it out: metrics= names the metrics to keep"
             )
     mask = np.logical_and.reduce([np.isfinite(values) for values in scores.values()])
     return torch.from_numpy(mask), {metric: missing for metric, missing in lacking.items() if missing}

@@ -6,13 +6,15 @@ occur; in HPD v1 a number names the preferred image.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qa_hooks._base.headers import read_json
+from qa_hooks._base.text import plural
+from qa_hooks.ratings.parquet import parquet_rows
 from qa_hooks.ratings.rating_forms import numbers
 from qa_hooks.ratings.rows import is_image, is_number, read_table
 from qa_hooks.ratings.tables import Preference, Preferences
@@ -62,7 +64,7 @@ def _hpd(entry: Entry) -> list[Preference]:
         raise ValueError(f"human_preference={preferred!r} is no index of an image")
     best = int(preferred)  # v1: the index of the preferred image; nothing is said of the others
     if not 0 <= best < len(names):
-        raise ValueError(f"human_preference={preferred} of {len(names)} images")
+        raise ValueError(f"human_preference={preferred} of {plural(len(names), 'image')}")
     return [Preference(names[best], name, 1.0, entry["prompt"]) for i, name in enumerate(names) if i != best]
 
 
@@ -96,10 +98,7 @@ JSON_FORMS: dict[str, tuple[Callable[[Entry], bool], Callable[[Entry], list[Pref
 
 def from_json(path: Path, format: str) -> Preferences:
     """One JSON file: a list of entries, or one entry."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     entries = content if isinstance(content, list) else [content]
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} holds no entries of preferences")
@@ -170,17 +169,9 @@ def check_format(path: Path, format: str, *names: str) -> None:
 def from_parquet(path: Path, format: str = "auto") -> Preferences:
     """Pick-a-Pic: two images of a prompt, labels of 0, .5 and 1; some rows outside its training part have none."""
     check_format(path, format, "pick-a-pic")
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("Parquet files are read through pyarrow: pip install 'qa-hooks[ratings]'") from error
-    wanted = ["caption", "image_0_uid", "image_1_uid", "label_0", "has_label"]
-    columns = set(parquet.read_schema(path).names)
-    if missing := [name for name in wanted[:4] if name not in columns]:
-        raise ValueError(f"{path} is no Pick-a-Pic: it has no {', '.join(missing)}")
-    rows = parquet.read_table(path, columns=[name for name in wanted if name in columns]).to_pylist()
+    columns = ("caption", "image_0_uid", "image_1_uid", "label_0")
     pairs = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(parquet_rows(path, "Pick-a-Pic", columns, ("has_label",))):
         if not row.get("has_label", True):
             continue
         a, b, label, caption = row["image_0_uid"], row["image_1_uid"], row["label_0"], row["caption"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from qa_hooks._base.text import plural
 from qa_hooks.ratings.tables import Ratings
 from qa_hooks.scorers.opinions.scorer import ABOUT, ALIGNMENT, IMAGE
 
@@ -37,8 +38,8 @@ def what_about(ratings: Ratings, about: str | None) -> str:
         blank = [name for name, prompt in zip(ratings.names, prompts, strict=True) if not prompt.strip()]
         if blank:
             raise ValueError(
-                f"alignment is about an image and its prompt, and {len(blank)} of {len(ratings)} images have none; the "
-                f"first is {blank[0]}. In a table of your own name the column: columns={{'prompt': ...}}"
+                f"alignment is about an image and its prompt, and {len(blank)} of {plural(len(ratings), 'image')} have "
+                f"none; the first is {blank[0]}. In a table of your own name the column: columns={{'prompt': ...}}"
             )
         known: dict[str, str] = {}
         for name, prompt in zip(ratings.names, prompts, strict=True):

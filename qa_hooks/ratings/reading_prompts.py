@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.headers import read_json
 from qa_hooks._base.text import plural, printable
 from qa_hooks.ratings.images import find_images
+from qa_hooks.ratings.parquet import parquet_rows
 
 LOG = logging.getLogger("qa_hooks")
 PARQUET = {"prompt": "prompt", "cfg": "guidance", "step": "steps", "seed": "seed"}
@@ -89,10 +90,7 @@ def read_prompts(path: str | Path, *, images: str | Path | None = None) -> Promp
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} is no part of DiffusionDB, {{"NAME.png": {{"p": PROMPT, "c": 7.0, ...}}}}')
     rows = []
@@ -105,15 +103,5 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(f"{path} is read through pyarrow: pip install 'qa-hooks[ratings]'") from error
-    try:
-        columns = set(parquet.read_schema(path).names)
-    except Exception as error:  # pyarrow has an exception of its own for each fault
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-    if missing := [name for name in ("image_name", *PARQUET) if name not in columns]:
-        raise ValueError(f"{path} is no metadata of DiffusionDB: it has no {', '.join(missing)}")
-    table = parquet.read_table(path, columns=["image_name", *PARQUET]).to_pylist()
-    return [{"name": row["image_name"], **{to: row[key] for key, to in PARQUET.items()}} for row in table]
+    rows = parquet_rows(path, "metadata of DiffusionDB", ["image_name", *PARQUET])
+    return [{"name": row["image_name"], **{to: row[key] for key, to in PARQUET.items()}} for row in rows]

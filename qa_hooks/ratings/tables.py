@@ -200,10 +200,6 @@ class Preferences:
         """Every image once, in the order of appearance."""
         return list(dict.fromkeys(name for pair in self.pairs for name in (pair.a, pair.b)))
 
-    def without_ties(self) -> Preferences:
-        """The decided pairs."""
-        return replace(self, pairs=[pair for pair in self.pairs if pair.better])
-
     def majority(self) -> Preferences:
         """One row for each pair of a content: what most raters said; dropped where no label has the most votes.
 
@@ -227,7 +223,7 @@ class Preferences:
 
     def __str__(self) -> str:
         ties = int((self.labels == 0).sum())
-        read = f"{plural(len(self), 'pair')} of {len(self.names)} images read as {self.format}"
+        read = f"{plural(len(self), 'pair')} of {plural(len(self.names), 'image')} read as {self.format}"
         lines = [f"{read}: {self.scale}; {plural(ties, 'tie')}"]
         for pair in self.pairs[:SHOWN]:
             sign = {1.0: "better than", -1.0: "worse than", 0.0: "as good as"}[pair.better]

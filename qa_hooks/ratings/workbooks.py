@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qa_hooks._base.libraries import import_library
+
 LOG = logging.getLogger("qa_hooks")
 LARGEST = 2**28  # bytes
 
@@ -19,16 +21,13 @@ def workbook_rows(path: Path) -> list[list[str]]:
         ImportError: openpyxl is not installed.
         ValueError: no workbook.
     """
-    try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        raise ImportError(f"{path} is read through openpyxl: pip install 'qa-hooks[ratings]'") from error
+    openpyxl = import_library("openpyxl", needed_by=str(path), install="pip install 'qa-hooks[ratings]'")
     try:
         with zipfile.ZipFile(path) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
         if unpacked > LARGEST:
             raise ValueError(f"it unpacks to {unpacked / 2**20:.0f} MB, and ratings are smaller")
-        book = load_workbook(path, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
         book.close()
     except Exception as error:  # a broken zip, broken XML, another program's file: openpyxl raises what its parts raise

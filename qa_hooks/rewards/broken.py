@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.images import Range
 
 STEP = 1 / 255  # of an 8-bit image, as a part of the range
@@ -17,7 +18,7 @@ WORDS = {
 }
 CAUSE = (
     "a decoder that overflows in float16 makes such images (decode in float32 or bfloat16), as do weights that are not "
-    "finite"
+    "finite, and a network that has just begun to learn"
 )
 
 
@@ -62,5 +63,9 @@ def broken_message(shares: Mapping[str, float], n: int) -> str | None:
         >>> broken_message({"black": 0.25, "constant": 0.0}, 8)[:36]
         '2 of 8 images are black: a decoder t'
     """
-    found = [f"{round(shares[kind] * n)} of {n} images are {word}" for kind, word in WORDS.items() if shares.get(kind)]
+    found = [
+        f"{round(shares[kind] * n)} of {plural(n, 'image')} are {word}"
+        for kind, word in WORDS.items()
+        if shares.get(kind)
+    ]
     return f"{', '.join(found)}: {CAUSE}" if found else None

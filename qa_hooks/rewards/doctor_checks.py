@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.functional.degradations import LEVELS, degrade
 from qa_hooks.rewards.check import from_unit, inputs_for
 from qa_hooks.rewards.doctor_gradients import cross_talk, finite_differences, gradient, hackability
@@ -42,7 +43,7 @@ def reaction(subject: Subject) -> Outcome:
             if subject.goodness(changed)[i] == before[i]:
                 still.append(str(i))
     total = len(before)
-    return Outcome("fail" if still else "pass", f"{total - len(still)} of {total} images", "all")
+    return Outcome("fail" if still else "pass", f"{total - len(still)} of {plural(total, 'image')}", "all")
 
 
 def batch_independence(subject: Subject) -> Outcome:

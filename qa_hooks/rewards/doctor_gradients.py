@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
 from qa_hooks.rewards.check import CROSS_TALK, NoGradientError
 from qa_hooks.rewards.doctor_subject import Outcome, Subject, measure_cost
 
@@ -26,8 +27,10 @@ def gradient(subject: Subject) -> Outcome:
     own = _norms(subject).diagonal()
     zero = int((own == 0).sum())
     if zero:
-        return Outcome("fail", f"0 at {zero} of {len(own)} images", threshold)
-    return Outcome("pass", f"norm {float(own.min()):.3g} to {float(own.max()):.3g}", threshold)
+        return Outcome("fail", f"0 at {zero} of {plural(len(own), 'image')}", threshold)
+    like_l1 = float(1 / (own.mean() * subject.gradients[0, 0].numel() ** 0.5))  # whose gradient is 1 / sqrt(pixels)
+    norm = f"norm {float(own.min()):.3g} to {float(own.max()):.3g}, an L1 loss's at weight {like_l1:.1g}"
+    return Outcome("pass", norm, threshold)
 
 
 def cross_talk(subject: Subject) -> Outcome:
@@ -73,7 +76,10 @@ def finite_differences(subject: Subject) -> Outcome:
 
 
 def hackability(subject: Subject) -> Outcome:
-    """Score gained per dB of PSNR lost in 30 steps of 1/255 along the gradient's sign, from degraded pictures."""
+    """What 30 steps of 1/255 along the gradient's sign do to degraded pictures, in score and in PSNR.
+
+    A score that rises by more than heavy blur, noise and JPEG cost it, while PSNR falls, is paid for no better images.
+    """
     seconds, _ = measure_cost(subject)
     steps = max(3, min(HACK_STEPS, int(HACK_SECONDS / max(seconds, 1e-9))))
     images = subject.images
@@ -83,10 +89,9 @@ def hackability(subject: Subject) -> Outcome:
     gained = float((subject.goodness(images).mean() - start).detach())
     lost = _psnr(subject.images, subject.clean) - _psnr(images, subject.clean)
     spans = gained / subject.span if subject.span > 0 else math.inf
-    rate = f"{gained / lost:.3g} per dB" if lost > 0 else "no PSNR lost"
     verdict = "fail" if lost > 0 and spans > 1 else "pass"
-    measured = f"{gained:+.3g} ({spans:.2g} spans) for {lost:.1f} dB in {steps} steps: {rate}"
-    return Outcome(verdict, measured, "<= 1 span of the ladders")
+    measured = f"{steps} steps: better by {gained:.3g}, {spans:.2g} x what degrading costs; PSNR {-lost:+.1f} dB"
+    return Outcome(verdict, measured, "<= 1 x, or PSNR kept")
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

@@ -57,7 +57,7 @@ def create_scorer(
 
     Example:
         >>> create_scorer({"type": "psnr", "channel": "y", "crop_border": 4}).name
-        'psnr'
+        'psnr_y_crop4'
         >>> import torch
         >>> create_scorer("giqa-knn", fit=torch.rand(60, 3, 16, 16), extractor="random").name
         'giqa_knn'

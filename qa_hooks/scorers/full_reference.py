@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import check_channels
 from qa_hooks.functional.multiscale_similarity import ms_ssim
 from qa_hooks.functional.structural_similarity import ssim
 from qa_hooks.images import Range
@@ -18,6 +19,8 @@ Y_WEIGHTS, Y_OFFSET = (65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255
 
 class FullReferenceScorer(Scorer):
     """What the three share: a crop of the border and the choice of channel, as in BasicSR.
+
+    With other options it is another measure, and has another name: `psnr_y_crop4` for `channel="y", crop_border=4`.
 
     Args:
         crop_border: pixels cut from each side before comparing (super-resolution papers cut the scale factor).
@@ -35,11 +38,13 @@ class FullReferenceScorer(Scorer):
         if crop_border < 0:
             raise ValueError(f"crop_border must not be negative, got {crop_border}")
         self.crop_border, self.channel = int(crop_border), channel
+        self.name += "_y" * (channel == "y") + f"_crop{self.crop_border}" * bool(crop_border)
 
     def options(self) -> dict[str, Any]:
         return {"crop_border": self.crop_border, "channel": self.channel}
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
+        check_channels(self.name, images)
         return self.compare(self._prepare(images), self._prepare(inputs["reference"]))
 
     def compare(self, images: Tensor, reference: Tensor) -> Tensor:

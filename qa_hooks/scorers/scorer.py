@@ -72,12 +72,12 @@ class Scorer(KeepsFrozen):
         """What a subclass writes: `(N, C, H, W)` float32 in [0, 1] -> `(N,)`."""
         raise NotImplementedError(f"{type(self).__name__} must define score(images, **inputs)")
 
-    def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
+    def forward(self, images: Any, reference: Any = None, *, prompt: Any = None) -> Tensor:
         """Raw scores.
 
         Args:
             images: `(N, C, H, W)` in `value_range`; uint8 tensors, uint8 arrays and PIL images are taken as [0, 255].
-            reference: the ground truth, like `images`; for scorers whose `inputs` name it.
+            reference: the ground truth, like `images`; for scorers whose `inputs` name it. `psnr(sr, hr)` will do.
             prompt: a list of N strings; for scorers whose `inputs` name it.
 
         Returns:
@@ -112,9 +112,9 @@ class Scorer(KeepsFrozen):
             )
         return scores.reshape(-1).float()
 
-    def goodness(self, images: Any, **inputs: Any) -> Tensor:
-        """`(N,)`: the raw score or its negative, so that higher is always better."""
-        scores: Tensor = self(images, **inputs)
+    def goodness(self, images: Any, *reference: Any, **inputs: Any) -> Tensor:
+        """`(N,)`: the raw score or its negative, so that higher is always better; arguments as in `forward`."""
+        scores: Tensor = self(images, *reference, **inputs)
         return scores if self.higher_is_better else -scores
 
     @property
@@ -277,7 +277,7 @@ class CalibratedScorer(Scorer):
         self.scorer, self.calibration = self.keep(scorer), calibration
         self.name, self.inputs, self.differentiable = f"{scorer.name}_calibrated", scorer.inputs, scorer.differentiable
 
-    def forward(self, images: Any, *, reference: Any = None, prompt: Any = None) -> Tensor:
+    def forward(self, images: Any, reference: Any = None, *, prompt: Any = None) -> Tensor:
         """Calibrated scores `(N,)`; arguments as in `Scorer.forward`."""
         return self.calibration(self.scorer.goodness(images, reference=reference, prompt=prompt))
 

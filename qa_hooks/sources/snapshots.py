@@ -20,7 +20,7 @@ LOOKED_AT = 256  # names, for doubts
 PATTERN = "a name such as step_1000/0003.png, 00001000.png or fakes000200.png"
 
 # A number after one of these words is the step; words of an earlier line win: epoch=3-step=1000 is step 1000.
-_WORDS = (
+WORDS = (
     r"steps?|iterations?|iters?|it",
     r"kimg|snapshot|fakes|checkpoint|ckpt",
     r"epochs?",
@@ -85,7 +85,7 @@ def step_of(path: str | Path, pattern: str | None = None) -> int:
     for form in _NAMES:
         if whole := re.fullmatch(form, stem):
             return int(whole[1])
-    for words in _WORDS:
+    for words in WORDS:
         for name in (stem, *folders):
             found = re.findall(rf"(?<![a-z])(?:{words})[ _.=-]*(\d+)", name, re.IGNORECASE)
             if found:
@@ -192,7 +192,7 @@ def is_marked(name: str) -> bool:
 def _has_word(name: str) -> bool:
     if any(re.fullmatch(form, PurePath(name).stem) for form in _NAMES):
         return True
-    return any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in _WORDS)
+    return any(re.search(rf"(?<![a-z])(?:{words})[ _.=-]*\d", name, re.IGNORECASE) for words in WORDS)
 
 
 def _last_number(name: str) -> int | None:

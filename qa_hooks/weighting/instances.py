@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from qa_hooks._base.checks import warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import seed_everything
+from qa_hooks._base.text import plural
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.weighting.picker import Picked, pick
@@ -90,7 +91,7 @@ def select_instances(
     tied = int((report.scores == best).sum())
     if tied > max(1, len(report.scores) // 10):
         warn(
-            f"{tied} of {len(report.scores)} images have the same best score, so among them position decides: a "
-            "KNNScorer that was fitted on these very images finds each of them in its bank; use a GMMScorer"
+            f"{tied} of {plural(len(report.scores), 'image')} have the same best score, so among them position "
+            "decides: a KNNScorer that was fitted on these very images finds each of them in its bank; use a GMMScorer"
         )
     return SelectedInstances(dataset, report)

@@ -19,6 +19,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_share
 from qa_hooks._base.processes import gather_rows, rank, world_size
 from qa_hooks._base.random import permutation
+from qa_hooks._base.text import plural
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.functional.precision_and_recall import PrecisionRecall, precision_recall
 from qa_hooks.images import Range
@@ -154,7 +155,7 @@ def _ranking(scores: Tensor, sign: int) -> Tensor:
     """Rows of the images that have a score, best first; ties in the order of the rows."""
     known = (~scores.isnan()).nonzero().flatten()
     if not len(known):
-        raise ValueError(f"none of {len(scores)} images has a score: all are NaN")
+        raise ValueError(f"none of {plural(len(scores), 'image')} has a score: all are NaN")
     return known[(sign * scores[known]).argsort(descending=True, stable=True)]
 
 

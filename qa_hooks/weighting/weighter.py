@@ -12,6 +12,7 @@ from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import gather_rows
 from qa_hooks._base.terms import publish
+from qa_hooks._base.text import plural
 from qa_hooks.images import RangeGuard, check_images
 from qa_hooks.scorers.scorer import Scorer
 
@@ -118,7 +119,7 @@ class Weighter:
         """Look at the first joint batches; this reads values, so it synchronises a GPU."""
         bad = int((~torch.isfinite(goodness)).sum())
         if bad:
-            raise ValueError(f"{bad} of {goodness.numel()} scores of {self._scorer_name()} are not finite")
+            raise ValueError(f"{bad} of {plural(goodness.numel(), 'score')} of {self._scorer_name()} are not finite")
 
     def run_state(self) -> dict[str, Any]:
         """What a resumed run needs; `Hooks(track=...)` saves it."""

@@ -39,8 +39,16 @@ def statistics(rank: int) -> dict:
         disagreement = ""
     except ValueError as error:
         disagreement = str(error)
+    try:
+        gather_rows(torch.zeros(2, 3 + rank))
+        shapes = ""
+    except ValueError as error:
+        shapes = str(error)
     return {
         "rows": gather_rows(mine),
+        "rows of rank 1 alone": gather_rows(torch.zeros(0, 0) if rank == 0 else torch.ones(2, 3)),
+        "no rows": gather_rows(torch.zeros(0, 4)),
+        "shapes": shapes,
         "mean": merged.mean(),
         "covariance": merged.covariance(),
         "count": merged.count,
@@ -57,6 +65,9 @@ def test_statistics(tmp_path):
     results = two_ranks(statistics, tmp_path)
     for result in results:
         assert torch.equal(result["rows"], rows())
+        assert torch.equal(result["rows of rank 1 alone"], torch.ones(2, 3))
+        assert result["no rows"].shape == (0, 4)
+        assert "one shape, got [(3,), (4,)]" in result["shapes"]
         assert torch.allclose(result["mean"], rows().mean(0), rtol=1e-12)
         assert torch.allclose(result["covariance"], torch.cov(rows().T), rtol=1e-10)
         assert result["count"] == 31

@@ -105,7 +105,7 @@ def test_lightning_counts_optimizer_steps_and_changes_nothing(digits, tmp_path):
     assert same(plain.net, watched.net)
     assert hooks.step_count == 6  # of twelve batches
     assert [step for step, _ in writer.scalars["qa_eval/brightness/mean"]] == [1, 2, 4, 6]
-    assert [step for step, _ in writer.scalars["qa_loss/ssim/ssim"]] == [2, 4, 6]
+    assert [step for step, _ in writer.scalars["qa_loss/ssim/ssim_loss"]] == [2, 4, 6]
     assert [step for step, _ in writer.images["qa_images/samples/grid"]] == [1, 4]
     assert hooks._over
 
@@ -209,7 +209,7 @@ def test_transformers_counts_optimizer_steps_and_changes_nothing(digits, tmp_pat
     assert same(plain, watched)
     assert hooks.step_count == 6  # of twelve micro-steps
     assert [step for step, _ in writer.scalars["qa_eval/brightness/mean"]] == [1, 2, 4, 6]
-    assert [step for step, _ in writer.scalars["qa_loss/ssim/ssim"]] == [2, 4, 6]
+    assert [step for step, _ in writer.scalars["qa_loss/ssim/ssim_loss"]] == [2, 4, 6]
     assert hooks._over
 
 

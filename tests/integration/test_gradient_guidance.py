@@ -187,7 +187,7 @@ def test_words_for_each_level():
         (lambda: QualityWords(["bad"]), "at least two words"),
         (lambda: QualityWords(["a", "b"], [0, 1]), "1 ascending numbers"),
         (lambda: QualityWords(["a", "b", "c"], [1, 0]), "2 ascending numbers"),
-        (lambda: QualityWords().numbers(torch.tensor([torch.nan])), "1 of 1 images have no score"),
+        (lambda: QualityWords().numbers(torch.tensor([torch.nan])), "1 of 1 image have no score"),
         (lambda: QualityWords().add(["a"], torch.zeros(2)), "one q for each prompt"),
         (lambda: QualityWords().add(["a", "b"], torch.zeros(1, 2)), "words stand for one score"),
         (lambda: QualityWords().add("ab", torch.zeros(2)), "one q for each prompt"),

@@ -296,7 +296,7 @@ def test_the_diffs_of_the_first_screen_run(world, given):
     tags = EventAccumulator(str(folder)).Reload().Tags()
     expected = {
         "gan": "qa_loss/qagan/ssim",
-        "sr": "qa_eval/perception_distortion/niqe",
+        "sr": "qa_eval/perception_distortion_niqe",
         "diffusion": "qa_eval/reward_guard/",
     }[world]
     assert any(tag.startswith(expected) for tag in tags["scalars"]), tags
@@ -333,7 +333,7 @@ def test_every_row_of_the_table_runs_twice(given, digits, photographs, critic):
 
     table = README.split("## I have, I write")[1].split("| my trainer |")[0]
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)`[^|]* \| (?:`([^`]+)`|[^|]+) \|$", table, re.M)
-    assert len(rows) == 11
+    assert len(rows) == 12
     generator = nn.Sequential(nn.Linear(4, 256), nn.Tanh(), nn.Unflatten(1, (1, 16, 16)))
     scope: Scope = {
         **{name: getattr(qa_hooks, name) for name in qa_hooks.__all__},
@@ -341,15 +341,17 @@ def test_every_row_of_the_table_runs_twice(given, digits, photographs, critic):
         "d_loss": 0.0, "loss": 0.0, "pred": photographs.clone().requires_grad_(), "target": photographs, "R": (-1, 1),
         "f": lambda x: x.std((1, 2, 3)), "opt": torch.optim.Adam(critic.parameters()),
         "sample": lambda n, rng: generator(torch.randn(n, 4, generator=rng)),
+        "save": lambda path: torch.save(generator.state_dict(), path),
     }  # fmt: skip
     for before, inside in rows:
         exec(before, scope)
         if inside and inside != "hooks.step()":
             exec(inside, scope)
             exec(inside, scope)
-    with qa_hooks.Hooks([scope["watch"], scope["distance"]]) as hooks:
+    with qa_hooks.Hooks([scope["watch"], scope["distance"], scope["best"]]) as hooks:
         hooks.step()
         hooks.step()
+    assert (given["folder"] / "runs/x/best" / scope["best"].best["path"]).is_file()
     assert scope["d_loss"].requires_grad
     assert scope["loss"].requires_grad
     assert scope["weights"].shape == (64,)

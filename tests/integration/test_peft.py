@@ -22,7 +22,7 @@ from qa_hooks.integrations.peft import (
     scale_lora,
     without_lora,
 )
-from toy_adapters import rand
+from toy_adapters import rand, sd_unet
 
 
 class SmallSR(nn.Module):
@@ -59,22 +59,6 @@ def unet():
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
-    )
-
-
-def sd_unet():
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
     )
 
 

@@ -19,22 +19,11 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_a
 from safetensors.torch import load_file, save_file
 
 from qa_hooks.integrations.peft import inject_lora, load_lora, lora_parameters, save_adapter_only, save_lora
-from toy_adapters import rand, randomise
+from toy_adapters import rand, randomise, sd_unet
 
 
 def unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    network = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-    )
-    return network.eval().requires_grad_(False)
+    return sd_unet().eval().requires_grad_(False)
 
 
 @torch.no_grad()

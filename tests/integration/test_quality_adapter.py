@@ -573,7 +573,7 @@ def test_raw_scores_in_a_training_loop_are_told_once():
     [
         (torch.full((20, 1), 3.0), r"'bright' is constant \(3\)"),
         (torch.full((20, 1), torch.nan), "fewer than two of 20 images have a finite score 'bright'"),
-        (DRAWN[:1], "fewer than two of 1 images"),
+        (DRAWN[:1], "fewer than two of 1 image"),
         (torch.stack([DRAWN[:, 0], DRAWN[:, 0]], 1), "2 candidates"),
     ],
 )

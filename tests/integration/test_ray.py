@@ -327,7 +327,7 @@ def test_what_cannot_be_fitted_is_named(ray, tmp_path):
 def test_where_all_are_bad_nothing_is_left(ray, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"none of 1 images could be scored; the first, a\.png"):
+    with pytest.raises(ValueError, match=r"none of 1 image could be scored; the first, a\.png"):
         score_dataset(tmp_path / "images", brightness(), tmp_path / "t", progress=False)
     assert not list((tmp_path / "t").iterdir())
 

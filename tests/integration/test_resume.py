@@ -222,7 +222,7 @@ def test_a_killed_run_resumes_with_the_same_curve(tmp_path):
     assert "resumed at 4" in texts[0]
 
     expected, found = curves(tmp_path / "whole" / "log"), curves(tmp_path / "cut" / "log")
-    tag = "qa_eval/perception_distortion/psnr"
+    tag = "qa_eval/perception_distortion_psnr/mean"
     assert [step for step, _ in expected[tag]] == [1, 2, 4, 6, 8, 10, 12]
     assert found == expected
     assert raw_steps(tmp_path / "cut" / "log", tag).count(6) == 2  # both are in the files, and one is shown

@@ -81,6 +81,26 @@ class TestRangeGuard:
         with pytest.warns(UserWarning, match="another convention"):
             RangeGuard((-1.0, 1.0))(predictions={"pred": torch.tensor([0.0, 1.0])})
 
+    @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+    def test_an_untrained_network_may_give_black(self, value_range, recwarn):
+        for low, high in ((0.0, 0.012), (-0.02, 0.01), (0.0, 1e-6), (0.1, 0.15)):
+            RangeGuard(value_range)(predictions={"pred": torch.tensor([low, high])})
+        assert not recwarn.list
+
+    @pytest.mark.parametrize(
+        ("declared", "low", "high", "hint"),
+        [
+            ((0.0, 1.0), -0.99, 0.98, r"declare \(-1, 1\)"),
+            ((0.0, 1.0), 0.0, 255.0, r"declare \(0, 255\)"),
+            ((-1.0, 1.0), 0.0, 1.0, r"declare \(0, 1\)"),
+            ((0.0, 255.0), 0.0, 1.0, r"declare \(0, 1\)"),
+            ((0.0, 1.0), -9.0, 40.0, "declare the range that the images have"),
+        ],
+    )
+    def test_the_message_names_the_range_that_values_have(self, declared, low, high, hint):
+        with pytest.warns(UserWarning, match=hint):
+            RangeGuard(declared)(predictions={"pred": torch.tensor([low, high])})
+
     def test_data_of_another_convention_warns(self):
         for declared, high in (((-1.0, 1.0), 1.0), ((-1.0, 1.0), 0.8), ((0.0, 255.0), 1.0)):
             with pytest.warns(UserWarning, match="another convention"):

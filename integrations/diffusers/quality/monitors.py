@@ -220,8 +220,7 @@ class QualityCurve(DialMonitor):
         return torch.cat(rows) if rows else torch.zeros(0, 0, dtype=torch.float64, device="cpu")
 
     def reduce(self, ctx: Context, part: Tensor) -> None:
-        width = int(gather_rows(torch.tensor([part.shape[1]], device="cpu", dtype=torch.int64)).max())
-        rows = gather_rows(part if len(part) else part.new_zeros(0, width))
+        rows = gather_rows(part)
         rows = rows[(rows[:, 0] * self.n + rows[:, 1]).argsort()]
         self.last = {"step": ctx.step}
         levels = [rows[rows[:, 0] == place, 2:] for place in range(len(self.levels))]

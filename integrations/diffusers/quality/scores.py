@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.checks import warn
+from qa_hooks._base.text import plural
 from qa_hooks.data import QualityTable
 from qa_hooks.data.candidates import some
 from qa_hooks.data.weights import only_candidate
@@ -79,10 +80,10 @@ class QualityScores:
         known = goodness.isfinite()
         short = [_name(names, i) for i in range(values.shape[1]) if int(known[:, i].sum()) < 2]
         if short:
-            raise ValueError(f"fewer than two of {len(values)} images have a finite score {short[0]!r}")
+            raise ValueError(f"fewer than two of {plural(len(values), 'image')} have a finite score {short[0]!r}")
         if not known.all():
             rows = int((~known).any(1).sum())
-            warn(f"{rows} of {len(values)} images lack a score: they are trained on with that score left out")
+            warn(f"{rows} of {plural(len(values), 'image')} lack a score: they are trained on with that score left out")
         columns = [goodness[known[:, i], i] for i in range(values.shape[1])]
         mean, deviation = torch.stack([c.mean() for c in columns]), torch.stack([c.std() for c in columns])
         flat = deviation <= 1e-9 * mean.abs().clamp_min(1e-30)
@@ -143,8 +144,8 @@ class QualityScores:
             lacking = [key for key in order if key not in table]
             if lacking:
                 raise ValueError(
-                    f"the table of {table.scorer_name} lacks {len(lacking)} of {len(order)} images: {some(lacking)}; "
-                    f"it has {some(list(table))}. QualityTable.compute brings it up to date"
+                    f"the table of {table.scorer_name} lacks {len(lacking)} of {plural(len(order), 'image')}: "
+                    f"{some(lacking)}; it has {some(list(table))}. QualityTable.compute brings it up to date"
                 )
         columns = [torch.stack([t.scores(key)[0] for key in order]) for t in tables if len(only_candidate(t))]
         q = self.standardise(torch.stack(columns, 1))

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_hooks._base.text import plural
+
 LEVELS = ("worst quality", "low quality", "normal quality", "high quality", "best quality")
 
 
@@ -56,7 +58,8 @@ class QualityWords:
             )
         q = q.flatten()
         if q.isnan().any():
-            raise ValueError(f"{int(q.isnan().sum())} of {len(q)} images have no score and so no word: leave them out")
+            lost = f"{int(q.isnan().sum())} of {plural(len(q), 'image')}"
+            raise ValueError(f"{lost} have no score and so no word: leave them out")
         return torch.bucketize(q, torch.tensor(self.edges, dtype=torch.float32, device=q.device), right=True)
 
     def add(self, prompts: Sequence[str], q: Tensor | float) -> list[str]:

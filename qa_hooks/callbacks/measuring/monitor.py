@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import gather_rows, is_distributed
@@ -90,7 +89,7 @@ class MeasuringMonitor(Monitor):
             self._process = shared_process(self.place, self)
             self._process.submit(job)
             return
-        self.land(ctx, self.instrument().values(in_order(_of_all(part))))
+        self.land(ctx, self.instrument().values(in_order(gather_rows(part))))
 
     # -- later ------------------------------------------------------------------------------------------------------
 
@@ -191,9 +190,3 @@ def _one_process(where: str) -> ValueError:
     return ValueError(
         f"where={where!r} is for training in one process: on several ones leave it out, and they share the measurement"
     )
-
-
-def _of_all(rows: Tensor) -> Tensor:
-    """The rows of all processes; one without images does not know their width."""
-    width = int(gather_rows(torch.tensor([rows.shape[1]], device="cpu", dtype=torch.int64)).max())
-    return gather_rows(rows if len(rows) else rows.new_zeros(0, width))

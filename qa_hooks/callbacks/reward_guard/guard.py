@@ -98,6 +98,7 @@ class RewardGuard(Monitor):
             "heldout/{name}"; under "change/{kind}" how far a value is from the base's.
         found: measurements beyond their limit at the last look, worst first, alarm or not; `str` gives the numbers.
         alarms: looks that ended in an alarm.
+        looks: the object that looks at the images; it has the sampler, the base and the scorers.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -132,7 +133,7 @@ class RewardGuard(Monitor):
         folder: str | Path | None = None,
     ) -> None:
         super().__init__(every=every)
-        self._looks = GuardImages(
+        self.looks = GuardImages(
             scorer, heldout, base, sample=sample, images=images, real=real, n=n, batch_size=batch_size, seed=seed,
             extractor=extractor, value_range=value_range,
         )  # fmt: skip
@@ -163,14 +164,14 @@ class RewardGuard(Monitor):
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
     def functions(self) -> list[Callable[..., Any]]:
-        return self._looks.functions()
+        return self.looks.functions()
 
     def on_train_start(self, ctx: Context) -> None:
         """Measure the real images now, so that this time is not counted in the looks."""
         if ctx.rank != 0:
             return
         try:
-            self._real = self._looks.measure_real(ctx)
+            self._real = self.looks.measure_real(ctx)
         except Exception as error:
             if ctx.world_size == 1:
                 raise
@@ -188,22 +189,22 @@ class RewardGuard(Monitor):
                 self.scale(ctx.step)
 
     def local(self, ctx: Context) -> Rows:
-        if self._waiting and self._looks.name not in ctx.images:
+        if self._waiting and self.looks.name not in ctx.images:
             return {}  # steps without images pass
-        return self._looks.rows(ctx, comparing=self._rule is None)
+        return self.looks.rows(ctx, comparing=self._rule is None)
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
     def reduce(self, ctx: Context, part: Rows) -> None:
         rows = in_order(gathered_rows(part))
-        if self._looks.sample is None:
+        if self.looks.sample is None:
             rows, self._waiting = joined_rows(self._waiting, rows), {}
-            if len(rows["features"]) < self._looks.n:
+            if len(rows["features"]) < self.looks.n:
                 self._waiting = rows
                 return
         pictures: Rows = {key: rows.pop(key) for key in ("pictures", "bases") if key in rows}
         if "kept" in rows:
-            self._looks.first = rows.pop("kept")
+            self.looks.first = rows.pop("kept")
         rule = self._rule if self._rule is not None else self._begin(ctx, rows)
         values: dict[str, float] = {}
         with together():
@@ -211,7 +212,7 @@ class RewardGuard(Monitor):
                 values = look_values(rows, rule.levels)
         values = shared(values)
         self._tell_broken(ctx, values, len(rows["features"]))
-        alarm = rule.look(values if self._looks.base is not None else _of_now(values))
+        alarm = rule.look(values if self.looks.base is not None else _of_now(values))
         self.found = rule.found
         self.alarms += bool(alarm)
         worst = max((finding.severity for finding in rule.found), default=0.0)
@@ -241,7 +242,7 @@ class RewardGuard(Monitor):
                     levels = Levels.of(rows, len(rows["features"]), source="start")
         numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source", "error")})
         levels = Levels(**numbers, features=levels.features)
-        unjudged = () if self._looks.base is not None else ("drift", "change_peak")
+        unjudged = () if self.looks.base is not None else ("drift", "change_peak")
         self._rule = AlarmRule(levels, real_level=self.real_level, patience=self.patience, unjudged=unjudged)
         if self._loaded.get("rule"):
             self._rule.load_state_dict(self._loaded["rule"])
@@ -263,7 +264,7 @@ class RewardGuard(Monitor):
             warn(f"{self.state_key}, step {ctx.step}: {self._words()}")
 
     def _words(self) -> str:
-        looks, start = self._looks, {} if self._rule is None else self._rule.start
+        looks, start = self.looks, {} if self._rule is None else self._rule.start
         before, now = start.get("score", math.nan), self.last.get("score", math.nan)
         scorer = looks.scorers.get("score")
         return alarm_words(self.found, scorer, before, now, base=looks.base, patience=self.patience)
@@ -276,12 +277,12 @@ class RewardGuard(Monitor):
             rule, levels = self._rule.state_dict(), {}
             if self._rule.levels.source == "start":  # real images are measured again
                 levels = dict(vars(self._rule.levels))
-        state = {"rule": rule, "levels": levels, "first": self._looks.first, "last": dict(self.last)}
+        state = {"rule": rule, "levels": levels, "first": self.looks.first, "last": dict(self.last)}
         state["waiting"] = dict(self._waiting)
-        return {**state, "alarms": self.alarms, "told": list(self._told), "n": self._looks.n, "seed": self._looks.seed}
+        return {**state, "alarms": self.alarms, "told": list(self._told), "n": self.looks.n, "seed": self.looks.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        looks = self._looks
+        looks = self.looks
         if looks.sample is not None and (state["n"], state["seed"]) != (looks.n, looks.seed):
             raise ValueError(
                 f"{self.state_key} was saved with n={state['n']}, seed={state['seed']} and has n={looks.n}, "

@@ -13,7 +13,8 @@ from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.reach import modules_of
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import check_scorer, thumbnails
+from qa_hooks.callbacks.pictures import check_scorer
+from qa_hooks.drawing.thumbnails import thumbnails
 from qa_hooks.evaluation.comparable import check_comparable
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, to_uint8, to_unit

@@ -35,6 +35,7 @@ from qa_hooks.folders.comparing.image_sets import (
 )
 from qa_hooks.folders.comparing.image_sizes import check_sizes, resize_of
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
+from qa_hooks.folders.scoring.tiles import find_references
 from qa_hooks.scorers import Scorer
 
 FORMAT = "qa_hooks.comparison"
@@ -71,7 +72,7 @@ class FolderComparison(Verdicts):
         """Note how many files of each folder take no part, and why."""
         for part in (self.real, *self.folders):
             if part.failures:
-                self.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, not to be read")
+                self.notes.append(f"{part.label}: {plural(len(part.failures), 'image')} left out, which cannot be read")
             if part.unmatched:
                 self.notes.append(
                     f"{part.label}: {plural(part.unmatched, 'file')} left out, without a partner of the same name in "
@@ -171,7 +172,8 @@ def compare_folders(
     for part in (*sets, real_set) if named else ():
         usable = {k: scorer for k, scorer in named.items() if "reference" not in scorer.inputs or part is not real_set}
         least = len(sets[0].paths) if part is real_set else len(part.paths)
-        add_scores(part, usable, reference=Path(real), first=least, device=device, **options)
+        paired_with = find_references(real, usable) if any("reference" in s.inputs for s in usable.values()) else None
+        add_scores(part, usable, references=paired_with, first=least, device=device, **options)
     if network is None:
         keep_readable(sets, paired=paired)
     found = FolderComparison(

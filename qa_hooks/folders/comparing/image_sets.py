@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +16,11 @@ from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.processes import any_rank, gather_rows, rank, together, world_size
 from qa_hooks._base.progress import Progress
 from qa_hooks._base.random import permutation
+from qa_hooks._base.text import plural
 from qa_hooks.features import FeatureExtractor, Features, extract_features
 from qa_hooks.folders.labels import labels
 from qa_hooks.folders.scoring.batching import scored_windows
-from qa_hooks.folders.scoring.tiles import PiecedImage, find_references, read_pieces
+from qa_hooks.folders.scoring.tiles import PiecedImage, read_pieces
 from qa_hooks.images import load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
@@ -145,7 +146,7 @@ def add_scores(
     images: ImageSet,
     scorers: Mapping[str, Scorer],
     *,
-    reference: Path,
+    references: Callable[[str], Path | None] | None,
     first: int,
     batch_size: int,
     device: str | torch.device | None,
@@ -153,10 +154,9 @@ def add_scores(
 ) -> None:
     """Score the first files of a set; the work is divided among the processes, and all have the scores of all.
 
-    References are read from their folder, for the scorers that need one.
+    Args:
+        references: an image's name -> its reference, for the scorers that need one (`find_references`).
     """
-    needed = any("reference" in scorer.inputs for scorer in scorers.values())
-    references = find_references(reference, scorers) if needed else None
     paths = {str(position): path for position, path in enumerate(images.paths[:first])}
 
     def read(position: str) -> PiecedImage:
@@ -186,15 +186,14 @@ def add_scores(
 
 
 def missing_scores(images: ImageSet, name: str) -> str:
-    """A note that says how many images have no score, "" for none; `ValueError` when fewer than two have one."""
+    """How many images have no score, and the first reason; "" for none; `ValueError` when fewer than two have one."""
     scores = images.scores[name]
-    known = int(scores.isfinite().sum())
+    known, count = int(scores.isfinite().sum()), plural(len(scores), "image")
+    reasons = [reason.removeprefix(f"{name}: ") for reason in images.refused.values() if reason.startswith(f"{name}: ")]
+    first = reasons[0] if reasons else "all scores are NaN or infinite" if not known else "a score is NaN or infinite"
     if known < 2:
-        first = next(iter(images.refused.values()), "all scores are NaN or infinite")
-        raise ValueError(f"{name} has a score for {known} of {len(scores)} images of {images.folder}: {first}")
-    return (
-        "" if known == len(scores) else f"{images.label}: {len(scores) - known} of {len(scores)} images have no {name}"
-    )
+        raise ValueError(f"{name} has a score for {known} of {count} of {images.folder}: {first}")
+    return "" if known == len(scores) else f"{images.label}: {len(scores) - known} of {count} without {name} ({first})"
 
 
 def _by_name(root: Path, grid: str | None, *, paired: bool) -> dict[str, Path]:

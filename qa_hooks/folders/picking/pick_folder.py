@@ -24,7 +24,7 @@ from qa_hooks._base.containers import file_behind, member_file
 from qa_hooks._base.files import check_writable, exclusive, whole_file
 from qa_hooks._base.processes import rank, together
 from qa_hooks._base.progress import counted
-from qa_hooks._base.text import printable, true_cell
+from qa_hooks._base.text import plural, printable, true_cell
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.features import create_extractor
 from qa_hooks.folders.picking.filter_table import choose_best
@@ -70,7 +70,8 @@ class PickedFolder:
         ends = f"{known[self.kept[0]]:.4g} to {known[self.kept[-1]]:.4g}"
         total = len(set(paths) | set(self.failures))
         problems = f"; {len(self.failures)} with problems" if self.failures else ""
-        return f"{self.out}: kept {len(self.kept)} of {total} images, {self.scorer_name} {ends}{problems}{self.recall}"
+        kept = f"kept {len(self.kept)} of {plural(total, 'image')}"
+        return f"{self.out}: {kept}, {self.scorer_name} {ends}{problems}{self.recall}"
 
 
 def pick_folder(
@@ -165,8 +166,8 @@ def _read(
     lost = [path for path in table.paths if not _is_there(folder, path)]
     if lost:
         raise ValueError(
-            f"{len(lost)} of {len(table)} images of the table are not in {folder}, the first is {lost[0]}: is the "
-            "table of another folder? Rows of Parquet files and members of tars cannot be picked"
+            f"{len(lost)} of {plural(len(table), 'image')} of the table are not in {folder}, the first is {lost[0]}: "
+            "is the table of another folder? Rows of Parquet files and members of tars cannot be picked"
         )
     return table, name, higher
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import logging
 import math
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qa_hooks._base.files import check_writable, write_text
-from qa_hooks._base.headers import json_lines
+from qa_hooks._base.headers import json_lines, read_json
 from qa_hooks.folders.labels import labels
 from qa_hooks.folders.reporting.curves import curve
 from qa_hooks.writers import read_run_log
@@ -158,7 +157,9 @@ def _summary(runs: Sequence[Run]) -> str:
     for run in runs:
         name = html.escape(run.name)
         for best in run.best:
-            key = html.escape(str(best.get("metric", best.get("key", "value"))))
+            key = str(best.get("metric", best.get("key", "value")))
+            measure = str(best.get("spec") or "").partition("[")[0]  # "distortion" alone does not say which
+            key = html.escape(f"{key} of {measure}" if measure else key)
             lines.append(f"<li>{name}: best {key} at step {best.get('step')}: {_interval(best)}</li>")
         lines += [f'<li class="alarm">{name}: {html.escape(_words(alarm))}</li>' for alarm in run.alarms]
     return f"<table>{''.join(rows)}</table><ul>{''.join(lines)}</ul>"
@@ -207,7 +208,7 @@ def _words(alarm: Mapping[str, Any]) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except ValueError:  # of another program
         return {}
     return found if isinstance(found, dict) else {}

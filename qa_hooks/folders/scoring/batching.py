@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from qa_hooks._base.checks import range_hint
 from qa_hooks._base.isolation import isolated
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import RangeGuard
@@ -69,7 +70,7 @@ def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
     if not image.pieces:
         return
     if "reference" in scorer.inputs and not image.references:
-        raise ValueError("there is no reference")
+        raise ValueError(image.alone)
     if "prompt" in scorer.inputs and image.prompt is None:
         raise ValueError("there is no prompt")
     references = image.references if "reference" in scorer.inputs else [None] * len(image.pieces)
@@ -81,7 +82,7 @@ def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
             if guard.far_outside(low, high):
                 raise ValueError(
                     f"its values lie in [{low:.4g}, {high:.4g}], far outside value_range=({guard.value_range[0]:g}, "
-                    f"{guard.value_range[1]:g}): declare the range that the images have, or convert them"
+                    f"{guard.value_range[1]:g}): declare {range_hint(low, high)}, or convert them"
                 )
             guard.doubt("an image", low, high)
 

@@ -89,12 +89,13 @@ class GrowingTable:
         suspects = {}
         for name in current if deaths else ():
             key = journal_key(name, current[name])
-            if name in lines or key not in deaths:
+            if key not in deaths or (name in lines and _is_done(lines[name])):
                 continue
             if deaths[key] < DEATHS:
                 suspects[key] = deaths[key]
             else:
-                lines[name] = json.loads(image_line(name, current[name], (), LEFT_OUT)) | {"left_out": True}
+                rows = lines[name]["rows"] if name in lines else []
+                lines[name] = json.loads(image_line(name, current[name], rows, LEFT_OUT)) | {"left_out": True}
         if suspects:
             warn(
                 f"an earlier run of {self.path} was killed while it worked on {plural(len(suspects), 'image')}: they "
@@ -103,8 +104,9 @@ class GrowingTable:
         return suspects
 
     def done(self) -> set[str]:
-        """The paths that need no scoring any more."""
-        return {line["path"] for line in self._lines() if _is_done(line)}
+        """The paths that need no scoring any more; an image that one of several scorers could not score is not one."""
+        lines = {line["path"]: line for line in self._lines()}  # the last line of an image counts
+        return {name for name, line in lines.items() if _is_done(line)}
 
     def suspects(self) -> set[str]:
         """The images that are to be scored one by one, by `journal_key`."""
@@ -137,7 +139,9 @@ class GrowingTable:
             part.unlink()
         if not scored:
             first = next(iter(failures.items()), ("", "no image was left"))
-            raise ValueError(f"none of {len(lines)} images could be scored; the first, {first[0]}: {first[1]}")
+            raise ValueError(
+                f"none of {plural(len(lines), 'image')} could be scored; the first, {first[0]}: {first[1]}"
+            )
 
     def _lines(self) -> Iterator[Line]:
         """The images of all processes; the first line of the first file, which has no path, is the spec."""
@@ -146,7 +150,7 @@ class GrowingTable:
     def _left(self) -> dict[str, Line]:
         """The images that an earlier run with this spec has scored, by path."""
         if growing_path(self.path).is_file():
-            return {line["path"]: line for line in self._lines() if _is_done(line)}
+            return {line["path"]: line for line in self._lines() if line["rows"] or line.get("left_out")}
         complete, failures = self.spec.get("complete", False), self.spec.get("failures", {})
         files = self.spec.get("files", {})
         lines: dict[str, Line] = {}
@@ -160,8 +164,9 @@ class GrowingTable:
                 if name in failures:
                     lines[name]["problem"] = failures[name]
         for name, file in self.spec.get("left_out", {}).items():
-            lines[name] = {"path": name, "file": file, "rows": [], "problem": failures.get(name, LEFT_OUT)}
-            lines[name]["left_out"] = True
+            rows = lines[name]["rows"] if name in lines else []
+            why = failures.get(name, LEFT_OUT)
+            lines[name] = {"path": name, "file": file, "rows": rows, "problem": why, "left_out": True}
         return lines
 
     def _csv_rows(self, path: Path, *, whole: bool) -> dict[str, list[list[str]]]:
@@ -233,7 +238,7 @@ def journal_key(name: str, file: Sequence[int]) -> str:
 
 
 def _is_done(line: Line) -> bool:
-    return bool(line["rows"] or line.get("left_out"))
+    return bool(line.get("left_out") or (line["rows"] and "problem" not in line))
 
 
 def _is_same(line: Line, now: Sequence[int] | None, since: float) -> bool:

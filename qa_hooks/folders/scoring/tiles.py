@@ -15,13 +15,17 @@ from qa_hooks.scorers import Scorer
 
 @dataclass
 class PiecedImage:
-    """One image on its way: its pieces (itself, or its tiles) and what has come of them."""
+    """One image on its way: its pieces (itself, or its tiles) and what has come of them.
+
+    `problem` says why there are no pieces, or why a scorer has none of the scores; `alone` why there are no references.
+    """
 
     name: str
     pieces: list[Tensor]
     references: list[Tensor]
     corners: list[tuple[int, int]]
     problem: str = ""
+    alone: str = "there is no reference"
     prompt: str | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
 
@@ -43,11 +47,23 @@ def tile_corners(height: int, width: int, side: int, overlap: int = 0) -> list[t
 def read_pieces(
     name: str, path: Path, references: Callable[[str], Path | None] | None, tiles: int | None, overlap: int
 ) -> PiecedImage:
-    try:
+    """An image and its reference, in pieces; what is wrong with either is noted.
+
+    Args:
+        name: of the image, for tables and messages.
+        path: its file.
+        references: a name -> the file of its reference, None where it has none; it may raise `ValueError`.
+        tiles, overlap: as in `score_folder`.
+    """
+    reference, alone = None, PiecedImage.alone
+    try:  # the parsers of a dozen formats raise what they like, and one bad file must not end the run
         image = load_image(path)
-        reference = None if references is None else _read_reference(references(name), image)
-    except Exception as error:  # the parsers of a dozen formats raise what they like; one bad file must not end the run
+    except Exception as error:
         return PiecedImage(name, [], [], [], problem=problem_of(error, path))
+    try:
+        reference = None if references is None else _read_reference(references(name), image)
+    except Exception as error:
+        alone = problem_of(error, path)
     _, height, width = image.shape
     corners = tile_corners(height, width, tiles, overlap) if tiles else [(0, 0)]
     side = tiles or max(height, width)
@@ -55,7 +71,7 @@ def read_pieces(
     def cut(whole: Tensor) -> list[Tensor]:
         return [whole[:, y : y + side, x : x + side] for x, y in corners]
 
-    return PiecedImage(name, cut(image), [] if reference is None else cut(reference), corners)
+    return PiecedImage(name, cut(image), [] if reference is None else cut(reference), corners, alone=alone)
 
 
 def problem_of(error: Exception, path: str | Path) -> str:
@@ -87,7 +103,8 @@ def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -
             raise ValueError(f"{', '.join(needing)} compares with references: name their folder with reference=")
         return None
     if not needing:
-        raise ValueError(f"reference= was given, but {', '.join(named)} takes none")
+        without = f"{', '.join(named)} takes none" if named else "there is no scorer"
+        raise ValueError(f"reference= was given, but {without}")
     root = Path(reference)
     by_name = {path.relative_to(root).as_posix(): path for path in list_images(root)}
     by_stem: dict[str, list[Path]] = {}

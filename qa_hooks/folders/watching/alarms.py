@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from qa_hooks._base.text import plural
 from qa_hooks.images import load_image
 from qa_hooks.rewards.broken import broken_images, broken_message
 from qa_hooks.sources.windows import evenly
@@ -91,7 +92,7 @@ def find_alarms(
     for name in scorers:
         lost = int(values.get(f"{name}_nonfinite", 0))
         if lost:
-            found.append((name, f"{lost} of {int(values['n'])} scores of {name} are not finite"))
+            found.append((name, f"{lost} of {plural(int(values['n']), 'score')} of {name} are not finite"))
     for threshold in thresholds:
         value = values.get(threshold.key, math.nan)
         if value < threshold.limit if threshold.sign == "<" else value > threshold.limit:

@@ -34,13 +34,10 @@ class FolderGuard:
         real: files of real images of the samples' size; up to 512 of them are used, evenly.
         extractor: of the features for diversity.
         batch_size: images at a time.
-        patience: steps in a row that must be suspicious.
     """
 
-    def __init__(
-        self, real: Sequence[Path], extractor: FeatureExtractor, *, batch_size: int = 32, patience: int = 2
-    ) -> None:
-        self.extractor, self.batch_size, self.patience = extractor, batch_size, patience
+    def __init__(self, real: Sequence[Path], extractor: FeatureExtractor, *, batch_size: int = 32) -> None:
+        self.extractor, self.batch_size = extractor, batch_size
         self._real = self._rows(evenly(real, REAL))
         self._levels: Levels | None = None
 
@@ -64,7 +61,7 @@ class FolderGuard:
         """Keys and messages of a measured step, after the steps before it; [] where nothing is wrong."""
         if self._levels is None:
             return []
-        rule = AlarmRule(self._levels, patience=self.patience)
+        rule = AlarmRule(self._levels)
         for other in sorted(other for other in history if other < step):
             rule.look(_own(history[other]))
         return [(PREFIX + finding.kind, str(finding)) for finding in rule.look(_own(values))]

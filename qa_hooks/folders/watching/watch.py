@@ -21,11 +21,13 @@ from qa_hooks._base.checks import check_options
 from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks.evaluation.set_metrics import check_metrics
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers
+from qa_hooks.folders.scoring.tiles import find_references
 from qa_hooks.folders.watching.folder_guard import FolderGuard
 from qa_hooks.folders.watching.report import LOG
 from qa_hooks.folders.watching.runs import Overview, check_single, run_places
 from qa_hooks.folders.watching.steps import TRIES
 from qa_hooks.folders.watching.watcher import KNOWN, RealImages, Watcher
+from qa_hooks.sources.fingerprint import data_fingerprint
 
 PAUSE = 2.0  # seconds between the looks of one that ends: a file that did not change meanwhile is whole, or broken
 
@@ -66,6 +68,7 @@ def watch_folder(
     folder: str | Path,
     *,
     scorers: Spec | Sequence[Spec] = (),
+    reference: str | Path | None = None,
     real: str | Path | None = None,
     extractor: Any = "random",
     metrics: Sequence[str] = ("fd", "kid"),
@@ -87,6 +90,9 @@ def watch_folder(
     Args:
         folder: where the run writes; it may be empty or missing at first.
         scorers: whatever `create_scorer` takes; each image of a step is scored.
+        reference: ground truths, for scorers such as psnr: a folder with files of the samples' names without the step
+            (`qa_hooks.folders.watching.ground_truths`): `baby.png` of `baby/baby_1000.png`, `0003.png` of
+            `step_1000/0003.png`.
         real: real images; then the set metrics of each step with at least 20 images are measured too.
         extractor: what `create_extractor` takes; makes the features of the set metrics.
         metrics: some of "fd", "kid", "pr": the entries of `set_metrics.METRICS` that need no classifier and no scorer.
@@ -109,8 +115,9 @@ def watch_folder(
     """
     check_single(Path(log_dir))
     plan = Plan(
-        scorers, real, extractor, metrics, every, once, best, mode, alarms, guard, step, grid, batch_size, device, say
-    )
+        scorers, reference, real, extractor, metrics, every, once, best, mode, alarms, guard, step, grid, batch_size,
+        device, say,
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         (watcher,) = plan.watchers(stack, {"": (Path(folder), Path(log_dir))}, Path(log_dir))
         plan.look([watcher])
@@ -157,6 +164,7 @@ class Plan:
     """What `watch_folder` was asked to do; see there."""
 
     scorers: Spec | Sequence[Spec] = ()
+    reference: str | Path | None = None
     real: str | Path | None = None
     extractor: Any = "random"
     metrics: Sequence[str] = ("fd", "kid")
@@ -183,12 +191,15 @@ class Plan:
             log_dir: holds the features of the real images.
         """
         named = name_scorers(self.scorers, self.device, least=0)
+        truths = find_references(self.reference, named)
         made = [Watcher(*place, named, self.batch_size, self.device, self.grid, n) for n, place in places.items()]
         for watcher in made:
             check_writable(watcher.log_dir)
             stack.enter_context(exclusive(watcher.log_dir / "watch.json"))
             watcher.begin(self.step, patient=not self.once)
             stack.callback(watcher.report.close)
+            if self.reference is not None and truths is not None:
+                watcher.use_truths(truths, data_fingerprint(self.reference))
         if self.real is not None:
             metrics = check_metrics(self.metrics, KNOWN)
             where: dict[str, Any] = {"cache": log_dir / "features", "device": self.device}

@@ -25,6 +25,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
 from qa_hooks.folders.watching.alarms import broken_shares, find_alarms, parse_threshold
 from qa_hooks.folders.watching.folder_guard import KEYS, FolderGuard
+from qa_hooks.folders.watching.ground_truths import Find, truth_of
 from qa_hooks.folders.watching.report import Report
 from qa_hooks.folders.watching.state import Goal, State
 from qa_hooks.folders.watching.steps import Steps
@@ -85,11 +86,10 @@ class Watcher:
         self.name = name
         if log_dir.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"log_dir={str(log_dir)!r} lies in the folder that is watched: choose another place")
-        needing = [name for name, scorer in scorers.items() if "reference" in scorer.inputs]
-        if needing:
-            raise ValueError(f"{', '.join(needing)} needs a reference for each image, which samples do not have")
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
         self.batch_size, self.device, self.grid = batch_size, device, grid
+        self._said_grid = False
+        self.truths: Find | None = None
         self.real: ImageSet | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
@@ -107,6 +107,11 @@ class Watcher:
         self.steps = Steps(self.folder, pattern=step, patient=patient, tell=self.report.tell)
         if step is not None:
             self.settings |= {"step": step}
+
+    def use_truths(self, find: Find, data: str) -> None:
+        """Also compare with ground truths; `data` is the fingerprint of their folder."""
+        self.truths = find
+        self.settings |= {"reference": data}
 
     def use_real(self, real: RealImages, metrics: tuple[str, ...]) -> None:
         """Also measure distances to real images."""
@@ -168,14 +173,17 @@ class Watcher:
         """Features and scores of a step's images; None when files are broken and it may be tried again."""
         if self.grid is not None:
             paths = cut(paths, self.grid)
-        elif len(self.state.steps) < LOOKED_AT and (remark := grid_remark(paths)):
+        elif not self._said_grid and len(self.state.steps) < LOOKED_AT and (remark := grid_remark(paths)):
+            self._said_grid = True  # it names the picture, so that each step's would be another remark
             self.report.tell(remark)
         images = ImageSet(str(step), self.folder, paths)
         quiet: dict[str, Any] = {"batch_size": self.batch_size, "progress": False}
         if self.extractor is not None and len(paths) >= FEWEST_OF_STEP:
             add_features(images, self.extractor, cache=None, **quiet)
         if self.scorers:
-            add_scores(images, self.scorers, reference=self.folder, first=len(paths), device=self.device, **quiet)
+            find = self.truths
+            truths = None if find is None else lambda name: truth_of(name, step, find)
+            add_scores(images, self.scorers, references=truths, first=len(paths), device=self.device, **quiet)
         if images.failures and self.steps.may_try_again(step):
             return None
         images.keep(images.readable().nonzero().flatten())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.checks import check_count, check_share, warn
 from qa_hooks._base.files import check_writable, exclusive
 from qa_hooks.images import list_images
 from qa_hooks.ratings.asking.answers import AnswerFile
@@ -59,8 +59,7 @@ def rate(
     Raises:
         ValueError: no images, no pairs, references that are missing, a file or a port that is in use.
     """
-    if not 0 <= repeats < 1:
-        raise ValueError(f"repeats must be a share of at least 0 and below 1, got {repeats!r}")
+    check_share("repeats", repeats, zero=True)
     if len(rater) > LONGEST_NAME or not (rater.isprintable() and rater == rater.strip()):
         raise ValueError(f"rater must be a name of at most {LONGEST_NAME} printable characters, got {rater!r}")
     if hidden and reference is None:

@@ -13,14 +13,16 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import with_options
+from qa_hooks._base.checks import check_channels, with_options
 from qa_hooks._base.libraries import import_library, loading
 from qa_hooks.functional.clamp import through_clamp
 from qa_hooks.images import Range
@@ -78,7 +80,7 @@ class LibraryScorer(Scorer):
         super().__init__(value_range=value_range)
         self.metric = self.keep(metric)
         self._network = isinstance(metric, nn.Module) and any(p.numel() for p in metric.parameters())
-        self.spec, self.name = spec, spec.replace(":", "_").replace("-", "_").replace("+", "plus")
+        self.spec, self.name = spec, _named(spec, options)
         self.higher_is_better, self.score_range = higher_is_better, score_range
         self.inputs, self.differentiable, self._options = inputs, differentiable, dict(options)
 
@@ -87,6 +89,7 @@ class LibraryScorer(Scorer):
         raise NotImplementedError
 
     def score(self, images: Tensor, **inputs: Any) -> Tensor:
+        check_channels(self.spec, images)
         pictures = {"images": images, **{name: value for name, value in inputs.items() if name == "reference"}}
         for name, value in pictures.items():
             value = through_clamp(value)
@@ -107,6 +110,15 @@ class LibraryScorer(Scorer):
     def save(self, path: Any) -> None:
         """Refused: the weights are the library's; the name is all there is to save."""
         raise TypeError(f"{self.name} is made again by create_scorer({self.spec!r}); there is nothing of ours to save")
+
+
+def _named(spec: str, options: Mapping[str, Any]) -> str:
+    """A metric's name, with its options, since with them it is another measure: "pyiqa_psnr_test_y_channel"."""
+    words = [spec.replace("+", "plus")]
+    for option, value in options.items():
+        said = {True: option, False: f"no_{option}"}.get(value) if isinstance(value, bool) else None
+        words.append(said or f"{option}_{PurePath(value).name if isinstance(value, str) else value}")
+    return re.sub(r"\W+", "_", "_".join(words)).strip("_")
 
 
 class Metric(NamedTuple):

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.libraries import import_library, loading
+from qa_hooks._base.libraries import import_library, installed_version, loading
 from qa_hooks.images import Range
 from qa_hooks.scorers.libraries.adapter import LibraryScorer, unknown_metric
 
@@ -124,7 +123,7 @@ class ImscoreScorer(LibraryScorer):
         try:
             scores = [self.metric.score(*part).reshape(-1) for part in parts or [(images, prompts)]]
         except (AttributeError, TypeError) as error:
-            versions = " and ".join(f"{name} {_version(name)}" for name in ("imscore", "transformers"))
+            versions = " and ".join(f"{name} {installed_version(name)}" for name in ("imscore", "transformers"))
             raise RuntimeError(f"{self.spec} does not run here: {versions} do not fit each other: {error}") from error
         return torch.cat(scores)
 
@@ -135,10 +134,3 @@ def _built(spec: str, facts: Preference, weights: str | None) -> Any:
     with loading(spec):
         kind = getattr(importlib.import_module(module), name)
         return cast(Any, kind.from_pretrained(weights or facts.weights))
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -60,7 +60,8 @@ class NIQE(Scorer):
     through. An image of which the release has no number, because it is flat, gets the one of our own handling.
 
     Attributes:
-        name: "niqe" with the original parameters only, otherwise "niqe_" and the model's name.
+        name: "niqe" with the original parameters only, otherwise "niqe_" and the model's name; then the colour, where
+            the model leaves the choice and it is not "gray".
 
     Raises:
         ValueError: unknown options, a broken file, a model of something else than photographs; when called: images
@@ -99,7 +100,8 @@ class NIQE(Scorer):
             raise ValueError(f"the model was fitted with color={fitted!r}, color={color!r} was asked for")
         self.model, self.color = model, color
         original = model.fingerprint == ORIGINAL
-        self.name = "niqe" if original else f"niqe_{model.name}"
+        chosen = f"_{color}" if color != "gray" and "color" not in model.provenance else ""
+        self.name = ("niqe" if original else f"niqe_{model.name}") + chosen
         self.as_released = original or model.provenance.get("handling") == RELEASE
         self.register_buffer("mean", model.mean, persistent=False)
         self.register_buffer("covariance", model.covariance, persistent=False)

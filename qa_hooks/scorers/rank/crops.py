@@ -85,7 +85,7 @@ def read_crops(
             crops.append(found)
             origin.append(torch.full((len(found),), position, dtype=torch.int64, device="cpu"))
     if small:
-        warn(f"{small} of {read} images are smaller than crop={side} and were left out")
+        warn(f"{small} of {plural(read, 'image')} are smaller than crop={side} and were left out")
     if 2 <= read - small < WANTED:
         warn(
             f"{what} has {plural(read - small, 'image')} to learn from, and wants at least {WANTED}: with fewer it "

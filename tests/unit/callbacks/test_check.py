@@ -283,5 +283,5 @@ def test_another_range_than_the_declared_one_is_told(tmp_path):
         Hooks([SampleGrid(tanh, n=8, value_range=value_range, folder=tmp_path)]).check()
         for value_range in ((0, 1), (-1, 1))
     )
-    assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says" in wrong
+    assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare (-1, 1)" in wrong
     assert "ANOTHER RANGE" not in right

@@ -291,7 +291,7 @@ class TestPerceptionDistortion:
         error = ((pred - photographs.double().numpy()) ** 2).mean((1, 2, 3))
         assert monitor.last["distortion"] == pytest.approx((-10 * np.log10(error)).mean(), abs=1e-4)
         assert monitor.last["perception"] == pytest.approx(np.abs(np.diff(pred, axis=-1)).mean(), rel=1e-5)
-        assert [step for step, _ in writer.scalars["qa_eval/perception_distortion/psnr"]] == [1, 2, 3]
+        assert [step for step, _ in writer.scalars["qa_eval/perception_distortion_psnr/mean"]] == [1, 2, 3]
         assert monitor.path[:, 0].tolist() == [1, 2, 3]
         assert bool((monitor.path.diff(dim=0) > 0).all())  # less blur: closer and sharper
         assert len(writer.images["qa_images/perception_distortion/path"]) == 3

@@ -15,6 +15,7 @@ from qa_hooks.callbacks import (
     ScorePanel,
     SnapshotCollector,
 )
+from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import load_image
 from qa_hooks.scorers import FunctionScorer, create_scorer
 from qa_hooks.sources.samples import as_runs
@@ -61,9 +62,15 @@ def test_a_monitor_of_a_score_with_ground_truths(truths, batch_size):
 
 def test_both_axes(truths):
     restore, psnr = blurred(truths), create_scorer("psnr")
-    axes = PerceptionDistortion(brightness(), psnr, images=restore, reference=truths, every=1)
-    Hooks([axes], writer=MemoryWriter()).step()
-    assert axes.last["distortion"] == pytest.approx(float(one_by_one(psnr, restore, truths).mean()), rel=1e-6)
+    axes, writer = PerceptionDistortion(brightness(), psnr, images=restore, reference=truths, every=1), MemoryWriter()
+    Hooks([axes], writer=writer).step()
+    scores = one_by_one(psnr, restore, truths)
+    interval = bootstrap_interval(scores)
+    assert axes.last["distortion"] == pytest.approx(float(scores.mean()), rel=1e-6)
+    assert axes.last["distortion_low"] == pytest.approx(interval.low, rel=1e-6)
+    assert axes.last["distortion_high"] == pytest.approx(interval.high, rel=1e-6)
+    for stat in ("mean", "low", "high"):
+        assert len(writer.scalars[f"qa_eval/perception_distortion_psnr/{stat}"]) == 1
     assert axes.last["n"] == len(truths)
 
 

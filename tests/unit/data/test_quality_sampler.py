@@ -81,8 +81,8 @@ class TestWeights:
             ({"temperature": -1.0}, "temperature must be more than 0"),
             ({"normalize": "range"}, "zscore"),
             ({"normalize": "softmax"}, "normalize must be one of"),
-            ({"floor": 1.5}, "floor must lie"),
-            ({"floor": math.nan}, "floor must lie"),
+            ({"floor": 1.5}, "floor must be a share"),
+            ({"floor": math.nan}, "floor must be a share"),
             ({"missing": "drop"}, "missing must be one of"),
         ):
             with pytest.raises(ValueError, match=complaint):

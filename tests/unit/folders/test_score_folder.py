@@ -336,16 +336,20 @@ def test_references_by_name_whatever_the_suffix(tmp_path, photographs):
         elif name != "d":
             save_image(reference, true / f"{name}.png")
     table = score_folder(made, ["psnr", Counting()], tmp_path / "scores.csv", reference=true)
-    assert table.paths == ["a.png", "sub/b.png"]
+    assert table.paths == ["a.png", "c.png", "d.png", "sub/b.png"]
+    assert table.columns["psnr"].isnan().tolist() == [False, True, True, False]
+    assert table.columns["level"].isfinite().all()  # which takes no reference
     image, reference = load_image(made / "sub/b.png").double(), load_image(true / "sub/b.png").double()
     psnr = 10 * np.log10(255**2 / float((image - reference).square().mean()))
-    assert table.columns["psnr"][1].item() == pytest.approx(psnr, rel=1e-4)
+    assert table.columns["psnr"][3].item() == pytest.approx(psnr, rel=1e-4)
     grey = 10 * np.log10(
         255**2 / float((load_image(made / "a.png").double() - load_image(true / "a.bmp").double()).square().mean())
     )
     assert table.columns["psnr"][0].item() == pytest.approx(grey, rel=1e-4)
     assert "no reference of the same name" in table.failures["d.png"]
     assert "its reference is 192x191, itself it is 192x192" in table.failures["c.png"]
+    save_image((photographs[3] * 255).round().byte(), true / "d.png")  # and the same call scores it
+    assert "d.png" not in score_folder(made, ["psnr", Counting()], tmp_path / "scores.csv", reference=true).failures
 
 
 def test_two_files_of_one_kind_get_the_names_of_their_files(tmp_path, photographs):

@@ -153,6 +153,26 @@ def test_what_is_left_behind_is_told_and_a_fresh_start_forgets_it(start, root):
     assert_all_but(root, ())
 
 
+def test_scores_of_other_scorers_are_kept(root):
+    """An image that one scorer refused is tried again: where the other one kills then, its first scores stay."""
+
+    def refuse(images):
+        raise ValueError("not this one")
+
+    scorers = [FunctionScorer(level, name="level", higher_is_better=True)]
+    scorers.append(FunctionScorer(refuse, name="other", higher_is_better=True))
+    for _ in range(2):
+        score_folder(root / "images", scorers, root / "t.csv", progress=False)
+    file = json.loads((root / "t.csv.json").read_text())["files"]["000.png"]
+    begun = {"begun": f"000.png {file}", "done": 0, "alone": True}
+    (root / "t.csv.begun0").write_text(json.dumps({"deaths": {begun["begun"]: DEATHS - 1}}) + "\n" + json.dumps(begun))
+    table = score_folder(root / "images", scorers, root / "t.csv", progress=False)
+    assert (table.paths[0], float(table.columns["level"][0])) == ("000.png", 0.0)
+    assert table.failures["000.png"] == LEFT_OUT
+    assert set(list(table.failures.values())[1:]) == {"other: not this one"}
+    assert list(json.loads((root / "t.csv.json").read_text())["left_out"]) == ["000.png"]
+
+
 def test_a_worker_of_ray_finds_it_in_its_shard(start, root):
     pytest.importorskip("pyarrow")
     from pyarrow.parquet import read_table

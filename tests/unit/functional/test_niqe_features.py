@@ -420,7 +420,7 @@ def test_moments_add_up_over_processes_and_flat_maps_do_not_count():
     sums = [
         sum(parts) for parts in zip(feature_moments(rows[:30], mean), feature_moments(rows[30:], mean), strict=True)
     ]
-    together = naturalness_distance_from_moments(*sums, mean, covariance)
+    together = naturalness_distance_from_moments(*sums, covariance)
     torch.testing.assert_close(together, naturalness_distance(rows, mean, covariance))
     for variant in ("mvg", "sample"):
         with_flat = naturalness_distance(torch.cat([flat, rows]), mean, covariance, variant=variant)

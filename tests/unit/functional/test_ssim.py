@@ -13,9 +13,11 @@ from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from qa_hooks.functional.filters import gaussian_blur, gaussian_filter
+from qa_hooks.functional.filters import full_precision, gaussian_blur, gaussian_filter
 from qa_hooks.functional.multiscale_similarity import ms_ssim
 from qa_hooks.functional.structural_similarity import ssim, ssim_distance
+from qa_hooks.losses import SSIMLoss
+from qa_hooks.scorers import create_scorer
 
 Metric = Callable[..., Tensor]
 METRICS: list[Metric] = [ssim, ms_ssim, ssim_distance]
@@ -175,6 +177,19 @@ def test_ms_ssim_says_once_that_levels_are_missing() -> None:
         ms_ssim(x, y)
     assert [str(entry.message) for entry in caught if "have room for 2 of the 5 levels" in str(entry.message)] != []
     assert len(caught) == 1
+
+
+def test_ssim_says_once_that_its_window_is_smaller() -> None:
+    x, y = pair(1, 1, 10, 37)
+    scorer, loss = create_scorer("ssim"), SSIMLoss()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for measure in (ssim, loss, scorer):
+            measure(x, y)
+    assert [str(entry.message)[:61] for entry in caught] == [
+        "images of 10x37 have room for 9 of the 11 pixels of SSIM's win"[:61]
+    ]
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("variant", ["metric", "official"])
@@ -349,6 +364,25 @@ def test_chosen_product_precision_is_ignored_and_restored(metric: Metric) -> Non
         torch.set_float32_matmul_precision("medium")
         assert torch.equal(metric(x, y), expected)
         assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_products_are_float32_inside_whatever_the_run_has_chosen() -> None:
+    """A CPU without bfloat16 products would give the right numbers anyway."""
+
+    def products() -> str:
+        if hasattr(torch.backends.mkldnn, "matmul"):
+            return str(torch.backends.mkldnn.matmul.fp32_precision)
+        return torch.get_float32_matmul_precision()
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        chosen = products()
+        with full_precision(torch.device("cpu")):
+            assert products() in ("ieee", "highest")
+        assert products() == chosen != "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
 

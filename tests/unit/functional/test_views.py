@@ -16,3 +16,13 @@ def test_views_are_smaller_and_larger_than_the_image():
     assert heights.max() in (49, 50)
     assert 0.4 < (heights > 40).float().mean() < 0.6
     assert all(abs(width - 2 * height) <= 1 for height, width in sizes)
+
+
+def test_views_of_a_line_are_lines():
+    """3/4 to 5/4 of one pixel is one pixel, in the crop and in what comes out."""
+    line = torch.arange(8.0).expand(1, 1, 1, 8)
+    for seed in range(20):
+        views = [random_view(images.shape, torch.Generator().manual_seed(seed), noise=0.0)(images)
+                 for images in (line, line.mT)]  # fmt: skip
+        assert (views[0].shape[-2], views[1].shape[-1]) == (1, 1)
+        assert all(view.min() >= 0 and view.max() <= 7 for view in views)

@@ -35,8 +35,8 @@ def test_the_formula(pair):
 def test_terms_are_unweighted_and_detached(pair):
     loss = SSIMLoss(weight=3.0)
     value = loss(*pair)
-    assert loss.terms["ssim"].item() == pytest.approx(value.item() / 3)
-    assert not loss.terms["ssim"].requires_grad
+    assert loss.terms["ssim_loss"].item() == pytest.approx(value.item() / 3)
+    assert not loss.terms["ssim_loss"].requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:images of 64x64 have room for 3")
@@ -67,7 +67,7 @@ def test_descending_each_loss_brings_the_images_together(photographs):
 def test_terms_do_not_depend_on_the_weights(pair):
     loss = SSIMLoss()
     loss(*pair, sample_weight=torch.zeros(3))
-    assert loss.terms["ssim"] > 0.1
+    assert loss.terms["ssim_loss"] > 0.1
 
 
 def test_weight_zero_is_a_constant(pair):

@@ -13,7 +13,7 @@ from torch import nn
 from qa_hooks.callbacks import Hooks
 from qa_hooks.functional.clamp import clamp_inward
 from qa_hooks.functional.views import random_view
-from qa_hooks.losses import ScoreLoss
+from qa_hooks.losses import MSSSIMLoss, ScoreLoss, SSIMLoss
 from qa_hooks.losses.reward_balance import GradientBalance
 from qa_hooks.scorers import NIQE, PSNR, FunctionScorer
 
@@ -160,6 +160,28 @@ class TestBalance:
         (of_fidelity,) = torch.autograd.grad(fidelity, pred, retain_graph=True)
         (of_reward,) = torch.autograd.grad(loss(pred, fidelity=fidelity), pred)
         return loss, of_fidelity, of_reward
+
+    @pytest.mark.parametrize(("share", "told"), [(1.9, False), (2.1, True)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_plain_weight_that_overwhelms_fidelity_is_told_once(self, share, told, dtype):
+        pred = batch().to(dtype).requires_grad_()
+        fidelity = (pred.float() - batch(seed=9)).abs().mean()
+        gradient = torch.autograd.grad(pred.float().mean((1, 2, 3)).sum() / len(pred), pred)[0].float().norm()
+        of_fidelity = torch.autograd.grad(fidelity, pred, retain_graph=True)[0].float().norm()
+        power = scorer(lambda x: x.mean((1, 2, 3)))
+        loss = ScoreLoss(power, ceiling=0.9, weight=float(share * of_fidelity / gradient))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loss(pred, fidelity=fidelity)
+            loss(pred, fidelity=fidelity).backward()
+        assert ["2.1 times the fidelity term's" in str(warning.message) for warning in caught] == [True] * told
+
+    def test_what_cannot_be_compared_is_left_alone(self):
+        pred = batch().requires_grad_()
+        loss = ScoreLoss(scorer(lambda x: x.mean((1, 2, 3))), weight=1e6, ceiling=0.9)
+        for fidelity in (torch.tensor(1.0), batch().requires_grad_().mean(), (0 * pred).mean()):
+            loss._compared = False
+            loss(pred, fidelity=fidelity)
 
     @pytest.mark.parametrize("ratio", [0.1, 1.0, 2.0])
     @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e5])
@@ -330,6 +352,7 @@ class TestCombination:
             ScoreLoss([up, down], combine="max")
 
 
+@pytest.mark.filterwarnings("ignore:.*times the fidelity term's")
 @pytest.mark.parametrize(
     "options",
     [
@@ -462,7 +485,7 @@ def test_niqe_with_everything_on(photographs):
     loss = ScoreLoss(NIQE(pristine="bsd100"), ceiling="real", balance=0.3)
     loss(pred, real=crops, fidelity=(pred - crops).abs().mean()).backward()
     assert torch.isfinite(pred.grad).all()
-    assert set(loss.terms) == {"niqe_bsd100", "score", "at_ceiling", "ceiling", "out_of_range", "weight"}
+    assert set(loss.terms) == {"niqe_bsd100_loss", "score", "at_ceiling", "ceiling", "out_of_range", "weight"}
     assert loss.terms["score"] > -loss.terms["ceiling"]
 
 
@@ -502,3 +525,19 @@ def test_torch_func_grad_is_the_gradient_and_vmap_and_forward_mode_are_refused_i
         torch.func.vmap(torch.func.grad(lambda image: scorer(image[None]).sum()))(images.detach())
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(loss, (images.detach(),), (torch.ones_like(images),))
+
+
+def test_a_loss_does_not_stand_under_the_name_of_a_score():
+    """With a ceiling it is the distance to it, and without one it may be the negative score."""
+    for higher_is_better, ceiling in ((True, None), (True, 0.75), (False, 0.1)):
+        mean = lambda x: x.mean((1, 2, 3))  # noqa: E731
+        bright = FunctionScorer(mean, name="bright", higher_is_better=higher_is_better, score_range=(0.0, 1.0))
+        loss = ScoreLoss(bright, ceiling=ceiling)
+        value = loss(torch.full((2, 3, 8, 8), 0.25))
+        assert "bright" not in loss.terms
+        assert loss.terms["bright_loss"] == value
+        assert loss.terms["score"] == 0.25
+    for kind, name in ((SSIMLoss, "ssim"), (MSSSIMLoss, "ms_ssim")):
+        loss = kind()
+        loss(torch.rand(1, 3, 176, 176), torch.rand(1, 3, 176, 176))
+        assert set(loss.terms) == {f"{name}_loss"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import warnings
 
 import pytest
@@ -163,6 +164,11 @@ class TestNIQEPenalty:
             assert penalty.terms["niqe_active"].item() == float(call >= 8)
             assert (value.item() > 0) == (call >= 8)
         assert penalty.model.count == 512
+
+    def test_a_call_of_the_warmup_shows_no_bar(self, critic, digits, caplog):
+        caplog.set_level(logging.INFO, logger="qa_hooks")
+        NIQEPenalty(value_range=UNIT, warmup=8)(critic, digits[:64], digits[:64])
+        assert not caplog.records
 
     def test_a_short_warmup_is_refused_at_the_first_call(self, critic, batch):
         with pytest.raises(ValueError, match=r"warmup=2 calls of 32 images give 64 maps.*warmup=12 or more"):

@@ -154,7 +154,7 @@ class TestEveryAdapter:
 
     def test_names_and_options(self, pair):
         scorer = create_scorer({"type": "piq:ssim", "downsample": False, "value_range": (0, 255)})
-        assert (scorer.name, scorer.value_range) == ("piq_ssim", (0, 255))
+        assert (scorer.name, scorer.value_range) == ("piq_ssim_no_downsample", (0, 255))
         import piq
 
         expected = piq.ssim(*pair, downsample=False, reduction="none")

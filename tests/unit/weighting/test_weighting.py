@@ -150,6 +150,16 @@ def test_scores_that_are_not_finite(make, bad):
     assert weighter(images(5), scores=torch.full((5,), bad)).tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("make", [OHEM, TopK])
+def test_the_third_call_is_checked_and_no_later_one(make):
+    weighter, bad = make(scorer=brightness()), torch.tensor([1.0, torch.nan, 3.0])
+    for _ in range(2):
+        weighter(images(3), scores=torch.rand(3))
+    with pytest.raises(ValueError, match="1 of 3 scores"):
+        weighter(images(3), scores=bad)
+    assert torch.isfinite(weighter(images(3), scores=bad)).all()
+
+
 def test_weight_one_runs_nothing_and_every_skips():
     calls = []
 
