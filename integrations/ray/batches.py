@@ -20,7 +20,7 @@ from qa_hooks.folders.scoring.batching import scored_windows
 from qa_hooks.folders.scoring.score_folder import Spec, name_scorers, score_columns, scorer_facts
 from qa_hooks.folders.scoring.score_table import column_names
 from qa_hooks.folders.scoring.shards import PROBLEM
-from qa_hooks.folders.scoring.tiles import PiecedImage
+from qa_hooks.folders.scoring.tiles import PiecedImage, problem_of
 from qa_hooks.images import as_tensor, load_image
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.windows import read_ahead
@@ -216,8 +216,9 @@ def read_item(item: Item) -> PiecedImage:
         if references and references[0].shape[1:] != pixels.shape[1:]:
             raise ValueError(f"its reference is {tuple(references[0].shape)}, itself it is {tuple(pixels.shape)}")
     except Exception as error:  # the parsers raise what they like; one bad image must not end the run
-        told = str(error).removeprefix(f"{image} ") if isinstance(image, str | Path) else str(error)
-        return PiecedImage(name, [], [], [], problem=" ".join(told.split()) or type(error).__name__)
+        return PiecedImage(
+            name, [], [], [], problem=problem_of(error, image if isinstance(image, str | Path) else name)
+        )
     return PiecedImage(name, [pixels], references, [(0, 0)], prompt=prompt)
 
 

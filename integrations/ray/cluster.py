@@ -11,7 +11,7 @@ from typing import Any
 from qa_hooks._base.checks import warn
 from qa_hooks._base.libraries import import_library
 
-RETRIES = 3  # of a task whose worker died
+RETRIES = 6  # of a task whose worker died: a picture that kills is left out after three deaths
 
 
 @contextlib.contextmanager
@@ -27,8 +27,9 @@ def cluster(address: str | None) -> Iterator[Any]:
         quiet["include_dashboard"] = False
     try:
         ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
-        raise ValueError(f"no cluster of Ray at {address!r} ({error}): ray start --head starts one") from error
+    except (ConnectionError, SystemExit) as error:  # Ray ends the process where nobody answers at host:port
+        why = "nobody answers" if isinstance(error, SystemExit) else error
+        raise ValueError(f"no cluster of Ray at {address!r} ({why}): ray start --head starts one") from error
     try:
         yield ray
     finally:

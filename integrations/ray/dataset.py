@@ -19,15 +19,16 @@ from typing import Any
 
 import qa_hooks
 from qa_hooks._base.checks import check_count
-from qa_hooks._base.files import check_writable, exclusive, write_text
+from qa_hooks._base.files import check_writable, exclusive, naming, write_text
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import Progress
 from qa_hooks._base.text import plural
 from qa_hooks.folders.scoring.growing import refuse_other_settings
+from qa_hooks.folders.scoring.journal import LEFT_OUT, Journal
 from qa_hooks.folders.scoring.score_folder import Spec
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores, read_spec
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, begun_path, read_scores, read_spec
 from qa_hooks.folders.scoring.shards import MANIFEST, SHOWN, Counts, part_path, read_counts, write_part
-from qa_hooks.integrations.ray.batches import ScoreBatches
+from qa_hooks.integrations.ray.batches import Item, ScoreBatches
 from qa_hooks.integrations.ray.cluster import check_device, cluster, put, reason, remote
 from qa_hooks.integrations.ray.shards import Shard, find_shards
 
@@ -111,6 +112,8 @@ def score_dataset(
             f"source must be a path, got {type(source).__name__}; a data set of Ray takes "
             "dataset.map_batches(ScoreBatches, ...).write_parquet(...)"
         )
+    if not isinstance(output, str | Path):
+        raise TypeError(f"output must be the path of a folder, got {type(output).__name__}")
     check_device(device)
     shard_size, output = check_count("shard_size", shard_size), Path(output)
     score = ScoreBatches(scorers, batch_size=batch_size, device="cpu" if device == "cpu" else None)
@@ -219,7 +222,7 @@ def _scored(
         first, why = next(iter(failed.items()))
         raise RuntimeError(
             f"{len(failed)} of {len(waiting)} shards were not finished; the first, {first}: {why}. "
-            f"{finished or 'none'} were, and the same command goes on with the others"
+            f"{finished or 'none'} {'was' if finished == 1 else 'were'}, and the same command goes on with the others"
         )
 
 
@@ -244,11 +247,20 @@ def score_shard(score: ScoreBatches, shard: Shard, part: str, call: str) -> Coun
     score = KEPT.setdefault(call, score)
     columns: dict[str, list[float]] = {name: [] for name in score.names}
     names, problems = [], []
-    for name, scores, problem in score.stream(shard.images()):
-        names.append(name)
-        problems.append(problem)
-        for column, value in scores.items():
-            columns[column].append(value)
-    if shard.has_changed():
-        raise RuntimeError("its files changed while they were read")
-    return write_part(path, names, columns, problems)
+
+    def work(rows: Iterator[Item], ahead: bool) -> Iterator[list[tuple[str, dict[str, float], str]]]:
+        return ([row] for row in score.stream(rows, ahead=ahead))
+
+    with naming(path), Journal(begun_path(path)) as journal:
+
+        def readable(row: Item) -> Item:
+            return row._replace(image=ValueError(LEFT_OUT)) if journal.leaves_out(row.name) else row
+
+        for ((name, scores, problem),) in journal.watch(map(readable, shard.images()), lambda row: row.name, work):
+            names.append(name)
+            problems.append(problem)
+            for column, value in scores.items():
+                columns[column].append(value)
+        if shard.has_changed():
+            raise RuntimeError("its files changed while they were read")
+        return write_part(path, names, columns, problems)

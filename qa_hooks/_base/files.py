@@ -100,12 +100,31 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if not _is_alive(left.name.removeprefix(f"{path.name}.").partition("@")[0]):
             left.unlink(missing_ok=True)
     try:
-        yield partial
+        with naming(path):
+            yield partial
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """A block that writes a file: what the system has against it, such as a full disk, names the file.
+
+    Example:
+        >>> with naming("scores.csv"):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'scores.csv'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_alive(process: str) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ class QualityTable:
             raise ValueError(f"values must be ({len(self.keys)}, K), as many as keys, got {tuple(self.values.shape)}")
         if len(set(self.keys)) < len(self.keys):
             raise ValueError(f"the keys must differ, {len(self.keys) - len(set(self.keys))} of them repeat others")
-        object.__setattr__(self, "_rows", {key: row for row, key in enumerate(self.keys)})
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -88,10 +88,9 @@ class QualityTable:
         """The number of candidates."""
         return self.values.shape[1]
 
-    @property
+    @cached_property
     def _by_key(self) -> dict[str, int]:
-        rows: dict[str, int] = self.__dict__["_rows"]
-        return rows
+        return {key: row for row, key in enumerate(self.keys)}
 
     def scores(self, key: str) -> Tensor:
         """`(K,)` raw scores of a sample, the original first; NaN where there is none. `KeyError` for an unknown key."""

@@ -136,13 +136,13 @@ def _scored(
 
 
 def _left(table: Path) -> list[str]:
-    """The contents that earlier calls have scored."""
+    """The contents that earlier calls have scored, or left out."""
     spec = left_spec(table)
     if spec is None:
         return []
     if growing_path(table).is_file():  # a call that was killed
         return sorted(GrowingTable(table, spec).done())
-    return read_scores(table).paths
+    return [*read_scores(table).paths, *spec.get("left_out", ())]
 
 
 def _reader(wanted: Mapping[str, Stimulus], scorer: Scorer) -> Callable[[str], PiecedImage]:

@@ -138,6 +138,41 @@ def test_a_shard_that_kills_every_worker_is_named_and_the_others_are_done(ray, f
     assert (again.shards, again.skipped, again.images) == (fine.shards, fine.shards - 1, 91)
 
 
+@pytest.mark.slow
+def test_pictures_that_kill_their_worker_cost_a_row_each(ray, folder, tmp_path):
+    """Two in one shard, without another command."""
+    doomed = [load_image(folder / name) for name in ("000.png", "sub/001.png")]
+
+    def score(images):
+        for image in images:
+            if any(one.shape == image.shape and torch.equal(one, (image * 255).round().byte()) for one in doomed):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return images.mean((1, 2, 3))
+
+    scorer = FunctionScorer(score, name="brightness", higher_is_better=True)
+    done = score_dataset(folder, scorer, tmp_path / "t", shard_size=1000, batch_size=4, progress=False)
+    assert (done.images, done.problems) == (91, 3)
+    table = done.read()
+    expected = score_folder(folder, brightness(), tmp_path / "t.csv", progress=False)
+    assert set(table.failures) == {"broken.jpg", "000.png", "sub/001.png"}
+    assert "the process was killed" in table.failures["000.png"]
+    found, wanted = (dict(zip(t.paths, t.columns["brightness"].tolist(), strict=True)) for t in (table, expected))
+    rest = [path for path in wanted if path not in table.failures]
+    assert [found[path] for path in rest] == pytest.approx([wanted[path] for path in rest], rel=1e-6)
+    assert not list((tmp_path / "t").glob("*.begun*"))
+
+
+@pytest.mark.parametrize("end", [SystemExit(15), ConnectionError("gone")])
+def test_a_cluster_that_does_not_answer_is_an_error_of_its_address(ray, folder, tmp_path, monkeypatch, end):
+    def init(**_):
+        raise end
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match=r"no cluster of Ray at '127\.0\.0\.1:1' \((nobody answers|gone)\)"):
+        score_dataset(folder, brightness(), tmp_path / "t", address="127.0.0.1:1", progress=False)
+
+
 def test_only_what_changed_is_scored_again(ray, folder, tmp_path, capsys):
     command = ["score", str(folder), "--scorer", "psnr"]
     images = tmp_path / "images"

@@ -47,6 +47,11 @@ def test_imports_point_one_way(name):
         assert LEVEL[room] <= LEVEL[own], f"{own} imports {target}"
 
 
+def test_no_file_is_longer_than_the_style_allows():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES.values()}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
 def test_no_circles():
     """Neither between modules nor between rooms, wherever the imports stand."""
     for graph in (TREE.arrows(), TREE.rooms()):

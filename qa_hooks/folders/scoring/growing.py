@@ -6,7 +6,9 @@
     scores.csv.rows1   the lines of the second process, and so on
 
 A line is whole or it is not, so a process may be killed at any time. The CSV appears at the end, whole; an older CSV
-stays in its place until then.
+stays in its place until then. Beside it `scores.csv.begun0` names what a process is at work on
+(`qa_hooks.folders.scoring.journal`); an image at which processes die gets a line with "left_out", and is not tried
+again while its file stays as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +24,22 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from qa_hooks._base.checks import warn
 from qa_hooks._base.files import whole_file, write_text
 from qa_hooks._base.headers import json_lines
 from qa_hooks._base.text import plural, safe_cell, true_cell
-from qa_hooks.folders.scoring.score_table import TEXT, TILE_COLUMNS, column_names, growing_path, read_spec, spec_path
+from qa_hooks.folders.scoring.journal import DEATHS, LEFT_OUT, keep_suspects, left_behind
+from qa_hooks.folders.scoring.score_table import (
+    TEXT,
+    TILE_COLUMNS,
+    begun_path,
+    column_names,
+    growing_path,
+    read_spec,
+    spec_path,
+)
 
-Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem"}
+Line = dict[str, Any]  # {"path", "file", "rows", maybe "problem", maybe "left_out"}
 # What two runs on one table must agree in; the last three are of folders of Parquet files alone.
 SAME = ("folder", "scorers", "tiles", "overlap", "reference", "grid", "column", "shard_size", "qa_hooks")
 
@@ -61,16 +73,44 @@ class GrowingTable:
             refuse_other_settings(self.path, old, self.spec)
             since = float(old["started"])
             lines = {name: line for name, line in lines.items() if _is_same(line, current.get(name), since)}
+        suspects = self._suspects(current, lines) if resume else {}
         self.spec["started"] = time.time()
         with whole_file(growing_path(self.path)) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in (self.spec, *lines.values()))
-        for part in (*self._beside("rows")[1:], *self._beside("part"), *self._beside("failed")):
+        for part in (*self._beside("rows")[1:], *self._beside("part"), *self._beside("failed"), *self._beside("begun")):
             part.unlink()
+        keep_suspects(begun_path(self.path), suspects)
+
+    def _suspects(self, current: Mapping[str, Sequence[int]], lines: dict[str, Line]) -> dict[str, int]:
+        """The images at one of which an earlier run may have died; those at which it did get their line."""
+        deaths: dict[str, int] = {}
+        for part in self._beside("begun"):
+            deaths |= left_behind(part)
+        suspects = {}
+        for name in current if deaths else ():
+            key = journal_key(name, current[name])
+            if key not in deaths or (name in lines and _is_done(lines[name])):
+                continue
+            if deaths[key] < DEATHS:
+                suspects[key] = deaths[key]
+            else:
+                rows = lines[name]["rows"] if name in lines else []
+                lines[name] = json.loads(image_line(name, current[name], rows, LEFT_OUT)) | {"left_out": True}
+        if suspects:
+            warn(
+                f"an earlier run of {self.path} was killed while it worked on {plural(len(suspects), 'image')}: they "
+                f"are scored one by one, and one at which the process is killed {DEATHS} times is left out"
+            )
+        return suspects
 
     def done(self) -> set[str]:
         """The paths that need no scoring any more; an image that one of several scorers could not score is not one."""
         lines = {line["path"]: line for line in self._lines()}  # the last line of an image counts
-        return {name for name, line in lines.items() if line["rows"] and "problem" not in line}
+        return {name for name, line in lines.items() if _is_done(line)}
+
+    def suspects(self) -> set[str]:
+        """The images that are to be scored one by one, by `journal_key`."""
+        return set(left_behind(begun_path(self.path)))
 
     def appender(self, rank: int) -> TextIO:
         """This process's own file, open for lines of `image_line`; the caller flushes."""
@@ -88,11 +128,14 @@ class GrowingTable:
         if scored:
             files = {line["path"]: " ".join(map(str, line["file"])) for line in scored if line.get("file")}
             self.spec.update(complete=all(name in lines for name in expected), failures=failures, files=files)
+            left_out = {name: line["file"] for name, line in sorted(lines.items()) if line.get("left_out")}
+            self.spec.pop("left_out", None)
+            self.spec |= {"left_out": left_out} if left_out else {}
             with whole_file(self.path) as partial, partial.open("w", **TEXT) as file:
                 file.write(csv_line(self.header))
                 file.writelines(csv_line([line["path"], *row]) for line in scored for row in line["rows"])
             write_text(spec_path(self.path), json.dumps(self.spec, indent=1) + "\n")
-        for part in reversed(self._beside("rows")):
+        for part in (*self._beside("begun"), *reversed(self._beside("rows"))):
             part.unlink()
         if not scored:
             first = next(iter(failures.items()), ("", "no image was left"))
@@ -107,7 +150,7 @@ class GrowingTable:
     def _left(self) -> dict[str, Line]:
         """The images that an earlier run with this spec has scored, by path."""
         if growing_path(self.path).is_file():
-            return {line["path"]: line for line in self._lines() if line["rows"]}
+            return {line["path"]: line for line in self._lines() if line["rows"] or line.get("left_out")}
         complete, failures = self.spec.get("complete", False), self.spec.get("failures", {})
         files = self.spec.get("files", {})
         lines: dict[str, Line] = {}
@@ -120,6 +163,10 @@ class GrowingTable:
                 }
                 if name in failures:
                     lines[name]["problem"] = failures[name]
+        for name, file in self.spec.get("left_out", {}).items():
+            rows = lines[name]["rows"] if name in lines else []
+            why = failures.get(name, LEFT_OUT)
+            lines[name] = {"path": name, "file": file, "rows": rows, "problem": why, "left_out": True}
         return lines
 
     def _csv_rows(self, path: Path, *, whole: bool) -> dict[str, list[list[str]]]:
@@ -178,6 +225,20 @@ def left_spec(path: Path) -> Line | None:
     growing = growing_path(path)
     first = next(json_lines(growing), None) if growing.is_file() else None
     return first if first is not None else read_spec(path)
+
+
+def journal_key(name: str, file: Sequence[int]) -> str:
+    """What a journal calls an image: another file of the same name is not what an earlier run died of.
+
+    Example:
+        >>> journal_key("a.png", [])
+        'a.png'
+    """
+    return " ".join([name, *map(str, file)])
+
+
+def _is_done(line: Line) -> bool:
+    return bool(line.get("left_out") or (line["rows"] and "problem" not in line))
 
 
 def _is_same(line: Line, now: Sequence[int] | None, since: float) -> bool:

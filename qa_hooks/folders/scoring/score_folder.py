@@ -18,12 +18,13 @@ import torch
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.containers import file_state
-from qa_hooks._base.files import check_writable, exclusive
+from qa_hooks._base.files import check_writable, exclusive, naming
 from qa_hooks._base.processes import rank, together, world_size
 from qa_hooks._base.progress import Progress
 from qa_hooks.folders.scoring.batching import scored_windows
-from qa_hooks.folders.scoring.growing import GrowingTable, image_line, left_spec, number
-from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, read_scores
+from qa_hooks.folders.scoring.growing import GrowingTable, image_line, journal_key, left_spec, number
+from qa_hooks.folders.scoring.journal import Journal
+from qa_hooks.folders.scoring.score_table import FORMAT, VERSION, ScoreTable, begun_path, growing_path, read_scores
 from qa_hooks.folders.scoring.tiles import PiecedImage, check_tiles, find_references, read_pieces
 from qa_hooks.scorers import Scorer, create_scorer
 from qa_hooks.sources.grids import find_images
@@ -64,7 +65,9 @@ def score_folder(
         batch_size: images, or tiles, at a time; large ones come in smaller batches.
         device: where the scorers run; None leaves them where they are.
         resume: continue an existing table; False replaces it. Images whose file changed after the earlier run are
-            scored again. Rows of deleted images are removed. Images that failed are tried again.
+            scored again. Rows of deleted images are removed. Images that failed are tried again. After a run that was
+            killed, the images that it was at work on are scored one by one; one at which the process is killed twice
+            is left out as a failure, and is tried again when its file changes.
         progress: show a bar when stderr is a terminal.
 
     Returns:
@@ -137,12 +140,29 @@ def score_into(
     """
     with together():  # nobody writes before all have looked at what is done: the shares are shares of one list
         table = GrowingTable(output, left_spec(output) or {})
-        done = table.done()
-    mine = [name for name in sorted(current) if name not in done][rank() :: world_size()]
+        done, suspects = table.done(), table.suspects()
+
+    def key(name: str) -> str:
+        return journal_key(name, current[name])
+
+    def work(names: Iterator[str], ahead: bool) -> Iterator[list[PiecedImage]]:
+        images = read_ahead(read, names) if ahead else map(read, names)
+        return scored_windows(images, named, batch_size, device)
+
+    waiting = [name for name in sorted(current) if name not in done]
+    alone = [name for name in waiting if suspects and key(name) in suspects]
+    mine = sorted(set(waiting) - set(alone))[rank() :: world_size()]
+    # One process works on the suspects: when it dies, the others are killed with it, and are not to blame for that.
+    mine = alone + mine if rank() == 0 else mine
     with together():
         failed = 0
-        with Progress("scores", len(mine), shown=progress) as bar, table.appender(rank()) as out:
-            for window in scored_windows(read_ahead(read, mine), named, batch_size, device):
+        with (
+            Progress("scores", len(mine), shown=progress) as bar,
+            naming(growing_path(output, rank())),
+            table.appender(rank()) as out,
+            Journal(begun_path(output, rank())) as journal,
+        ):
+            for window in journal.watch(mine, key, work):
                 for image, rows in zip(window, _rows(window, named, tiled=table.tiled), strict=True):
                     failed += bool(image.problem)
                     out.write(image_line(image.name, current[image.name], rows, image.problem))

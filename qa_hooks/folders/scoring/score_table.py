@@ -246,3 +246,8 @@ def spec_path(path: Path) -> Path:
 def growing_path(path: Path, rank: int = 0) -> Path:
     """`scores.csv` -> `scores.csv.rows0`, where the rows of a process stand until the table is complete."""
     return path.with_name(f"{path.name}.rows{rank}")
+
+
+def begun_path(path: Path, rank: int = 0) -> Path:
+    """`scores.csv` -> `scores.csv.begun0`, where a process notes what it is at work on."""
+    return path.with_name(f"{path.name}.begun{rank}")

@@ -59,11 +59,11 @@ def read_pieces(
     try:  # the parsers of a dozen formats raise what they like, and one bad file must not end the run
         image = load_image(path)
     except Exception as error:
-        return PiecedImage(name, [], [], [], problem=_in_words(error, path))
+        return PiecedImage(name, [], [], [], problem=problem_of(error, path))
     try:
         reference = None if references is None else _read_reference(references(name), image)
     except Exception as error:
-        alone = _in_words(error, path)
+        alone = problem_of(error, path)
     _, height, width = image.shape
     corners = tile_corners(height, width, tiles, overlap) if tiles else [(0, 0)]
     side = tiles or max(height, width)
@@ -74,9 +74,15 @@ def read_pieces(
     return PiecedImage(name, cut(image), [] if reference is None else cut(reference), corners, alone=alone)
 
 
-def _in_words(error: Exception, path: Path) -> str:
-    message = str(error).removeprefix(f"{path} ").replace(f" {str(path)!r}", "")  # the name stands before it anyway
-    return " ".join(message.split()) or type(error).__name__
+def problem_of(error: Exception, path: str | Path) -> str:
+    """What is wrong with an image, in one line without its path, which stands before it anyway.
+
+    Example:
+        >>> problem_of(FileNotFoundError(2, "No such file or directory", "a.png"), "a.png")
+        '[Errno 2] No such file or directory'
+    """
+    told = str(error).removeprefix(f"{path} ").replace(f": {str(path)!r}", "").replace(f" {str(path)!r}", "")
+    return " ".join(told.split()) or type(error).__name__
 
 
 def _read_reference(path: Path | None, image: Tensor) -> Tensor:

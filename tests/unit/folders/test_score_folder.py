@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from qa_hooks.folders import filter_scores, pick_folder, read_scores, score_folder
-from qa_hooks.folders.scoring.growing import number
+from qa_hooks.folders.scoring.growing import GrowingTable, number
 from qa_hooks.folders.scoring.score_table import ScoreTable
 from qa_hooks.folders.scoring.tiles import tile_corners
 from qa_hooks.images import load_image, save_image
@@ -170,6 +171,34 @@ def test_broken_images_are_listed_and_tried_again(folder, tmp_path):
     scorer = Counting()
     table = score_folder(folder, scorer, tmp_path / "scores.csv")
     assert (scorer.seen, sorted(table.failures)) == (1, broken[:2])
+
+
+def test_a_source_that_shrinks_and_a_full_disk_are_told_and_gone_on_with(folder, tmp_path, monkeypatch):
+    """Files that go while others are scored are problems of their own; a disk that is full is named by its file."""
+    gone = sorted(folder.rglob("*.png"))[-1]
+    name = gone.relative_to(folder).as_posix()
+    read = score_folder.__globals__["read_pieces"]
+
+    def late(path_name, path, *rest):
+        if path_name == name:
+            gone.unlink()
+        return read(path_name, path, *rest)
+
+    monkeypatch.setitem(score_folder.__globals__, "read_pieces", late)
+    table = score_folder(folder, Counting(), tmp_path / "t.csv")
+    assert table.failures == {name: "[Errno 2] No such file or directory"}
+    monkeypatch.undo()
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GrowingTable, "appender", lambda self, rank: Full())
+        with pytest.raises(OSError, match=r"No space left on device: '.*s\.csv\.rows0'"):
+            score_folder(folder, Counting(), tmp_path / "s.csv")
+    assert sorted(p.name for p in tmp_path.glob("s.csv*")) == ["s.csv.rows0"]
+    assert len(score_folder(folder, Counting(), tmp_path / "s.csv")) == len(NAMES) - 1
 
 
 def test_one_scorer_may_refuse_what_another_takes(folder, tmp_path):
