@@ -257,7 +257,7 @@ def test_a_json_scorer_tiles_and_overwrite(tmp_path, photographs, capsys):
         save_image(to_uint8(photographs[0]), tmp_path / root / "a.png")
     arguments = ["score", tmp_path / "made", "--reference", tmp_path / "true", "-o", tmp_path / "s.csv"]
     assert run([*arguments, "--scorer", '{"type": "psnr", "channel": "y"}', "--tiles", "128"], capsys)[0] == 0
-    assert (tmp_path / "s.csv").read_text().splitlines()[:2] == ["path,tile_x,tile_y,psnr", "a.png,0,0,100.0"]
+    assert (tmp_path / "s.csv").read_text().splitlines()[:2] == ["path,tile_x,tile_y,psnr_y", "a.png,0,0,100.0"]
     code, _, err = run([*arguments, "--scorer", "psnr", "--tiles", "128"], capsys)
     assert code == 1
     assert "--overwrite" in err

@@ -90,8 +90,9 @@ def test_every_monitor_says_which_direction_is_better(tmp_path):
         hooks.step()
     page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
     found = dict(re.findall(r"<td>([^<]*?) <small>\((\w+) is better\)</small></td>", page))
-    assert {tag.rpartition("/")[2]: better for tag, better in found.items() if not tag.startswith("fd")} == {
-        "fell": "lower", "overlap": "higher", "ks": "lower", "dark": "lower", "psnr": "higher",
+    assert {tag: better for tag, better in found.items() if not tag.startswith("fd")} == {
+        "dark/fell": "lower", "dark/overlap": "higher", "dark/ks": "lower",
+        "perception_distortion_dark/mean": "lower", "perception_distortion_psnr/mean": "higher",
     }  # fmt: skip
     assert [better for tag, better in found.items() if tag.startswith("fd")] == ["lower"]
 
