@@ -121,6 +121,12 @@ class TestValuesThatAreAllEqual:
         assert found.low < found.difference < found.high
 
 
+def test_a_group_may_be_a_single_item():
+    assert sorted(rows.tolist() for rows in jackknife_subsets(3, groups=3)) == [[0, 1], [0, 2], [1, 2]]
+    with pytest.raises(ValueError, match="3"):
+        jackknife_subsets(3, groups=4)
+
+
 def test_a_jackknife_needs_two_groups():
     with pytest.raises(ValueError, match="groups must be"):
         jackknife_subsets(100, groups=1)
