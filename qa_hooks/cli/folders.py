@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import tempfile
@@ -103,14 +104,17 @@ def _score(options: argparse.Namespace) -> Answer:
 
 
 def _facts(table: ScoreTable, name: str) -> dict[str, Any]:
-    """Counts, median and ends of a scorer's scores."""
+    """Counts, mean with its interval, median and ends of a scorer's scores."""
     paths, scores = table.per_image(name)
     known = scores[scores.isfinite()].double()
     ends = [float(known.min()), float(known.quantile(0.5)), float(known.max())] if len(known) else [None] * 3
     found = dict(zip(("lowest", "median", "highest"), ends, strict=True))
+    of_mean = {f"mean{part}": value if math.isfinite(value) else None
+               for part, value in zip(("", "_low", "_high"), table.mean(name), strict=True)}  # fmt: skip
     return {
         "higher_is_better": table.higher_is_better(name),
         "images": len(known),
+        **of_mean,
         **found,
         "without": len(paths) - len(known),
     }

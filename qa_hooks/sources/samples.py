@@ -61,8 +61,9 @@ class GroundTruths:
         for index, truth in enumerate(truths, start):
             if truth.shape != restored.shape[1:]:
                 raise ValueError(
-                    f"image {index} is {tuple(restored.shape[1:])} and its ground truth {tuple(truth.shape)}: a "
-                    "function that restores gives the images in the order of reference="
+                    f"image {index} is {tuple(restored.shape[1:])} and its ground truth {tuple(truth.shape)}: give "
+                    "ground truths in the order of the restored images, and cut to what the network makes of them (a "
+                    "multiple of the scale): truth[:, :height, :width]"
                 )
         return torch.stack(truths).to(restored.device)
 

@@ -63,7 +63,7 @@ def test_fit_score_filter_pick(samples, gmm, tmp_path, capsys):
     assert code == 0
     counts, digest = out.splitlines()
     assert counts == f"{table_path}: 60 images; 3 with problems"
-    assert digest.startswith("  giqa_gmm: median ")
+    assert digest.startswith("  giqa_gmm: mean ")
     assert "higher is better; worst " in digest
     assert all(f"  {name}: is not a readable image" in err for name in ("truncated.png", "text.jpg", "empty.bmp"))
     table = read_scores(table_path)
@@ -399,7 +399,7 @@ def test_torchrun_gives_the_table_of_one_process(many, tmp_path, capsys):
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert out.splitlines()[0] == f"{output}: 240 images; 1 with problems"
-    assert out.splitlines()[1].startswith("  niqe_bsd100: median ")
+    assert out.splitlines()[1].startswith("  niqe_bsd100: mean ")
     assert len(out.splitlines()) == 2
     assert err.count("broken.png") == 1
     one = (tmp_path / "one.csv").read_bytes()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "sr_frameworks.md"
 
@@ -23,14 +24,16 @@ def plain_model() -> SimpleNamespace:
 
 def test_the_lines_for_kair_run_in_its_loop(tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text().split("## KAIR")[1], re.M | re.S)
-    high = [torch.rand(1, 3, 32, 40), torch.rand(1, 3, 40, 32)]
+    high = [torch.rand(3, 32, 40), torch.rand(3, 40, 32)]
     scope = {
         "torch": torch,
         "model": (model := plain_model()),
         "opt": {"scale": 4, "path": {"log": str(tmp_path)}},
-        "test_loader": [{"L": nn.functional.avg_pool2d(image, 4), "H": image} for image in high],
+        "test_loader": DataLoader([{"L": nn.functional.avg_pool2d(image, 4), "H": image} for image in high]),
     }
+    drawn = torch.get_rng_state()
     exec(code.replace("every=5000", "every=2"), scope)
+    assert torch.equal(torch.get_rng_state(), drawn)
     for _ in range(4):  # as `optimize_parameters` does
         low = torch.rand(2, 3, 8, 8)
         model.G_optimizer.zero_grad()

@@ -25,9 +25,11 @@ from torch import Tensor
 from qa_hooks._base.headers import parse_header
 from qa_hooks._base.text import plural, printable, true_cell
 from qa_hooks.folders.scoring.shards import MANIFEST, read_parts
+from qa_hooks.functional.intervals import Interval, bootstrap_interval, t_interval
 
 FORMAT, VERSION = "qa_hooks.scores", 1
 TILE_COLUMNS = ("tile_x", "tile_y")
+MANY = 10_000  # images, of whose mean the bootstrap takes too long
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name survives
 
 
@@ -139,14 +141,24 @@ class ScoreTable:
             means.append(sum(known) / len(known) if known else math.nan)
         return list(scores), torch.tensor(means, dtype=torch.float64, device="cpu").float()
 
+    def mean(self, column: str) -> Interval:
+        """The mean score of the images, without nan, and its 95 % interval; nan where there are too few."""
+        scores = self.per_image(column)[1].double()
+        known = scores[scores.isfinite()]
+        if len(known) < 2:
+            return Interval(float(known.mean()), math.nan, math.nan)
+        if len(known) > MANY:  # where both are the same, and this costs nothing
+            return t_interval(float(known.mean()), float(known.std()) / len(known) ** 0.5, degrees=len(known) - 1)
+        return bootstrap_interval(known)
+
     def digest(self, shown: int = 3) -> list[str]:
-        """A line for each scorer: the median of the images, and the worst of them with their scores.
+        """A line for each scorer: mean with its interval and median of the images, and the worst with their scores.
 
         Example:
             >>> table = ScoreTable(["a.png", "b.png"], {"psnr": torch.tensor([30.0, 20.0])},
             ...     spec={"scorers": [{"name": "psnr", "higher_is_better": True}]})
             >>> table.digest(shown=1)
-            ['psnr: median 25, higher is better; worst b.png 20']
+            ['psnr: mean 25 [20, 30], median 25, higher is better; worst b.png 20']
         """
         lines = []
         for name in (scorer["name"] for scorer in self.spec.get("scorers", [])):
@@ -159,7 +171,10 @@ class ScoreTable:
             worst = ", ".join(f"{printable(paths[row], one_line=True)} {float(scores[row]):.4g}" for row in order)
             direction = "higher" if higher else "lower"
             median = float(scores[known].double().quantile(0.5))
-            lines.append(f"{name}: median {median:.4g}, {direction} is better; worst {worst}")
+            mean = self.mean(name)
+            ends = "" if math.isnan(mean.low) else f" [{mean.low:.4g}, {mean.high:.4g}]"
+            middle = f"mean {mean.value:.4g}{ends}, median {median:.4g}"
+            lines.append(f"{name}: {middle}, {direction} is better; worst {worst}")
         return lines
 
     def summary(self) -> str:

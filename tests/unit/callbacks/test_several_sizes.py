@@ -122,7 +122,7 @@ def test_the_dry_run_tries_all_of_them(truths):
 class TestWhatIsRefused:
     def test_another_order(self, truths):
         monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[::-1], reference=truths, every=1)
-        with pytest.warns(UserWarning, match=r"image 1 is \(3, 48, 48\) and its ground truth \(3, 56, 40\)"):
+        with pytest.warns(UserWarning, match=r"image 1 is \(3, 48, 48\) and its ground truth \(3, 56, 40\): give"):
             Hooks([monitor], writer=MemoryWriter()).step()
 
     def test_another_number(self, truths):

@@ -18,6 +18,7 @@ from qa_hooks.folders import filter_scores, pick_folder, read_scores, score_fold
 from qa_hooks.folders.scoring.growing import GrowingTable, number
 from qa_hooks.folders.scoring.score_table import ScoreTable
 from qa_hooks.folders.scoring.tiles import tile_corners
+from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import load_image, save_image
 from qa_hooks.scorers import NIQE, FunctionScorer
 
@@ -529,11 +530,25 @@ def test_the_median_and_the_worst(folder, tmp_path):
     lower = Counting("lower", higher_is_better=False)
     table = score_folder(folder, [Counting(), lower], tmp_path / "scores.csv")
     first, second = table.digest(shown=1)
-    assert first == f"level: median {np.median(list(levels().values())):.4g}, higher is better; worst a.png 0.01961"
+    mean = bootstrap_interval(table.per_image("level")[1].double())
+    middle = f"mean {mean.value:.4g} [{mean.low:.4g}, {mean.high:.4g}], median {np.median(list(levels().values())):.4g}"
+    assert first == f"level: {middle}, higher is better; worst a.png 0.01961"
     assert second.endswith("lower is better; worst  z.png 0.5686")
     spec = {"scorers": [{"name": "level", "higher_is_better": True}]}
     (line,) = ScoreTable(["a\nlevel: median 9.png"], {"level": torch.tensor([1.0])}, spec=spec).digest()
-    assert line == r"level: median 1, higher is better; worst a\nlevel: median 9.png 1"
+    assert line == r"level: mean 1, median 1, higher is better; worst a\nlevel: median 9.png 1"
+
+
+@pytest.mark.parametrize("n", [2, 500, 20_000])
+def test_the_mean_of_a_table_leaves_out_nan(n):
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(3, 1, n)).float()
+    table = ScoreTable([f"{i}.png" for i in range(n + 1)], {"level": torch.cat([scores, torch.tensor([torch.nan])])})
+    mean = table.mean("level")
+    assert mean.value == pytest.approx(float(scores.double().mean()), rel=1e-6)
+    assert mean.low < mean.value < mean.high
+    if n > 2:
+        assert (mean.high - mean.low) / 2 == pytest.approx(1.96 * float(scores.std()) / n**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("change", ["twice", "empty", "word", "short"])
