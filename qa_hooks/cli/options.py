@@ -124,7 +124,10 @@ EXTRACTORS = (
 )
 SHARED: dict[str, dict[str, Any]] = {
     "--scorer": {"type": scorer_spec, "metavar": "SPEC", "help": SCORER},
-    "--reference": {"metavar": "DIR", "help": "references under the same names, for psnr, ssim, ..."},
+    "--reference": {
+        "metavar": "DIR",
+        "help": "references: baby.png of baby.jpg or baby_x2_SR.png",
+    },
     "--overwrite": {"action": "store_true", "help": "score anew instead of continuing an existing table"},
     "--strict": {"action": "store_true", "help": "exit code 3 when there were images that could not be used"},
     "--keep": {"type": share, "metavar": "F", "help": "a share (1: all), or a number of images"},

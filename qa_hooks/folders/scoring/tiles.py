@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
 from qa_hooks.images import list_images, load_image
 from qa_hooks.scorers import Scorer
 
@@ -91,12 +91,18 @@ def _read_reference(path: Path | None, image: Tensor) -> Tensor:
     reference = load_image(path)
     if reference.shape[1:] != image.shape[1:]:
         (height, width), (own_height, own_width) = reference.shape[1:], image.shape[1:]
-        raise ValueError(f"its reference is {width}x{height}, itself it is {own_width}x{own_height}")
+        cut = 0 <= height - own_height < 8 and 0 <= width - own_width < 8
+        hint = " (cut references to a multiple of the scale, as networks cut their inputs)" * cut
+        raise ValueError(f"its reference is {width}x{height}, itself it is {own_width}x{own_height}{hint}")
     return reference
 
 
 def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -> Callable[[str], Path | None] | None:
-    """Relative path of an image -> its reference, by the same name or the same name with another suffix."""
+    """Relative path of an image -> its reference: of the same name, whatever the format, or of its beginning.
+
+    Super-resolution trainers write `baby_x2_SR.png` for `baby.png`. Where no reference has an image's name, the longest
+    one counts behind which a separator comes. What is left of the name must be the same for all images; it is told.
+    """
     needing = [name for name, scorer in named.items() if "reference" in scorer.inputs]
     if reference is None:
         if needing:
@@ -111,9 +117,22 @@ def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -
     for name, path in by_name.items():
         by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(path)
 
+    endings: list[str] = []
+
     def find(name: str) -> Path | None:
-        alike = by_stem.get(str(PurePosixPath(name).with_suffix("")), [])
-        return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
+        stem = str(PurePosixPath(name).with_suffix(""))
+        if name in by_name or stem in by_stem:
+            alike = by_stem.get(stem, [])
+            return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
+        cuts = (cut for cut in range(len(stem) - 1, 0, -1) if stem[cut] in "_-. " and stem[:cut] in by_stem)
+        cut = next(cuts, len(stem))
+        ending, alike = stem[cut:], by_stem.get(stem[:cut], [])
+        if len(alike) != 1 or endings not in ([], [ending]):
+            return None
+        if not endings:
+            endings.append(ending)
+            warn(f"names that end in {ending!r} have the references without it: {name} has {alike[0].name}")
+        return alike[0]
 
     return find
 
