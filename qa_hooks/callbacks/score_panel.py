@@ -7,6 +7,7 @@ and on the best one, and the samples that fell most since then are drawn before 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
@@ -30,7 +32,7 @@ from qa_hooks.writers import make_tag
 class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and the samples whose score fell most, before and after.
 
-    Writes `qa_images/{name}/ranked`, where `#` is the number of the sample; from the second panel on also
+    Writes `qa_images/{name}/ranked`, each with its name or number; from the second panel on also
     `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
     `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
@@ -48,6 +50,7 @@ class ScorePanel(SamplingMonitor):
             `sample` is then asked for all n at once.
         show: at most so many samples on the ranked sheet (of more the best and the worst half of `show`), and half as
             many, before and after, on a sheet of regressions. A dozen is read on TensorBoard's cards.
+        names: of the samples, such as the files of a validation set; "#0", "#1" and so on by default.
         name: in the tags; the scorer's name by default.
         folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
         thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 120 pixels.
@@ -76,6 +79,7 @@ class ScorePanel(SamplingMonitor):
         seed: int = 0,
         reference: Any = None,
         show: int = 2 * CARD_COLUMNS,
+        names: Sequence[str] | None = None,
         name: str | None = None,
         folder: str | Path | None = None,
         thumbnail: int = 96,
@@ -86,6 +90,9 @@ class ScorePanel(SamplingMonitor):
         options: dict[str, Any] = {"n": n, "seed": seed, "value_range": scorer.value_range, "truths": reference}
         super().__init__(sample, name or scorer.name, every=every, least=2, **options)
         self.scorer, self.show = scorer, check_count("show", show, least=4)
+        self.names = [f"#{index}" for index in range(self.n)] if names is None else list(map(str, names))
+        if len(self.names) != self.n:
+            raise ValueError(f"names has {len(self.names)} for {plural(self.n, 'sample')}")
         self.thumbnail = check_count("thumbnail", thumbnail, least=8)
         self.folder = picture_folder(folder)
         self.last: dict[str, float] = {}
@@ -186,12 +193,12 @@ class ScorePanel(SamplingMonitor):
         labels = []
         for heading, chosen in parts:
             pictures += [None, *(now["pictures"][index] for index in chosen)]
-            labels += [heading, *(f"#{index}\n{_text(now['scores'][index])}" for index in chosen)]
+            labels += [heading, *(f"{self.names[index]}\n{_text(now['scores'][index])}" for index in chosen)]
         return card_sheet(pictures, labels)
 
     def _regressions(self, now: dict[str, Any], before: dict[str, Any], name: str) -> Tensor:
         sign = 1 if self.scorer.higher_is_better else -1
-        change, after = _change(before, now), thumbnails(now["pictures"], self.thumbnail)
+        names, change, after = self.names, _change(before, now), thumbnails(now["pictures"], self.thumbnail)
         fell = int((change < 0).sum())
         chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // 2))].tolist()
         order = "most first" if fell else "least risen first"
@@ -203,9 +210,12 @@ class ScorePanel(SamplingMonitor):
             labels += [
                 "" if start else f"{fell or 'none'} of {self.n} fell since {name}, step {before['step']}; {order}"
             ]
-            labels += [f"#{index}\n{_text(sign * before['goodness'][index])}" for index in row]
+            labels += [f"{names[index]}\n{_text(sign * before['goodness'][index])}" for index in row]
             pictures += [None, *(after[index] for index in row)]
-            labels += [f"step {now['step']}, now", *(f"#{index}\n{_text(now['scores'][index])}" for index in row)]
+            labels += [
+                f"step {now['step']}, now",
+                *(f"{self.names[index]}\n{_text(now['scores'][index])}" for index in row),
+            ]
         return card_sheet(pictures, labels)
 
 

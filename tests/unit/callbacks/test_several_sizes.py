@@ -88,6 +88,19 @@ def test_the_panel_shows_and_keeps_them(truths):
     assert {"qa_images/psnr/ranked", "qa_images/psnr/regressions"} == set(writer.images)
 
 
+def test_the_panel_names_them(truths):
+    options = {"reference": truths, "every": 1}
+    plain, named = MemoryWriter(), MemoryWriter()
+    Hooks([ScorePanel(blurred(truths), create_scorer("psnr"), **options)], writer=plain).step()
+    panel = ScorePanel(blurred(truths), create_scorer("psnr"), names=["a", "b", "c", "d", "e"], **options)
+    Hooks([panel], writer=named).step()
+    (_, sheet), (_, other) = plain.images["qa_images/psnr/ranked"][0], named.images["qa_images/psnr/ranked"][0]
+    assert sheet.shape == other.shape
+    assert not torch.equal(sheet, other)
+    with pytest.raises(ValueError, match="names has 2 for 5 samples"):
+        ScorePanel(blurred(truths), create_scorer("psnr"), names=["a", "b"], **options)
+
+
 def test_pairs_stay_pairs_in_a_set_larger_than_a_batch():
     """A function that restores gives the first n images of its set: a second call would give those again."""
     rng = torch.Generator().manual_seed(0)
