@@ -115,7 +115,9 @@ class Dispatch:
             if event == "take_in":  # otherwise what it has drawn before still lands
                 self._measuring.remove(callback)
             if rank() == 0 or not callback.budgeted:
-                warn(f"{callback.state_key} failed and is switched off for the rest of the run: {error}")
+                readers = ", ".join(reader.state_key for reader in self.active if callback in reader.reads)
+                told = f"{error}; {readers} has no values any more" if readers else f"{error}"
+                warn(f"{callback.state_key} failed and is switched off for the rest of the run: {told}")
         if event == "take_in" or ctx.late:
             self.budget.spend(time.perf_counter() - start)
         elif measured and callback in self.active:

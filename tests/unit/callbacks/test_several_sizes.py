@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from qa_hooks.callbacks import (
+    BestCheckpoint,
     Hooks,
     PerceptionDistortion,
     SampleGrid,
@@ -137,6 +138,12 @@ class TestWhatIsRefused:
         monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[::-1], reference=truths, every=1)
         with pytest.warns(UserWarning, match=r"image 1 is \(3, 48, 48\) and its ground truth \(3, 56, 40\): give"):
             Hooks([monitor], writer=MemoryWriter()).step()
+
+    def test_whoever_reads_a_monitor_that_failed_is_named(self, truths, tmp_path):
+        monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[::-1], reference=truths, every=1)
+        best = BestCheckpoint(monitor, "mean", save=lambda path: path.touch(), folder=tmp_path)
+        with pytest.warns(UserWarning, match="BestCheckpoint.*has no values any more"):
+            Hooks([monitor, best], writer=MemoryWriter()).step()
 
     def test_another_number(self, truths):
         with pytest.raises(ValueError, match="n is the number of the ground truths, 5, got 4"):
