@@ -67,7 +67,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     device = _collective_device()
     shapes = torch.zeros(world_size(), rows.ndim, dtype=torch.int64, device=device)
-    shapes[rank()] = torch.tensor(rows.shape, device=device)
+    shapes[rank()] = torch.tensor(rows.shape, dtype=torch.int64, device=device)
     dist.all_reduce(shapes)
     counts, known = shapes[:, 0].tolist(), {tuple(shape[1:]) for shape in shapes.tolist() if shape[0]}
     if len(known) > 1:

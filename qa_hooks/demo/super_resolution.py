@@ -62,11 +62,12 @@ def load_photographs(folder: str | Path | None = None) -> Photographs:
 
 def random_crops(photographs: list[Tensor], side: int, count: int, seed: int) -> Iterator[Tensor]:
     """Batches of random crops without end, `(count, 3, side, side)` in [0, 1]."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator("cpu").manual_seed(seed)
     while True:
         cut = []
-        for index in torch.randint(len(photographs), (count,), generator=rng).tolist():
-            top, left = (int(torch.randint(n - side + 1, (), generator=rng)) for n in photographs[index].shape[1:])
+        for index in torch.randint(len(photographs), (count,), generator=rng, device="cpu").tolist():
+            free = (n - side + 1 for n in photographs[index].shape[1:])
+            top, left = (int(torch.randint(n, (), generator=rng, device="cpu")) for n in free)
             cut.append(photographs[index][:, top : top + side, left : left + side])
         yield torch.stack(cut)
 
