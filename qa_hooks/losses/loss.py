@@ -73,7 +73,8 @@ class QALoss(KeepsFrozen):
             check_pair("pred", pred, "target", target)
         unknown = set(inputs) - self.inputs
         if unknown:
-            raise ValueError(f"{type(self).__name__} takes no {sorted(unknown)[0]}")
+            hint = ": the ground truth is its second argument, loss(pred, target)" * ("reference" in unknown)
+            raise ValueError(f"{type(self).__name__} takes no {min(unknown)}{hint}")
         if self.weight == 0:
             return pred.new_zeros(pred.shape[0] if self.reduction == "none" else (), dtype=torch.float32)
         self._guard(data={} if target is None else {"target": target}, predictions={"pred": pred})

@@ -95,6 +95,8 @@ def test_bad_input(pair):
         SSIMLoss()(pred, target, sample_weight=torch.ones(2))
     with pytest.raises(TypeError, match="sample_weight must be a tensor"):
         SSIMLoss()(pred, target, sample_weight=[1, 1, 1])
+    with pytest.raises(ValueError, match="SSIMLoss takes no reference: the ground truth is its second argument"):
+        SSIMLoss()(torch.rand(1, 3, 16, 16), reference=torch.rand(1, 3, 16, 16))
     with pytest.raises(ValueError, match="SSIMLoss takes no prompt"):
         SSIMLoss()(pred, target, prompt=["a"] * 3)
     with pytest.raises(ValueError, match='variant must be "metric" or "official", got \'oficial\''):
