@@ -172,7 +172,8 @@ def compare_folders(
     for part in (*sets, real_set) if named else ():
         usable = {k: scorer for k, scorer in named.items() if "reference" not in scorer.inputs or part is not real_set}
         least = len(sets[0].paths) if part is real_set else len(part.paths)
-        paired_with = find_references(real, usable) if any("reference" in s.inputs for s in usable.values()) else None
+        compares, names = any("reference" in s.inputs for s in usable.values()), map(part.name, part.paths)
+        paired_with = find_references(real, usable, names) if compares else None
         add_scores(part, usable, references=paired_with, first=least, device=device, **options)
     if network is None:
         keep_readable(sets, paired=paired)

@@ -81,8 +81,8 @@ def score_folder(
     batch_size = check_count("batch_size", batch_size)
     tiles = check_tiles(tiles, overlap)
     folder, output = Path(folder), Path(output)
-    references = find_references(reference, named)
     paths = {path.relative_to(folder).as_posix(): path for path in find_images(folder, grid)}
+    references = find_references(reference, named, paths)
     check_writable(output.parent, name="output")
     if output.is_dir():
         raise ValueError(f"output must be a file such as scores.csv, {str(output)!r} is a folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -97,11 +97,17 @@ def _read_reference(path: Path | None, image: Tensor) -> Tensor:
     return reference
 
 
-def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -> Callable[[str], Path | None] | None:
+def find_references(
+    reference: str | Path | None, named: Mapping[str, Scorer], names: Iterable[str] = ()
+) -> Callable[[str], Path | None] | None:
     """Relative path of an image -> its reference: of the same name, whatever the format, or of its beginning.
 
-    Super-resolution trainers write `baby_x2_SR.png` for `baby.png`. Where no reference has an image's name, the longest
-    one counts behind which a separator comes. What is left of the name must be the same for all images; it is told.
+    Args:
+        reference: the folder of references.
+        named: the scorers.
+        names: of all images. Super-resolution trainers write `baby_x2_SR.png` for `baby.png`: where no image has the
+            name of a reference, and what stands behind the references' names is the same for all that have one, each
+            has the reference without it. That is told.
     """
     needing = [name for name, scorer in named.items() if "reference" in scorer.inputs]
     if reference is None:
@@ -115,26 +121,31 @@ def find_references(reference: str | Path | None, named: Mapping[str, Scorer]) -
     by_name = {path.relative_to(root).as_posix(): path for path in list_images(root)}
     by_stem: dict[str, list[Path]] = {}
     for name, path in by_name.items():
-        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(path)
-
-    endings: list[str] = []
+        by_stem.setdefault(_stem(name), []).append(path)
+    endings = {ending: name for name in names if (ending := _ending(_stem(name), by_stem)) is not None}
+    common = next(iter(endings)) if len(endings) == 1 else ""
+    if common:
+        example = endings[common]
+        pair = f"{example} with {_stem(example).removesuffix(common)}"
+        warn(f"names that end in {common!r} are compared with the references without it, such as {pair}")
 
     def find(name: str) -> Path | None:
-        stem = str(PurePosixPath(name).with_suffix(""))
-        if name in by_name or stem in by_stem:
-            alike = by_stem.get(stem, [])
-            return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
-        cuts = (cut for cut in range(len(stem) - 1, 0, -1) if stem[cut] in "_-. " and stem[:cut] in by_stem)
-        cut = next(cuts, len(stem))
-        ending, alike = stem[cut:], by_stem.get(stem[:cut], [])
-        if len(alike) != 1 or endings not in ([], [ending]):
-            return None
-        if not endings:
-            endings.append(ending)
-            warn(f"names that end in {ending!r} have the references without it: {name} has {alike[0].name}")
-        return alike[0]
+        alike = by_stem.get(_stem(name).removesuffix(common), [])
+        return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
 
     return find
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _ending(stem: str, stems: Collection[str]) -> str | None:
+    """What stands behind the longest of `stems` with which this one begins, a separator first; None without one."""
+    if stem in stems:
+        return ""
+    cuts = range(len(stem) - 1, 0, -1)
+    return next((stem[cut:] for cut in cuts if stem[cut] in "_-. " and stem[:cut] in stems), None)
 
 
 def check_tiles(tiles: int | None, overlap: int) -> int | None:
