@@ -110,7 +110,8 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
             and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
         ):
             notes.append(
-                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)}"
+                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} (an "
+                "overshoot is clamped)"
             )
     return images, "; ".join([text, *notes])
 

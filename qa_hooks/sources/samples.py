@@ -47,10 +47,19 @@ class GroundTruths:
 
     Args:
         images: as `qa_hooks.images.as_tensor` takes them, or a list of images of several sizes.
+
+    Raises:
+        TypeError, ValueError: no images, or none of 1 or 3 channels.
     """
 
     def __init__(self, images: Any) -> None:
-        self.images = [image for run in as_runs(images) for image in run]
+        try:
+            self.images = [image for run in as_runs(images) for image in run]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"reference: {error}") from error
+        for image in self.images:
+            if image.shape[0] not in (1, 3):
+                raise ValueError(f"reference: images have 1 or 3 channels, got {tuple(image.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -156,6 +156,19 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"reference: values lie in \[0.*, 2.*\] but value_range=\(0, 1\)"):
             ScoreMonitor(create_scorer("psnr"), sample=blurred(truths), reference=[*truths, truths[0] * 2.5])
 
+    @pytest.mark.parametrize(
+        ("reference", "error", "message"),
+        [
+            (["a.png"], TypeError, "reference: images must be a tensor"),
+            ([], ValueError, "reference: images is empty"),
+            (torch.rand(2, 4, 8, 8), ValueError, r"reference: images have 1 or 3 channels, got \(4, 8, 8\)"),
+        ],
+    )
+    def test_what_is_no_ground_truth(self, reference, error, message):
+        for make in (ScoreMonitor, ScorePanel):
+            with pytest.raises(error, match=message):
+                make(scorer=create_scorer("psnr"), sample=lambda n, g: torch.rand(n, 3, 8, 8), reference=reference)
+
     def test_a_name_beside_a_function_and_images_beside_a_name(self, truths):
         with pytest.raises(ValueError, match="reference= is a name beside images="):
             ScoreMonitor(create_scorer("psnr"), sample=blurred(truths), reference="target")
