@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qa_hooks._base.processes import gather_rows
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
@@ -135,7 +136,7 @@ class PerceptionDistortion(SamplingMonitor):
         ends = [self.path[0], self.path[-1]] if len(self.path) > 1 else [self.path[0]]
         return chart(
             [Line(self.path[:, 1:], dots=True, fading=True)],
-            title=f"{len(self.path)} points; the numbers are steps",
+            title=f"{plural(len(self.path), 'point')}; the numbers are steps",
             x_label=axis_label(self.distortion),
             y_label=axis_label(self.perception),
             notes=[(float(end[1]), float(end[2]), str(int(end[0]))) for end in ends],
