@@ -189,7 +189,7 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
             step(optimizer, tuner.step(torch.randn(args.batch_size, 12, 16, 16, generator=tuner.generator()))[0])
         return lambda level: (model, nullcontext(), None), steps
     words = QualityWords()
-    scores = world.table.tensor()[:, 0]
+    scores = world.table.values[:, 0]
     if name == "quality-words":
         q = (scores - scores.mean()) / scores.std()
         said, model.words = words.numbers(q), nn.Embedding(len(words.levels), world.base.classes.embedding_dim)
@@ -205,7 +205,7 @@ def train_row(world: World, name: str, seed: int) -> tuple[Any, int]:
 
 
 def _levels(world: World) -> list[float]:
-    scores = world.table.tensor()[:, 0]
+    scores = world.table.values[:, 0]
     low, high = ((end - scores.mean()) / scores.std() for end in (scores.min(), scores.max()))
     return [round(float(x), 4) for x in torch.linspace(max(-2.0, float(low)), min(2.0, float(high)), 9)]
 

@@ -1,6 +1,6 @@
 """The ordinary training loss of a diffusion model, one number for each sample.
 
-    weights = quality_weights(table.tensor()[:, 0])                              # once: what each real image is worth
+    weights = quality_weights(table.values[:, 0])                              # once: what each real image is worth
     losses = denoising_loss(unet, scheduler, clean, generator=generator)         # (N,)
     loss = (weights[index] * losses).mean()
 

@@ -104,7 +104,7 @@ class Choice:
         table.check(sets)
         if table.contents:
             table.check(sets[:: -(-len(sets) // SPOT_CHECKS)], content=True)
-        return torch.stack([table.scores(s.key)[: len(s.paths)] for s in sets])
+        return torch.stack([table[s.key][: len(s.paths)] for s in sets])
 
     def probabilities(self, sets: Sequence[CandidateSet], judged: Judgements | None, scores: Tensor | None) -> Tensor:
         """`(S, K)` float32, how likely each candidate of each set is drawn."""

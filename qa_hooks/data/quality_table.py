@@ -51,7 +51,7 @@ class QualityTable:
 
     Example:
         >>> table = QualityTable(["a.png", "b.png"], torch.tensor([[3.0, 5.0], [4.0, 2.0]]), "niqe", False)
-        >>> len(table), "b.png" in table, table.scores("b.png")
+        >>> len(table), "b.png" in table, table["b.png"]
         (2, True, tensor([4., 2.]))
     """
 
@@ -81,7 +81,10 @@ class QualityTable:
         return key in self._by_key
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.scores(key)
+        """`(K,)` raw scores of a sample, the original first; NaN where there is none. `KeyError` for an unknown key."""
+        if key not in self:
+            raise KeyError(f"{key!r} is not in the table; it has {len(self)} samples such as {some(self.keys)}")
+        return self.values[self._by_key[key]]
 
     @property
     def candidates(self) -> int:
@@ -91,16 +94,6 @@ class QualityTable:
     @cached_property
     def _by_key(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys)}
-
-    def scores(self, key: str) -> Tensor:
-        """`(K,)` raw scores of a sample, the original first; NaN where there is none. `KeyError` for an unknown key."""
-        if key not in self:
-            raise KeyError(f"{key!r} is not in the table; it has {len(self)} samples such as {some(self.keys)}")
-        return self.values[self._by_key[key]]
-
-    def tensor(self) -> Tensor:
-        """`(n, K)` raw scores, in the order of `keys`."""
-        return self.values
 
     @classmethod
     def compute(

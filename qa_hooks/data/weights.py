@@ -35,7 +35,7 @@ def quality_weights(
 
     Args:
         scores: a `QualityTable` of one candidate, or `(N,)`, one for each sample of the data set (not of the batch: a
-            weight says what a sample is worth among all); of a table of several candidates `table.tensor()[:, 0]`.
+            weight says what a sample is worth among all); of a table of several candidates `table.values[:, 0]`.
         temperature: tau, in units of the normalised scores: small favours the best, `inf` makes every weight exactly 1.
         normalize: "zscore": one standard deviation better is worth `exp(1 / tau)`; "range": differences as a share of
             `score_range`; "rank": ranks from 0 (worst) to 1 (best), ties share theirs; "none": scores as they are.
@@ -111,9 +111,9 @@ def only_candidate(table: QualityTable) -> Tensor:
     if table.candidates != 1:
         raise ValueError(
             f"the table has {table.candidates} candidates per sample, and a sample needs one score: pass "
-            "table.tensor()[:, 0], that of the original, with higher_is_better=table.higher_is_better"
+            "table.values[:, 0], the scores of the originals, with higher_is_better=table.higher_is_better"
         )
-    return table.tensor()[:, 0]
+    return table.values[:, 0]
 
 
 def _ranks(scores: Tensor) -> Tensor:

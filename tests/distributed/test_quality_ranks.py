@@ -31,10 +31,10 @@ class TwoRanks:
     def __call__(self, rank: int) -> dict:
         options = {"layout": "folders", "progress": False, "batch_size": 1}
         table = QualityTable.compute(self.root / "data", level(), self.root / "two.csv", **options)
-        sampler = QualitySampler(table.tensor()[:, 0], num_samples=9)
+        sampler = QualitySampler(table.values[:, 0], num_samples=9)
         sampler.set_epoch(2)
         drawn = list(sampler)
-        resumed = QualitySampler(table.tensor()[:, 0], num_samples=9)
+        resumed = QualitySampler(table.values[:, 0], num_samples=9)
         resumed.load_state_dict(sampler.state_dict(seen=2))
         try:
             other = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="other", higher_is_better=True)
@@ -42,7 +42,7 @@ class TwoRanks:
             refused = ""
         except (ValueError, RuntimeError) as error:
             refused = str(error)
-        return {"values": table.tensor(), "drawn": drawn, "resumed": list(resumed), "refused": refused}
+        return {"values": table.values, "drawn": drawn, "resumed": list(resumed), "refused": refused}
 
 
 def test_two_ranks_make_one_table_and_draw_one_sequence(tmp_path):
@@ -52,10 +52,10 @@ def test_two_ranks_make_one_table_and_draw_one_sequence(tmp_path):
     )
     results = two_ranks(TwoRanks(tmp_path), tmp_path)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
-    sampler = QualitySampler(one.tensor()[:, 0], num_samples=9)
+    sampler = QualitySampler(one.values[:, 0], num_samples=9)
     whole = sampler.sequence(2).tolist()
     for rank, result in enumerate(results):
-        assert torch.equal(result["values"], one.tensor())
+        assert torch.equal(result["values"], one.values)
         assert result["drawn"] == [*whole, whole[0]][rank::2]  # nine draws: the tenth is the first again
         assert result["resumed"] == [*whole[4:], whole[4]][rank::2]
         assert "cannot be continued with other settings" in result["refused"]

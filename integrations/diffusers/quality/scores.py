@@ -147,7 +147,7 @@ class QualityScores:
                     f"the table of {table.scorer_name} lacks {len(lacking)} of {plural(len(order), 'image')}: "
                     f"{some(lacking)}; it has {some(list(table))}. QualityTable.compute brings it up to date"
                 )
-        columns = [torch.stack([t.scores(key)[0] for key in order]) for t in tables if len(only_candidate(t))]
+        columns = [torch.stack([t[key][0] for key in order]) for t in tables if len(only_candidate(t))]
         q = self.standardise(torch.stack(columns, 1))
         spread = torch.stack(
             [c[c.isfinite()].std() if c.isfinite().sum() >= SPREAD else c.new_tensor(torch.nan) for c in q.T]

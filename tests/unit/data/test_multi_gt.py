@@ -358,8 +358,8 @@ def test_an_unbounded_score_needs_zscores(root):
     with pytest.raises(ValueError, match="zscore"):
         MultiGTDataset(root, strategy="sma", crop=16, table=table)
     data = MultiGTDataset(root, strategy="sma", crop=16, table=table, normalize="zscore", temperature=1e-6)
-    assert [item["gt_index"] for item in data] == table.tensor().argmin(1).tolist()
-    assert all(torch.equal(item["scores"], row) for item, row in zip(data, table.tensor(), strict=True))
+    assert [item["gt_index"] for item in data] == table.values.argmin(1).tolist()
+    assert all(torch.equal(item["scores"], row) for item, row in zip(data, table.values, strict=True))
 
 
 @pytest.mark.parametrize(

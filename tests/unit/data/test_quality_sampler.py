@@ -204,7 +204,7 @@ class TestDraws:
     def test_tables(self, tmp_path):
         table = QualityTable(["a", "b", "c"], torch.tensor([[9.0], [5.0], [1.0]]), "niqe", False)
         assert QualitySampler(table).weights.argmax() == 2  # lower is better
-        by_hand = QualitySampler(table.tensor()[:, 0], higher_is_better=False)
+        by_hand = QualitySampler(table.values[:, 0], higher_is_better=False)
         assert torch.equal(QualitySampler(table).weights, by_hand.weights)
         with pytest.raises(ValueError, match="the table says that lower values of niqe are better"):
             QualitySampler(table, higher_is_better=True)
@@ -212,8 +212,8 @@ class TestDraws:
         sampler = QualitySampler(ranged, normalize="range", temperature=0.5, floor=0.0)
         assert sampler.weights.tolist() == pytest.approx(list(softmax([0.2, 0.7], 0.5)), rel=1e-5)
         several = QualityTable(["a"], torch.ones(1, 5), "musiq", True)
-        assert torch.equal(quality_weights(table), quality_weights(table.tensor()[:, 0], higher_is_better=False))
-        with pytest.raises(ValueError, match=r"5 candidates per sample, .* table\.tensor\(\)\[:, 0\]"):
+        assert torch.equal(quality_weights(table), quality_weights(table.values[:, 0], higher_is_better=False))
+        with pytest.raises(ValueError, match=r"5 candidates per sample, .* table\.values\[:, 0\]"):
             QualitySampler(several)
 
     def test_tiles_of_a_real_table(self, tmp_path):

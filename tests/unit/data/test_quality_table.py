@@ -218,54 +218,53 @@ class TestScores:
         scorer = NIQE()
         table = compute(root, tmp_path / "t.csv", scorer)
         expected = torch.stack([scorer(load_image(root / key)[None])[0] for key in table.keys])
-        assert torch.allclose(table.tensor()[:, 0], expected, rtol=1e-5)
+        assert torch.allclose(table.values[:, 0], expected, rtol=1e-5)
         assert (table.scorer_name, table.higher_is_better, table.score_range) == (scorer.name, False, None)
 
     def test_every_candidate_of_every_set(self, folders, tmp_path):
         table = compute(folders, tmp_path / "t.csv", layout="folders")
         expected = torch.tensor([[1, 2, 3], [21, 22, 23], [11, 12, 13]]) / 255
-        assert torch.allclose(table.tensor(), expected, rtol=1e-5)
-        assert torch.equal(table["c.png"], table.scores("c.png"))
-        assert torch.allclose(table.scores("c.png"), expected[1], rtol=1e-5)
+        assert torch.allclose(table.values, expected, rtol=1e-5)
+        assert torch.allclose(table["c.png"], expected[1], rtol=1e-5)
         assert list(table) == table.keys == ["a.png", "c.png", "sub/b.png"]
         assert "c.png" in table
         assert "d.png" not in table
         assert (table.candidates, len(table), table.score_range) == (3, 3, (0.0, 1.0))
         again = QualityTable.load(tmp_path / "t.csv")
-        assert torch.equal(again.tensor(), table.tensor())
+        assert torch.equal(again.values, table.values)
         assert again.contents == table.contents
         with pytest.raises(KeyError, match=r"'d\.png' is not in the table; it has 3 samples such as a\.png"):
-            table.scores("d.png")
+            table["d.png"]
 
     def test_hggt_and_csv_give_the_same_scores(self, hggt, tmp_path):
         table = compute(hggt, tmp_path / "t.csv", layout="hggt")
         expected = torch.tensor([[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]]) / 255
-        assert torch.allclose(table.tensor(), expected, rtol=1e-5)
+        assert torch.allclose(table.values, expected, rtol=1e-5)
         lines = ["original,candidate_1,candidate_2,candidate_3,candidate_4"]
         for candidates in list_candidates(hggt, "hggt"):
             lines.append(",".join(path.relative_to(hggt).as_posix() for path in candidates.paths))
         (hggt / "sets.csv").write_text("\n".join(lines))
-        assert torch.equal(compute(hggt / "sets.csv", tmp_path / "u.csv", layout="csv").tensor(), table.tensor())
+        assert torch.equal(compute(hggt / "sets.csv", tmp_path / "u.csv", layout="csv").values, table.values)
 
     def test_missing_candidates_are_nan(self, folders, tmp_path):
         (folders / "enhanced_2/c.png").unlink()
         with pytest.raises(ValueError, match="lack a candidate"):
             compute(folders, tmp_path / "t.csv", layout="folders")
         table = compute(folders, tmp_path / "t.csv", layout="folders", missing="allow")
-        assert table.tensor().isnan().tolist() == [[False] * 3, [False, True, False], [False] * 3]
+        assert table.values.isnan().tolist() == [[False] * 3, [False, True, False], [False] * 3]
         assert table.failures == {}
 
     def test_images_that_cannot_be_scored_are_nan_and_named(self, plain, tmp_path):
         (plain / "broken.png").write_bytes(b"not an image")
         table = compute(plain, tmp_path / "t.csv", Level(refused=30))
         assert table.keys[1] == "broken.png"
-        assert table.tensor()[:, 0].isnan().tolist() == [False, True, False, False, True]
+        assert table.values[:, 0].isnan().tolist() == [False, True, False, False, True]
         assert set(table.failures) == {"broken.png (candidate 0)", "sub/b.png (candidate 0)"}
         assert table.failures["sub/b.png (candidate 0)"] == "level: refused"
         scorer = Level()
         healed = compute(plain, tmp_path / "t.csv", scorer)  # failures are tried again, and they alone
         assert scorer.seen == 1
-        assert healed.tensor()[:, 0].isnan().sum() == 1
+        assert healed.values[:, 0].isnan().sum() == 1
 
     def test_nothing_that_can_be_scored(self, plain, tmp_path):
         nan = FunctionScorer(lambda x: x.mean((1, 2, 3)) * math.nan, name="nan", higher_is_better=True)
@@ -283,7 +282,7 @@ class TestScores:
         for row, (x, y) in enumerate(table.corners.tolist()):
             for column, whole in enumerate((image, image.flip(2))):
                 expected = whole[:, y : y + 16, x : x + 16].double().mean() / 255
-                assert table.tensor()[row, column] == pytest.approx(float(expected), rel=1e-5)
+                assert table.values[row, column] == pytest.approx(float(expected), rel=1e-5)
         with pytest.raises(ValueError, match="tiles was 16, is now None"):
             compute(tmp_path / "d", tmp_path / "t.csv", layout="folders")
 
@@ -292,7 +291,7 @@ class TestScores:
         table = compute(files, tmp_path / "t.csv")
         assert table.keys == [path.as_posix() for path in files]
         sets = [CandidateSet("x", (files[0], files[1])), CandidateSet("y", (files[1],))]
-        ragged = compute(sets, tmp_path / "u.csv").tensor()
+        ragged = compute(sets, tmp_path / "u.csv").values
         assert ragged.isnan().tolist() == [[False, False], [False, True]]
         with pytest.raises(ValueError, match="1 keys more than once"):
             compute([files[0], files[0]], tmp_path / "v.csv")
@@ -305,7 +304,7 @@ class TestContinuing:
         first = compute(folders, tmp_path / "t.csv", layout="folders")
         before = (tmp_path / "t.csv").read_bytes()
         again = Level()
-        assert torch.equal(compute(folders, tmp_path / "t.csv", again, layout="folders").tensor(), first.tensor())
+        assert torch.equal(compute(folders, tmp_path / "t.csv", again, layout="folders").values, first.values)
         assert again.seen == 0
         assert (tmp_path / "t.csv").read_bytes() == before
         compute(folders, tmp_path / "t.csv", again, layout="folders", resume=False)
@@ -321,7 +320,7 @@ class TestContinuing:
         scorer = Level()
         table = compute(moved, tmp_path / "t.csv", scorer)
         assert scorer.seen == 0
-        assert table.scores("z.png") == table.scores("copy.png") == pytest.approx(10 / 255)
+        assert table["z.png"] == table["copy.png"] == pytest.approx(10 / 255)
 
     def test_a_changed_image_is_noticed_even_if_it_looks_the_same_from_outside(self, plain, tmp_path):
         compute(plain, tmp_path / "t.csv")
@@ -334,7 +333,7 @@ class TestContinuing:
         with pytest.warns(UserWarning, match=r"1 of 4 samples have changed since .*: a\.png"):
             table = compute(plain, tmp_path / "t.csv", scorer)
         assert scorer.seen == 1
-        assert table.scores("a.png") == pytest.approx(99 / 255)
+        assert table["a.png"] == pytest.approx(99 / 255)
         table.check(sets, content=True)
 
     def test_a_changed_scorer_is_refused(self, plain, tmp_path):
@@ -431,7 +430,7 @@ QualityTable.compute({str(root)!r}, scorer, {str(tmp_path / "t.csv")!r}, batch_s
         with pytest.warns(UserWarning, match="an earlier run of .* was killed while it worked on 7 images"):
             table = compute(root, tmp_path / "t.csv", scorer, batch_size=1)
         assert scorer.seen == 12 - 5
-        assert torch.equal(table.tensor(), whole.tensor())
+        assert torch.equal(table.values, whole.values)
         assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
         assert sorted(p.name for p in tmp_path.iterdir()) == [
             "many",
@@ -475,7 +474,7 @@ class TestBadInput:
             exif[0x0112] = orientation
             Image.new("RGB", size, (50, 50, 50)).save(tmp_path / "d" / folder / "a.png", exif=exif)
         table = compute(tmp_path / "d", tmp_path / "t.csv", layout="folders")
-        assert torch.allclose(table.tensor(), torch.full((1, 2), 50 / 255))
+        assert torch.allclose(table.values, torch.full((1, 2), 50 / 255))
 
     def test_scorers_that_need_more_than_the_image(self, plain, tmp_path):
         with pytest.raises(ValueError, match="ssim needs a reference"):

@@ -59,15 +59,15 @@ def test_a_half_written_table_is_continued(golden, name, tiles, left):
 def test_quality_tables(golden):
     table = QualityTable.load(golden / "quality.csv")
     assert table.keys == sorted([*NAMES, "broken.png"])
-    torch.testing.assert_close(torch.cat([table.scores(name) for name in NAMES]), LEVELS)
-    assert table.scores("broken.png").isnan().all()
+    torch.testing.assert_close(torch.cat([table[name] for name in NAMES]), LEVELS)
+    assert table["broken.png"].isnan().all()
     assert (table.scorer_name, table.higher_is_better, table.score_range) == ("level", True, (0.0, 1.0))
     for name, left in (("quality", 0), ("half_quality", 2)):
         scorer = Level()
         again = QualityTable.compute(golden / "images", scorer, golden / f"{name}.csv", progress=False)
         assert scorer.seen == left
         assert again.keys == table.keys
-        torch.testing.assert_close(again.tensor(), table.tensor(), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(again.values, table.values, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_state_of_a_watcher(golden):

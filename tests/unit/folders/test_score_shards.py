@@ -66,7 +66,7 @@ def test_filter_and_quality_table_read_a_folder_as_they_read_a_csv(table):
         "brightness",
         True,
     )
-    assert quality.scores("c.png").item() == pytest.approx(0.1)
+    assert quality["c.png"].item() == pytest.approx(0.1)
     sampler = QualitySampler(quality, missing="never")
     assert set(sampler) <= {0, 2, 3}
 
