@@ -8,9 +8,10 @@
 A net is trained with L1 (or is Real-ESRGAN's, from a package: see qa_hooks/demo/realesrgan.py), and goes on with L1 and
 a `RankScorer` as reward: with a gradient as large as that of L1 and a ceiling (`full`, `LoRA`), or, to see it
 exploited, with ten times that and no ceiling (`x10`). `L1-only` is the control, `guarded` is `LoRA-x10` with a
-`RewardGuard` that stops it. The reward was fitted on the photographs of the training; held out are a second
-RankScorer, fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is
-made of decides nothing.
+`RewardGuard` that stops it; `LoRA-x10-ceiling` and `LoRA-x10-views` (only when asked for) have nothing but the ceiling,
+or random views, against it. The reward was fitted on the photographs of the training; held out are a second RankScorer,
+fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is made of decides
+nothing.
 Lines marked `# qa_hooks` are what an SR script gains.
 """
 
@@ -47,14 +48,18 @@ from qa_hooks.losses import ScoreLoss
 from qa_hooks.scorers import NIQE, RankScorer, create_scorer, load_scorer
 
 SIDE, WATCHED, REAL = 96, 32, 200  # of the crops; how many of them the guard looks at, and compares with
-RUNS = {  # LoRA?, ratio of the reward's gradient to that of L1, ceiling, what the guard does
-    "L1-only": (False, 0.0, "real", "warn"),
-    "full": (False, 1.0, "real", "warn"),
-    "LoRA": (True, 1.0, "real", "warn"),
-    "full-x10": (False, 10.0, None, "warn"),
-    "LoRA-x10": (True, 10.0, None, "warn"),
-    "guarded": (True, 10.0, None, "stop"),
+VIEWS = 3  # random ones of each image, for the run "LoRA-x10-views"
+RUNS = {  # LoRA?, ratio of the reward's gradient to that of L1, ceiling, views, what the guard does
+    "L1-only": (False, 0.0, "real", 1, "warn"),
+    "full": (False, 1.0, "real", 1, "warn"),
+    "LoRA": (True, 1.0, "real", 1, "warn"),
+    "full-x10": (False, 10.0, None, 1, "warn"),
+    "LoRA-x10": (True, 10.0, None, 1, "warn"),
+    "LoRA-x10-ceiling": (True, 10.0, "real", 1, "warn"),
+    "LoRA-x10-views": (True, 10.0, None, VIEWS, "warn"),
+    "guarded": (True, 10.0, None, 1, "stop"),
 }
+SHOWN = ["L1-only", "full", "LoRA", "full-x10", "LoRA-x10", "guarded"]  # when --runs is not given
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
 
 def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     """Go on from the net with L1 and the reward; what came out, per strength of the adapter."""
-    lora, ratio, ceiling, action = RUNS[job.name]
+    lora, ratio, ceiling, views, action = RUNS[job.name]
     photographs, seed = load_photographs(args.data), job.seed
     reward, held_out = (load_scorer(args.out / f"{name}-seed{seed}.safetensors") for name in ("reward", "held-out"))
     net = starting_net(args, seed)
@@ -107,7 +112,8 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     parameters = inject_lora(net, rank=4, alpha=4, seed=seed) if lora else list(net.parameters())  # qa_hooks
     optimizer = torch.optim.Adam(parameters, lr=args.lr_lora if lora else args.lr_full)
     warnings.simplefilter("ignore")  # the guard's words are in the report
-    score_loss = ScoreLoss(reward, weight=ratio, balance=1.0, ceiling=ceiling)  # qa_hooks; more than 2 only by `weight`
+    bounds = {"ceiling": ceiling, "views": views}
+    score_loss = ScoreLoss(reward, weight=ratio, balance=1.0, **bounds)  # qa_hooks; more than 2 only by `weight`
     watched, real = next(crops(photographs.train, args.scale, REAL, seed + 1))
     guard = RewardGuard(  # qa_hooks
         reward, [held_out, NIQE()], base=lambda n, _: base(watched[:n]), real_level=reward.real_level, action=action,
@@ -217,7 +223,7 @@ def strip(results: list[dict[str, Any]], scale: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a folder of photographs, ten or more, instead of scikit-image's")
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--runs", nargs="+", default=SHOWN, choices=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--network", default="small", choices=["small", "realesr"], help="ours, or Real-ESRGAN's SRVGG")
     parser.add_argument("--weights", type=Path, help="folder of Real-ESRGAN's files, without its package")

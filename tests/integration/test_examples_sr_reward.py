@@ -29,13 +29,14 @@ def ran(tmp_path_factory, photographs):
     out = tmp_path_factory.mktemp("out")
     command = [sys.executable, str(ROOT / "examples" / "sr_reward_lora.py"), "--data", str(folder), "--out", str(out)]
     command += ["--base-steps", "3", "--rank-steps", "3", "--steps", "4", "--look-every", "2", "--batch", "2"]
-    command += ["--runs", "LoRA", "guarded", "--jobs", "1"]
+    command += ["--runs", "LoRA", "LoRA-x10-views", "guarded", "--jobs", "1"]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout, out
 
 
 def test_the_table_has_every_net_and_its_change(ran):
     text, out = ran
-    names = ["HR", "bicubic", "base", "LoRA", "LoRA-adapter-0.5", "LoRA-adapter-0.25", "guarded"]
+    names = ["HR", "bicubic", "base", "LoRA", "LoRA-adapter-0.5", "LoRA-adapter-0.25"]
+    names += ["LoRA-x10-views", "LoRA-x10-views-adapter-0.5", "LoRA-x10-views-adapter-0.25", "guarded"]
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in table] == names
     results = {result["name"]: result for result in json.loads((out / "results.json").read_text())}
