@@ -13,6 +13,7 @@ from qa_hooks._base.processes import rank
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.settings import TAG, plain_settings, settings_text
+from qa_hooks.sources.samples import OnePass
 from qa_hooks.writers import GuardedWriter
 
 
@@ -72,7 +73,13 @@ class Dispatch:
         """Run the callbacks that are due after a step. Returns the `TrainingStopped` exceptions that they raised."""
         stops = self.land(ctx)
         due = [callback for callback in self.active if callback.due(ctx.step)]
-        return stops + self._run("on_step_end", due, ctx)
+        if not due:
+            return stops
+        samples = _one_pass(due, ctx)
+        try:
+            return stops + self._run("on_step_end", due, replace(ctx, samples=samples))
+        finally:
+            samples.close()
 
     def land(self, ctx: Context, *, wait: bool = False) -> list[TrainingStopped]:
         """Take in the values of earlier steps that have come, one at a time, each with the callbacks that read it.
@@ -104,6 +111,9 @@ class Dispatch:
         measured = callback.budgeted and event == "on_step_end"
         if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback, ctx.step)):
             return []
+        if ctx.samples is not None and not _is_ours(callback):
+            ctx.samples.forget()
+            ctx = replace(ctx, samples=None)
         start, stops = time.perf_counter(), []
         try:
             getattr(callback, event)(ctx)
@@ -123,3 +133,20 @@ class Dispatch:
         elif measured and callback in self.active:
             self.budget.account(callback, time.perf_counter() - start, ctx.step, ctx.writer)
         return stops
+
+
+def _one_pass(due: list[Callback], ctx: Context) -> OnePass:
+    """The samples that they may share; where one of them fails here, each makes its own, and it fails at its turn."""
+    try:
+        return OnePass(asked for callback in due if _is_ours(callback) for asked in callback.asks(ctx))
+    except Exception:
+        return OnePass()
+
+
+def _is_ours(callback: Callback) -> bool:
+    """Whether it is a class of this package, which leaves the networks as they are.
+
+    One of the user's may exchange weights for a measurement, or for the callbacks after it: it gets samples of its own,
+    and what was made before it is forgotten.
+    """
+    return type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]

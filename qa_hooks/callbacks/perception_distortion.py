@@ -53,6 +53,7 @@ class PerceptionDistortion(SamplingMonitor):
     """
 
     measures = ("perception", "distortion")
+    shared_out = False
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class PerceptionDistortion(SamplingMonitor):
 
     def local(self, ctx: Context) -> Tensor:
         rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
-        for _, images, truth in self.pairs(ctx, shared_out=False):
+        for _, images, truth in self.pairs(ctx):
             scores = self.distortion(images, **truth), self.perception(images)
             rows.append(torch.stack([part.cpu().double() for part in scores], 1))
         return torch.cat(rows)
