@@ -284,4 +284,36 @@ def test_another_range_than_the_declared_one_is_told(tmp_path):
         for value_range in ((0, 1), (-1, 1))
     )
     assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare (-1, 1)" in wrong
+    assert "(49% of the values lie outside)" in wrong or "(50% of the values lie outside)" in wrong
     assert "ANOTHER RANGE" not in right
+
+
+@pytest.mark.parametrize(
+    ("share", "far", "words"),
+    [
+        (0.02, 1.5, "2.0% of the values overshoot that range, and are clamped"),  # an untrained network, clamped
+        (0.0, 0.0, ""),
+        (0.02, 254.0, "THAT IS ANOTHER RANGE"),  # a few white points on black, in [0, 255]
+        (0.6, 0.3, "THAT IS ANOTHER RANGE"),
+    ],
+)
+def test_an_overshoot_is_told_from_another_range_by_how_many_values_are_how_far_outside(share, far, words):
+    def sample(n, generator):
+        images = torch.rand(n, 3, 20, 20, generator=generator) * 0.98 + 0.01
+        flat = images.view(-1)
+        flat[: round(share * len(flat))] = 1 + far
+        return images
+
+    report = Hooks([ScoreMonitor(brightness(), sample=sample, n=4)], writer=MemoryWriter()).check()
+    assert words in report
+    for other in ("overshoot", "ANOTHER RANGE"):
+        assert (other in report) == (other in words)
+
+
+def test_an_untrained_super_resolution_network_overshoots():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2))
+    small = torch.rand(4, 3, 16, 16)
+    restore = lambda n, generator: nn.functional.interpolate(small, scale_factor=2, mode="bicubic") + body(small)  # noqa: E731
+    report = Hooks([ScoreMonitor(brightness(), sample=restore, n=4)], writer=MemoryWriter()).check()
+    assert "ANOTHER RANGE" not in report
