@@ -87,7 +87,6 @@ class Callback:
         acts: it may stop the run or change it, so the budget counts its time and never puts it off.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
-        draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
         pending: its measurements that are computed elsewhere and not yet taken in.
     """
 
@@ -96,7 +95,6 @@ class Callback:
     acts: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
-    draws: bool = False
     pending: Sequence[Any] = ()
 
     name: str = ""

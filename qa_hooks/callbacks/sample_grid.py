@@ -35,7 +35,7 @@ class SampleGrid(SamplingMonitor):
         >>> grid = SampleGrid(lambda n, generator: net(torch.randn(n, 8, generator=generator)), every=100)
     """
 
-    draws, shared_out = True, False
+    shared_out = False
 
     def __init__(
         self,

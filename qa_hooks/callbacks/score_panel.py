@@ -66,7 +66,7 @@ class ScorePanel(SamplingMonitor):
         >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
     """
 
-    draws, shared_out = True, False
+    shared_out = False
     measures = ("mean", "worst", "best", "fell")
 
     def __init__(

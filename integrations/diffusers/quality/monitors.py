@@ -93,7 +93,7 @@ class QualityStrip(DialMonitor):
         TypeError, ValueError: no adapter, or levels that do not ascend.
     """
 
-    draws, shared_out = True, False
+    shared_out = False
 
     def __init__(
         self,
