@@ -14,6 +14,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.images import check_images
+from qa_hooks.sources.samples import OnePass, SampleSet
 from qa_hooks.writers import Writer, describe
 
 
@@ -44,6 +45,8 @@ class Context:
         rank, world_size: of this process.
         late: the value of an earlier step is being handed over: `step` is that step, and the weights are by now of a
             later one.
+        samples: for `qa_hooks.sources.samples.sample_blocks`, in which monitors that ask for the same images share one
+            pass; None for callbacks that share nothing.
     """
 
     step: int
@@ -53,6 +56,7 @@ class Context:
     rank: int
     world_size: int
     late: bool = False
+    samples: OnePass | None = None
 
     def handed_over(self, name: str) -> Tensor:
         """The images (N, C, H, W) of this name; `ValueError` says which there are."""
@@ -83,7 +87,6 @@ class Callback:
         acts: it may stop the run or change it, so the budget counts its time and never puts it off.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
-        draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
         pending: its measurements that are computed elsewhere and not yet taken in.
     """
 
@@ -92,7 +95,6 @@ class Callback:
     acts: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
-    draws: bool = False
     pending: Sequence[Any] = ()
 
     name: str = ""
@@ -113,6 +115,10 @@ class Callback:
     def postponed(self, step: int) -> bool:
         """Whether it is due after this step and has to wait for its next turn."""
         return False
+
+    def asks(self, ctx: Context) -> Sequence[SampleSet]:
+        """The samples that it asks for at this step, so that those that others ask for as well are made once."""
+        return ()
 
     def awaits(self, step: int) -> bool:
         """Whether its value of this step is still being computed elsewhere."""

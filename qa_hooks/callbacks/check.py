@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import range_hint
+from qa_hooks._base.checks import is_another_range, range_hint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
@@ -17,6 +17,7 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
+from qa_hooks.images import Range
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
 from qa_hooks.writers import GuardedWriter
@@ -103,17 +104,23 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
     text = f"{name}({count}, generator) gives {shape} {kind} in [{low:.3g}, {high:.3g}]"
     if images.is_floating_point():
         declared = getattr(monitor, "value_range", None)
-        text += "" if declared is None else f", declared ({declared[0]:g}, {declared[1]:g})"
-        if (
-            declared is not None
-            and (width := declared[1] - declared[0])
-            and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
-        ):
-            notes.append(
-                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} (an "
-                "overshoot is clamped)"
-            )
+        if declared is not None:
+            text += f", declared ({declared[0]:g}, {declared[1]:g})"
+            notes += _range_notes(torch.cat([run.flatten() for run in runs]), declared)
     return images, "; ".join([text, *notes])
+
+
+def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
+    """What there is to say of values outside the declared range: how many there are, and what they look like."""
+    low, high = (float(end) for end in torch.aminmax(values.float()))
+    share = float(((values < declared[0]) | (values > declared[1])).double().mean())
+    if is_another_range(values, declared):
+        yield (
+            f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} "
+            f"({share:.0%} of the values lie outside)"
+        )
+    elif max(declared[0] - low, high - declared[1]) > (declared[1] - declared[0]) / 4:
+        yield f"{share:.1%} of the values overshoot that range, and are clamped"
 
 
 def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:

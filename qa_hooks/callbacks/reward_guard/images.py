@@ -32,7 +32,15 @@ from qa_hooks.sources.batches import (
     is_shared,
 )
 from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+from qa_hooks.sources.samples import (
+    Sample,
+    SampleSet,
+    check_sample,
+    in_range,
+    numbered_blocks,
+    sample_block,
+    sample_blocks,
+)
 
 FEWEST = 8  # images of a look, and real ones
 REAL = 512  # images for the levels, evenly from what there is
@@ -91,6 +99,12 @@ class GuardImages:
         self.first: Tensor | None = None
         self.first_rows: dict[int, Rows] = {}
         self.real_shapes: set[tuple[int, ...]] = set()
+
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        """As `Callback.asks`. The base's images are never shared: the base may be the same function without LoRA."""
+        if self.sample is None:
+            return []
+        return [SampleSet(self.sample, self.n, self.batch_size, self.seed, ctx.rank, ctx.world_size)]
 
     def functions(self) -> list[Callable[..., Any]]:
         """The user's functions and networks that make images."""
@@ -151,9 +165,7 @@ class GuardImages:
         if self.sample is None:
             images = ctx.handed_over(self.name)
             return ((start, images[start:stop]) for _, start, stop in numbered_blocks(len(images), self.batch_size))
-        return sample_blocks(
-            self.sample, self.n, batch_size=self.batch_size, seed=self.seed, rank=ctx.rank, world_size=ctx.world_size
-        )
+        return sample_blocks(*self.asks(ctx), one_pass=ctx.samples)
 
     def _before(self, ctx: Context, start: int, count: int) -> Tensor | None:
         """The middle of what the base makes of the same inputs, in [0, 1]; it is asked once, at the first look."""

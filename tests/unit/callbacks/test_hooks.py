@@ -355,7 +355,6 @@ class TestCapture:
             step(optimizer)
         assert torch.equal(log.images[0]["fake"], out)
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_what_monitors_put_out_does_not_count(self, optimizer):
         log, net = Log(), nn.Conv2d(1, 3, 1)
         grid = SampleGrid(lambda n, rng: net(torch.rand(n, 1, 4, 4, generator=rng)).sigmoid(), every=1, n=5)
