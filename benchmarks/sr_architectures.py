@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qa_hooks._base.libraries import import_library
 from qa_hooks.integrations.peft import inject_lora, load_lora, merge_lora, save_lora
 
 ROOM = 1e-3
@@ -105,7 +106,7 @@ class Row(NamedTuple):
 
 def architectures() -> Iterator[type[nn.Module]]:
     """The classes of networks that the modules of `spandrel.architectures` export."""
-    package = importlib.import_module("spandrel.architectures")
+    package = import_library("spandrel.architectures")
     for info in pkgutil.iter_modules(package.__path__):
         if info.name.startswith("_"):
             continue
@@ -222,8 +223,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of classes")
     parser.add_argument("--out", type=Path, help="write the table to this file")
     args = parser.parse_args(arguments)
+    try:
+        kinds = list(architectures())
+    except ImportError as error:
+        parser.error(str(error))
     rows = []
-    for kind in architectures():
+    for kind in kinds:
         if not args.only or kind.__name__ in args.only:
             rows.append(examine(kind))
             print(" | ".join(rows[-1]), flush=True)
