@@ -149,8 +149,8 @@ class Dispatch:
             names = ", ".join(dict.fromkeys(self._unseen))
             warn(
                 f"{names}: these hooks have no writer, so what is measured and drawn is written nowhere. Hooks(..., "
-                'log_dir="runs/a") shows it in TensorBoard, writer=... in another log, and folder=... of a callback keeps '
-                "its pictures as files; writer=MemoryWriter() if its .last is all that you want (said once)"
+                'log_dir="runs/a") shows it in TensorBoard, writer=... in another log, and folder=... of a callback '
+                "keeps its pictures as files; writer=MemoryWriter() if its .last is all that you want (said once)"
             )
         self._unseen = []
 

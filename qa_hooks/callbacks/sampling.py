@@ -21,7 +21,6 @@ from qa_hooks.sources.samples import (
     SampleSet,
     check_sample,
     in_range,
-    numbered_blocks,
     sample_blocks,
 )
 from qa_hooks.writers import make_tag
@@ -164,11 +163,7 @@ class SamplingMonitor(Monitor):
                 beside = {} if self.truths is None else {"reference": self.truths.of(start, images)}
                 yield start, in_range(images, self.value_range), beside
             return
-        handed = {"images": ctx.handed_over(str(self.images))}
-        if self.reference is not None:
-            handed = dict(zip(("images", "reference"), ctx.handed_pair(str(self.images), self.reference), strict=True))
-        for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
-            beside = {name: images[start:stop] for name, images in handed.items()}
-            images = beside.pop("images")
+        for start, images, truth in ctx.handed_over(str(self.images), self.reference, batch_size=self.batch_size):
+            beside = {} if truth is None else {"reference": truth}
             self._guard(data=beside, predictions={"images": images})
             yield start, in_range(images, self.value_range), {n: part.to(images.device) for n, part in beside.items()}
