@@ -346,6 +346,9 @@ class TestEveryCall:
             assert value.item() == 0
             assert not value.requires_grad
             assert penalty.random.draws == 0
+            assert penalty.terms == {}
+            with pytest.raises(ValueError, match="must have the same shape"):
+                penalty(never, batch[0], batch[1][:, :, :-4])
 
     def test_the_global_random_state_is_left_alone(self, critic, model, batch):
         before = torch.get_rng_state()
