@@ -37,8 +37,8 @@ class QAGANPenalty(CriticPenalty):
         value_range, interval, output_fn, seed: see `CriticPenalty`.
 
     Attributes:
-        parts: "gradient_penalty", "ssim", "niqe" and "drift", as far as they were asked for; `parts["niqe"].model` is the
-            model of natural gradient maps.
+        parts: "gradient_penalty", "ssim", "niqe" and "drift", as far as they were asked for; `parts["niqe"].model` is
+            the model of natural gradient maps.
         weights: the weight of each part.
         terms: the last value of each part of a weight above 0, detached and unweighted: "gradient_penalty",
             "ssim_penalty", "niqe_penalty" and "drift". The penalties are about the critic and are no scores of images.
