@@ -29,7 +29,8 @@ SHOWN = 4  # pictures of a tag: the first, the last, and between
 NO_VERDICT = """There is no verdict between the runs: a run keeps the mean of its scores with an interval, and not the
 score of each image. Of runs that were measured on the same images (one seed, one validation set), one may be better by
 more than chance although the intervals overlap, since what is hard for one is hard for the other. That is found from
-the images, pair by pair: <code>qa-hooks compare REAL A B --scorer SCORER --paired</code> for folders with files of the same
+the images, pair by pair:
+<code>qa-hooks compare REAL A B --scorer SCORER --paired</code> for folders with files of the same
 names, or <code>qa_hooks.evaluation.compare_checkpoints</code> for two networks."""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
