@@ -12,7 +12,7 @@ from torch import Tensor
 from qa_hooks._base.processes import gather_rows
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.scorers.scorer import Scorer
@@ -103,18 +103,16 @@ class PerceptionDistortion(SamplingMonitor):
         """Which measure each axis is."""
         return {"perception": scorer_spec(self.perception), "distortion": scorer_spec(self.distortion)}
 
-    def local(self, ctx: Context) -> Tensor:
-        rows = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")]
+    def local(self, ctx: Context) -> tuple[Tensor, str]:
+        rows, refusal = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")], ""
         for _, images, truth in self.pairs(ctx, shared_out=False):
-            scores = self.distortion(images, **truth), self.perception(images)
-            rows.append(torch.stack([part.cpu().double() for part in scores], 1))
-        return torch.cat(rows)
+            scores = score_each(self.distortion, images, **truth), score_each(self.perception, images)
+            rows.append(torch.stack([part for part, _ in scores], 1))
+            refusal = refusal or scores[0][1] or scores[1][1]
+        return torch.cat(rows), refusal
 
-    def reduce(self, ctx: Context, part: Tensor) -> None:
-        rows = gather_rows(part)
-        finite = rows[torch.isfinite(rows).all(1)]
-        if not len(finite):
-            raise ValueError(f"no pair of finite scores among {len(rows)} images")
+    def reduce(self, ctx: Context, part: tuple[Tensor, str]) -> None:
+        finite = self.finite(gather_rows(part[0]), part[1], "pair of scores")
         self.last = {"step": ctx.step, "n": len(finite)}
         for column, (axis, scorer) in enumerate((("distortion", self.distortion), ("perception", self.perception))):
             name, text = f"{self.name}_{scorer.name}", f"{scorer.name}: mean score, the axis of {axis}"

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import check_count
+from qa_hooks._base.checks import check_count, warn
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import Range, RangeGuard, check_range
@@ -77,6 +79,7 @@ class SamplingMonitor(Monitor):
         self.batch_size = check_count("batch_size", batch_size)
         self.per_call = self.n if self.truths is not None else min(self.n, self.batch_size)
         self._guard = RangeGuard(self.value_range)
+        self._told_refusal = False
         for truth in self.truths.images if self.truths is not None else ():
             self._guard.check_data("reference", truth)
 
@@ -99,6 +102,23 @@ class SamplingMonitor(Monitor):
             for part in images.split(self.batch_size):
                 yield start, part
                 start += len(part)
+
+    def finite(self, rows: Tensor, refusal: str, what: str) -> Tensor:
+        """The rows (n, ...) whose scores are all finite; the rest is left out, and said once if a scorer refused it.
+
+        Raises:
+            ValueError: none is left.
+        """
+        kept = rows[torch.isfinite(rows).reshape(len(rows), -1).all(1)]
+        if not len(kept):
+            raise ValueError(refusal or f"no finite {what} among {len(rows)}")
+        if refusal and not self._told_refusal:
+            self._told_refusal = True
+            warn(
+                f"{self.state_key}: {len(rows) - len(kept)} of {plural(len(rows), 'image')} cannot be scored and are "
+                f"left out of its numbers (said once): {refusal}"
+            )
+        return kept
 
     def write_mean(self, ctx: Context, name: str, key: str, values: Tensor, text: str) -> dict[str, float]:
         """Write the mean of `values` (n,) under `qa_eval/{name}/mean`, with its 95 % interval under `/low` and `/high`.

@@ -13,7 +13,7 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
@@ -96,19 +96,19 @@ class ScoreHistogram(SamplingMonitor):
             scores = score_source(self.scorer, real, progress=False).scores
             yield f"real: {self.scorer.name} {float(scores.min()):.4g} to {float(scores.max()):.4g}"
 
-    def local(self, ctx: Context) -> Tensor:
-        scores = [torch.zeros(0, dtype=torch.float32, device="cpu")]
-        scores += [self.scorer(in_range(images, self.value_range)).cpu() for _, images in self.blocks(ctx)]
-        return torch.cat(scores)
+    def local(self, ctx: Context) -> tuple[Tensor, str]:
+        found = [score_each(self.scorer, in_range(images, self.value_range)) for _, images in self.blocks(ctx)]
+        scores = [torch.zeros(0, dtype=torch.float32, device="cpu"), *(scores.float() for scores, _ in found)]
+        return torch.cat(scores), next((why for _, why in found if why), "")
 
-    def reduce(self, ctx: Context, part: Tensor) -> None:
-        generated = gather_rows(part)
+    def reduce(self, ctx: Context, part: tuple[Tensor, str]) -> None:
+        generated = gather_rows(part[0])
         if self._real_scores is None:  # shared out over the processes, and it tells all of them when one fails
             real = score_source(self.scorer, self.real, batch_size=self.batch_size, progress=False).scores
             self._real_scores = real[torch.isfinite(real)]
-        real, finite = self._real_scores, generated[torch.isfinite(generated)]
-        if not len(finite) or not len(real):
-            raise ValueError(f"{len(finite)} finite scores of generated and {len(real)} of real images")
+        real, finite = self._real_scores, self.finite(generated, part[1], "score")
+        if not len(real):
+            raise ValueError("no finite score among the real images")
         edges, own, theirs = score_histograms(finite, real, bins=self.bins)
         self.last = {
             "step": ctx.step,

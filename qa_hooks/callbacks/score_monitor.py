@@ -26,7 +26,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
 
     - `qa_eval/{scorer}/mean`, with `/low` and `/high`, the ends of its 95 % interval.
     - `qa_eval/{scorer}/std` and `/histogram`.
-    - `qa_eval/{scorer}/nonfinite`: how many scores were not finite and were left out; only if there are any.
+    - `qa_eval/{scorer}/nonfinite`: how many images have no finite score and were left out, such as photographs that are
+      too small for the scorer; only if there are any.
     - `qa_eval/{scorer}_change/mean`, `/low`, `/high`, only with `sample=`: the mean change of an image's score since
       the last measurement. If the interval contains 0, the scores may not have changed.
 
@@ -96,8 +97,9 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         super().__init__(sample, name or scorer.name, every=every, optional=True, truths=truths, **options)
         self.scorer, self.images, self.reference = scorer, images, reference if images is not None else None
         self.where = check_where(where)
+        self._instrument = ScoreInstrument(scorer)
         if where is not None:
-            self.instrument().check_portable()
+            self._instrument.check_portable()
         self.last: dict[str, float] = {}
         self._scores: Tensor | None = None  # of the last samples, which always have the same noise
 
@@ -116,16 +118,14 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
 
     def instrument(self) -> ScoreInstrument:
         """The scorer."""
-        return ScoreInstrument(self.scorer)
+        return self._instrument
 
     def land(self, ctx: Context, found: Found) -> None:
         scores = found["scores"]  # in one order for any number of processes
-        finite = scores[torch.isfinite(scores)]
+        finite = self.finite(scores, found.get("refusal", ""), "score")
         if finite.numel() < scores.numel():
             lost = scores.numel() - finite.numel()
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
-        if not finite.numel():
-            raise ValueError(f"no finite score among {scores.numel()}")
         std = float(finite.std(unbiased=False))
         self.last = {"step": ctx.step, "std": std, "n": finite.numel()}
         text = f"{self.scorer.name}: mean score"

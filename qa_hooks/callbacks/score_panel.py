@@ -19,7 +19,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.drawing.thumbnails import thumbnails
@@ -108,16 +108,16 @@ class ScorePanel(SamplingMonitor):
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []
-        scores: list[Tensor] = []
+        found: list[tuple[Tensor, str]] = []
         for _, images, beside in self.pairs(ctx, shared_out=False):
             pictures += to_uint8(images, self.value_range).cpu()
-            scores.append(self.scorer(images, **beside).cpu())
+            found.append(score_each(self.scorer, images, **beside))
         if not pictures:
             return None
-        now: dict[str, Any] = {"step": ctx.step, "pictures": pictures, "scores": torch.cat(scores).double()}
+        now: dict[str, Any] = {"step": ctx.step, "pictures": pictures}
+        now["scores"] = torch.cat([scores for scores, _ in found])
+        self.finite(now["scores"], next((why for _, why in found if why), ""), "score")
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
-        if not bool(torch.isfinite(now["scores"]).any()):
-            raise ValueError(f"no finite score among {self.n}")
         now["sheets"] = {"ranked": self._ranked(now)}
         if self._panels:
             last, best = self._panels["last"], self._panels["best"]
@@ -178,7 +178,7 @@ class ScorePanel(SamplingMonitor):
             "thumbnails": thumbnails(now["pictures"], self.thumbnail),
         }
         self._panels["last"] = kept
-        if "best" not in self._panels or _mean(kept["goodness"]) > _mean(self._panels["best"]["goodness"]):
+        if "best" not in self._panels or _better(kept["goodness"], self._panels["best"]["goodness"]):
             self._panels["best"] = kept
 
     def _ranked(self, now: dict[str, Any]) -> Tensor:
@@ -225,8 +225,12 @@ def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:
     return torch.where(old == new, 0.0, new - old)
 
 
-def _mean(goodness: Tensor) -> float:
-    return float(goodness.mean()) if bool(torch.isfinite(goodness).all()) else -math.inf
+def _better(goodness: Tensor, best: Tensor) -> bool:
+    """Whether a panel is better than the best one; it must have scores where that one has."""
+    now, then = torch.isfinite(goodness), torch.isfinite(best)
+    if bool((then & ~now).any()):
+        return False
+    return bool((now & ~then).any()) or float(goodness[then].mean()) > float(best[then].mean())
 
 
 def _text(score: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
     library = str(spec).partition(":")[0] in LIBRARIES and ":" in str(spec)
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
         near = meant(str(spec), [*SPECS, *EXAMPLES])
+        if any(str(spec).startswith(f"{known}_") for known in SPECS):
+            example = {"type": "psnr", "channel": "y", "crop_border": 4}
+            near = f" (a scorer with options is a mapping: psnr_y_crop4 is {json.dumps(example)})"
         if str(spec).lower() in ("fid", "kid", "is", "precision", "recall"):
             near = " (it is of a set of images: GenerativeMonitor, or qa-hooks compare)"
         raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qa_hooks._base.processes import rank, shared, together
 from qa_hooks.callbacks.measuring.messages import Facts, Tensors
+from qa_hooks.callbacks.pictures import score_each
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import METRICS
@@ -52,22 +53,26 @@ class Instrument(Protocol):
 
 @dataclass(eq=False)
 class ScoreInstrument:
-    """The score of each image.
+    """The score of each image, NaN where the scorer refused it.
 
     Attributes:
         scorer: any scorer.
+        refusal: why the scorer refused the first of these images, or "".
     """
 
     scorer: Scorer
+    refusal: str = field(default="", init=False)
     dtype = torch.float64
 
     def rows(self, block: Block) -> Tensor:
         inputs = {name: value for name, value in block.items() if name not in ("position", "images")}
-        scores = self.scorer(block["images"], **inputs).cpu().double()
+        scores, refusal = score_each(self.scorer, block["images"], **inputs)
+        self.refusal = self.refusal or refusal
         return torch.stack([block["position"].double(), scores], 1)
 
     def values(self, rows: Tensor) -> Found:
-        return {"scores": rows[:, 1].contiguous()}
+        refusal, self.refusal = self.refusal, ""
+        return {"scores": rows[:, 1].contiguous(), "refusal": refusal}
 
     def check_portable(self) -> None:
         packed_scorer(self.scorer)

@@ -262,7 +262,7 @@ class TestScoreHistogram:
         Hooks([monitor], writer=writer).step()
         assert writer.scalars["qa_eval/log/nonfinite"] == [(1, 1.0)]
         assert (monitor.last["ks"], monitor.last["n"]) == (0.0, 2)
-        with pytest.warns(UserWarning, match="0 finite scores of generated and 2 of real"):
+        with pytest.warns(UserWarning, match="no finite score among 2"):
             Hooks([ScoreHistogram(Run([0, 0]), flat(torch.tensor([100, 200])), scorer, every=1, n=2)]).step()
 
     @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images

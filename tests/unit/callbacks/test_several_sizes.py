@@ -133,6 +133,84 @@ def test_the_dry_run_tries_all_of_them(truths):
     assert "FAILS" not in report
 
 
+def tall():
+    """A scorer that takes no image of fewer than 48 rows."""
+
+    def score(images):
+        if images.shape[2] < 48:
+            raise ValueError(f"{images.shape[2]} rows are too few")
+        return images.mean((1, 2, 3))
+
+    return FunctionScorer(score, name="tall", higher_is_better=True)
+
+
+class TestImagesThatAScorerRefuses:
+    def test_they_are_left_out_of_a_mean_and_said_once(self, truths):
+        writer = MemoryWriter()
+        monitor = ScoreMonitor(tall(), sample=blurred(truths), n=5, every=1)
+        hooks = Hooks([monitor], writer=writer)
+        with pytest.warns(UserWarning, match=r"ScoreMonitor\(tall\): 2 of 5 images .*: 40 rows are too few"):
+            hooks.step()
+        expected = torch.stack([image.mean() for image in blurred(truths)(5, None) if image.shape[1] >= 48])
+        assert monitor.last["mean"] == pytest.approx(float(expected.mean()), rel=1e-6)
+        assert monitor.last["n"] == 3
+        assert writer.scalars["qa_eval/tall/nonfinite"] == [(1, 2.0)]
+        hooks.step()  # and no second warning, which would be an error here
+        assert monitor.last["change"] == 0
+
+    def test_a_neighbour_of_the_same_size_keeps_its_score(self):
+        def score(images):
+            if bool((images.flatten(1).amax(1) > 0.9).any()):
+                raise ValueError("too bright")
+            return images.mean((1, 2, 3))
+
+        images = torch.linspace(0.5, 1, 5)[:, None, None, None].expand(5, 3, 8, 8)
+        scorer = FunctionScorer(score, name="dark", higher_is_better=True)
+        monitor = ScoreMonitor(scorer, sample=lambda n, rng: images[:n], n=5, every=1)
+        with pytest.warns(UserWarning, match="1 of 5 images cannot be scored .* too bright"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+        assert monitor.last["mean"] == pytest.approx(float(images[:4].mean()))
+
+    def test_both_axes_leave_out_the_same_images(self, truths):
+        restore, psnr = blurred(truths), create_scorer("psnr")
+        axes = PerceptionDistortion(tall(), psnr, images=restore, reference=truths, every=1)
+        with pytest.warns(UserWarning, match="2 of 5 images"):
+            Hooks([axes], writer=MemoryWriter()).step()
+        tall_ones = torch.tensor([size[0] >= 48 for size in SIZES])
+        assert axes.last["distortion"] == pytest.approx(
+            float(one_by_one(psnr, restore, truths)[tall_ones].mean()), rel=1e-6
+        )
+
+    def test_a_panel_ranks_them_last_and_keeps_its_best(self, truths):
+        strength = [1.0]
+        panel = ScorePanel(lambda n, rng: [image * strength[0] for image in truths[:n]], tall(), n=5, every=1)
+        hooks = Hooks([panel], writer=MemoryWriter())
+        with pytest.warns(UserWarning, match="2 of 5 images"):
+            hooks.step()
+        for level, best in ((0.5, 1), (1.0, 1)):
+            strength[0] = level
+            hooks.step()
+            assert panel._panels["best"]["step"] == best
+        assert panel.last["n"] == 3
+
+    def test_a_set_that_is_refused_whole_switches_the_monitor_off(self, truths):
+        monitor = ScoreMonitor(tall(), sample=lambda n, rng: truths[:1] * n, n=3, every=1)
+        with pytest.warns(UserWarning, match="switched off for the rest of the run: 40 rows are too few"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+
+    def test_elsewhere(self, photographs):
+        images = [photographs[0], photographs[1][:, :64, :64], photographs[2]]
+        monitor = ScoreMonitor(
+            create_scorer("niqe_bsd100"), sample=lambda n, rng: images, n=3, every=1, where="process"
+        )
+        with (
+            pytest.warns(UserWarning, match="1 of 3 images cannot be scored .* 64 x 64 pixels are too small"),
+            Hooks([monitor], writer=MemoryWriter()) as hooks,
+        ):
+            hooks.step()
+        assert monitor.last["n"] == 2
+
+
 class TestWhatIsRefused:
     def test_another_order(self, truths):
         monitor = ScoreMonitor(create_scorer("psnr"), sample=lambda n, g: truths[::-1], reference=truths, every=1)
