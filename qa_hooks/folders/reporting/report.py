@@ -39,7 +39,9 @@ td, th { border: 1px solid #ccc; padding: .3em .6em; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums } .alarm { color: #a00 }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 8px }
 .curves svg { width: 100%; height: auto }
-figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top } figure img { max-width: 280px }
+figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top; max-width: 100%; overflow-x: auto }
+figure img { max-width: 280px } summary { display: block; cursor: zoom-in }
+details[open] > summary { cursor: zoom-out } details[open] img { max-width: none }
 pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wrap }
 """
 
@@ -178,7 +180,10 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _pictures(run: Run) -> list[str]:
-    parts = [f"<h2>Pictures of {html.escape(run.name)}</h2>"] if run.pictures else []
+    heading = (
+        f"<h2>Pictures of {html.escape(run.name)}</h2><p>A click shows a picture pixel by pixel, or smaller again.</p>"
+    )
+    parts = [heading] if run.pictures else []
     for tag, found in sorted(run.pictures.items()):
         chosen = sorted({round(n * (len(found) - 1) / max(1, SHOWN - 1)) for n in range(SHOWN)})
         figures = "".join(_figure(*found[n]) for n in chosen)
@@ -188,7 +193,10 @@ def _pictures(run: Run) -> list[str]:
 
 def _figure(step: int, png: bytes) -> str:
     data = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>step {step}</figcaption></figure>'
+    picture = (
+        f'<details><summary><img src="data:image/png;base64,{data}" alt=""></summary></details>'  # a click opens it
+    )
+    return f"<figure>{picture}<figcaption>step {step}</figcaption></figure>"
 
 
 def _chart(runs: Sequence[Run], tag: str) -> str:

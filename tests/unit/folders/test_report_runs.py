@@ -63,6 +63,7 @@ def test_the_page_holds_everything(run, tmp_path):
     assert cells(page, "brightness_change/mean")[1] == ""  # the largest step is not the best one
     assert cells(page, "brightness/mean")[1] != ""
     assert len(re.findall("<svg", page)) >= 2
+    assert len(re.findall("<details><summary><img", page)) == 4  # each in its own pixels at a click
     assert [int(step) for step in re.findall("<figcaption>step (\\d+)", page)] == [1, 3, 4, 6]
     assert "SampleGrid(samples, every=1)" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page.replace('xlink:href="#', 'href="#'))
