@@ -63,6 +63,20 @@ def test_each_step_is_compared_with_the_truths_of_its_names(tmp_path, truths, na
     assert found.best["key"] == "psnr"
 
 
+@pytest.mark.parametrize("name", ["step_{step}/{image}_x2_SR.png", "{image}_x2_SR_{step}.png"])
+def test_an_ending_that_all_names_have_is_told_and_left_out(tmp_path, truths, name):
+    for step, error in ((4, 20), (1000, 2)):
+        for image in SHAPES:
+            restored(truths, tmp_path / "run" / name.format(step=step, image=image), error)
+    with pytest.warns(
+        UserWarning, match="names that end in '_x2_SR' are compared with the references without it"
+    ) as told:
+        found = watch_folder(tmp_path / "run", **options(tmp_path, truths))
+    assert len(told) == 1
+    assert [found.steps[step]["n"] for step in (4, 1000)] == [2, 2]
+    assert found.steps[1000]["psnr"] > 40 > found.steps[4]["psnr"]
+
+
 @pytest.mark.parametrize(
     ("name", "step", "first"),
     [
