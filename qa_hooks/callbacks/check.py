@@ -17,8 +17,11 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
+from qa_hooks.losses.loss import QALoss
+from qa_hooks.penalties.penalty import CriticPenalty
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
+from qa_hooks.weighting.weighter import Weighter
 from qa_hooks.writers import GuardedWriter
 
 
@@ -32,8 +35,15 @@ def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mappi
     for callback in callbacks:
         lines.append(f"{callback!r}")
         lines += [f"    {line}" for line in _lines(callback)]
-    lines += [f"track {name}: {type(part).__name__}" for name, part in track.items()]
+    lines += [f"track {name}: {type(part).__name__}{_idle(part)}" for name, part in track.items()]
     return "\n".join([*lines, f"values go to {writer.check()}"])
+
+
+def _idle(part: Any) -> str:
+    """Why a loss, penalty or weighter will have no curve; "" where it will."""
+    if not isinstance(part, QALoss | CriticPenalty | Weighter) or not part.is_off():
+        return ""
+    return "; it is SWITCHED OFF BY ITS WEIGHTS, computes nothing and has no curve (ScoreMonitor watches a score)"
 
 
 def _lines(callback: Callback) -> Iterator[str]:
