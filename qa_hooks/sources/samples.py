@@ -215,7 +215,7 @@ class OnePass:
 
     def __init__(self, asked: Iterable[SampleSet] = ()) -> None:
         self._waiting = Counter(
-            _call(part.sample, stop - start, part.seed, block)
+            call_key(part.sample, stop - start, part.seed, block)
             for part in asked
             for block, start, stop, _ in part.calls()
         )
@@ -223,7 +223,7 @@ class OnePass:
 
     def runs(self, sample: Sample, count: int, seed: int, block: int) -> list[Tensor]:
         """As `sample_runs`."""
-        call = _call(sample, count, seed, block)
+        call = call_key(sample, count, seed, block)
         self._waiting[call] -= 1
         wanted = self._waiting[call] > 0
         if call in self._held:
@@ -245,7 +245,7 @@ class OnePass:
         self._held.clear()
 
 
-def _call(sample: Sample, count: int, seed: int, block: int) -> tuple[int, ...]:
+def call_key(sample: Sample, count: int, seed: int, block: int) -> tuple[int, ...]:
     """What tells one call from another. `net.sample` is a new object each time that it is written."""
     function = (id(sample.__self__), id(sample.__func__)) if isinstance(sample, MethodType) else (id(sample), 0)
     return (*function, count, seed, block)

@@ -52,7 +52,10 @@ def check_writer(writer: Any) -> None:
     """`TypeError` unless it has the methods of a `Writer`."""
     missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
     if missing:
-        raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
+        raise TypeError(
+            f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}. For "
+            "TensorBoard give log_dir=FOLDER, also that of a SummaryWriter of yours: each writes a file of its own"
+        )
 
 
 def describe(writer: Writer, tag: str, text: str) -> None:

@@ -25,7 +25,8 @@ from qa_hooks.callbacks import (
     ScorePanel,
     SnapshotCollector,
 )
-from qa_hooks.penalties import NIQEPenalty, SSIMPenalty
+from qa_hooks.losses import SSIMLoss
+from qa_hooks.penalties import DriftPenalty, NIQEPenalty, QAGANPenalty, SSIMPenalty
 from qa_hooks.scorers import FunctionScorer, create_scorer
 from qa_hooks.weighting import OHEM
 from qa_hooks.writers import MemoryWriter
@@ -65,6 +66,20 @@ class TestCheck:
         assert "takes the images 'fake' from hooks.step(fake=...)" in lines[6]
         assert "track qagan: SSIMPenalty" in lines
         assert lines[-1] == f"values go to TensorBoardWriter in {tmp_path}"
+
+    def test_it_names_what_has_no_curve_for_want_of_a_weight(self):
+        parts = {
+            "ssim": SSIMLoss(weight=0),
+            "drift": DriftPenalty(value_range=(0, 1), weight=0),
+            "qagan": QAGANPenalty("ssim", value_range=(0, 1), gp_weight=0, quality_weight=0, drift_weight=0),
+            "ohem": OHEM(brightness(), worst=0.25, weight=1.0),
+        }
+        hooks = Hooks([], writer=MemoryWriter(), track=parts)
+        told = re.findall(r"track (\w+): \w+; it is SWITCHED OFF BY ITS WEIGHTS, .*ScoreMonitor", hooks.check())
+        assert told == list(parts)
+        parts["qagan"].weights["ssim"] = parts["ssim"].weight = parts["drift"].weight = 0.1
+        parts["ohem"].weight = 2.0
+        assert "SWITCHED OFF" not in hooks.check()
 
     def test_the_function_of_restored_images_is_tried_with_their_ground_truths(self):
         truths = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

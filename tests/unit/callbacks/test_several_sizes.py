@@ -224,6 +224,20 @@ def test_the_dry_run_tries_all_of_them(truths):
     assert "FAILS" not in report
 
 
+def test_the_dry_run_tries_a_function_once_for_all_who_ask_the_same(truths):
+    calls, restore, psnr = [], blurred(truths), create_scorer("psnr")
+
+    def counted(n, generator):
+        calls.append(n)
+        return restore(n, generator)
+
+    given = {"sample": counted, "reference": truths, "every": 1}
+    monitors = [ScoreMonitor(psnr, name=name, **given) for name in "abc"]
+    reports = [Hooks(some, writer=MemoryWriter()).check() for some in (monitors[:1], monitors)]
+    assert calls == [5] * 6
+    assert reports[1].count(reports[0].splitlines()[1]) == 3
+
+
 def tall():
     """A scorer that takes no image of fewer than 48 rows."""
 
