@@ -32,7 +32,9 @@ def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mappi
     for callback in callbacks:
         lines.append(f"{callback!r}")
         lines += [f"    {line}" for line in _lines(callback)]
-    lines += [f"track {name}: {type(part).__name__}" for name, part in track.items()]
+    for name, part in track.items():
+        without = " (weight 0: it computes nothing and has no curve)" * (getattr(part, "weight", None) == 0)
+        lines.append(f"track {name}: {type(part).__name__}{without}")
     return "\n".join([*lines, f"values go to {writer.check()}"])
 
 

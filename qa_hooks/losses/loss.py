@@ -22,7 +22,8 @@ class QALoss(KeepsFrozen):
     """What every loss of the package is. A subclass writes `per_image(pred, target) -> (N,)`.
 
     Args:
-        weight: multiplies the loss; 0 gives a graph-free zero and computes nothing.
+        weight: multiplies the loss. 0 gives a graph-free zero and computes nothing, so `terms` stays empty and there is
+            no curve: `ScoreMonitor` watches a score without training on it. Shapes that differ raise all the same.
         reduction: "mean" or "none".
         value_range: what the numbers of pred and target mean.
 

@@ -25,7 +25,13 @@ GROUPS = {
     "qa_weight": "Weights",
     "qa_perf": "Cost",
 }
+CHANGE = re.compile(r"\bsince the last (measurement|panel)\b")  # in the description of a tag
 SHOWN = 4  # pictures of a tag: the first, the last, and between
+PAIRED = (
+    "<li>The intervals are each run's own: they may overlap although one run is better on the same images. A run logs "
+    "means, no score of an image; <code>qa-hooks compare REAL_DIR A_DIR B_DIR --paired</code> compares image by image, "
+    "and says better, worse or cannot tell.</li>"
+)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -46,6 +52,7 @@ class Run(NamedTuple):
         values: lines by tag (`read_run_log`).
         pictures: `(step, PNG)` by tag.
         better: "higher" or "lower" by tag, where its description says which is better.
+        changes: tags of values that compare with the measurement before; the largest change says nothing of its step.
         settings: text of the run's settings; "" where it has none.
         best: what each `best.json` below the folder says.
         alarms: what `alarms.jsonl` says.
@@ -55,6 +62,7 @@ class Run(NamedTuple):
     values: dict[str, list[dict[str, Any]]]
     pictures: dict[str, list[tuple[int, bytes]]]
     better: dict[str, str]
+    changes: set[str]
     settings: str
     best: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
@@ -121,7 +129,9 @@ def read_run(folder: Path, name: str) -> Run:
     raised = list(json_lines(alarms)) if alarms.is_file() else []
     told = {tag: metadata.summary_description for tag, metadata in events.summary_metadata.items()}
     better = {tag: found[1] for tag, text in told.items() if (found := re.search(r"\b(higher|lower) is better", text))}
-    return Run(name, values, pictures, better, texts[-1] if texts else "", [found for found in best if found], raised)
+    changes = {tag for tag, text in told.items() if CHANGE.search(text)}
+    settings, best = texts[-1] if texts else "", [found for found in best if found]
+    return Run(name, values, pictures, better, changes, settings, best, raised)
 
 
 def page(runs: Sequence[Run], headline: str = "") -> str:
@@ -149,11 +159,12 @@ def _summary(runs: Sequence[Run]) -> str:
     for tag in tags:
         better = next((run.better[tag] for run in runs if tag in run.better), "")
         found = [run.values.get(tag, []) for run in runs]
-        parts = [part for lines in found for part in (lines[-1:], _best(lines, better))]
+        has_best = better if not any(tag in run.changes for run in runs) else ""
+        parts = [part for lines in found for part in (lines[-1:], _best(lines, has_best))]
         cells = "".join(f'<td class="number">{"".join(map(_at_step, part))}</td>' for part in parts)
         label = html.escape(tag.removeprefix("qa_eval/").removesuffix("/value"))
         rows.append(f"<tr><td>{label}{f' <small>({better} is better)</small>' * bool(better)}</td>{cells}</tr>")
-    lines = []
+    lines = [PAIRED] if len(runs) > 1 else []
     for run in runs:
         name = html.escape(run.name)
         for best in run.best:

@@ -23,6 +23,7 @@ from qa_hooks.callbacks import (
     ScoreMonitor,
     ScorePanel,
 )
+from qa_hooks.losses import SSIMLoss
 from qa_hooks.penalties import NIQEPenalty, SSIMPenalty
 from qa_hooks.scorers import FunctionScorer, create_scorer
 from qa_hooks.weighting import OHEM
@@ -47,7 +48,9 @@ class TestCheck:
             RewardGuard(brightness(), sample=noise, base=noise, n=8),
             NaNGuard(),
         ]
-        hooks = Hooks(callbacks, log_dir=tmp_path, track={"qagan": SSIMPenalty(value_range=(0, 1))})
+        hooks = Hooks(
+            callbacks, log_dir=tmp_path, track={"qagan": SSIMPenalty(value_range=(0, 1)), "off": SSIMLoss(weight=0)}
+        )
         state, random = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
         report = hooks.check()
         assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
@@ -62,6 +65,7 @@ class TestCheck:
         assert lines[4].startswith("    brightness: 0.")
         assert "takes the images 'fake' from hooks.step(fake=...)" in lines[6]
         assert "track qagan: SSIMPenalty" in lines
+        assert "track off: SSIMLoss (weight 0: it computes nothing and has no curve)" in lines
         assert lines[-1] == f"values go to TensorBoardWriter in {tmp_path}"
 
     def test_the_function_of_restored_images_is_tried_with_their_ground_truths(self):

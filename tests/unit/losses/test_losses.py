@@ -77,6 +77,11 @@ def test_weight_zero_is_a_constant(pair):
 
     assert not Never(weight=0)(*pair).requires_grad
     assert Never(weight=0, reduction="none")(*pair).tolist() == [0, 0, 0]
+    loss = Never(weight=0)
+    loss(*pair)
+    assert loss.terms == {}
+    with pytest.raises(ValueError, match="target"):  # a mistake is told at every weight
+        loss(pair[0], pair[1][..., 1:])
 
 
 def test_bad_input(pair):
