@@ -21,7 +21,7 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
-from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
+from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, CARD_SIDE, DETAIL, card_sheet, most_detailed
 from qa_hooks.drawing.thumbnails import thumbnails
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
@@ -32,7 +32,8 @@ from qa_hooks.writers import make_tag
 class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and the samples whose score fell most, before and after.
 
-    Writes `qa_images/{name}/ranked`, each with its name or number; from the second panel on also
+    Writes `qa_images/{name}/ranked`, each with its name or number; where that shrinks them also `/details`, of each the
+    part with the most detail in its own pixels, where blur, noise and blocks are seen; from the second panel on also
     `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
     `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
@@ -52,7 +53,7 @@ class ScorePanel(SamplingMonitor):
             many, before and after, on a sheet of regressions. A dozen is read on TensorBoard's cards.
         names: of the samples, such as the files of a validation set; "#0", "#1" and so on by default.
         name: in the tags; the scorer's name by default.
-        folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
+        folder: also write `ranked_{step:08d}.png`, `details_{step:08d}.png` and `regressions_{step:08d}.png` there.
         thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 120 pixels.
 
     Attributes:
@@ -119,6 +120,8 @@ class ScorePanel(SamplingMonitor):
         self.finite(now["scores"], next((why for _, why in found if why), ""), "score")
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         now["sheets"] = {"ranked": self._ranked(now)}
+        if any(max(picture.shape[1:]) > CARD_SIDE for picture in pictures):
+            now["sheets"]["details"] = self._ranked(now, details=True)
         if self._panels:
             last, best = self._panels["last"], self._panels["best"]
             is_best = best["step"] == last["step"]
@@ -181,9 +184,9 @@ class ScorePanel(SamplingMonitor):
         if "best" not in self._panels or _better(kept["goodness"], self._panels["best"]["goodness"]):
             self._panels["best"] = kept
 
-    def _ranked(self, now: dict[str, Any]) -> Tensor:
+    def _ranked(self, now: dict[str, Any], *, details: bool = False) -> Tensor:
         order = torch.where(torch.isnan(now["goodness"]), -math.inf, now["goodness"]).argsort(descending=True).tolist()
-        title = f"step {now['step']}: {axis_label(self.scorer)}"
+        title = f"step {now['step']}: {axis_label(self.scorer)}" + f"; {DETAIL}" * details
         if self.n <= self.show:
             parts = [(title, order)]
         else:
@@ -194,6 +197,8 @@ class ScorePanel(SamplingMonitor):
         for heading, chosen in parts:
             pictures += [None, *(now["pictures"][index] for index in chosen)]
             labels += [heading, *(f"{self.names[index]}\n{_text(now['scores'][index])}" for index in chosen)]
+        if details:
+            pictures = [None if picture is None else most_detailed(picture, CARD_SIDE) for picture in pictures]
         return card_sheet(pictures, labels)
 
     def _regressions(self, now: dict[str, Any], before: dict[str, Any], name: str) -> Tensor:

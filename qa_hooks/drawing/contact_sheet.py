@@ -180,14 +180,23 @@ def _picture(image: Tensor, scale: int, max_side: int) -> Picture:
 
 
 def _detail(image: Tensor | None, side: int, max_side: int) -> Picture | None:
-    """A square of an image that was shrunk, in its own pixels: of three times three, where neighbours differ most."""
+    """The detail of an image that was shrunk."""
     if image is None or not side or max(image.shape[1:]) <= max_side:
         return None
-    image = image.detach().cpu()
+    return _array(most_detailed(image.detach().cpu(), side))
+
+
+def most_detailed(image: Tensor, side: int) -> Tensor:
+    """A square of an image (C, H, W) in its own pixels: of three times three, where neighbours differ most.
+
+    Example:
+        >>> most_detailed(torch.zeros(3, 300, 200, dtype=torch.uint8), 120).shape
+        torch.Size([3, 120, 120])
+    """
     rows, columns = (sorted({(length - side) * part // 2 for part in range(3)}) if length > side else [0]
                      for length in image.shape[1:])  # fmt: skip
     squares = [image[:, top : top + side, left : left + side] for top in rows for left in columns]
-    return _array(max(squares, key=_variation))
+    return max(squares, key=_variation)
 
 
 def _variation(image: Tensor) -> float:
