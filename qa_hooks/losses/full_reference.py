@@ -15,6 +15,9 @@ from qa_hooks.losses.loss import QALoss, needs_target
 class SSIMLoss(QALoss):
     """1 - SSIM (Wang et al. 2004); in [0, 2]. `second_order=True` allows a double backward, at a price.
 
+    Its right weight depends on the other losses. `ScoreLoss(create_scorer("ssim"), balance=0.3)`, which is called with
+    `fidelity=l1`, has the same gradient, kept at that share of the L1 loss's; likewise "ms_ssim".
+
     Example:
         >>> import torch
         >>> pred = torch.rand(2, 3, 32, 32, requires_grad=True)

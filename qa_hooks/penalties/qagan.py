@@ -37,7 +37,8 @@ class QAGANPenalty(CriticPenalty):
         value_range, interval, output_fn, seed: see `CriticPenalty`.
 
     Attributes:
-        parts: the terms by their names; `parts["niqe"].model` is the model of natural gradient maps.
+        parts: the terms, by "gradient_penalty", "ssim", "niqe" and "drift"; `parts["niqe"].model` is the model of
+            natural gradient maps. They are logged as "ssim_penalty" and "niqe_penalty", for they are no scores.
         weights: the weight of each term, by name.
 
     Raises:
@@ -50,7 +51,7 @@ class QAGANPenalty(CriticPenalty):
         >>> real, fake = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
         >>> d_loss = critic(fake).mean() - critic(real).mean() + penalty(critic, real, fake)
         >>> sorted(penalty.terms)
-        ['drift', 'gradient_penalty', 'ssim', 'ssim_distance']
+        ['drift', 'gradient_penalty', 'ssim_distance', 'ssim_penalty']
     """
 
     name = "qagan"
@@ -103,7 +104,7 @@ class QAGANPenalty(CriticPenalty):
         for name, part in self.parts.items():
             value = part.term(shared) if self.weights[name] else None
             if value is not None:
-                terms[name] = value.detach()
+                terms[part.name] = value.detach()
                 total = self.weights[name] * value if total is None else total.add(value, alpha=self.weights[name])
         publish(self, terms | shared.log)
         return shared.zero() if total is None else total

@@ -6,7 +6,7 @@ from torch import nn
 
 from qa_hooks.functional.structural_similarity import ssim, ssim_distance
 from qa_hooks.losses import MSSSIMLoss, QALoss, ScoreLoss, SSIMDistanceLoss, SSIMLoss
-from qa_hooks.scorers import PSNR, FunctionScorer
+from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 
 
 @pytest.fixture
@@ -68,6 +68,20 @@ def test_terms_do_not_depend_on_the_weights(pair):
     loss = SSIMLoss()
     loss(*pair, sample_weight=torch.zeros(3))
     assert loss.terms["ssim_loss"] > 0.1
+
+
+@pytest.mark.parametrize(("loss", "spec"), [(SSIMLoss, "ssim"), (MSSSIMLoss, "ms_ssim")])
+def test_a_score_loss_of_the_same_measure_has_the_same_gradient(loss, spec):
+    """So `balance`, which only that one has, is for these measures too."""
+    target = torch.rand(1, 3, 176, 176, generator=torch.Generator().manual_seed(0))
+    pred = (0.7 * target + 0.1).requires_grad_()
+    (expected,) = torch.autograd.grad(loss()(pred, target), pred)
+    (found,) = torch.autograd.grad(ScoreLoss(create_scorer(spec))(pred, target), pred)
+    torch.testing.assert_close(found, expected)
+    l1 = (pred - target).abs().mean()
+    balanced = ScoreLoss(create_scorer(spec), balance=0.3, out_of_range=0.0)(pred, target, fidelity=l1)
+    (own,), (other,) = torch.autograd.grad(balanced, pred), torch.autograd.grad(l1, pred)
+    assert float(own.norm() / other.norm()) == pytest.approx(0.3, rel=1e-3)
 
 
 def test_weight_zero_is_a_constant(pair):
