@@ -51,6 +51,7 @@ def options(tmp_path, truths, **more):
         "step_{step}/{image}_x2_SR.png",
         "{image}/{image}_x2_{step}.png",
         "{image}_SR_iter_{step}.png",
+        "{image}_x2_SR_{step}.png",
     ],
 )
 def test_each_step_is_compared_with_the_truths_of_its_names(tmp_path, truths, name):
