@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
 from qa_hooks.writers import GuardedWriter
@@ -42,11 +44,11 @@ def _lines(callback: Callback) -> Iterator[str]:
     if not isinstance(callback, Monitor):
         return
     looks = callback.looks if isinstance(callback, RewardGuard) else callback
-    images: Tensor | None = None
+    runs: list[Tensor] = []
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
         if callable(sample) and not isinstance(sample, nn.Module):
-            images, line = _check_sample(name, sample, looks)
+            runs, line = _check_sample(name, sample, looks)
             yield line
     named = ("images", "reference") if looks is callback else ("name", "base")
     for value in (getattr(looks, name, None) for name in named):
@@ -56,8 +58,8 @@ def _lines(callback: Callback) -> Iterator[str]:
         place = "the device of the images" if callback.where == "process" else callback.where
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
-        yield _check_scorer(scorer, images, getattr(looks, "truths", None))
-    yield from _rehearsed(looks, images)
+        yield _check_scorer(scorer, runs, getattr(looks, "truths", None))
+    yield from _rehearsed(looks, runs[0] if runs else None)
 
 
 def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
@@ -72,8 +74,8 @@ def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
     return lines + [f"WARNS: {warning.message}" for warning in told]
 
 
-def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | None, str]:
-    """The first images of a sampler, of one size, and what there is to say of its first block."""
+def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[list[Tensor], str]:
+    """The first images of a sampler, in runs of one size, and what there is to say of its first block."""
     count = getattr(monitor, "per_call", min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)))
     seed = getattr(monitor, "seed", 0)
     traces, generator = Traces(sample), torch.Generator("cpu").manual_seed(mixed_key(seed, 0))
@@ -84,9 +86,9 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
         with isolated():
             as_runs(sample(count, generator))
     except Exception as error:
-        return None, f"{name} FAILS: {type(error).__name__}: {error}"
+        return [], f"{name} FAILS: {type(error).__name__}: {error}"
     if lost := sum(int((~torch.isfinite(images)).flatten(1).any(1).sum()) for images in runs):
-        return None, (
+        return [], (
             f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
             "will refuse"
         )
@@ -115,22 +117,31 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
                 f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} (an "
                 "overshoot is clamped)"
             )
-    return images, "; ".join([text, *notes])
+    return runs, "; ".join([text, *notes])
 
 
-def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:
+def _check_scorer(scorer: Scorer, runs: Sequence[Tensor], truths: GroundTruths | None) -> str:
     arrow = "higher" if scorer.higher_is_better else "lower"
-    if images is None:
+    if not runs:
         return f"{scorer.name}: {arrow} is better; no images to try it on"
+    truths, refusal, start = truths if "reference" in scorer.inputs else None, "", 0
+    parts: list[Tensor] = []
     try:
-        inputs = {"reference": truths.of(0, images)} if truths is not None and "reference" in scorer.inputs else {}
-        with isolated():
-            scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()
+        for images in runs:
+            inputs = {"reference": truths.of(start, images)} if truths is not None else {}
+            with isolated():
+                scores, why = score_each(scorer, in_range(images, scorer.value_range), **inputs)
+            parts, refusal, start = [*parts, scores], refusal or why, start + len(images)
     except Exception as error:
         return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
-    lost = int((~torch.isfinite(scores)).sum())
-    text = f"{scorer.name}: {float(scores.min()):.4g} to {float(scores.max()):.4g} on these, {arrow} is better"
-    return f"{text}; {lost} of {len(scores)} NOT FINITE" if lost else text
+    found = torch.cat(parts)
+    finite = found[torch.isfinite(found)]
+    if refusal and not len(finite):
+        return f"{scorer.name} FAILS: {refusal}"
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (math.nan, math.nan)
+    text = f"{scorer.name}: {low:.4g} to {high:.4g} on these, {arrow} is better"
+    lost = f"; {len(found) - len(finite)} of {len(found)} NOT FINITE"
+    return text + (lost + f", and left out: {refusal}" * bool(refusal)) * (len(finite) < len(found))
 
 
 def _scorers(monitor: Any) -> list[Scorer]:

@@ -78,7 +78,7 @@ class TestCheck:
         assert "no images" not in report
         assert "FAILS" not in report
         small = PerceptionDistortion(*axes, images=lambda n, rng: truths[:n], reference=truths)
-        assert "niqe_bsd100 FAILS: ValueError: images of 64 x 64" in Hooks([small], writer=MemoryWriter()).check()
+        assert "niqe_bsd100 FAILS: images of 64 x 64" in Hooks([small], writer=MemoryWriter()).check()
         assert "FAILS" not in report
 
     def test_it_names_what_would_fail_and_raises_nothing(self, tmp_path):
