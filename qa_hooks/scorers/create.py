@@ -82,7 +82,7 @@ def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict
     entry = None if saved or isinstance(spec, Scorer) else find_entry(str(spec))
     library = str(spec).partition(":")[0] in LIBRARIES and ":" in str(spec)
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
-        near = meant(str(spec), [*SPECS, *EXAMPLES])
+        near = meant(str(spec), [*SPECS, *EXAMPLES, "psnr_y_crop4"])
         of, _, metric = str(spec).partition("_")
         if of in LIBRARIES and metric:
             near = f" (a metric of {of} is called {of}:{metric})"
