@@ -37,9 +37,12 @@ class QAGANPenalty(CriticPenalty):
         value_range, interval, output_fn, seed: see `CriticPenalty`.
 
     Attributes:
-        parts: the terms, by "gradient_penalty", "ssim", "niqe" and "drift"; `parts["niqe"].model` is the model of
-            natural gradient maps. They are logged as "ssim_penalty" and "niqe_penalty", for they are no scores.
-        weights: the weight of each term, by name.
+        parts: "gradient_penalty", "ssim", "niqe" and "drift", as far as they were asked for; `parts["niqe"].model` is
+            the model of natural gradient maps.
+        weights: the weight of each part.
+        terms: the last value of each part of a weight above 0, detached and unweighted: "gradient_penalty",
+            "ssim_penalty", "niqe_penalty" and "drift". The penalties are about the critic and are no scores of images.
+            Besides: "ssim_distance", the mean d_Q of the pairs, and "niqe_active", 0 during a warm-up.
 
     Raises:
         ValueError: "niqe" without a model or a warm-up; the message names the ways to get one.
