@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ def _lines(callback: Callback, tried: dict[tuple[int, ...], _Trial]) -> Iterator
     if not isinstance(callback, Monitor):
         return
     looks = callback.looks if isinstance(callback, RewardGuard) else callback
-    runs: list[Tensor] = []
+    images: Tensor | None = None
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
         if callable(sample) and not isinstance(sample, nn.Module):
@@ -80,8 +79,8 @@ def _lines(callback: Callback, tried: dict[tuple[int, ...], _Trial]) -> Iterator
         place = "the device of the images" if callback.where == "process" else callback.where
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
-        yield _check_scorer(scorer, runs, getattr(looks, "truths", None))
-    yield from _rehearsed(looks, runs[0] if runs else None)
+        yield _check_scorer(scorer, images, getattr(looks, "truths", None))
+    yield from _rehearsed(looks, images)
 
 
 def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
@@ -122,7 +121,7 @@ def _check_sample(
     if trial.error:
         return None, f"{name} FAILS: {trial.error}"
     if lost := sum(int((~torch.isfinite(images)).flatten(1).any(1).sum()) for images in runs):
-        return [], (
+        return None, (
             f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
             "will refuse"
         )
@@ -161,26 +160,17 @@ def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
 
 def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:
     arrow = "higher" if scorer.higher_is_better else "lower"
-    if not runs:
+    if images is None:
         return f"{scorer.name}: {arrow} is better; no images to try it on"
-    truths, refusal, start = truths if "reference" in scorer.inputs else None, "", 0
-    parts: list[Tensor] = []
     try:
-        for images in runs:
-            inputs = {"reference": truths.of(start, images)} if truths is not None else {}
-            with isolated():
-                scores, why = score_each(scorer, in_range(images, scorer.value_range), **inputs)
-            parts, refusal, start = [*parts, scores], refusal or why, start + len(images)
+        inputs = {"reference": truths.of(0, images)} if truths is not None and "reference" in scorer.inputs else {}
+        with isolated():
+            scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()
     except Exception as error:
         return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
-    found = torch.cat(parts)
-    finite = found[torch.isfinite(found)]
-    if refusal and not len(finite):
-        return f"{scorer.name} FAILS: {refusal}"
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (math.nan, math.nan)
-    text = f"{scorer.name}: {low:.4g} to {high:.4g} on these, {arrow} is better"
-    lost = f"; {len(found) - len(finite)} of {len(found)} NOT FINITE"
-    return text + (lost + f", and left out: {refusal}" * bool(refusal)) * (len(finite) < len(found))
+    lost = int((~torch.isfinite(scores)).sum())
+    text = f"{scorer.name}: {float(scores.min()):.4g} to {float(scores.max()):.4g} on these, {arrow} is better"
+    return f"{text}; {lost} of {len(scores)} NOT FINITE" if lost else text
 
 
 def _scorers(monitor: Any) -> list[Scorer]:

@@ -91,12 +91,16 @@ class ScoreHistogram(SamplingMonitor):
 
     def rehearse(self, images: Tensor | None) -> Iterator[str]:
         """The scores of two real images."""
-        for real in first_images(self.real, 2):
-            refusals: list[str] = []
-            scores = score_source(self.scorer, real, progress=False, refusals=refusals).scores
-            known = scores[torch.isfinite(scores)]
-            ends = f"{float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else "no finite score"
-            yield "; ".join([f"real: {self.scorer.name} {ends}", *refusals[:1]])
+        refusals: list[str] = []
+        tried = [
+            score_source(self.scorer, real, progress=False, refusals=refusals) for real in first_images(self.real, 2)
+        ]
+        scores = torch.cat([found.scores for found in tried])
+        known = scores[torch.isfinite(scores)]
+        if not len(known):
+            raise ValueError(next(iter(refusals), "no finite score among the first real images"))
+        ends = f"{float(known.min()):.4g} to {float(known.max()):.4g}"
+        yield "; ".join([f"real: {self.scorer.name} {ends}", *(f"left out: {why}" for why in refusals[:1])])
 
     def local(self, ctx: Context) -> tuple[Tensor, str]:
         found = [score_each(self.scorer, in_range(images, self.value_range)) for _, images in self.blocks(ctx)]

@@ -33,8 +33,7 @@ from qa_hooks.writers import make_tag
 class ScorePanel(SamplingMonitor):
     """Samples from best to worst with their scores, and the samples whose score fell most, before and after.
 
-    Writes `qa_images/{name}/ranked`, each with its name or number; where that shrinks them also `/details`, of each the
-    part with the most detail in its own pixels, where blur, noise and blocks are seen; from the second panel on also
+    Writes `qa_images/{name}/ranked`, each with its name or number; from the second panel on also
     `qa_images/{name}/regressions` (and, where that is another one, `/since_best`) and
     `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
@@ -126,8 +125,6 @@ class ScorePanel(SamplingMonitor):
         self.finite(now["scores"], next((why for _, why in found if why), ""), "score")
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         now["sheets"] = {"ranked": self._ranked(now)}
-        if any(max(picture.shape[1:]) > CARD_SIDE for picture in pictures):
-            now["sheets"]["details"] = self._ranked(now, details=True)
         if self._panels:
             last, best = self._panels["last"], self._panels["best"]
             is_best = best["step"] == last["step"]
@@ -199,9 +196,9 @@ class ScorePanel(SamplingMonitor):
         if "best" not in self._panels or _better(kept["goodness"], self._panels["best"]["goodness"]):
             self._panels["best"] = kept
 
-    def _ranked(self, now: dict[str, Any], *, details: bool = False) -> Tensor:
+    def _ranked(self, now: dict[str, Any]) -> Tensor:
         order = torch.where(torch.isnan(now["goodness"]), -math.inf, now["goodness"]).argsort(descending=True).tolist()
-        title = f"step {now['step']}: {axis_label(self.scorer)}" + f"; {DETAIL}" * details
+        title = f"step {now['step']}: {axis_label(self.scorer)}"
         if self.n <= self.show:
             parts = [(title, order)]
         else:
@@ -212,8 +209,6 @@ class ScorePanel(SamplingMonitor):
         for heading, chosen in parts:
             pictures += [None, *(now["pictures"][index] for index in chosen)]
             labels += [heading, *(f"{self.names[index]}\n{_text(now['scores'][index])}" for index in chosen)]
-        if details:
-            pictures = [None if picture is None else most_detailed(picture, CARD_SIDE) for picture in pictures]
         return card_sheet(pictures, labels)
 
     def _regressions(self, now: dict[str, Any], before: dict[str, Any], name: str) -> Tensor:

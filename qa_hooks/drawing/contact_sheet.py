@@ -198,7 +198,7 @@ def _picture(image: Tensor, scale: int, max_side: int) -> Picture:
 
 
 def _detail(image: Tensor | None, side: int, max_side: int) -> Picture | None:
-    """The detail of an image that was shrunk."""
+    """A square of an image that was shrunk, in its own pixels: of three times three, where neighbours differ most."""
     if image is None or not side or max(image.shape[1:]) <= max_side:
         return None
     image = image.detach().cpu()

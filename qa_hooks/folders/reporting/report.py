@@ -25,7 +25,6 @@ GROUPS = {
     "qa_weight": "Weights",
     "qa_perf": "Cost",
 }
-CHANGE = re.compile(r"\bsince the last (measurement|panel)\b")  # in the description of a tag
 SHOWN = 4  # pictures of a tag: the first, the last, and between
 NO_VERDICT = """There is no verdict between the runs: a run keeps the mean of its scores with an interval, and not the
 score of each image. Of runs that were measured on the same images (one seed, one validation set), one may be better by
@@ -167,7 +166,7 @@ def _summary(runs: Sequence[Run]) -> str:
         cells = "".join(f'<td class="number">{"".join(map(_at_step, part))}</td>' for part in parts)
         label = html.escape(tag.removeprefix("qa_eval/").removesuffix("/value"))
         rows.append(f"<tr><td>{label}{f' <small>({better} is better)</small>' * bool(better)}</td>{cells}</tr>")
-    lines = [PAIRED] if len(runs) > 1 else []
+    lines = []
     for run in runs:
         name = html.escape(run.name)
         for best in run.best:

@@ -85,25 +85,6 @@ def test_the_best_value_stands_beside_the_last(tmp_path):
     }
 
 
-def test_a_change_has_no_best(tmp_path):
-    """The step before was bad where the change is largest: that says nothing good of its own step."""
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for run in runs:
-        monitors = [
-            ScoreMonitor(brightness(), sample=sample, n=4, every=1, name="color_change"),
-            ScorePanel(sample, brightness(), n=4, every=1),
-        ]
-        with Hooks(monitors, log_dir=run) as hooks:
-            hooks.step()
-            hooks.step()
-    page = report_runs(runs, tmp_path / "report.html").read_text()
-    for row, best in (("color_change/mean", True), ("color_change_change/mean", False), ("brightness/fell", False)):
-        cells = re.findall(r"<td class=\"number\">(.*?)</td>", page.split(f"<td>{row}")[1].split("</tr>")[0])
-        assert [bool(cell) for cell in cells] == [True, best] * 2
-    assert page.count("--paired</code>") == 1
-    assert "--paired</code>" not in report_runs(runs[:1], tmp_path / "report.html").read_text()
-
-
 def test_every_monitor_says_which_direction_is_better(tmp_path):
     dark, real = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="dark", higher_is_better=False), sample(60, None)
     monitors = [
