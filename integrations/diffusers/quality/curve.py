@@ -186,7 +186,7 @@ class QualityCurve(DialMonitor):
         change, deviations = dial_span(sign * columns[0], sign * columns[-1], scorer)
         counts = change.verdict != "cannot tell" and deviations >= NEGLIGIBLE
         order = spearman(np.array(self.levels), sign * points[:, 1].numpy()) if counts else 0.0
-        words = span_in_words(scorer.name, change, deviations, self.levels, order)
+        words = span_in_words(scorer.name + " (lower is better)" * (sign < 0), change, deviations, self.levels, order)
         span, against = f"{scorer.name}_span", f"{scorer.name}_against_q"
         ends = f"the mean at q = {self.levels[-1]:g} minus the mean at q = {self.levels[0]:g}"
         self.describe(ctx, make_tag("eval", span, "value"), f"{ends}, {change.n} pairs of images", span)
@@ -259,23 +259,25 @@ def dial_span(lowest: Tensor, highest: Tensor, scorer: Scorer) -> tuple[Comparis
 def span_in_words(name: str, change: Comparison, deviations: float, levels: Sequence[float], order: float) -> str:
     """How far a score moves over the dial; its rank correlation `order` only where that is beyond chance and counts.
 
+    `deviations` is the same in standard deviations of the images' scores at one setting.
+
     Example:
         >>> flat = Comparison(0.0005, -0.08, 0.09, "cannot tell", 64)
         >>> span_in_words("bright", flat, 0.01, [-1, 0, 1], 0.0)
         'bright, q = -1 to 1: +0.00 [-0.08, 0.09] (95 %), no change that can be told from chance'
         >>> tiny = Comparison(0.001, 0.0005, 0.0016, "B better", 64)
         >>> span_in_words("bright", tiny, 0.02, [-1, 0, 1], 0.0)
-        'bright, q = -1 to 1: +0.0010 [0.0005, 0.0016] (95 %), only 0.02 deviations of the images: hardly any change'
+        'bright, q = -1 to 1: +0.0010 [0.0005, 0.0016] (95 %), only 0.02 standard deviations: hardly any change'
         >>> span_in_words("bright", Comparison(0.2, 0.1, 0.3, "B better", 64), 1.7, [-1, 0, 1], 1.0)
-        'bright, q = -1 to 1: +0.20 [0.10, 0.30] (95 %), 1.7 deviations of the images; Spearman of the means: 1.00'
+        'bright, q = -1 to 1: +0.20 [0.10, 0.30] (95 %), 1.7 standard deviations; Spearman of the means: 1.00'
     """
-    where = f"{name}, q = {levels[0]:g} to {levels[-1]:g}"
+    where = f"{name}, q = {levels[0]:.3g} to {levels[-1]:.3g}"
     if change.difference == 0 and math.isnan(change.low):
         return f"{where}: no image's score changes"
     moves = f"{where}: {'+' * (change.difference > 0)}{interval_text(change[:3])} (95 %)"
     if change.verdict == "cannot tell":
         return f"{moves}, no change that can be told from chance"
     if deviations < NEGLIGIBLE:
-        return f"{moves}, only {deviations:.1g} deviations of the images: hardly any change"
-    beside = f", {deviations:.2g} deviations of the images" if math.isfinite(deviations) else ""
+        return f"{moves}, only {deviations:.1g} standard deviations: hardly any change"
+    beside = f", {deviations:.2g} standard deviations" if math.isfinite(deviations) else ""
     return f"{moves}{beside}; Spearman of the means: {order:.2f}"
