@@ -22,7 +22,7 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
-from qa_hooks.drawing.thumbnails import thumbnails
+from qa_hooks.drawing.thumbnails import most_detailed, on_one_ground, square_at, thumbnails
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
@@ -37,7 +37,11 @@ class ScorePanel(SamplingMonitor):
     `qa_eval/{name}/fell`, the share of samples that are worse than on the last panel. Each sample keeps its noise. The
     best panel is the one of the best mean. With several processes the first one samples, scores and draws.
 
-    The state holds scores and thumbnails of two panels: with the defaults at most 2 x 64 x 28 KB = 3.5 MB in colour.
+    Under an image that is larger than what is drawn of it stands its part with the most detail, pixel by pixel: blur,
+    noise and blocks are not seen in a thumbnail. On a sheet of regressions it is the same part before and after.
+
+    The state holds scores, thumbnails and these parts of two panels: with the defaults at most 2 x 64 x 55 KB = 7 MB in
+    colour.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)` in the scorer's `value_range`, as in `SampleGrid`; a list where
@@ -53,7 +57,8 @@ class ScorePanel(SamplingMonitor):
         names: of the samples, such as the files of a validation set; "#0", "#1" and so on by default.
         name: in the tags; the scorer's name by default.
         folder: also write `ranked_{step:08d}.png` and `regressions_{step:08d}.png` there.
-        thumbnail: larger images are shrunk to this for the state; the ranked sheet shows them at up to 120 pixels.
+        thumbnail: larger images are shrunk to this for the state, and the part beside them has this side; the ranked
+            sheet shows both at up to 120 pixels.
 
     Attributes:
         last: `{"step", "mean", "worst", "best", "n"}` of the last panel and, from the second on, "fell"; scores as the
@@ -66,7 +71,7 @@ class ScorePanel(SamplingMonitor):
         >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
     """
 
-    draws = True
+    shared_out = False
     measures = ("mean", "worst", "best", "fell")
 
     def __init__(
@@ -109,7 +114,7 @@ class ScorePanel(SamplingMonitor):
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []
         found: list[tuple[Tensor, str]] = []
-        for _, images, beside in self.pairs(ctx, shared_out=False):
+        for _, images, beside in self.pairs(ctx):
             pictures += to_uint8(images, self.value_range).cpu()
             found.append(score_each(self.scorer, images, **beside))
         if not pictures:
@@ -177,6 +182,15 @@ class ScorePanel(SamplingMonitor):
             "goodness": now["goodness"],
             "thumbnails": thumbnails(now["pictures"], self.thumbnail),
         }
+        places = {
+            index: most_detailed(picture, self.thumbnail)
+            for index, picture in enumerate(now["pictures"])
+            if max(picture.shape[1:]) > self.thumbnail
+        }
+        if places:
+            squares = [square_at(now["pictures"][index], place, self.thumbnail) for index, place in places.items()]
+            kept["squares"] = on_one_ground(squares)
+            kept["places"] = torch.tensor([[index, *place] for index, place in places.items()], device="cpu")
         self._panels["last"] = kept
         if "best" not in self._panels or _better(kept["goodness"], self._panels["best"]["goodness"]):
             self._panels["best"] = kept
@@ -202,21 +216,33 @@ class ScorePanel(SamplingMonitor):
         fell = int((change < 0).sum())
         chosen = change.argsort()[: min(fell or CARD_COLUMNS, max(1, self.show // 2))].tolist()
         order = "most first" if fell else "least risen first"
+        parts = self._parts(now, before)
         pictures: list[Tensor | None] = []
+        squares: list[Tensor | None] = []
         labels: list[str] = []
         for start in range(0, len(chosen), CARD_COLUMNS):
             row = chosen[start : start + CARD_COLUMNS]
             pictures += [None, *(before["thumbnails"][index] for index in row)]
+            for time in (0, 1):
+                squares += [None, *(parts[index][time] if index in parts else None for index in row)]
             labels += [
                 "" if start else f"{fell or 'none'} of {self.n} fell since {name}, step {before['step']}; {order}"
             ]
             labels += [f"{names[index]}\n{_text(sign * before['goodness'][index])}" for index in row]
             pictures += [None, *(after[index] for index in row)]
             labels += [
-                f"step {now['step']}, now",
+                f"step {now['step']}, now{', and the same parts' * bool(parts)}",
                 *(f"{self.names[index]}\n{_text(now['scores'][index])}" for index in row),
             ]
-        return card_sheet(pictures, labels)
+        return card_sheet(pictures, labels, squares)
+
+    def _parts(self, now: dict[str, Any], before: dict[str, Any]) -> dict[int, tuple[Tensor, Tensor]]:
+        """One part of a large image before and after, in its own pixels, by the image's number."""
+        places = before["places"].tolist() if "places" in before else []
+        return {
+            index: (square, square_at(now["pictures"][index], place, self.thumbnail))
+            for (index, *place), square in zip(places, before.get("squares", ()), strict=True)
+        }
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> Tensor:

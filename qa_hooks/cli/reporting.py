@@ -16,7 +16,7 @@ def add_report(commands: Commands) -> None:
         formatter_class=Help,
         description="Curves with their 95 % bands, last values, pictures over time, the best checkpoint, alarms and\n"
         "settings, in one file without links to others, to be mailed. A run is a folder that Hooks(log_dir=...) or\n"
-        "qa-hooks watch wrote.",
+        "qa-hooks watch wrote. Which of two runs is better: qa-hooks compare --paired, on images.",
         epilog="example:\n  qa-hooks report runs/a runs/b -o report.html",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks.drawing.font import LETTERS, Font, load_font
-from qa_hooks.drawing.thumbnails import shrunk
+from qa_hooks.drawing.thumbnails import most_detailed, shrunk, square_at
 
 GROUND, INK, PADDING = (255,) * 3, (40,) * 3, 6
 DETAIL = "the part of the image with the most detail, pixel by pixel"
 LABEL = 8  # letters of text, by which labels may widen the cells of tiny images
-CARD_COLUMNS, CARD_SIDE, CARD_LETTERS = 6, 120, 21
+CARD_COLUMNS, CARD_SIDE, CARD_LETTERS, CARD_LETTERS_OF_TALL = 6, 120, 21, 28
 Picture = np.ndarray[Any, Any]
 
 
@@ -28,7 +28,7 @@ def contact_sheet(
     columns: int | None = None,
     scale: int = 1,
     max_side: int = 192,
-    detail: int = 0,
+    detail: int | Sequence[Tensor | None] = 0,
     letters: int = LETTERS,
     bold: bool = False,
 ) -> Tensor:
@@ -44,6 +44,7 @@ def contact_sheet(
         max_side: larger images are shrunk to this, keeping their proportions.
         detail: under an image that was shrunk comes a square of it of this side in its own pixels, of nine the one with
             the most detail: blur, noise and blocks are seen there and not in a thumbnail. The sheet says so. 0: none.
+            Or the squares themselves, one for each image or None, where the images are thumbnails already.
         letters, bold: size of the text in pixels, and whether it is bold: where only every third row of pixels is
             shown, thin strokes such as a minus are lost.
 
@@ -61,17 +62,20 @@ def contact_sheet(
     from PIL import Image
 
     scale, max_side = check_count("scale", scale), check_count("max_side", max_side)
-    detail, font = (
-        check_count("detail", detail, least=0),
-        load_font(check_count("letters", letters, least=6), bold=bold),
-    )
+    font = load_font(check_count("letters", letters, least=6), bold=bold)
     if len(images) != len(labels):
         raise ValueError(f"there must be one label per image, got {len(labels)} labels for {len(images)} images")
     pictures = [None if image is None else _picture(image, scale, max_side) for image in images]
     shown = [picture for picture in pictures if picture is not None]
     if not shown:
         raise ValueError("images is empty")
-    crops = [_detail(image, detail, max_side) for image in images]
+    if isinstance(detail, Sequence):
+        if len(detail) != len(images):
+            raise ValueError(f"there must be one square or None per image, got {len(detail)} for {len(images)} images")
+        crops = [None if square is None else _array(square) for square in detail]
+    else:
+        side = check_count("detail", detail, least=0)
+        crops = [_detail(image, side, max_side) for image in images]
     columns = min(12, math.ceil(math.sqrt(len(shown)))) if columns is None else check_count("columns", columns)
     texts = [[font.plain(line) for line in str(label).split("\n")] for label in labels]
     wanted = max(
@@ -103,11 +107,18 @@ def contact_sheet(
     return torch.from_numpy(np.asarray(sheet).transpose(2, 0, 1).copy())
 
 
-def card_sheet(images: Sequence[Tensor | None] | Tensor, labels: Sequence[str]) -> Tensor:
+def card_sheet(
+    images: Sequence[Tensor | None] | Tensor,
+    labels: Sequence[str],
+    squares: Sequence[Tensor | None] | None = None,
+) -> Tensor:
     """A contact sheet whose text is read on TensorBoard's cards, which show pictures at most 315 x 200 pixels large.
 
     Args:
         images, labels: as in `contact_sheet`; six in a row. Two rows with their headings fill a card.
+        squares: of the images, in their own pixels, or None where an image is shown whole; by default those with the
+            most detail of the images that are shrunk here. The letters of a sheet with squares are larger, since it is
+            taller.
 
     Returns:
         uint8 `(3, h, w)`.
@@ -117,9 +128,16 @@ def card_sheet(images: Sequence[Tensor | None] | Tensor, labels: Sequence[str]) 
         3
     """
     longest = max((max(image.shape[1:]) for image in images if image is not None), default=1)
-    scale = max(1, CARD_SIDE // longest)
+    is_tall = longest > CARD_SIDE if squares is None else any(square is not None for square in squares)
     return contact_sheet(
-        images, labels, columns=CARD_COLUMNS, scale=scale, max_side=CARD_SIDE, letters=CARD_LETTERS, bold=True
+        images,
+        labels,
+        columns=CARD_COLUMNS,
+        scale=max(1, CARD_SIDE // longest),
+        max_side=CARD_SIDE,
+        detail=CARD_SIDE if squares is None else squares,
+        letters=CARD_LETTERS_OF_TALL if is_tall else CARD_LETTERS,
+        bold=True,
     )
 
 
@@ -184,15 +202,7 @@ def _detail(image: Tensor | None, side: int, max_side: int) -> Picture | None:
     if image is None or not side or max(image.shape[1:]) <= max_side:
         return None
     image = image.detach().cpu()
-    rows, columns = (sorted({(length - side) * part // 2 for part in range(3)}) if length > side else [0]
-                     for length in image.shape[1:])  # fmt: skip
-    squares = [image[:, top : top + side, left : left + side] for top in rows for left in columns]
-    return _array(max(squares, key=_variation))
-
-
-def _variation(image: Tensor) -> float:
-    grey = image.float().mean(0)
-    return sum(float(grey.diff(dim=dim).abs().mean()) for dim in (0, 1) if grey.shape[dim] > 1)
+    return _array(square_at(image, most_detailed(image, side), side))
 
 
 def _array(image: Tensor) -> Picture:

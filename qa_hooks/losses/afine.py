@@ -22,7 +22,7 @@ class AFINELoss(QALoss):
 
     Args:
         scorer: `AFINE`, or a `FittedAFINE`; its `part` does not matter. The range is the scorer's.
-        weight: multiplies the loss; 0 gives a graph-free zero and computes nothing.
+        weight: multiplies the loss; 0 computes nothing, as in `QALoss`.
         max_lambda: lambda is cut to it, since it can reach e^20.
         reduction: "mean" or "none".
 

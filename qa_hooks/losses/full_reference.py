@@ -1,4 +1,12 @@
-"""Full-reference losses: 1 - SSIM, 1 - MS-SSIM, and QAGAN's SSIM distance."""
+"""Full-reference losses: 1 - SSIM, 1 - MS-SSIM, and QAGAN's SSIM distance.
+
+They have a plain weight. `ScoreLoss` makes a loss of the same scores with a weight in proportion to another term's
+gradient, in any value range:
+
+    ssim = ScoreLoss(create_scorer("ssim", (0, 255)), balance=0.3)
+    l1 = F.l1_loss(pred, target)
+    loss = l1 + ssim(pred, target, fidelity=l1)
+"""
 
 from __future__ import annotations
 
@@ -14,6 +22,9 @@ from qa_hooks.losses.loss import QALoss, needs_target
 
 class SSIMLoss(QALoss):
     """1 - SSIM (Wang et al. 2004); in [0, 2]. `second_order=True` allows a double backward, at a price.
+
+    `ScoreLoss(create_scorer("ssim"), balance=0.3)` has the same gradient, times a weight that follows the gradient of
+    another term (`fidelity=l1` in the call). `balance` is an option of `ScoreLoss` alone.
 
     Example:
         >>> import torch
@@ -49,6 +60,8 @@ class SSIMLoss(QALoss):
 
 class MSSSIMLoss(QALoss):
     """1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), with as many of the five scales as fit.
+
+    `ScoreLoss(create_scorer("ms_ssim"), balance=0.3)` is the same with a balanced weight, as in `SSIMLoss`.
 
     Example:
         >>> import torch

@@ -22,7 +22,8 @@ class QALoss(KeepsFrozen):
     """What every loss of the package is. A subclass writes `per_image(pred, target) -> (N,)`.
 
     Args:
-        weight: multiplies the loss; 0 gives a graph-free zero and computes nothing.
+        weight: multiplies the loss. 0 gives a zero without a graph: shapes are still checked, but nothing is computed,
+            so no term is logged. `ScoreMonitor` watches a score that nothing is trained on.
         reduction: "mean" or "none".
         value_range: what the numbers of pred and target mean.
 
@@ -64,8 +65,9 @@ class QALoss(KeepsFrozen):
             A scalar, or `(N,)` with `reduction="none"`; float32.
 
         Raises:
-            TypeError, ValueError: tensors that cannot be used, a target that is missing or outside the range, a
-                prediction or a result that is not finite (looked at on the first three calls).
+            TypeError, ValueError: tensors that cannot be used, such as two of different sizes, with any weight. And if
+                the weight is not 0, a target that is missing or outside the range, a prediction or a result that is not
+                finite (looked at on the first three calls).
         """
         check_images("pred", pred)
         if target is not None:
@@ -75,7 +77,7 @@ class QALoss(KeepsFrozen):
         if unknown:
             hint = ": the ground truth is its second argument, loss(pred, target)" * ("reference" in unknown)
             raise ValueError(f"{type(self).__name__} takes no {min(unknown)}{hint}")
-        if self.weight == 0:
+        if self.is_off():
             return pred.new_zeros(pred.shape[0] if self.reduction == "none" else (), dtype=torch.float32)
         self._guard(data={} if target is None else {"target": target}, predictions={"pred": pred})
         losses = self.per_image(pred, target, **inputs)
@@ -91,6 +93,10 @@ class QALoss(KeepsFrozen):
             if not bool(torch.isfinite(self.terms[self.name])):
                 raise ValueError(f"the term {self.name!r} of {type(self).__name__} is {float(self.terms[self.name])}")
         return self.weight * (losses if self.reduction == "none" else losses.mean())
+
+    def is_off(self) -> bool:
+        """True with weight 0."""
+        return self.weight == 0
 
     def extra_repr(self) -> str:
         return f"weight={self.weight:g}, reduction={self.reduction!r}, value_range={self.value_range}"

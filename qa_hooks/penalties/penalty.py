@@ -86,7 +86,7 @@ class Term:
     """An unweighted number about one critic step; a penalty weighs it, and QAGANPenalty adds up several.
 
     Attributes:
-        name: under which its value is logged.
+        name: under which its value is logged; never a score's, which its value is not.
     """
 
     name = "term"
@@ -106,9 +106,10 @@ class Term:
 class CriticPenalty(Term, nn.Module):
     """One weighted term for a critic's loss.
 
-    A subclass writes `term(shared) -> scalar`. With weight 0 the result is a graph-free zero, made before any random
-    number is drawn and before the critic is called. Under DDP, back-propagate the penalty together with the adversarial
-    term: alone it gives some parameters (the last bias) no gradient, and DDP then waits for them and reduces nothing.
+    A subclass writes `term(shared) -> scalar`. With weight 0 the result is a zero without a graph: shapes are still
+    checked, but nothing is drawn, the critic is not called, and no term is logged. Under DDP, back-propagate the
+    penalty together with the adversarial term: alone it gives some parameters (the last bias) no gradient, and DDP then
+    waits for them and reduces nothing.
 
     Args:
         value_range: what the numbers of real and fake images mean; required, because GAN loops differ.

@@ -37,8 +37,12 @@ class QAGANPenalty(CriticPenalty):
         value_range, interval, output_fn, seed: see `CriticPenalty`.
 
     Attributes:
-        parts: the terms by their names; `parts["niqe"].model` is the model of natural gradient maps.
-        weights: the weight of each term, by name.
+        parts: "gradient_penalty", "ssim", "niqe" and "drift", as far as they were asked for; `parts["niqe"].model` is
+            the model of natural gradient maps.
+        weights: the weight of each part.
+        terms: the last value of each part of a weight above 0, detached and unweighted: "gradient_penalty",
+            "ssim_penalty", "niqe_penalty" and "drift". The penalties are about the critic and are no scores of images.
+            Besides: "ssim_distance", the mean d_Q of the pairs, and "niqe_active", 0 during a warm-up.
 
     Raises:
         ValueError: "niqe" without a model or a warm-up; the message names the ways to get one.
@@ -50,7 +54,7 @@ class QAGANPenalty(CriticPenalty):
         >>> real, fake = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
         >>> d_loss = critic(fake).mean() - critic(real).mean() + penalty(critic, real, fake)
         >>> sorted(penalty.terms)
-        ['drift', 'gradient_penalty', 'ssim', 'ssim_distance']
+        ['drift', 'gradient_penalty', 'ssim_distance', 'ssim_penalty']
     """
 
     name = "qagan"
@@ -103,7 +107,7 @@ class QAGANPenalty(CriticPenalty):
         for name, part in self.parts.items():
             value = part.term(shared) if self.weights[name] else None
             if value is not None:
-                terms[name] = value.detach()
+                terms[part.name] = value.detach()
                 total = self.weights[name] * value if total is None else total.add(value, alpha=self.weights[name])
         publish(self, terms | shared.log)
         return shared.zero() if total is None else total

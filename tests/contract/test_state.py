@@ -39,6 +39,10 @@ def test_losses_with_weight_zero_have_no_graph_and_no_state(name):
     loss = MADE_LOSSES[name](weight=0)
     x, y = pictures(2)
     assert not loss(x.requires_grad_(), y).requires_grad
+    assert loss.is_off()
+    assert loss.terms == {}  # a weight that is set later must not be the first to say that shapes are wrong
+    with pytest.raises(ValueError, match="must have the same shape"):
+        loss(x, y[:, :, :-4])
     assert loss.state_dict() == {}
     assert not list(loss.parameters())
 

@@ -10,7 +10,7 @@ hooks = Hooks([
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.images import Range, save_image, to_uint8
 from qa_hooks.integrations.diffusers.quality.adapter import QualityAdapter
 from qa_hooks.integrations.diffusers.quality.pictures import draw_strip
-from qa_hooks.sources.samples import Sample
+from qa_hooks.sources.samples import Sample, SampleSet, sample_blocks
 from qa_hooks.writers import make_tag
 
 
@@ -55,13 +55,12 @@ class DialMonitor(SamplingMonitor):
     def networks(self) -> list[nn.Module]:
         return [self.adapter, self.adapter.denoiser, *(m for f in self.functions() for m in modules_of(f))]
 
-    def images_at(self, ctx: Context, place: int, **options: Any) -> Any:
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        return [asked._replace(sample=sample) for asked in super().asks(ctx) for sample in self.samples]
+
+    def images_at(self, ctx: Context, place: int) -> Iterator[tuple[int, Tensor]]:
         """The blocks of images at one level."""
-        plain, self.sample = self.sample, self.samples[place]
-        try:
-            yield from self.blocks(ctx, **options)
-        finally:
-            self.sample = plain
+        return sample_blocks(self.asks(ctx)[place], guard=self._guard, one_pass=ctx.samples)
 
 
 class QualityStrip(DialMonitor):
@@ -79,7 +78,7 @@ class QualityStrip(DialMonitor):
         TypeError, ValueError: no adapter, or levels that do not ascend.
     """
 
-    draws = True
+    shared_out = False
 
     def __init__(
         self,
@@ -101,7 +100,7 @@ class QualityStrip(DialMonitor):
     def local(self, ctx: Context) -> Tensor | None:
         columns = []
         for place in range(len(self.levels)):
-            for _, images in self.images_at(ctx, place, shared_out=False):
+            for _, images in self.images_at(ctx, place):
                 columns.append(to_uint8(images, self.value_range).cpu())
         return draw_strip(torch.stack(columns, 1), self.levels) if columns else None
 

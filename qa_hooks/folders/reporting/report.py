@@ -26,6 +26,12 @@ GROUPS = {
     "qa_perf": "Cost",
 }
 SHOWN = 4  # pictures of a tag: the first, the last, and between
+NO_VERDICT = """There is no verdict between the runs: a run keeps the mean of its scores with an interval, and not the
+score of each image. Of runs that were measured on the same images (one seed, one validation set), one may be better by
+more than chance although the intervals overlap, since what is hard for one is hard for the other. That is found from
+the images, pair by pair:
+<code>qa-hooks compare REAL A B --scorer SCORER --paired</code> for folders with files of the same
+names, or <code>qa_hooks.evaluation.compare_checkpoints</code> for two networks."""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -33,7 +39,9 @@ td, th { border: 1px solid #ccc; padding: .3em .6em; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums } .alarm { color: #a00 }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 8px }
 .curves svg { width: 100%; height: auto }
-figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top } figure img { max-width: 280px }
+figure { display: inline-block; margin: 0 12px 12px 0; vertical-align: top; max-width: 100%; overflow-x: auto }
+figure img { max-width: 280px } summary { display: block; cursor: zoom-in }
+details[open] > summary { cursor: zoom-out } details[open] img { max-width: none }
 pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wrap }
 """
 
@@ -46,6 +54,7 @@ class Run(NamedTuple):
         values: lines by tag (`read_run_log`).
         pictures: `(step, PNG)` by tag.
         better: "higher" or "lower" by tag, where its description says which is better.
+        changes: the tags whose values compare a measurement with the one before it, and so have no best.
         settings: text of the run's settings; "" where it has none.
         best: what each `best.json` below the folder says.
         alarms: what `alarms.jsonl` says.
@@ -55,6 +64,7 @@ class Run(NamedTuple):
     values: dict[str, list[dict[str, Any]]]
     pictures: dict[str, list[tuple[int, bytes]]]
     better: dict[str, str]
+    changes: frozenset[str]
     settings: str
     best: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
@@ -121,7 +131,9 @@ def read_run(folder: Path, name: str) -> Run:
     raised = list(json_lines(alarms)) if alarms.is_file() else []
     told = {tag: metadata.summary_description for tag, metadata in events.summary_metadata.items()}
     better = {tag: found[1] for tag, text in told.items() if (found := re.search(r"\b(higher|lower) is better", text))}
-    return Run(name, values, pictures, better, texts[-1] if texts else "", [found for found in best if found], raised)
+    changes = frozenset(tag for tag, text in told.items() if re.search(r"\bsince the last (measurement|panel)\b", text))
+    settings = texts[-1] if texts else ""
+    return Run(name, values, pictures, better, changes, settings, [found for found in best if found], raised)
 
 
 def page(runs: Sequence[Run], headline: str = "") -> str:
@@ -148,8 +160,9 @@ def _summary(runs: Sequence[Run]) -> str:
     rows = [f"<tr><th>value</th>{head}</tr>"]
     for tag in tags:
         better = next((run.better[tag] for run in runs if tag in run.better), "")
+        to_beat = "" if any(tag in run.changes for run in runs) else better
         found = [run.values.get(tag, []) for run in runs]
-        parts = [part for lines in found for part in (lines[-1:], _best(lines, better))]
+        parts = [part for lines in found for part in (lines[-1:], _best(lines, to_beat))]
         cells = "".join(f'<td class="number">{"".join(map(_at_step, part))}</td>' for part in parts)
         label = html.escape(tag.removeprefix("qa_eval/").removesuffix("/value"))
         rows.append(f"<tr><td>{label}{f' <small>({better} is better)</small>' * bool(better)}</td>{cells}</tr>")
@@ -162,11 +175,15 @@ def _summary(runs: Sequence[Run]) -> str:
             key = html.escape(f"{key} of {measure}" if measure else key)
             lines.append(f"<li>{name}: best {key} at step {best.get('step')}: {_interval(best)}</li>")
         lines += [f'<li class="alarm">{name}: {html.escape(_words(alarm))}</li>' for alarm in run.alarms]
-    return f"<table>{''.join(rows)}</table><ul>{''.join(lines)}</ul>"
+    judged = any(sum(any("low" in line for line in run.values.get(tag, [])) for run in runs) > 1 for tag in tags)
+    return f"<table>{''.join(rows)}</table>{f'<p>{NO_VERDICT}</p>' * judged}<ul>{''.join(lines)}</ul>"
 
 
 def _pictures(run: Run) -> list[str]:
-    parts = [f"<h2>Pictures of {html.escape(run.name)}</h2>"] if run.pictures else []
+    heading = (
+        f"<h2>Pictures of {html.escape(run.name)}</h2><p>A click shows a picture pixel by pixel, or smaller again.</p>"
+    )
+    parts = [heading] if run.pictures else []
     for tag, found in sorted(run.pictures.items()):
         chosen = sorted({round(n * (len(found) - 1) / max(1, SHOWN - 1)) for n in range(SHOWN)})
         figures = "".join(_figure(*found[n]) for n in chosen)
@@ -176,7 +193,10 @@ def _pictures(run: Run) -> list[str]:
 
 def _figure(step: int, png: bytes) -> str:
     data = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>step {step}</figcaption></figure>'
+    picture = (
+        f'<details><summary><img src="data:image/png;base64,{data}" alt=""></summary></details>'  # a click opens it
+    )
+    return f"<figure>{picture}<figcaption>step {step}</figcaption></figure>"
 
 
 def _chart(runs: Sequence[Run], tag: str) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from qa_hooks.callbacks import Hooks, PerceptionDistortion, ScoreHistogram, ScorePanel
 from qa_hooks.drawing.chart import GREY, ORANGE
 from qa_hooks.functional.degradations import degrade
+from qa_hooks.images import to_uint8
 from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 from qa_hooks.writers import MemoryWriter
 from toy_scorers import brightness
@@ -26,6 +27,13 @@ def corner(sheet: torch.Tensor, level: int, skip: int = 0) -> tuple[int, int]:
     blocks = torch.nn.functional.avg_pool2d(mask[None].float(), 64, 1)[0] == 1  # drawn twice enlarged
     found = blocks.nonzero()
     return tuple(found[skip].tolist())
+
+
+def holds(sheet: torch.Tensor, part: torch.Tensor) -> bool:
+    """Whether the sheet shows these pixels somewhere."""
+    views = np.lib.stride_tricks.sliding_window_view(sheet.numpy(), part.shape)[0]
+    corners = (views[:, :, :, 0, 0] == part[:, 0, 0].numpy()).all(-1)
+    return any((views[top, left] == part.numpy()).all() for top, left in np.argwhere(corners))
 
 
 def reloaded(state: dict) -> dict:
@@ -126,7 +134,6 @@ class TestScorePanel:
             assert all(torch.equal(a, b) for (_, a), (_, b) in zip(second.images[tag], later, strict=True))
         assert second.scalars["qa_eval/brightness/fell"] == whole.scalars["qa_eval/brightness/fell"][1:]
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_the_state_of_another_panel_is_not_compared_with(self):
         run = Run([100, 150, 200])
         hooks = Hooks([ScorePanel(run, brightness(), every=1, n=3)])
@@ -138,14 +145,68 @@ class TestScorePanel:
         other.step()
         assert list(writer.images) == ["qa_images/brightness/ranked"]
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_what_the_state_weighs(self, photographs):
         panel = ScorePanel(lambda n, g: photographs[:1].expand(n, -1, -1, -1), brightness(), every=1)
         Hooks([panel]).step()
         state = reloaded(panel.state_dict())
         tensors = [tensor for run in state["panels"].values() for tensor in run.values() if torch.is_tensor(tensor)]
-        assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 3.6e6
+        assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 7.2e6
         assert state["panels"]["last"]["thumbnails"].shape == (64, 3, 96, 96)
+
+    def test_of_a_large_image_one_part_is_shown_pixel_by_pixel_before_and_after(self, photographs):
+        large = photographs[0, :, :180]
+        small, strength, writers = photographs[1, :, :64, :64], [1.0], [MemoryWriter(), MemoryWriter()]
+
+        def restored(n, generator):
+            return [large * strength[0], small * strength[0]]
+
+        def made(writer):
+            return Hooks([ScorePanel(restored, brightness(), every=1, n=2, thumbnail=90)], writer=writer)
+
+        hooks = made(writers[0])
+        hooks.step()
+        state = reloaded(hooks.state_dict())
+        strength[0] = 0.5
+        for each in (hooks, made(writers[1])):
+            if each is not hooks:
+                each.load_state_dict(state)
+            each.step()
+        ranked = writers[0].images["qa_images/brightness/ranked"][0][1]
+        nine = [(top, left) for top in (0, 30, 60) for left in (0, 36, 72)]  # the shown part is 120 pixels large here
+        assert sum(holds(ranked, to_uint8(large)[:, top : top + 120, left : left + 120]) for top, left in nine) == 1
+        sheet = writers[0].images["qa_images/brightness/regressions"][0][1]
+        nine = [(top, left) for top in (0, 45, 90) for left in (0, 51, 102)]
+        before, after = (
+            [at for at in nine if holds(sheet, to_uint8(large * factor)[:, at[0] : at[0] + 90, at[1] : at[1] + 90])]
+            for factor in (1.0, 0.5)
+        )
+        assert len(before) == 1
+        assert before == after
+        assert torch.equal(sheet, writers[1].images["qa_images/brightness/regressions"][0][1])
+
+    def test_a_state_without_parts_of_large_images_is_gone_on_from(self, photographs):
+        strength, writer = [1.0], MemoryWriter()
+        panel = ScorePanel(lambda n, g: photographs[:n] * strength[0], brightness(), every=1, n=2)
+        hooks = Hooks([panel], writer=writer)
+        hooks.step()
+        state = panel.state_dict()
+        for kept in state["panels"].values():
+            del kept["squares"], kept["places"]
+        panel.load_state_dict(state)
+        strength[0] = 0.5
+        hooks.step()
+        ((_, sheet),) = writer.images["qa_images/brightness/regressions"]
+        hooks.step()
+        later = writer.images["qa_images/brightness/regressions"][1][1]
+        assert sheet.shape[1] + 2 * 96 < later.shape[1]  # two rows of parts
+
+    def test_an_image_that_has_become_smaller_shows_the_nearest_part(self, photographs):
+        side, writer = [200], MemoryWriter()
+        panel = ScorePanel(lambda n, g: photographs[:n, :, : side[0], : side[0]], brightness(), every=1, n=2)
+        hooks = Hooks([panel], writer=writer)
+        for side[0] in (200, 120, 40):
+            hooks.step()
+        assert len(writer.images["qa_images/brightness/regressions"]) == 2
 
     @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
     def test_scores_that_are_not_finite(self):
@@ -222,7 +283,6 @@ class TestScoreHistogram:
         for color in (GREY, ORANGE):
             assert (picture == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all(0).sum() > 100
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_the_right_distribution(self, digits):
         scorer = brightness(value_range=(-1, 1))
         mixed = digits[torch.randperm(1400)]  # the writers come one after another
@@ -254,7 +314,6 @@ class TestScoreHistogram:
         counts = {tag.rpartition("/")[2]: len(values) for tag, values in writer.histograms.items()}
         assert counts == {"generated": 3, "real": 1}
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_scores_that_are_not_finite(self):
         scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)).log(), name="log", higher_is_better=True)
         writer = MemoryWriter()
@@ -266,7 +325,6 @@ class TestScoreHistogram:
             Hooks([ScoreHistogram(Run([0, 0]), flat(torch.tensor([100, 200])), scorer, every=1, n=2)]).step()
 
     @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_bad_arguments(self, digits):
         with pytest.raises(ValueError, match="psnr needs a reference, which generated images do not have"):
             ScoreHistogram(lambda n, g: digits[:n], digits, PSNR())

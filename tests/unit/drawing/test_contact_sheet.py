@@ -5,6 +5,7 @@ import torch
 
 from qa_hooks.drawing.contact_sheet import PADDING, card_sheet, contact_sheet
 from qa_hooks.drawing.font import load_font
+from qa_hooks.drawing.thumbnails import most_detailed, square_at
 
 GROUND = 255
 
@@ -111,6 +112,34 @@ def test_a_card_is_read_at_315_pixels():
     assert (minus[3] - minus[1]) * 315 / sheet.shape[2] > 1  # TensorBoard leaves out rows of pixels
     assert sheet.shape[2] <= 6 * (120 + PADDING) + PADDING
     assert sheet.shape[2] / sheet.shape[1] > 1.5
+
+
+def test_a_card_of_large_images_shows_a_square_of_each_and_is_read():
+    large = torch.arange(200, dtype=torch.uint8)[:, None].expand(3, 200, 200)
+    labels = ["a heading of a card", *["#12\n-0.123"] * 6] * 2
+    sheet = card_sheet([None, *[large] * 6] * 2, labels)
+    assert any(torch.equal(sheet[:, top : top + 120, 6:126], large[:, :120, :120]) for top in range(150, 250))
+    letters = load_font(28, bold=True).face.getbbox("x")
+    assert (letters[3] - letters[1]) * min(315 / sheet.shape[2], 200 / sheet.shape[1]) > 3.5  # the height of an x
+    given = card_sheet([large[:, :96, :96], large[:, :50, :50]], ["a", "b"], [large[:, 7:103, 9:105], None])
+    assert any(
+        torch.equal(given[:, top : top + 96, left : left + 96], large[:, 7:103, 9:105])
+        for top in range(given.shape[1] - 96)
+        for left in range(20)
+    )
+    with pytest.raises(ValueError, match="one square or None per image, got 1 for 2 images"):
+        contact_sheet([large, large], ["a", "b"], detail=[None])
+    whole = [large[:, :100, :100]] * 2
+    assert torch.equal(card_sheet(whole, ["a", "b"]), card_sheet(whole, ["a", "b"], [None, None]))
+
+
+def test_squares_have_a_place_in_every_picture():
+    picture = torch.zeros(1, 40, 200, dtype=torch.uint8)
+    picture[:, ::2, 110:190] = 255
+    assert most_detailed(picture, 96) == (0, 104)
+    assert square_at(picture, (0, 104), 96).shape == (1, 40, 96)
+    assert square_at(picture[:, :, :100], (30, 104), 96).shape == (1, 40, 96)
+    assert most_detailed(picture[:, :1, :1], 96) == (0, 0)
 
 
 def test_many_columns_at_most():

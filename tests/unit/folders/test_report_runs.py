@@ -31,6 +31,11 @@ def sample(n, generator):
     return torch.rand(n, 3, 16, 16, generator=generator)
 
 
+def cells(page, row):
+    """The last and the best value of each run."""
+    return re.findall(r"<td class=\"number\">(.*?)</td>", page.split(f"<td>{row}")[1].split("</tr>")[0])
+
+
 @pytest.fixture
 def run(tmp_path):
     hooks = Hooks([ScoreMonitor(brightness(), sample=sample, n=8, every=1), SampleGrid(sample, every=1, n=4)],
@@ -53,7 +58,12 @@ def test_the_page_holds_everything(run, tmp_path):
     assert re.search(
         r"brightness/mean <small>\(higher is better\)</small></td><td class=\"number\">0\.5\d* \[0\.\d+, 0\.\d+\]", page
     )
+    assert "no verdict between the runs" not in page  # of one
+    assert cells(page, "brightness_change/mean")[0].endswith("<small>(step 6)</small>")
+    assert cells(page, "brightness_change/mean")[1] == ""  # the largest step is not the best one
+    assert cells(page, "brightness/mean")[1] != ""
     assert len(re.findall("<svg", page)) >= 2
+    assert len(re.findall("<details><summary><img", page)) == 4  # each in its own pixels at a click
     assert [int(step) for step in re.findall("<figcaption>step (\\d+)", page)] == [1, 3, 4, 6]
     assert "SampleGrid(samples, every=1)" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page.replace('xlink:href="#', 'href="#'))
@@ -67,10 +77,8 @@ def test_the_best_value_stands_beside_the_last(tmp_path):
             writer.scalar(f"qa_eval/{name}/value", value, step)
     writer.close()
     page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
-    cells = {row: re.findall(r"<td class=\"number\">(.*?)</td>", page.split(f"<td>{row}")[1].split("</tr>")[0])
-             for row in ("fd", "score", "std")}  # fmt: skip
     last = "4 <small>(step 7)</small>"
-    assert cells == {
+    assert {row: cells(page, row) for row in ("fd", "score", "std")} == {
         "fd": [last, "1 <small>(step 2)</small>"],
         "score": [last, "5 <small>(step 4)</small>"],
         "std": [last, ""],
@@ -89,6 +97,8 @@ def test_every_monitor_says_which_direction_is_better(tmp_path):
         hooks.step()
         hooks.step()
     page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
+    assert cells(page, "dark/fell")[1] == ""  # a change between two measurements has no best
+    assert cells(page, "dark/overlap")[1] != ""
     found = dict(re.findall(r"<td>([^<]*?) <small>\((\w+) is better\)</small></td>", page))
     assert {tag: better for tag, better in found.items() if not tag.startswith("fd")} == {
         "dark/fell": "lower", "dark/overlap": "higher", "dark/ks": "lower",
@@ -106,6 +116,17 @@ def test_two_runs_are_one_curve_each(run, tmp_path):
     assert f"<h1>{tmp_path.name}/a, b/a</h1>" in page
     assert re.findall("<th>(.*?)</th>", page) == ["value", f"{tmp_path.name}/a: last", "best", "b/a: last", "best"]
     assert page == report_runs([run, tmp_path / "b" / "a"], tmp_path / "again.html").read_text()
+
+
+def test_of_two_runs_with_intervals_it_is_said_where_a_verdict_comes_from(run, tmp_path):
+    with Hooks([ScoreMonitor(brightness(), sample=sample, n=8, every=1)], log_dir=tmp_path / "b") as hooks:
+        hooks.step()
+    page = report_runs([run, tmp_path / "b"], tmp_path / "report.html").read_text()
+    assert "no verdict between the runs" in page
+    assert "qa-hooks compare REAL A B --scorer SCORER --paired" in page
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "metrics.jsonl").write_text('{"step": 1, "tag": "qa_train/loss/mean", "value": 1.0}\n')
+    assert "no verdict" not in report_runs([run, tmp_path / "c"], tmp_path / "report.html").read_text()
 
 
 def test_the_command(run, tmp_path, capsys):

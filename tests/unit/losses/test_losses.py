@@ -6,7 +6,7 @@ from torch import nn
 
 from qa_hooks.functional.structural_similarity import ssim, ssim_distance
 from qa_hooks.losses import MSSSIMLoss, QALoss, ScoreLoss, SSIMDistanceLoss, SSIMLoss
-from qa_hooks.scorers import PSNR, FunctionScorer
+from qa_hooks.scorers import PSNR, FunctionScorer, create_scorer
 
 
 @pytest.fixture
@@ -77,6 +77,21 @@ def test_weight_zero_is_a_constant(pair):
 
     assert not Never(weight=0)(*pair).requires_grad
     assert Never(weight=0, reduction="none")(*pair).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("high", [1.0, 255.0])
+@pytest.mark.parametrize(("score", "plain"), [("ssim", SSIMLoss), ("ms_ssim", MSSSIMLoss)])
+def test_a_balanced_score_pulls_as_the_plain_loss_does_at_a_share_of_another_term(score, plain, high):
+    draw = torch.Generator().manual_seed(0)
+    target = high * (0.3 + 0.4 * torch.rand(2, 3, 176, 176, generator=draw))
+    pred = (target + 0.05 * high * torch.randn(target.shape, generator=draw)).clamp(0, high).requires_grad_()
+    l1 = (pred - target).abs().mean()
+    (of_l1,) = torch.autograd.grad(l1, pred, retain_graph=True)
+    balanced = ScoreLoss(create_scorer(score, (0, high)), balance=0.3)(pred, target, fidelity=l1)
+    (of_balanced,) = torch.autograd.grad(balanced, pred)
+    (of_plain,) = torch.autograd.grad(plain(value_range=(0, high))(pred, target), pred)
+    assert torch.cosine_similarity(of_balanced.flatten(), of_plain.flatten(), dim=0) > 0.9999
+    assert float(of_balanced.norm() / of_l1.norm()) == pytest.approx(0.3, rel=1e-3)
 
 
 def test_bad_input(pair):
