@@ -12,9 +12,10 @@ from torch import Tensor
 from qa_hooks._base.processes import gather_rows
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec, write_picture
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
 
