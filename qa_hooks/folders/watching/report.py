@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks._base.text import plural
+from qa_hooks.evaluation.set_metrics import higher_is_better
 from qa_hooks.folders.watching.folder_guard import KEYS
 from qa_hooks.writers import TensorBoardWriter, make_tag
 
@@ -48,6 +49,7 @@ class Report:
         # The writer of a run that goes on has TensorBoard forget what comes after its first point.
         later = {} if self._written else {other: old for other, old in sorted(past.items()) if other > step}
         for other, old in {step: values, **later}.items():
+            self._describe(old)
             for tag, value in self._scalars(old):
                 if math.isfinite(value):
                     self._writer.scalar(tag, value, other)
@@ -55,13 +57,14 @@ class Report:
         self._writer.flush()
 
     def line(self, step: int, values: dict[str, float], *, left_out: int, seconds: float) -> str:
-        """The line about a step: its values and the seconds it took."""
+        """The line about a step: its values, with how many real images they are made, and the seconds it took."""
         spread = "" if values["n"] < 2 else " (std {:.3g})"
         parts = [f"{name} {values[name]:.4g}" + spread.format(values[f"{name}_std"]) for name in self.scorers]
         for value, name in self.metrics.items():
             if value in values:
                 low, high = values[f"{value}_low"], values[f"{value}_high"]
-                parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}]")
+                real = f"({int(values[f'{value}_real'])} real)"
+                parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}] {real}")
         without = f", {left_out} left out" if left_out else ""
         seen = plural(int(values["n"]), "image")
         return f"{self.prefix}step {step}: {', '.join(parts)} ({seen}{without}, {seconds:.1f} s)"
@@ -84,6 +87,18 @@ class Report:
         """Finish the curves."""
         self._writer.close()
 
+    def _describe(self, values: Mapping[str, float]) -> None:
+        """What the distances of a step are made of, for TensorBoard."""
+        for value, name in self.metrics.items():
+            if real := int(values.get(f"{value}_real", 0)):
+                counts = f"{int(values['n'])} images of a step against {real} real ones"
+                better = "higher" if higher_is_better(value) else "lower"
+                self._writer.describe(self._tag(name, values, "value"), f"{counts}; {better} is better")
+
+    @staticmethod
+    def _tag(name: str, values: Mapping[str, float], stat: str) -> str:
+        return make_tag("eval", f"{name}(n={int(values['n'])})", stat)
+
     def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float]]:
         for name in self.scorers:
             for end, stat in (("", "mean"), ("_low", "low"), ("_high", "high")):
@@ -94,5 +109,4 @@ class Report:
             yield make_tag("eval", "guard", key.removeprefix("guard_")), values.get(key, math.nan)
         for value, name in self.metrics.items():
             for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
-                tag = make_tag("eval", f"{name}(n={int(values['n'])})", stat)
-                yield tag, values.get(f"{value}{end}", math.nan)
+                yield self._tag(name, values, stat), values.get(f"{value}{end}", math.nan)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qa_hooks.evaluation.reference import Reference
+from qa_hooks._base.text import plural
+from qa_hooks.evaluation.reference import Reference, kept_rows
 from qa_hooks.evaluation.set_metrics import (
     METRICS,
     Sets,
@@ -47,11 +48,13 @@ class RealImages(NamedTuple):
         images: the files that can be read.
         extractor: of the features.
         data: the fingerprint of the images.
+        reference: the statistics of their features.
     """
 
     images: ImageSet
     extractor: FeatureExtractor
     data: str
+    reference: Reference
 
     @classmethod
     def read(
@@ -64,7 +67,7 @@ class RealImages(NamedTuple):
         (images,) = image_sets([real], n=None, paired=False, seed=0)
         add_features(images, made, cache=cache, batch_size=batch_size, progress=True)
         images.keep(images.readable().nonzero().flatten())
-        return cls(images, made, data_fingerprint(real))
+        return cls(images, made, data_fingerprint(real), Reference.of(images.features))
 
 
 class Watcher:
@@ -90,9 +93,15 @@ class Watcher:
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
         self.batch_size, self.device, self.grid = batch_size, device, grid
         self._said_grid = False
+<<<<<<< HEAD
+        self.truths: Callable[[list[str]], Find | None] | None = None
+        self._find: Find | None = None
+        self.real: Reference | None = None
+=======
         self.truths: References | None = None
         self._said_endings = {""}
         self.real: ImageSet | None = None
+>>>>>>> main
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
         self.guard: FolderGuard | None = None
@@ -117,7 +126,7 @@ class Watcher:
 
     def use_real(self, real: RealImages, metrics: tuple[str, ...]) -> None:
         """Also measure distances to real images."""
-        self.real, self.extractor, self.metrics = real.images, real.extractor, metrics
+        self.real, self.extractor, self.metrics = real.reference, real.extractor, metrics
         self.settings |= {"extractor": self.extractor.fingerprint, "metrics": list(metrics), "real": real.data}
 
     def use_guard(self, guard: FolderGuard) -> None:
@@ -148,6 +157,12 @@ class Watcher:
                 raise ValueError(f"there is no value {asked!r}; there are {', '.join(keys)}")
         goal = self._goal(key, mode, keys[key])
         self.state = State(self.log_dir, self.settings, goal, self.report.tell)
+        before = [v for v in self.state.steps.values() if "kid" in v and "kid_real" not in v]
+        if before and self.real is not None and self.real.count > kept_rows(0):
+            self.report.tell(
+                f"{self.report.metrics['kid']} of {plural(len(before), 'earlier step')} is a distance to all "
+                f"{self.real.count} real images, and from here on to fewer: give another log_dir to compare them"
+            )
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
 
@@ -231,10 +246,10 @@ class Watcher:
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
-            sets = Sets(Reference.of(self.real.features), images.features)
-            for key, estimate in estimate_metrics(sets, self.metrics).items():
+            for key, estimate in estimate_metrics(Sets(self.real, images.features), self.metrics).items():
                 found = estimate.interval()
                 values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+                values[f"{key}_real"] = estimate.real
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)
