@@ -26,7 +26,8 @@ from qa_hooks.features import FeatureExtractor
 class Measurement(NamedTuple):
     """A value, its 95 % interval, how many generated images it comes from, how it was made, and its name in curves.
 
-    Values with different specs cannot be compared. `settings` is the spec without what it says of the real images.
+    Values with different specs cannot be compared. `settings` is the spec without what it says of the real images;
+    `doubt` is what is to be said beside a value in untrained features, else "".
     """
 
     value: float
@@ -36,6 +37,12 @@ class Measurement(NamedTuple):
     spec: str
     name: str
     settings: str
+    doubt: str = ""
+
+    @property
+    def words(self) -> str:
+        """The spec, and the doubt about it."""
+        return f"{self.spec}; {self.doubt}" if self.doubt else self.spec
 
 
 def measure(
@@ -92,5 +99,6 @@ def measure(
             spec = f"{name}[{', '.join([features_of, f'ref={reference.data[:4]}', *how, *beside, n])}]"
             # Of metrics of equally many images n depends on the real ones.
             settings = f"{name}[{', '.join([features_of, *how, *([] if own.equal else [n])])}]"
-        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings)
+        doubt = "" if own.needs == "classifier" else extractor.doubt
+        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings, doubt)
     return found

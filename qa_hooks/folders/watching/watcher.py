@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qa_hooks.callbacks.pictures import scorer_spec, value_words
+from qa_hooks.evaluation.measure import measure
 from qa_hooks.evaluation.reference import Reference
-from qa_hooks.evaluation.set_metrics import (
-    METRICS,
-    Sets,
-    estimate_metrics,
-    higher_is_better,
-    metric_name,
-)
+from qa_hooks.evaluation.set_metrics import METRICS, higher_is_better, metric_name
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
 from qa_hooks.folders.watching.alarms import broken_shares, find_alarms, parse_threshold
@@ -138,6 +134,9 @@ class Watcher:
         keys = {**directions, **dict.fromkeys(others)}
         self.report.scorers = list(self.scorers)
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
+        for name, scorer in self.scorers.items():
+            words = value_words(scorer, scorer_spec(scorer), "mean score of a step's images")
+            self.report.about[name] = f"{words}{self._direction(name)}"
         by_printed = {name: value for value, name in self.report.metrics.items()}
         self.thresholds = [parse_threshold(text) for text in alarms]
         self.thresholds = [t._replace(key=by_printed.get(t.key, t.key)) for t in self.thresholds]
@@ -149,6 +148,10 @@ class Watcher:
         self.state = State(self.log_dir, self.settings, goal, self.report.tell)
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
+
+    def _direction(self, key: str) -> str:
+        better = self.directions[key]
+        return "" if better is None else f"; {'higher' if better else 'lower'} is better"
 
     def _goal(self, key: str, mode: str | None, known: bool | None) -> Goal:
         """What the best step is best by; `known` says whether higher is better, where that is known."""
@@ -238,10 +241,11 @@ class Watcher:
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
-            sets = Sets(Reference.of(self.real.features), images.features)
-            for key, estimate in estimate_metrics(sets, self.metrics).items():
-                found = estimate.interval()
+            known = {"extractor": self.extractor.fingerprint, "data": self.settings["real"]}
+            reference = Reference.of(self.real.features, **known)
+            for key, found in measure(images.features, reference, self.metrics, extractor=self.extractor).items():
                 values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+                self.report.about[key] = f"{found.words}{self._direction(key)}"
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)
