@@ -22,7 +22,7 @@ from qa_hooks.callbacks.pictures import picture_folder, write_picture
 from qa_hooks.callbacks.reward_guard.images import GuardImages
 from qa_hooks.callbacks.reward_guard.rows import gathered_rows, in_order, joined_rows
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
-from qa_hooks.callbacks.reward_guard.wording import alarm_words, raise_alarm
+from qa_hooks.callbacks.reward_guard.wording import alarm_words
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
 from qa_hooks.rewards.alarm_rule import AlarmRule, Finding
@@ -255,13 +255,13 @@ class RewardGuard(Monitor):
         self._told += [f"broken {key}" for key in new]
         message = broken_message(new, n)
         if message and ctx.rank == 0:
-            raise_alarm(ctx, self, message)
+            self.raise_alarm(ctx, message)
 
     def _tell(self, ctx: Context) -> None:
         new = [finding for finding in self.found if finding.kind not in self._told]
         self._told += [finding.kind for finding in new]
         if new and ctx.rank == 0:
-            raise_alarm(ctx, self, self._words())
+            self.raise_alarm(ctx, self._words())
 
     def _words(self) -> str:
         looks, start = self.looks, {} if self._rule is None else self._rule.start

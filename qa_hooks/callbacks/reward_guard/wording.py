@@ -1,4 +1,4 @@
-"""The words of an alarm: what is known of the images and of the score, and no more; and where they go."""
+"""The words of an alarm: what is known of the images and of the score, and no more."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from qa_hooks._base.checks import warn
-from qa_hooks.callbacks.callback import Callback, Context
 from qa_hooks.rewards.alarm_rule import Finding
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.writers import log_text, make_tag
-
-
-def raise_alarm(ctx: Context, who: Callback, message: str) -> None:
-    """Warn, and put the words into the log, as the text `qa_eval/{name}/alarm`."""
-    warn(f"{who.state_key}, step {ctx.step}: {message}")
-    log_text(ctx.writer, make_tag("eval", who.name, "alarm"), message, ctx.step)
 
 
 def alarm_words(

@@ -22,7 +22,7 @@ GROUPS = {
     "qa_perf": "Cost",
 }
 SHOWN = 4  # pictures of a tag: the first, the last, and between
-ALARMS = 5  # of a run that stand unfolded
+ALARMS = 5  # of a run that stand unfolded, each the first of its key
 GUARD = {"severity", "high_frequency"}  # a guard's numbers have one of these beside them
 NO_VERDICT = """There is no verdict between the runs: a run keeps the mean of its scores with an interval, and not the
 score of each image. Of runs that were measured on the same images (one seed, one validation set), one may be better by
@@ -83,21 +83,23 @@ def _guards(tags: Sequence[str]) -> list[str]:
 
 
 def _alarms(runs: Sequence[Run], guards: Sequence[str]) -> list[str]:
-    """A paragraph for each alarm."""
+    """A paragraph for each alarm; those that come again are folded."""
     parts = []
     for run in runs:
-        told = [_alarm(run.name, alarm) for alarm in run.alarms]
+        alarms = list(run.alarms)
         for base in guards:
             lines = [line for line in run.values.get(f"{base}/alarms", []) if line.get("value")]
             key = base.partition("/")[2]
             if lines and not any(alarm.get("key") == key for alarm in run.alarms):  # a log of before has no words
-                told.append(_alarm(run.name, {"step": lines[0]["step"], "key": key, "message": "an alarm"}))
-        parts += told[:ALARMS]
-        if len(told) > ALARMS:
-            more = plural(len(told) - ALARMS, "further alarm")
-            parts.append(
-                f"<details><summary>{more} of {html.escape(run.name)}</summary>{''.join(told[ALARMS:])}</details>"
-            )
+                alarms.append({"step": lines[0]["step"], "key": key, "message": "the log has no words of it"})
+        firsts = {str(alarm.get("key", alarm)): alarm for alarm in reversed(alarms)}
+        shown = [alarm for alarm in alarms if any(alarm is first for first in firsts.values())][:ALARMS]
+        rest = [alarm for alarm in alarms if not any(alarm is first for first in shown)]
+        parts += [_alarm(run.name, alarm) for alarm in shown]
+        if rest:
+            more = f"{plural(len(rest), 'further alarm')} of {html.escape(run.name)}"
+            folded = "".join(_alarm(run.name, alarm) for alarm in rest)
+            parts.append(f"<details><summary>{more}</summary>{folded}</details>")
     return parts
 
 
@@ -120,7 +122,7 @@ def _not_compared(measured: Sequence[Series]) -> str:
         return ""
     lines = []
     for base, specs in ways.items():
-        told = "; ".join(f"{spec} in {', '.join(names)}" for spec, names in specs.items())
+        told = "; ".join(f"{spec} ({', '.join(names)})" for spec, names in specs.items())
         lines.append(f"{base.partition('/')[2]}: {told}")
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
     warn(f"{NOT_COMPARED}: {'; '.join(lines[:3])}{more}")
@@ -168,7 +170,8 @@ def _best_steps(runs: Sequence[Run]) -> str:
 def _guard(runs: Sequence[Run], base: str, measured: Sequence[Series]) -> str:
     """A guard's numbers, folded: its alarms stand above."""
     summary = f"{html.escape(base.partition('/')[2])}: {plural(len(measured), 'number')} of the guard"
-    return f"<details><summary>{summary}</summary>{_table(runs, measured)}{_charts(runs, measured)}</details>"
+    having = [run for run in runs if any(run.name in series.runs for series in measured)]
+    return f"<details><summary>{summary}</summary>{_table(having, measured)}{_charts(runs, measured)}</details>"
 
 
 def _specs(measured: Sequence[Series]) -> str:
