@@ -106,7 +106,7 @@ def test_every_monitor_says_which_direction_is_better(tmp_path):
     page = report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
     assert cells(page, "dark/fell")[1] == ""  # a change between two measurements has no best
     assert cells(page, "dark/overlap")[1] != ""
-    found = dict(re.findall(r"<td>([^<]*?) <small>\((\w+) is better\)</small></td>", page))
+    found = dict(re.findall(r"<td>([^<]*?) <small>\((\w+) is better\)</small>", page))
     assert {tag: better for tag, better in found.items() if not tag.startswith("fd")} == {
         "dark/fell": "lower", "dark/overlap": "higher", "dark/ks": "lower",
         "perception_distortion_dark/mean": "lower", "perception_distortion_psnr/mean": "higher",
