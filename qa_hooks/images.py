@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_hooks._base.checks import channel_hint, check_channels, check_whole_batches, range_hint, warn
+from qa_hooks._base.checks import channel_hint, check_channels, check_whole_batches, is_another_range, range_hint, warn
 
 Range = tuple[float, float]
 
@@ -106,8 +106,8 @@ class RangeGuard:
 
     `data` (real images, targets) outside the range by more than 1 % or non-finite raise; `prediction`s that are
     non-finite raise. What looks like another convention warns, once a name: values far outside, [0, 1] under (-1, 1),
-    [0, 1] under (0, 255); but not predictions of nearly one value, for an untrained network may well give black. The
-    check reads values, so it synchronises a GPU; after three calls it returns at once.
+    [0, 1] under (0, 255); but not predictions of nearly one value, nor a few that are far outside: that is an untrained
+    network. The check reads values, so it synchronises a GPU; after three calls it returns at once.
     """
 
     CALLS = 3
@@ -152,7 +152,7 @@ class RangeGuard:
     def _check_prediction(self, name: str, images: Tensor) -> None:
         if images.dtype != torch.uint8:
             low, high = self.extrema(name, images)
-            if self.far_outside(low, high) or high - low >= 0.25:
+            if is_another_range(images, self.value_range) if self.far_outside(low, high) else high - low >= 0.25:
                 self.doubt(name, low, high, channel_hint(images, ""))
 
     def far_outside(self, low: float, high: float) -> bool:

@@ -164,6 +164,25 @@ def channel_hint(images: torch.Tensor, before: str = "; ") -> str:
     return f"{before}{channels} channels look like latents: decode them to images first (vae.decode){alpha}"
 
 
+OVERSHOOT = 0.05  # of the range: how far values may lie outside on average
+
+
+def is_another_range(images: torch.Tensor, value_range: tuple[float, float]) -> bool:
+    """Whether so many values lie so far outside that this is another convention, and not a network's overshoot.
+
+    Judged is the mean distance from the range, over all values: one that is far outside is nothing, half of them as far
+    as the range is wide is another convention, and so is one in fifty that goes to 255.
+
+    Example:
+        >>> values = torch.linspace(-1, 1, 100)
+        >>> is_another_range(values, (0, 1)), is_another_range(0.1 * values, (0, 1)), is_another_range(values, (-1, 1))
+        (True, False, False)
+    """
+    low, high = value_range
+    values = images.detach().float()
+    return float((values - values.clamp(low, high)).abs().mean()) > OVERSHOOT * (high - low)
+
+
 def range_hint(low: float, high: float) -> str:
     """The usual range in which values lie, for a message that says what to declare; words where no usual one fits.
 

@@ -37,10 +37,13 @@ def meant(name: str, known: Iterable[str]) -> str:
     """What somebody who wrote a name probably meant, for an error; "" where nothing is near.
 
     Example:
-        >>> meant("niqe_bsd10", ["psnr", "niqe_bsd100"]), meant("x", ["psnr"])
-        (' (did you mean niqe_bsd100?)', '')
+        >>> meant("niqe_bsd10", ["psnr", "niqe_bsd100"]), meant("knn", ["giqa-knn"]), meant("x", ["psnr"])
+        (' (did you mean niqe_bsd100?)', ' (did you mean giqa-knn?)', '')
     """
-    close = difflib.get_close_matches(name, list(known), 1)
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1) or [
+        longer for longer in names if len(name) > 2 and name in longer
+    ]
     return f" (did you mean {close[0]}?)" if close else ""
 
 

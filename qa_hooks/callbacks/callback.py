@@ -13,7 +13,9 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
+from qa_hooks.callbacks.capture import Handed
 from qa_hooks.images import check_images
+from qa_hooks.sources.samples import OnePass, SampleSet, as_runs
 from qa_hooks.writers import Writer, describe, log_text, make_tag
 
 
@@ -37,36 +39,71 @@ class Context:
 
     Attributes:
         step: optimizer steps made so far.
-        images: the tensors given to `hooks.step(...)` or captured, `(N, C, H, W)`, detached.
+        images: the tensors given to `hooks.step(...)` or captured, `(N, C, H, W)`, detached; a list of images where the
+            loop hands over a list, since they differ in size.
         terms: the terms of what Hooks tracks that are new since the last step, `{track: {term: value}}`, and under
             "train" what was recorded.
         writer: takes scalars, images and histograms; on other ranks than 0 it does nothing.
         rank, world_size: of this process.
         late: the value of an earlier step is being handed over: `step` is that step, and the weights are by now of a
             later one.
+        samples: for `qa_hooks.sources.samples.sample_blocks`, in which monitors that ask for the same images share one
+            pass; None for callbacks that share nothing.
     """
 
     step: int
-    images: Mapping[str, Tensor]
+    images: Mapping[str, Handed]
     terms: Mapping[str, Mapping[str, Tensor | float]]
     writer: Writer
     rank: int
     world_size: int
     late: bool = False
+    samples: OnePass | None = None
 
-    def handed_over(self, name: str) -> Tensor:
-        """The images (N, C, H, W) of this name; `ValueError` says which there are."""
+    def handed_over(
+        self, name: str, beside: str | None = None, *, batch_size: int
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """The images of a name, block by block and each of one size, and those of another name that belong to them.
+
+        Args:
+            name, beside: of images that the loop hands over: a tensor, or a list of images of several sizes.
+            batch_size: images at a time.
+
+        Yields:
+            The position of the first image, the images `(n, C, H, W)`, and those of `beside` in the same places.
+
+        Raises:
+            ValueError: no images of a name, other numbers of them, or images of several sizes beside images of one.
+        """
+        runs = self._runs(name)
+        others: Handed | None = None
+        if beside is not None:
+            parts = self._runs(beside)
+            others = parts[0] if len(parts) == 1 else [image for part in parts for image in part]
+        count = sum(map(len, runs))
+        if others is not None and len(others) != count:
+            raise ValueError(f"each of {name!r} needs its {beside!r}, got {count} and {len(others)} images")
+        start = 0
+        for run in runs:
+            for images in run.split(batch_size):
+                found = None if others is None else others[start : start + len(images)]
+                if isinstance(found, list):
+                    if len({image.shape for image in found}) > 1:
+                        sizes = ", ".join(str(tuple(image.shape)) for image in found)
+                        raise ValueError(
+                            f"images that are all {tuple(images.shape[1:])} have {beside!r} of several sizes, {sizes}: "
+                            "hand both over in one order, and cut to one size each"
+                        )
+                    found = torch.stack(found)
+                yield start, images, found
+                start += len(images)
+
+    def _runs(self, name: str) -> list[Tensor]:
         if name not in self.images:
             raise ValueError(f"no images named {name!r} were handed over by hooks.step(...); got {sorted(self.images)}")
-        return check_images(name, self.images[name], floating=False)
-
-    def handed_pair(self, images: str, reference: str) -> tuple[Tensor, Tensor]:
-        """The images of two names, as many of each; `ValueError` otherwise."""
-        pair = self.handed_over(images), self.handed_over(reference)
-        counts = [len(part) for part in pair]
-        if counts[0] != counts[1]:
-            raise ValueError(f"each of {images!r} needs its {reference!r}, got {counts[0]} and {counts[1]} images")
-        return pair
+        images = self.images[name]
+        runs = [images] if isinstance(images, Tensor) else as_runs(images)
+        return [check_images(name, run, floating=False) for run in runs]
 
 
 class Callback:
@@ -83,7 +120,6 @@ class Callback:
         acts: it may stop the run or change it, so the budget counts its time and never puts it off.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
         reads: callbacks whose results this one uses; Hooks wants them before it.
-        draws: its result is a picture, for a writer or for its own `folder`; without either Hooks says so.
         pending: its measurements that are computed elsewhere and not yet taken in.
     """
 
@@ -92,7 +128,6 @@ class Callback:
     acts: bool = False
     skipped: torch.optim.Optimizer | None = None
     reads: tuple[Callback, ...] = ()
-    draws: bool = False
     pending: Sequence[Any] = ()
 
     name: str = ""
@@ -113,6 +148,10 @@ class Callback:
     def postponed(self, step: int) -> bool:
         """Whether it is due after this step and has to wait for its next turn."""
         return False
+
+    def asks(self, ctx: Context) -> Sequence[SampleSet]:
+        """The samples that it asks for at this step, so that those that others ask for as well are made once."""
+        return ()
 
     def awaits(self, step: int) -> bool:
         """Whether its value of this step is still being computed elsewhere."""

@@ -1,4 +1,4 @@
-"""Images that a network puts out while the user's loop runs, kept for the callbacks (`Hooks.capture`)."""
+"""Images of the user's loop for the callbacks: what it hands over, and what a network puts out (`Hooks.capture`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from torch import Tensor, nn
 
 from qa_hooks._base.checks import arrived, channel_hint, warn
 from qa_hooks._base.protection import version_of
+
+Handed = Tensor | list[Tensor]  # images of one size, or of several
+
+
+def detached(name: str, images: Any) -> Handed:
+    """What the loop hands over under this name, without its graph; `TypeError` for what are no images."""
+    if isinstance(images, Tensor):
+        return images.detach()
+    got = type(images).__name__
+    if isinstance(images, (list, tuple)):
+        other = next((type(image).__name__ for image in images if not isinstance(image, Tensor)), None)
+        if other is None:
+            return [image.detach() for image in images]
+        got = f"a {got} with {other}"
+    raise TypeError(
+        f"hooks.step({name}=...) takes a tensor (N, C, H, W), or a list of tensors (C, H, W) where sizes differ, got "
+        f"{got}"
+    )
 
 
 class Captures:

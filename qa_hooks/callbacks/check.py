@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import range_hint
+from qa_hooks._base.checks import is_another_range, range_hint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key
 from qa_hooks._base.reach import Traces
@@ -17,10 +17,11 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
+from qa_hooks.images import Range
 from qa_hooks.losses.loss import QALoss
 from qa_hooks.penalties.penalty import CriticPenalty
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, in_range, sample_runs
+from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, call_key, in_range, sample_runs
 from qa_hooks.weighting.weighter import Weighter
 from qa_hooks.writers import GuardedWriter
 
@@ -29,12 +30,13 @@ def check_run(callbacks: Iterable[Callback], writer: GuardedWriter, track: Mappi
     """What a run with these callbacks would do, one line for each thing.
 
     Everything runs as it would in the run: in `isolated`, which leaves no trace. What fails is told and nothing is
-    raised.
+    raised. A function that several monitors ask for the same images is tried once.
     """
-    lines = []
+    lines: list[str] = []
+    tried: dict[tuple[int, ...], _Trial] = {}
     for callback in callbacks:
         lines.append(f"{callback!r}")
-        lines += [f"    {line}" for line in _lines(callback)]
+        lines += [f"    {line}" for line in _lines(callback, tried)]
     lines += [f"track {name}: {type(part).__name__}{_idle(part)}" for name, part in track.items()]
     return "\n".join([*lines, f"values go to {writer.check()}"])
 
@@ -46,7 +48,20 @@ def _idle(part: Any) -> str:
     return "; it is SWITCHED OFF BY ITS WEIGHTS, computes nothing and has no curve (ScoreMonitor watches a score)"
 
 
-def _lines(callback: Callback) -> Iterator[str]:
+class _Trial(NamedTuple):
+    """A sampler's first block: its images, whether they come again, whether it drew from its generator, what it moved.
+
+    `error` is what it raised instead.
+    """
+
+    runs: list[Tensor]
+    same: bool = True
+    drew: bool = True
+    moved: list[str] | None = None
+    error: str = ""
+
+
+def _lines(callback: Callback, tried: dict[tuple[int, ...], _Trial]) -> Iterator[str]:
     if not isinstance(callback, Monitor):
         return
     looks = callback.looks if isinstance(callback, RewardGuard) else callback
@@ -54,7 +69,7 @@ def _lines(callback: Callback) -> Iterator[str]:
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
         if callable(sample) and not isinstance(sample, nn.Module):
-            images, line = _check_sample(name, sample, looks)
+            images, line = _check_sample(name, sample, looks, tried)
             yield line
     named = ("images", "reference") if looks is callback else ("name", "base")
     for value in (getattr(looks, name, None) for name in named):
@@ -80,19 +95,31 @@ def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
     return lines + [f"WARNS: {warning.message}" for warning in told]
 
 
-def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | None, str]:
-    """The first images of a sampler, of one size, and what there is to say of its first block."""
-    count = getattr(monitor, "per_call", min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)))
-    seed = getattr(monitor, "seed", 0)
+def _try_sample(sample: Sample, count: int, seed: int) -> _Trial:
     traces, generator = Traces(sample), torch.Generator("cpu").manual_seed(mixed_key(seed, 0))
-    unused, notes = generator.get_state(), []
+    unused = generator.get_state()
     try:
         runs = sample_runs(sample, count, seed, 0)
         again = sample_runs(sample, count, seed, 0)
         with isolated():
             as_runs(sample(count, generator))
     except Exception as error:
-        return None, f"{name} FAILS: {type(error).__name__}: {error}"
+        return _Trial([], error=f"{type(error).__name__}: {error}")
+    same = len(runs) == len(again) and all(map(torch.equal, runs, again))
+    return _Trial(runs, same, not torch.equal(generator.get_state(), unused), traces.moved())
+
+
+def _check_sample(
+    name: str, sample: Sample, monitor: Any, tried: dict[tuple[int, ...], _Trial]
+) -> tuple[Tensor | None, str]:
+    """The first images of a sampler, of one size, and what there is to say of its first block."""
+    count = getattr(monitor, "per_call", min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)))
+    seed = getattr(monitor, "seed", 0)
+    key = call_key(sample, count, seed, 0)
+    trial = tried[key] = tried[key] if key in tried else _try_sample(sample, count, seed)
+    runs, notes = trial.runs, []
+    if trial.error:
+        return None, f"{name} FAILS: {trial.error}"
     if lost := sum(int((~torch.isfinite(images)).flatten(1).any(1).sum()) for images in runs):
         return None, (
             f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
@@ -100,30 +127,35 @@ def _check_sample(name: str, sample: Sample, monitor: Any) -> tuple[Tensor | Non
         )
     ends = [torch.aminmax(images.float()) for images in runs]
     low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
-    same = len(runs) == len(again) and all(map(torch.equal, runs, again))
-    if torch.equal(generator.get_state(), unused) and same and getattr(monitor, "truths", None) is None:
+    if not trial.drew and trial.same and getattr(monitor, "truths", None) is None:
         notes.append("it leaves its generator unused, and the global ones are seeded for it")
-    if not same:
+    if not trial.same:
         notes.append("THE SAME SEED GIVES OTHER IMAGES: it draws from a generator of its own, or counts its calls")
-    if moved := traces.moved():
-        notes.append(f"it moves {', '.join(moved)}, which cannot be put back")
+    if trial.moved:
+        notes.append(f"it moves {', '.join(trial.moved)}, which cannot be put back")
     images, kind = runs[0], str(runs[0].dtype).removeprefix("torch.")
     sizes = {tuple(run.shape[1:]) for run in runs}
     shape = tuple(images.shape) if len(sizes) == 1 else f"{count} images of {len(sizes)} sizes"
     text = f"{name}({count}, generator) gives {shape} {kind} in [{low:.3g}, {high:.3g}]"
     if images.is_floating_point():
         declared = getattr(monitor, "value_range", None)
-        text += "" if declared is None else f", declared ({declared[0]:g}, {declared[1]:g})"
-        if (
-            declared is not None
-            and (width := declared[1] - declared[0])
-            and (low < declared[0] - width / 4 or high > declared[1] + width / 4)
-        ):
-            notes.append(
-                f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} (an "
-                "overshoot is clamped)"
-            )
+        if declared is not None:
+            text += f", declared ({declared[0]:g}, {declared[1]:g})"
+            notes += _range_notes(torch.cat([run.flatten() for run in runs]), declared)
     return images, "; ".join([text, *notes])
+
+
+def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
+    """What there is to say of values outside the declared range: how many there are, and what they look like."""
+    low, high = (float(end) for end in torch.aminmax(values.float()))
+    share = float(((values < declared[0]) | (values > declared[1])).double().mean())
+    if is_another_range(values, declared):
+        yield (
+            f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} "
+            f"({share:.0%} of the values lie outside)"
+        )
+    elif max(declared[0] - low, high - declared[1]) > (declared[1] - declared[0]) / 4:
+        yield f"{share:.1%} of the values overshoot that range, and are clamped"
 
 
 def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:

@@ -13,7 +13,10 @@ from qa_hooks._base.processes import rank
 from qa_hooks.callbacks.budget import Budget
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.callbacks.settings import TAG, plain_settings, settings_text
+from qa_hooks.sources.samples import OnePass
 from qa_hooks.writers import GuardedWriter
+
+MEANS = "the means of what is tracked or recorded"
 
 
 class Dispatch:
@@ -43,6 +46,8 @@ class Dispatch:
                     raise ValueError(
                         f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
                     )
+        self._unseen: list[str] = []  # whose values no writer took
+        self._told_unseen = False
         self._measuring = [callback for callback in self.active if type(callback).arrived is not Callback.arrived]
 
     def begin(self, writer: GuardedWriter, track: Mapping[str, Any], step: int) -> None:
@@ -57,12 +62,6 @@ class Dispatch:
             )
         writer.settings(plain_settings(self.active, track))
         writer.text(TAG, settings_text(self.active, track), step)
-        idle = [c.state_key for c in self.active if c.draws and getattr(c, "folder", None) is None]
-        if idle and writer.name is None and rank() == 0:
-            warn(
-                f"{', '.join(idle)} will draw pictures that nobody sees: Hooks(..., log_dir=...) or writer=... shows "
-                "them, or folder=... of the callback keeps them as files"
-            )
 
     def start(self, ctx: Context) -> list[TrainingStopped]:
         """Before the first step."""
@@ -70,9 +69,18 @@ class Dispatch:
 
     def step(self, ctx: Context) -> list[TrainingStopped]:
         """Run the callbacks that are due after a step. Returns the `TrainingStopped` exceptions that they raised."""
+        if _dropped(ctx):  # between the steps
+            self._unseen.append(MEANS)
         stops = self.land(ctx)
         due = [callback for callback in self.active if callback.due(ctx.step)]
-        return stops + self._run("on_step_end", due, ctx)
+        if not due and not self._unseen:
+            return stops
+        samples = _one_pass(due, ctx)
+        try:
+            return stops + self._run("on_step_end", due, replace(ctx, samples=samples))
+        finally:
+            samples.close()
+            self._tell_unseen()
 
     def land(self, ctx: Context, *, wait: bool = False) -> list[TrainingStopped]:
         """Take in the values of earlier steps that have come, one at a time, each with the callbacks that read it.
@@ -92,7 +100,11 @@ class Dispatch:
 
     def end(self, ctx: Context) -> list[TrainingStopped]:
         """After the last step."""
-        return self._run("on_train_end", self.active, ctx)
+        if _dropped(ctx):
+            self._unseen.append(MEANS)
+        stops = self._run("on_train_end", self.active, ctx)
+        self._tell_unseen()
+        return stops
 
     def _run(self, event: str, callbacks: list[Callback], ctx: Context) -> list[TrainingStopped]:
         if not callbacks:
@@ -104,6 +116,9 @@ class Dispatch:
         measured = callback.budgeted and event == "on_step_end"
         if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback, ctx.step)):
             return []
+        if ctx.samples is not None and not _is_ours(callback):
+            ctx.samples.forget()
+            ctx = replace(ctx, samples=None)
         start, stops = time.perf_counter(), []
         try:
             getattr(callback, event)(ctx)
@@ -118,8 +133,49 @@ class Dispatch:
                 readers = ", ".join(reader.state_key for reader in self.active if callback in reader.reads)
                 told = f"{error}; {readers} has no values any more" if readers else f"{error}"
                 warn(f"{callback.state_key} failed and is switched off for the rest of the run: {told}")
+        if _dropped(ctx) and getattr(callback, "folder", None) is None:  # otherwise it has written files
+            self._unseen.append(callback.state_key)
         if event == "take_in" or ctx.late:
             self.budget.spend(time.perf_counter() - start)
         elif measured and callback in self.active:
             self.budget.account(callback, time.perf_counter() - start, ctx.step, ctx.writer)
+            _dropped(ctx)  # what it costs is of no use without what it gives
         return stops
+
+    def _tell_unseen(self) -> None:
+        """Say once, at the end of the first step that dropped something, what to write."""
+        if self._unseen and not self._told_unseen and rank() == 0:
+            self._told_unseen = True
+            names = ", ".join(dict.fromkeys(self._unseen))
+            warn(
+                f"{names}: these hooks have no writer, so what is measured and drawn is written nowhere. Hooks(..., "
+                'log_dir="runs/a") shows it in TensorBoard, writer=... in another log, and folder=... of a callback '
+                "keeps its pictures as files; writer=MemoryWriter() if its .last is all that you want (said once)"
+            )
+        self._unseen = []
+
+
+def _dropped(ctx: Context) -> bool:
+    """Whether something has been written since this was last asked, in a run without a writer."""
+    writer = ctx.writer
+    if not isinstance(writer, GuardedWriter) or not writer.dropped:
+        return False
+    writer.dropped = False
+    return True
+
+
+def _one_pass(due: list[Callback], ctx: Context) -> OnePass:
+    """The samples that they may share; where one of them fails here, each makes its own, and it fails at its turn."""
+    try:
+        return OnePass(asked for callback in due if _is_ours(callback) for asked in callback.asks(ctx))
+    except Exception:
+        return OnePass()
+
+
+def _is_ours(callback: Callback) -> bool:
+    """Whether it is a class of this package, which leaves the networks as they are.
+
+    One of the user's may exchange weights for a measurement, or for the callbacks after it: it gets samples of its own,
+    and what was made before it is forgotten.
+    """
+    return type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]

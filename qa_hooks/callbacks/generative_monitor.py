@@ -25,7 +25,7 @@ from qa_hooks.evaluation.set_metrics import FEW, FEWEST_FOR_INTERVAL, METRICS, c
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, first_images, image_paths, is_shared
-from qa_hooks.sources.samples import Sample, check_sample, sample_blocks
+from qa_hooks.sources.samples import Sample, SampleSet, check_sample, sample_blocks
 from qa_hooks.writers import make_tag
 
 LOG = logging.getLogger("qa_hooks")
@@ -170,10 +170,12 @@ class GenerativeMonitor(MeasuringMonitor):
             instrument.rows(_block(to_uint8(images[:2], self.value_range)))
         self._tell_few(count_images(self.real))
 
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        return [SampleSet(self.sample, self.n, self.batch_size, self.seed, ctx.rank, ctx.world_size)]
+
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, in 8 bits."""
-        share: dict[str, Any] = {"rank": ctx.rank, "world_size": ctx.world_size, "guard": self._guard}
-        for start, samples in sample_blocks(self.sample, self.n, batch_size=self.batch_size, seed=self.seed, **share):
+        for start, samples in sample_blocks(*self.asks(ctx), guard=self._guard, one_pass=ctx.samples):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("the samples are not finite")
             images = to_uint8(samples, self.value_range)

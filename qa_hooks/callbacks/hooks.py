@@ -21,7 +21,7 @@ What happens when:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +33,7 @@ from qa_hooks._base.checks import check_call, check_count, warn
 from qa_hooks._base.processes import any_rank, is_distributed, rank, world_size
 from qa_hooks.callbacks.attachment import Attachment
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
-from qa_hooks.callbacks.capture import Captures
+from qa_hooks.callbacks.capture import Captures, Handed, detached
 from qa_hooks.callbacks.dispatch import Dispatch
 from qa_hooks.callbacks.means import Means
 from qa_hooks.callbacks.run_state import RunState
@@ -102,22 +102,20 @@ class Hooks:
         self._on_stop: Callable[[], Any] | None = None
         self._running = self._over = False
 
-    def step(self, step: int | None = None, **images: Tensor) -> None:
+    def step(self, step: int | None = None, **images: Tensor | Sequence[Tensor]) -> None:
         """Call it after each optimizer step.
 
         Args:
             step: the number of optimizer steps made so far; counted when it is left out.
-            images: tensors for the callbacks, for example `fake=fake`, without their graph.
+            images: tensors for the callbacks, for example `fake=fake`, without their graph; a list where sizes differ.
 
         Raises:
             RuntimeError: Hooks is attached to an optimizer, which already calls this.
         """
         if self._attachment is not None:
             raise RuntimeError("these hooks are attached to an optimizer, which calls them: remove hooks.step()")
-        for name, image in images.items():
-            if not isinstance(image, Tensor):
-                raise TypeError(f"hooks.step({name}=...) takes a tensor (N, C, H, W), got {type(image).__name__}")
-        self._advance(self.step_count + 1 if step is None else int(step), images)
+        handed = {name: detached(name, image) for name, image in images.items()}
+        self._advance(self.step_count + 1 if step is None else int(step), handed)
 
     def attach(self, optimizer: Any, *, on_stop: Callable[[], Any] | None = None) -> Hooks:
         """Let the optimizer call the hooks after each of its steps: no edit of the loop.
@@ -240,7 +238,7 @@ class Hooks:
             if self.should_stop:
                 self._on_stop()
 
-    def _advance(self, step: int, images: Mapping[str, Tensor]) -> None:
+    def _advance(self, step: int, images: Mapping[str, Handed]) -> None:
         if self._over:
             raise RuntimeError("these hooks are closed; make new ones for another run")
         if not self._running:
@@ -253,8 +251,8 @@ class Hooks:
         if step % self.log_every == 0:
             self._means.write(self._writer, step)
 
-    def _context(self, images: Mapping[str, Tensor], terms: Terms | None = None) -> Context:
-        seen = {name: image.detach() for name, image in {**self._captures.images, **images}.items()}
+    def _context(self, images: Mapping[str, Handed], terms: Terms | None = None) -> Context:
+        seen = {**self._captures.images, **images}
         return Context(self.step_count, seen, terms or {}, self._writer, rank(), world_size())
 
     def _dispatch(self, run: Callable[[Context], list[TrainingStopped]], ctx: Context) -> None:

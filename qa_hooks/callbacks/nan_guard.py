@@ -112,9 +112,11 @@ class NaNGuard(Callback):
         """The names of images that are not finite; images that show nothing are warned of."""
         bad = []
         for name, images in ctx.images.items() if ctx.step % self.every == 0 else ():
-            if not images.numel():
+            batches = [images] if isinstance(images, Tensor) else [image[None] for image in images]
+            broken = [broken_images(batch) for batch in batches if batch.numel()]
+            if not broken:
                 continue
-            shares = {kind: float(which.float().mean()) for kind, which in broken_images(images).items()}
+            shares = {kind: float(torch.cat([found[kind] for found in broken]).float().mean()) for kind in broken[0]}
             if shares.pop("nonfinite"):
                 bad.append(f"images {name!r}")
             message = broken_message(shares, len(images)) if sum(shares.values()) >= 0.5 else None

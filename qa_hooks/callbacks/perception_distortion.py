@@ -61,6 +61,7 @@ class PerceptionDistortion(SamplingMonitor):
     """
 
     measures = ("perception", "distortion")
+    shared_out = False
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class PerceptionDistortion(SamplingMonitor):
 
     def local(self, ctx: Context) -> tuple[Tensor, str]:
         rows, refusal = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")], ""
-        for _, images, truth in self.pairs(ctx, shared_out=False):
+        for _, images, truth in self.pairs(ctx):
             scores = score_each(self.distortion, images, **truth), score_each(self.perception, images)
             rows.append(torch.stack([part for part, _ in scores], 1))
             refusal = refusal or scores[0][1] or scores[1][1]

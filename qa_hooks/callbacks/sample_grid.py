@@ -35,7 +35,7 @@ class SampleGrid(SamplingMonitor):
         >>> grid = SampleGrid(lambda n, generator: net(torch.randn(n, 8, generator=generator)), every=100)
     """
 
-    draws = True
+    shared_out = False
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SampleGrid(SamplingMonitor):
         self.scale, self.folder = scale, picture_folder(folder)
 
     def local(self, ctx: Context) -> Tensor | None:
-        blocks = [to_uint8(samples, self.value_range).cpu() for _, samples in self.blocks(ctx, shared_out=False)]
+        blocks = [to_uint8(samples, self.value_range).cpu() for _, samples in self.blocks(ctx)]
         if not blocks:
             return None
         images = on_one_ground([image for block in blocks for image in block])

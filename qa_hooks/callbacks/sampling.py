@@ -15,7 +15,14 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import Range, RangeGuard, check_range
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import GroundTruths, Sample, check_sample, in_range, numbered_blocks, sample_blocks
+from qa_hooks.sources.samples import (
+    GroundTruths,
+    Sample,
+    SampleSet,
+    check_sample,
+    in_range,
+    sample_blocks,
+)
 from qa_hooks.writers import make_tag
 
 
@@ -28,6 +35,9 @@ def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
 
 class SamplingMonitor(Monitor):
     """A monitor of samples from fixed noise, or of a restored set.
+
+    Monitors of one `Hooks` that ask one function for the same images at the same step share its pass
+    (`qa_hooks.sources.samples.OnePass`).
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)`, or a list of n images of several sizes, which draws its noise
@@ -46,10 +56,12 @@ class SamplingMonitor(Monitor):
         per_call: how many images the function is asked for at a time.
         truths: `GroundTruths`, or None.
         images, reference: the names under which the loop hands images and their ground truths over, if it does.
+        shared_out: each process makes its share of the samples; otherwise the first process makes all of them.
     """
 
     images: str | None = None
     reference: str | None = None
+    shared_out: bool = True
 
     def __init__(
         self,
@@ -83,25 +95,25 @@ class SamplingMonitor(Monitor):
         for truth in self.truths.images if self.truths is not None else ():
             self._guard.check_data("reference", truth)
 
-    def blocks(self, ctx: Context, *, shared_out: bool = True, seed: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Samples, block by block and each of one size, with the position of the first one of each.
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        if self.sample is None:
+            return []
+        rank, world_size = (ctx.rank, ctx.world_size) if self.shared_out else (0 if ctx.rank == 0 else -1, 1)
+        return [SampleSet(self.sample, self.n, self.per_call, self.noise(ctx), rank, world_size)]
 
-        Args:
-            ctx: whose process asks.
-            shared_out: give this process its share; otherwise the first process gets all of them, and the others none.
-            seed: another one than the monitor's.
-        """
+    def noise(self, ctx: Context) -> int:
+        """The seed of this step's samples: always the same."""
+        return self.seed
+
+    def blocks(self, ctx: Context) -> Iterator[tuple[int, Tensor]]:
+        """This process's samples, block by block and each of one size, with the position of the first one of each."""
         if self.sample is None:
             raise ValueError(f"{self.state_key} has no sample=")
-        rank, world_size = (ctx.rank, ctx.world_size) if shared_out else (0 if ctx.rank == 0 else -1, 1)
-        blocks = sample_blocks(
-            self.sample, self.n, batch_size=self.per_call, seed=self.seed if seed is None else seed,
-            guard=self._guard, rank=rank, world_size=world_size,
-        )  # fmt: skip
-        for start, images in blocks:
-            for part in images.split(self.batch_size):
-                yield start, part
-                start += len(part)
+        for asked in self.asks(ctx):
+            for start, images in sample_blocks(asked, guard=self._guard, one_pass=ctx.samples):
+                for part in images.split(self.batch_size):
+                    yield start, part
+                    start += len(part)
 
     def finite(self, rows: Tensor, refusal: str, what: str) -> Tensor:
         """The rows (n, ...) whose scores are all finite; the rest is left out, and said once if a scorer refused it.
@@ -144,18 +156,14 @@ class SamplingMonitor(Monitor):
                     ctx.writer.scalar(make_tag("eval", name, part), value, ctx.step)
         return written
 
-    def pairs(self, ctx: Context, *, shared_out: bool = True) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+    def pairs(self, ctx: Context) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
         """As `blocks`, or as the loop hands them over: images as a scorer takes them, and what it takes beside them."""
         if self.sample is not None:
-            for start, images in self.blocks(ctx, shared_out=shared_out):
+            for start, images in self.blocks(ctx):
                 beside = {} if self.truths is None else {"reference": self.truths.of(start, images)}
                 yield start, in_range(images, self.value_range), beside
             return
-        handed = {"images": ctx.handed_over(str(self.images))}
-        if self.reference is not None:
-            handed = dict(zip(("images", "reference"), ctx.handed_pair(str(self.images), self.reference), strict=True))
-        for _, start, stop in numbered_blocks(len(handed["images"]), self.batch_size):
-            beside = {name: images[start:stop] for name, images in handed.items()}
-            images = beside.pop("images")
+        for start, images, truth in ctx.handed_over(str(self.images), self.reference, batch_size=self.batch_size):
+            beside = {} if truth is None else {"reference": truth}
             self._guard(data=beside, predictions={"images": images})
             yield start, in_range(images, self.value_range), {n: part.to(images.device) for n, part in beside.items()}

@@ -61,7 +61,6 @@ class ScoreHistogram(SamplingMonitor):
         >>> monitor = ScoreHistogram(noise, torch.rand(100, 1, 8, 8), contrast, every=500)
     """
 
-    draws = True
     measures = ("overlap", "ks", "mean", "real_mean")
 
     def __init__(

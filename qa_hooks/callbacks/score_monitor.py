@@ -38,7 +38,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         scorer: any `Scorer`.
         every: steps between two measurements.
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; a list where sizes differ; or
-        images: the name under which the loop hands images over (`hooks.step(fake=fake)`) or captures them.
+        images: the name under which the loop hands images over (`hooks.step(fake=fake)`; a list where sizes differ) or
+            captures them.
         reference: for scorers that need one, the ground truth: the name under which the loop hands it over, with
             `images`; or with `sample` the images themselves, `(n, C, H, W)` or a list of several sizes, and then
             `sample(n, generator)` is asked for all n at once. So a validation set is watched.

@@ -71,7 +71,7 @@ class ScorePanel(SamplingMonitor):
         >>> panel = ScorePanel(lambda n, generator: net(torch.randn(n, 8, generator=generator)), contrast, every=500)
     """
 
-    draws = True
+    shared_out = False
     measures = ("mean", "worst", "best", "fell")
 
     def __init__(
@@ -114,7 +114,7 @@ class ScorePanel(SamplingMonitor):
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []
         found: list[tuple[Tensor, str]] = []
-        for _, images, beside in self.pairs(ctx, shared_out=False):
+        for _, images, beside in self.pairs(ctx):
             pictures += to_uint8(images, self.value_range).cpu()
             found.append(score_each(self.scorer, images, **beside))
         if not pictures:

@@ -64,6 +64,10 @@ class SnapshotCollector(SamplingMonitor):
                 "would be mixed; give each run its own folder (a run that is resumed will replace its own)"
             )
 
+    def noise(self, ctx: Context) -> int:
+        """The seed of this step's samples: another one at each step."""
+        return mixed_key(self.seed, ctx.step)
+
     def local(self, ctx: Context) -> None:
         if ctx.rank != 0:
             return
@@ -72,8 +76,7 @@ class SnapshotCollector(SamplingMonitor):
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
-        seed = mixed_key(self.seed, ctx.step)
-        for start, samples in self.blocks(ctx, shared_out=False, seed=seed):
+        for start, samples in self.blocks(ctx):
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError(f"the samples of step {ctx.step} are not finite")
             for index, image in enumerate(to_uint8(samples, self.value_range).cpu(), start):

@@ -212,7 +212,8 @@ def say(text: object, *, error: bool = False) -> None:
 UNUSED = 3  # exit code of --strict
 
 
-SHOWN = 20  # images with problems, by name
+SHOWN = 20  # problems of images
+NAMED = 3  # of the images that have one problem
 
 
 def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, total: int | None = None) -> None:
@@ -220,10 +221,18 @@ def say_failures(failures: Mapping[str, str], *, label: str = "", where: str, to
     if failures:
         total = total or len(failures)
         lines = [f"{f'{label}: ' if label else ''}{plural(total, 'image')} with problems:"]
-        for name, message in list(failures.items())[:SHOWN]:
-            lines.append(f"  {printable(name, one_line=True)}: {printable(message, one_line=True)}")
-        if total > min(SHOWN, len(failures)):
-            lines.append(f"  and {total - min(SHOWN, len(failures))} more; {where}")
+        alike: dict[str, list[str]] = {}
+        for name, message in failures.items():
+            alike.setdefault(message, []).append(printable(name, one_line=True))
+        for message, names in list(alike.items())[:SHOWN]:
+            text = printable(message, one_line=True)
+            if len(names) > NAMED:
+                lines.append(f"  {', '.join(names[:NAMED])} and {len(names) - NAMED} more: {text}; {where}")
+            else:
+                lines += [f"  {name}: {text}" for name in names]
+        left = total - sum(len(names) for names in list(alike.values())[:SHOWN])
+        if left:
+            lines.append(f"  and {left} more; {where}")
         say("\n".join(lines), error=True)
 
 

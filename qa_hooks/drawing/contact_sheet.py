@@ -70,6 +70,8 @@ def contact_sheet(
     if not shown:
         raise ValueError("images is empty")
     if isinstance(detail, Sequence):
+        if len(detail) != len(images):
+            raise ValueError(f"there must be one square or None per image, got {len(detail)} for {len(images)} images")
         crops = [None if square is None else _array(square) for square in detail]
     else:
         side = check_count("detail", detail, least=0)

@@ -82,7 +82,10 @@ def fidelity_gradient(fidelity: Tensor | None, pred: Tensor) -> Tensor:
         raise ValueError(f"fidelity must be a scalar, the loss as it is added, got {tuple(fidelity.shape)}")
     gradient = _gradient(fidelity, pred)
     if gradient is None:
-        raise ValueError("fidelity does not depend on pred: compute it from the tensor that the ScoreLoss is given")
+        raise ValueError(
+            "fidelity does not depend on pred: compute it from the tensor that the ScoreLoss is given, such as "
+            "F.mse_loss(pred, target); beside a loss of the predicted noise, of the image that it gives: mse(x0, clean)"
+        )
     return gradient
 
 

@@ -241,9 +241,11 @@ class Scorer(KeepsFrozen):
 def check_is_scorer(value: Any, name: str = "scorer") -> Scorer:
     """The value itself; `TypeError` unless it is a `Scorer`."""
     if not isinstance(value, Scorer):
+        made = f"write create_scorer({str(value)!r})"
         raise TypeError(
-            f"{name} must be a qa_hooks Scorer, got {type(value).__name__}; take one of create_scorer(name), or wrap a "
-            "function as FunctionScorer(fn, name=..., higher_is_better=...)"
+            f"{name} must be a qa_hooks Scorer, got {type(value).__name__}; "
+            f"{made if isinstance(value, (str, Path)) else 'take one of create_scorer(name)'}, or wrap a function as "
+            "FunctionScorer(fn, name=..., higher_is_better=...)"
         )
     return value
 

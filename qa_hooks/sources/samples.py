@@ -1,13 +1,16 @@
 """Samples of the user's model: a function `sample(n, generator)`, called for numbered blocks of images.
 
-Block number b of a seed has a generator of its own, so the images are the same for any number of processes.
+Block number b of a seed has a generator of its own, so the images are the same for any number of processes, and for
+whoever asks: monitors of one step that ask for the same images get them from one call (`OnePass`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from qa_hooks._base.sharding import sharded_kind
 from qa_hooks.images import Range, RangeGuard, as_tensor
 
 Sample = Callable[[int, torch.Generator], Any]
+
+HELD = 2**32  # bytes of images that a step keeps for monitors whose turn is still to come
 
 
 def check_sample(sample: Sample) -> None:
@@ -116,37 +121,118 @@ def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:
     return runs[0]
 
 
+class SampleSet(NamedTuple):
+    """What a monitor asks a function for: a set of samples, or a process's share of it.
+
+    Attributes:
+        sample: the user's function.
+        n: images of all processes together.
+        per_call: images of a call, which are a block.
+        seed: of the noise.
+        rank, world_size: of the processes that share the work; by default this one does it all. Rank -1 gets no block.
+    """
+
+    sample: Sample
+    n: int
+    per_call: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def calls(self) -> Iterator[tuple[int, int, int, bool]]:
+        """The calls that this process makes: number, start and stop of the block, and whether it is its share.
+
+        A network in shards works on all processes at once: there each process calls the function for all blocks.
+        """
+        alone = (self.rank, self.world_size) == (0, 1)
+        collective = not alone and any(sharded_kind(module) for module in modules_of(self.sample))
+        for block, start, stop in numbered_blocks(self.n, self.per_call):
+            own = block % self.world_size == self.rank
+            if own or collective:
+                yield block, start, stop, own
+
+
+class OnePass:
+    """The samples of one step: a function is called once for images that several monitors of the step ask for.
+
+    Monitors share the images of a call that has the same function (one object, or one method of one object), the same
+    number of images, the same seed and the same number of the block: it would make the same images again, from a
+    generator in the same state and inside the same `isolated()`. So a grid of 64 images shares the first block of a
+    monitor of 256. Anything else is another call: other noise, other weights (`with_weights` gives a function of its
+    own), other numbers of images. A function that counts its calls, or draws from a generator of its own, would answer
+    otherwise each time; here all see one answer.
+
+    Kept are copies, so that nobody sees what somebody else makes of them: in the CPU's memory, of those images alone
+    that a monitor of this step still has to ask for, and at most `HELD` bytes; what does not fit is made again. They
+    are gone when the last monitor has them, at the latest when the step ends, for the next one has other weights. An
+    error is not kept: the next monitor calls the function, too.
+
+    Args:
+        asked: for by all monitors of the step.
+
+    Example:
+        >>> calls = []
+        >>> sample = lambda n, generator: calls.append(n) or torch.rand(n, 1, 2, 2, generator=generator)
+        >>> eight = SampleSet(sample, n=8, per_call=4, seed=0)
+        >>> one_pass = OnePass([eight, eight])
+        >>> first, second = (torch.cat([i for _, i in sample_blocks(eight, one_pass=one_pass)]) for _ in range(2))
+        >>> calls, torch.equal(first, second)
+        ([4, 4], True)
+    """
+
+    def __init__(self, asked: Iterable[SampleSet] = ()) -> None:
+        self._waiting = Counter(
+            call_key(part.sample, stop - start, part.seed, block)
+            for part in asked
+            for block, start, stop, _ in part.calls()
+        )
+        self._held: dict[tuple[int, ...], tuple[Sample, list[tuple[Tensor, torch.device]]]] = {}
+
+    def runs(self, sample: Sample, count: int, seed: int, block: int) -> list[Tensor]:
+        """As `sample_runs`."""
+        call = call_key(sample, count, seed, block)
+        self._waiting[call] -= 1
+        wanted = self._waiting[call] > 0
+        if call in self._held:
+            _, kept = self._held[call] if wanted else self._held.pop(call)
+            return [run.to(device, copy=wanted) for run, device in kept]
+        runs = sample_runs(sample, count, seed, block)
+        held = (run for _, kept in self._held.values() for run, _ in kept)
+        if wanted and sum(run.nbytes for run in [*held, *runs]) <= HELD:
+            self._held[call] = sample, [(run.to("cpu", copy=True), run.device) for run in runs]
+        return runs
+
+    def forget(self) -> None:
+        """The networks may be others from here on: what comes is made anew."""
+        self._held.clear()
+
+    def close(self) -> None:
+        """The step is over: nothing is kept any more, whoever still holds this object."""
+        self._waiting.clear()
+        self._held.clear()
+
+
+def call_key(sample: Sample, count: int, seed: int, block: int) -> tuple[int, ...]:
+    """What tells one call from another. `net.sample` is a new object each time that it is written."""
+    function = (id(sample.__self__), id(sample.__func__)) if isinstance(sample, MethodType) else (id(sample), 0)
+    return (*function, count, seed, block)
+
+
 def sample_blocks(
-    sample: Sample,
-    n: int,
-    *,
-    batch_size: int,
-    seed: int,
-    guard: RangeGuard | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    asked: SampleSet, *, guard: RangeGuard | None = None, one_pass: OnePass | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """This process's share of `n` samples: the position of the first image, and the images, block by block.
+    """This process's share of a set: the position of the first image, and the images, block by block.
 
     A block of images of several sizes comes in runs of one size, in order.
 
     Args:
-        sample: the user's function.
-        n: images of all processes together.
-        batch_size: images of a block.
-        seed: of the noise.
+        asked: the set.
         guard: looks at the first blocks' range.
-        rank, world_size: of the processes that share the work; by default this one does it all. Rank -1 gets no block.
-
-    A network in shards works on all processes at once: there each process calls the function for all blocks, and keeps
-    its own.
+        one_pass: of the step; None calls the function for each block.
     """
-    collective = any(sharded_kind(module) for module in modules_of(sample))
-    for block, start, stop in numbered_blocks(n, batch_size):
-        own = block % world_size == rank
-        if not (own or collective):
-            continue
-        for images in sample_runs(sample, stop - start, seed, block):
+    one_pass = one_pass or OnePass()
+    for block, start, stop, own in asked.calls():
+        for images in one_pass.runs(asked.sample, stop - start, asked.seed, block):
             if guard is not None:
                 guard(predictions={"samples": images})
             if own:

@@ -52,7 +52,10 @@ def check_writer(writer: Any) -> None:
     """`TypeError` unless it has the methods of a `Writer`."""
     missing = [method for method in ("scalar", "image", "histogram", "close") if not hasattr(writer, method)]
     if missing:
-        raise TypeError(f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}")
+        raise TypeError(
+            f"writer must have the methods of a Writer; {type(writer).__name__} lacks {missing}. For "
+            "TensorBoard give log_dir=FOLDER, also that of a SummaryWriter of yours: each writes a file of its own"
+        )
 
 
 def describe(writer: Writer, tag: str, text: str) -> None:
@@ -96,10 +99,14 @@ class MemoryWriter:
 
 
 class GuardedWriter:
-    """A writer for which a full disk, a vanished folder or a lost connection ends the logging, not the training."""
+    """A writer for which a full disk, a vanished folder or a lost connection ends the logging, not the training.
+
+    Attributes:
+        dropped: since this was last reset, a value was to be written, and there never was a writer.
+    """
 
     def __init__(self, writer: Writer | None) -> None:
-        self._writer = writer
+        self._writer, self._never, self.dropped = writer, writer is None, False
 
     @property
     def name(self) -> str | None:
@@ -156,6 +163,7 @@ class GuardedWriter:
 
     def _try(self, method: str, *arguments: Any) -> None:
         if self._writer is None:
+            self.dropped |= self._never and method in ("scalar", "image", "histogram")
             return
         try:
             getattr(self._writer, method)(*arguments)

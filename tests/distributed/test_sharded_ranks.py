@@ -162,8 +162,8 @@ def test_what_needs_whole_weights_is_refused_by_name(tmp_path):
             assert remedy in rank[what], (what, rank[what])
 
 
-def monitors_of(wrap) -> dict:
-    """Every monitor that draws samples, over a generator that `wrap` has cut up or left whole."""
+def monitors_of(wrap) -> tuple[dict, list[int]]:
+    """Every monitor that draws samples, over a generator that `wrap` has cut up or left whole, and its calls."""
     from qa_hooks.callbacks import (
         GenerativeMonitor,
         Hooks,
@@ -182,7 +182,10 @@ def monitors_of(wrap) -> dict:
     scorer = FunctionScorer(curved, name="curved", higher_is_better=True)
     real = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
+    calls = []
+
     def sample(n, noise):
+        calls.append(n)
         return generator(torch.rand(n, 3, 8, 8, generator=noise))
 
     monitors = [
@@ -208,16 +211,17 @@ def monitors_of(wrap) -> dict:
     writer = MemoryWriter()
     with Hooks(monitors, writer=writer) as hooks:
         hooks.step()
-    return {tag: found[0][1] for tag, found in writer.scalars.items() if "perf" not in tag}
+    return {tag: found[0][1] for tag, found in writer.scalars.items() if "perf" not in tag}, calls
 
 
-def sharded_monitors(rank: int) -> dict:
+def sharded_monitors(rank: int) -> tuple[dict, list[int]]:
     return monitors_of(sharded)
 
 
 def test_monitors_of_a_sharded_generator_give_the_numbers_of_a_whole_one(tmp_path):
-    alone = monitors_of(lambda generator: None)
-    first, second = two_ranks(sharded_monitors, tmp_path)
+    alone, calls = monitors_of(lambda generator: None)
+    (first, first_calls), (second, second_calls) = two_ranks(sharded_monitors, tmp_path)
+    assert first_calls == second_calls == calls == [4, 9, 16, 16, 8, 6, 8]  # three monitors share the blocks of 40
     assert any("fd" in tag for tag in alone)
     assert first.keys() == alone.keys()
     assert first == pytest.approx(alone, rel=1e-4, abs=1e-5)

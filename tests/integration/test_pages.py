@@ -327,7 +327,7 @@ def test_a_monitor_and_the_best_checkpoint_in_a_loop(given):
     assert scope["monitor"].last["fd"] > 0
 
 
-@pytest.mark.filterwarnings("ignore:a component has about", "ignore:.*no best value", "ignore:.*that nobody sees")
+@pytest.mark.filterwarnings("ignore:a component has about", "ignore:.*no best value")
 def test_every_row_of_the_table_runs_twice(given, digits, photographs, critic):
     """The middle column is built once, the right one is what a loop does with it; every name is the package's own."""
     import qa_hooks

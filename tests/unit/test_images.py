@@ -77,6 +77,15 @@ class TestRangeGuard:
         guard(predictions={"pred": torch.tensor([0.0, 255.0])})
         assert len(recwarn.list) == 1
 
+    def test_a_few_values_far_outside_are_an_overshoot(self, recwarn):
+        values = torch.full((1, 3, 32, 32), 0.5)
+        values[..., 0, 0] = 9.0
+        RangeGuard((0.0, 1.0))(predictions={"pred": values})
+        assert not recwarn.list
+        values[..., 0, 0] = 255.0  # white points on black, under (0, 1)
+        with pytest.warns(UserWarning, match="another convention"):
+            RangeGuard((0.0, 1.0))(predictions={"pred": values})
+
     def test_unit_predictions_under_a_symmetric_range_warn(self):
         with pytest.warns(UserWarning, match="another convention"):
             RangeGuard((-1.0, 1.0))(predictions={"pred": torch.tensor([0.0, 1.0])})

@@ -11,7 +11,7 @@ hooks = Hooks([
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from qa_hooks.integrations.diffusers.quality.pictures import draw_strip
 from qa_hooks.ratings.statistics import spearman
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
 from qa_hooks.sources.batches import Source
-from qa_hooks.sources.samples import Sample, in_range
+from qa_hooks.sources.samples import Sample, SampleSet, in_range, sample_blocks
 from qa_hooks.writers import make_tag
 
 FOLLOWS, AGREES = 0.9, 0.7  # Spearman of the score that is conditioned on, and of one that is held out
@@ -70,13 +70,12 @@ class DialMonitor(SamplingMonitor):
     def networks(self) -> list[nn.Module]:
         return [self.adapter, self.adapter.denoiser, *(m for f in self.functions() for m in modules_of(f))]
 
-    def images_at(self, ctx: Context, place: int, **options: Any) -> Any:
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        return [asked._replace(sample=sample) for asked in super().asks(ctx) for sample in self.samples]
+
+    def images_at(self, ctx: Context, place: int) -> Iterator[tuple[int, Tensor]]:
         """The blocks of images at one level."""
-        plain, self.sample = self.sample, self.samples[place]
-        try:
-            yield from self.blocks(ctx, **options)
-        finally:
-            self.sample = plain
+        return sample_blocks(self.asks(ctx)[place], guard=self._guard, one_pass=ctx.samples)
 
 
 class QualityStrip(DialMonitor):
@@ -94,7 +93,7 @@ class QualityStrip(DialMonitor):
         TypeError, ValueError: no adapter, or levels that do not ascend.
     """
 
-    draws = True
+    shared_out = False
 
     def __init__(
         self,
@@ -116,7 +115,7 @@ class QualityStrip(DialMonitor):
     def local(self, ctx: Context) -> Tensor | None:
         columns = []
         for place in range(len(self.levels)):
-            for _, images in self.images_at(ctx, place, shared_out=False):
+            for _, images in self.images_at(ctx, place):
                 columns.append(to_uint8(images, self.value_range).cpu())
         return draw_strip(torch.stack(columns, 1), self.levels) if columns else None
 

@@ -31,7 +31,7 @@ from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import CHANGE, Rows
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source
-from qa_hooks.sources.samples import Sample
+from qa_hooks.sources.samples import Sample, SampleSet
 from qa_hooks.writers import make_tag
 
 ACTIONS = ("warn", "stop", "scale")
@@ -163,6 +163,9 @@ class RewardGuard(Monitor):
         """Also due while a look is still collecting images, and on the step that completes it."""
         return super().due(step) or bool(self._waiting) or step == self.last.get("step")
 
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        return self.looks.asks(ctx)
+
     def functions(self) -> list[Callable[..., Any]]:
         return self.looks.functions()
 
@@ -185,6 +188,8 @@ class RewardGuard(Monitor):
         if self.action == "stop":
             raise TrainingStopped(f"{self.state_key}: {self._words()}")
         if self.scale is not None:
+            if ctx.samples is not None:
+                ctx.samples.forget()  # monitors after this one see what has been scaled
             with together():
                 self.scale(ctx.step)
 
@@ -192,8 +197,6 @@ class RewardGuard(Monitor):
         if self._waiting and self.looks.name not in ctx.images:
             return {}  # steps without images pass
         return self.looks.rows(ctx, comparing=self._rule is None)
-
-    # -- judging -----------------------------------------------------------------------------------------------------
 
     def reduce(self, ctx: Context, part: Rows) -> None:
         rows = in_order(gathered_rows(part))
@@ -268,8 +271,6 @@ class RewardGuard(Monitor):
         before, now = start.get("score", math.nan), self.last.get("score", math.nan)
         scorer = looks.scorers.get("score")
         return alarm_words(self.found, scorer, before, now, base=looks.base, patience=self.patience)
-
-    # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         rule, levels = self._loaded.get("rule", {}), self._loaded.get("levels", {})

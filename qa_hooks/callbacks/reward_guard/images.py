@@ -32,7 +32,14 @@ from qa_hooks.sources.batches import (
     is_shared,
 )
 from qa_hooks.sources.fingerprint import fixed_random
-from qa_hooks.sources.samples import Sample, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+from qa_hooks.sources.samples import (
+    Sample,
+    SampleSet,
+    check_sample,
+    in_range,
+    sample_block,
+    sample_blocks,
+)
 
 FEWEST = 8  # images of a look, and real ones
 REAL = 512  # images for the levels, evenly from what there is
@@ -92,6 +99,12 @@ class GuardImages:
         self.first_rows: dict[int, Rows] = {}
         self.real_shapes: set[tuple[int, ...]] = set()
 
+    def asks(self, ctx: Context) -> list[SampleSet]:
+        """As `Callback.asks`. The base's images are never shared: the base may be the same function without LoRA."""
+        if self.sample is None:
+            return []
+        return [SampleSet(self.sample, self.n, self.batch_size, self.seed, ctx.rank, ctx.world_size)]
+
     def functions(self) -> list[Callable[..., Any]]:
         """The user's functions and networks that make images."""
         return [part for part in (self.sample, self.base) if callable(part)]
@@ -119,7 +132,8 @@ class GuardImages:
         """
         rows: list[Rows] = []
         pictures, bases, kept = [], [], []
-        for start, images in self._batches(ctx):
+        shapes: set[tuple[int, ...]] = set()
+        for start, images, handed in self._batches(ctx):
             if comparing and self.real_shapes:
                 check_comparable(self.extractor, self.real_shapes, images.shape[1:])
             self.extractor.to(images.device)
@@ -128,8 +142,14 @@ class GuardImages:
             row = measure_images(unit, self.extractor) | _tones(unit) | self._scores(images)
             row |= {key: which.float().cpu() for key, which in broken_images(unit).items()}
             row["position"] = torch.arange(start, start + len(images), device="cpu")
-            crop = _centre(unit)
-            before = self._before(ctx, start, len(images))
+            crop, picture = _centre(unit), _thumbnails(unit)
+            shapes.add((*picture.shape[1:], *crop.shape[1:]))
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"images of one look must be of one size, got {tuple(images.shape[1:])} after others: the guard "
+                    "compares them with each other, so crop them to one size"
+                )
+            before = self._before(start, len(images), handed)
             if before is not None:
                 now = row["features"] if crop.shape == unit.shape else self.extractor(crop)
                 base = self._rows_before(start, before)
@@ -140,25 +160,24 @@ class GuardImages:
             if self.sample is not None and self.first is None:
                 kept.append(to_uint8(crop if before is None else before).cpu())
             rows.append(row)
-            pictures.append(_thumbnails(unit))
+            pictures.append(picture)
         tables: Rows = {key: torch.cat([row[key] for row in rows]) for key in rows[0]} if rows else {}
         for name, parts in (("pictures", pictures), ("bases", bases), ("kept", kept)):
             if parts:
                 tables[name] = torch.cat(parts)
         return tables
 
-    def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor]]:
+    def _batches(self, ctx: Context) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Position of the first image, images, and the base's, where the loop hands them over."""
         if self.sample is None:
-            images = ctx.handed_over(self.name)
-            return ((start, images[start:stop]) for _, start, stop in numbered_blocks(len(images), self.batch_size))
-        return sample_blocks(
-            self.sample, self.n, batch_size=self.batch_size, seed=self.seed, rank=ctx.rank, world_size=ctx.world_size
-        )
+            base = self.base if isinstance(self.base, str) else None
+            return ctx.handed_over(self.name, base, batch_size=self.batch_size)
+        return ((start, images, None) for start, images in sample_blocks(*self.asks(ctx), one_pass=ctx.samples))
 
-    def _before(self, ctx: Context, start: int, count: int) -> Tensor | None:
+    def _before(self, start: int, count: int, handed: Tensor | None) -> Tensor | None:
         """The middle of what the base makes of the same inputs, in [0, 1]; it is asked once, at the first look."""
-        if isinstance(self.base, str) and self.sample is None:
-            images = ctx.handed_over(self.base)[start : start + count]
+        if handed is not None:
+            images = handed
         elif self.first is not None:
             return self.first[start : start + count].to(self.extractor.mean.device).float() / 255
         elif self.base is None or isinstance(self.base, str) or self.sample is None:
@@ -199,7 +218,7 @@ class GuardImages:
         if self.real is None:
             return {}
         real = self.real
-        devices = [image.device for image in ctx.images.values()]
+        devices = [image.device for images in ctx.images.values() for image in images]
         devices += [p.device for function in self.functions() for net in modules_of(function) for p in net.parameters()]
         self.extractor.to(next((device for device in devices if device.type == "cuda"), self.extractor.mean.device))
         count = count_images(real) if is_shared(real) else None

@@ -3,8 +3,9 @@
     paper:          score = 1/k sum_k 1 / (|f - f_k|^2 + 1e-12)
     official code:  score =     sum_k 1 / sum_i |f_i - f_k,i + 1e-6|
 
-Higher is better; positive and unbounded (a real image itself scores 1e12 in the paper's form: score the bank's own
-images with `own_scores`). The two forms rank alike only for one k and one norm.
+Higher is better; positive and unbounded. The two forms rank alike only for one k and one norm. In the paper's form a
+real image that is in the bank would score 1e12, or less by what the rounding of its features in another batch makes of
+its distance 0. So a neighbour that is the image itself, or a copy of it, is left out here, as in `own_scores`.
 
 Source: GIQA (Gu et al. 2020), Eq. 7, and its code.
 """
@@ -24,11 +25,15 @@ from qa_hooks.images import Range
 from qa_hooks.scorers.giqa.feature_scorer import FeatureScorer
 
 WANTED = 40  # images in the bank
+COPIES = 3  # of an image, itself counted, that the bank may hold
+SAME = 1e-4  # of the distance to the next image: features of one image in two batches differ by less
 VARIANTS = {"paper": "euclidean", "official_code": "l1"}
 
 
 class KNNScorer(FeatureScorer):
-    """Inverse distances to the k nearest real images.
+    """Inverse squared distances to the k nearest real images; the further an image is from all of them, the lower.
+
+    An image that is one of the real images is scored without itself.
 
     SRCC .58 with people's ratings of five distortions together in `efficientnet_lite0-middle`, the features to
     take for photographs, and .17 in six stages: docs/judges.md.
@@ -36,7 +41,7 @@ class KNNScorer(FeatureScorer):
     Args:
         extractor: from `create_extractor`, or its name.
         k: neighbours; 1 for FFHQ and Cityscapes, 3500 for 200,000 images of LSUN in the paper.
-        variant: "paper" or "official_code".
+        variant: "paper" (Eq. 7), or "official_code", whose distances are L1 and not squared.
         value_range: what the numbers of the images mean.
 
     Raises:
@@ -96,12 +101,18 @@ class KNNScorer(FeatureScorer):
     def _scores(self, features: Tensor, *, exclude_self: bool) -> Tensor:
         if self._prepared is None or self._prepared.values is not self.bank:
             self._prepared = prepare_bank(self.bank)
+        asked = max(self.k, min(self.k + COPIES, len(self.bank) - exclude_self))
         distances, indices = nearest_neighbours(
-            features, self._prepared, self.k, metric=VARIANTS[self.variant], exclude_self=exclude_self
+            features, self._prepared, asked, metric=VARIANTS[self.variant], exclude_self=exclude_self
         )
+        copies = distances.detach() < SAME * distances.detach()[:, -1:]
+        order = torch.argsort(copies.int(), dim=1, stable=True)[:, : self.k]
+        distances, indices, counted = (part.gather(1, order) for part in (distances, indices, ~copies))
         if self.variant == "paper":
-            return (1 / (distances.square() + 1e-12)).mean(1)
-        step = max(1, (1 << 22) // (self.k * features.shape[1]))
-        parts = zip(features.split(step), indices.split(step), strict=True)
-        sums = [(part[:, None] - self.bank[found] + 1e-6).abs().sum(2) for part, found in parts]
-        return (1 / torch.cat(sums)).sum(1)
+            inverse = 1 / (distances.square() + 1e-12)
+        else:
+            step = max(1, (1 << 22) // (self.k * features.shape[1]))
+            parts = zip(features.split(step), indices.split(step), strict=True)
+            sums = [(part[:, None] - self.bank[found] + 1e-6).abs().sum(2) for part, found in parts]
+            inverse = self.k / torch.cat(sums)
+        return (counted * inverse).sum(1) / counted.sum(1)

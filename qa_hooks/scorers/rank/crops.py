@@ -45,8 +45,8 @@ class Crops(NamedTuple):
         images = self.origin.unique()
         if len(images) < 2:
             raise ValueError(
-                f"{what} needs at least two images, one to hold out, got {len(images)} that is large enough "
-                "and not flat (crop= sets the side of the crops)"
+                f"{what} needs at least two images that are large enough and not flat, one of them to hold out, got "
+                f"{len(images)}; the side of its crops is crop={self.values.shape[-1]}"
             )
         order = images[permutation(len(images), seed)]
         held = min(max(1, round(share * len(images))), len(images) - 1)
@@ -70,14 +70,14 @@ def read_crops(
     Raises:
         ValueError: values that are not finite or outside the range, no images.
     """
-    failures, read, small = dict[int, str](), 0, 0
+    failures, read, small, largest = dict[int, str](), 0, 0, 0
     crops, origin = (list(part) for part in zip(Crops.none(side)))
     reading: dict[str, Any] = {"limit": limit, "batch_size": READ_BATCH, "failures": failures, "progress": progress}
     for positions, images in training_batches("images", source, value_range, **reading):
         read += len(positions)
         check_channels("fitting", images)
         if min(images.shape[2:]) < side:
-            small += len(positions)
+            small, largest = small + len(positions), max(largest, min(images.shape[2:]))
             continue
         bytes_ = to_uint8(to_unit(images, value_range)).cpu().expand(-1, 3, -1, -1)
         for position, image in zip(positions, bytes_, strict=True):
@@ -85,7 +85,10 @@ def read_crops(
             crops.append(found)
             origin.append(torch.full((len(found),), position, dtype=torch.int64, device="cpu"))
     if small:
-        warn(f"{small} of {plural(read, 'image')} are smaller than crop={side} and were left out")
+        warn(
+            f"{small} of {plural(read, 'image')} are smaller than crop={side} and were left out; the largest of them "
+            f"has a side of {largest}"
+        )
     if 2 <= read - small < WANTED:
         warn(
             f"{what} has {plural(read - small, 'image')} to learn from, and wants at least {WANTED}: with fewer it "

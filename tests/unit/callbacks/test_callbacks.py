@@ -44,7 +44,6 @@ class TestSampleGrid:
         assert generator[2].training
         assert Image.open(tmp_path / "00000002.png").size == (200, 134)
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_a_wrong_number_of_samples_switches_it_off(self):
         hooks = Hooks([SampleGrid(lambda n, rng: torch.zeros(3, 1, 8, 8), every=1)])
         with pytest.warns(UserWarning, match=r"sample\(64, generator\) must give \(64, 1 or 3"):
@@ -103,7 +102,6 @@ class TestScoreMonitor:
             with pytest.warns(UserWarning, match="each of 'pred' needs its 'target', got 2 and 3 images"):
                 Hooks([monitor], writer=MemoryWriter()).step(pred=images[0], target=images[1])
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_a_wrong_range_is_noticed(self, brightness):
         tanh = lambda n, rng: torch.randn(n, 1, 8, 8, generator=rng).tanh()  # noqa: E731
         for monitor in (ScoreMonitor(brightness, every=1, sample=tanh), SampleGrid(tanh, every=1)):

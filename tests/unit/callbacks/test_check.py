@@ -11,6 +11,7 @@ from torch import nn
 
 from qa_hooks.callbacks import (
     BestCheckpoint,
+    Callback,
     EarlyStop,
     GenerativeMonitor,
     Hooks,
@@ -22,6 +23,7 @@ from qa_hooks.callbacks import (
     ScoreHistogram,
     ScoreMonitor,
     ScorePanel,
+    SnapshotCollector,
 )
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.penalties import DriftPenalty, NIQEPenalty, QAGANPenalty, SSIMPenalty
@@ -221,30 +223,68 @@ class TestRehearsal:
         assert "20 generated images are few" in Hooks([samples]).check()
 
 
-class TestPictures:
-    def told(self, callbacks, **options):
+class TestNoWriter:
+    """A run without a log says once, and after the first step, whose values are lost, and what to write."""
+
+    def told(self, callbacks, steps=1, use=lambda hooks: None, **options):
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             with Hooks(callbacks, **options) as hooks:
-                hooks.step()
-        return [str(w.message) for w in seen if "nobody sees" in str(w.message)]
+                for _ in range(steps):
+                    use(hooks)
+                    hooks.step(pred=torch.rand(2, 3, 16, 16), target=torch.rand(2, 3, 16, 16))
+        return [str(w.message) for w in seen if "no writer" in str(w.message)]
 
-    def test_pictures_for_nobody_are_told_once(self, tmp_path):
-        real = torch.rand(8, 1, 8, 8)
-        drawing = [
+    def test_whatever_the_callback_that_writes(self):
+        class Own(Callback):
+            def on_step_end(self, ctx):
+                ctx.writer.scalar("mine", 1.0, ctx.step)
+
+        real = torch.rand(60, 1, 8, 8)
+        writing = [
             SampleGrid(noise, n=4),
             ScorePanel(noise, brightness(), n=4),
             ScoreHistogram(noise, real, brightness(), n=4),
+            ScoreMonitor(brightness(), sample=noise, n=4),
+            PerceptionDistortion(brightness(), create_scorer("psnr"), images="pred", reference="target"),
+            RewardGuard(sample=noise, real=real, n=8),
+            GenerativeMonitor(noise, real, extractor="random", metrics=("fd",), n=50),
+            Own(),
         ]
-        (message,) = self.told(drawing)
-        assert "SampleGrid(samples), ScorePanel(brightness), ScoreHistogram(brightness)" in message
-        assert "log_dir" in message
+        (message,) = self.told([*writing, NaNGuard()], steps=3)
+        assert message.startswith(
+            ", ".join(callback.state_key for callback in writing) + ": these hooks have no writer"
+        )
+        for remedy in ('Hooks(..., log_dir="runs/a")', "writer=...", "folder=...", "MemoryWriter()"):
+            assert remedy in message
+        for callback in writing[:-1]:
+            (message,) = self.told([callback])
+            assert message.startswith(f"{callback.state_key}: ")
+
+    def test_what_is_recorded_and_tracked(self):
+        (message,) = self.told([], steps=120, use=lambda hooks: hooks.record(loss=1.0))
+        assert message.startswith("the means of what is tracked or recorded: these hooks")
+        (message,) = self.told([], use=lambda hooks: hooks.record(loss=1.0))  # a short run, written at its end
+        assert "the means of what is tracked or recorded" in message
+        assert self.told([], track={"ohem": OHEM()}) == []  # nothing came of it
+
+    def test_nothing_is_said_where_something_is_kept(self, tmp_path):
         kept = SampleGrid(noise, n=4, folder=tmp_path / "grids")
-        assert self.told([kept]) == []
+        collector = SnapshotCollector(noise, folder=tmp_path / "snapshots", n=4)
+        assert self.told([kept, collector, NaNGuard()], budget=0.5) == []
         assert len(list((tmp_path / "grids").glob("*.png"))) == 1
-        assert self.told([NaNGuard(), ScoreMonitor(brightness(), sample=noise, n=4)]) == []
-        assert self.told(drawing, writer=MemoryWriter()) == []
-        assert self.told(drawing, log_dir=tmp_path / "run") == []
+        monitor = ScoreMonitor(brightness(), sample=noise, n=4)
+        assert self.told([monitor], writer=MemoryWriter()) == []
+        assert self.told([monitor], log_dir=tmp_path / "run") == []
+        assert self.told([monitor], use=lambda hooks: hooks.use_writer(MemoryWriter())) == []
+
+    def test_a_log_that_broke_says_so_itself(self):
+        class Full(MemoryWriter):
+            def scalar(self, tag, value, step):
+                raise OSError("no space left on device")
+
+        monitors = [ScoreMonitor(brightness(), sample=noise, n=4, name=name) for name in "ab"]
+        assert self.told(monitors, writer=Full()) == []
 
 
 def test_what_a_sampler_moves_is_said_at_the_first_measurement_alone():
@@ -299,4 +339,36 @@ def test_another_range_than_the_declared_one_is_told(tmp_path):
         for value_range in ((0, 1), (-1, 1))
     )
     assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare (-1, 1)" in wrong
+    assert "(49% of the values lie outside)" in wrong or "(50% of the values lie outside)" in wrong
     assert "ANOTHER RANGE" not in right
+
+
+@pytest.mark.parametrize(
+    ("share", "far", "words"),
+    [
+        (0.02, 1.5, "2.0% of the values overshoot that range, and are clamped"),  # an untrained network, clamped
+        (0.0, 0.0, ""),
+        (0.02, 254.0, "THAT IS ANOTHER RANGE"),  # a few white points on black, in [0, 255]
+        (0.6, 0.3, "THAT IS ANOTHER RANGE"),
+    ],
+)
+def test_an_overshoot_is_told_from_another_range_by_how_many_values_are_how_far_outside(share, far, words):
+    def sample(n, generator):
+        images = torch.rand(n, 3, 20, 20, generator=generator) * 0.98 + 0.01
+        flat = images.view(-1)
+        flat[: round(share * len(flat))] = 1 + far
+        return images
+
+    report = Hooks([ScoreMonitor(brightness(), sample=sample, n=4)], writer=MemoryWriter()).check()
+    assert words in report
+    for other in ("overshoot", "ANOTHER RANGE"):
+        assert (other in report) == (other in words)
+
+
+def test_an_untrained_super_resolution_network_overshoots():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2))
+    small = torch.rand(4, 3, 16, 16)
+    restore = lambda n, generator: nn.functional.interpolate(small, scale_factor=2, mode="bicubic") + body(small)  # noqa: E731
+    report = Hooks([ScoreMonitor(brightness(), sample=restore, n=4)], writer=MemoryWriter()).check()
+    assert "ANOTHER RANGE" not in report

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from qa_hooks.callbacks import GenerativeMonitor, Hooks
+from qa_hooks.callbacks.callback import Context
 from qa_hooks.evaluation.measure import measure
 from qa_hooks.evaluation.reference import Reference, make_reference
 from qa_hooks.features import create_extractor
@@ -95,24 +96,19 @@ def test_worse_samples_are_further_away(digits):
 
 
 def test_the_interval_covers_the_mean_over_other_noise(digits):
+    quiet = Context(1, {}, {}, MemoryWriter(), 0, 1)
     values, inside = [], 0
     found = []
     reference = make_reference(create_extractor(EXTRACTOR), digits[:400], rows=150, value_range=(-1, 1))
     for seed in range(30):
         monitor = make_monitor(digits, seed=seed, metrics=("fd",), groups=10)
         monitor._reference = reference  # the same each time
-        monitor.reduce(_Quiet(), monitor.local(_Quiet()))
+        monitor.reduce(quiet, monitor.local(quiet))
         found.append(dict(monitor.last))
         values.append(monitor.last["fd"])
     mean = float(np.mean(values))
     inside = sum(last["fd_low"] <= mean <= last["fd_high"] for last in found)
     assert inside >= 24
-
-
-class _Quiet:
-    """A context without a run."""
-
-    step, rank, world_size, writer = 1, 0, 1, MemoryWriter()
 
 
 def test_identical_sets_are_finite_and_at_zero(digits):

@@ -118,7 +118,7 @@ class TestLateValues:
         monitor = ScoreMonitor(create_scorer("psnr"), images="fake", reference="real", every=2, where="cpu")
         save = lambda path: path.write_text(f"{net.level.item():.1f}")  # noqa: E731
         best = BestCheckpoint(monitor, "mean", mode="max", save=save, folder=tmp_path)
-        hooks = Hooks([monitor, best])
+        hooks = Hooks([monitor, best], writer=MemoryWriter())
         for _ in range(3):
             step(hooks, net)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["partial_step_00000001", "partial_step_00000002"]
@@ -142,7 +142,7 @@ class TestLateValues:
         monitor = tone("process", net, every=1)
         stop = EarlyStop(monitor, "mean", patience=2)
         optimizer = torch.optim.SGD(net.parameters(), 0.0)
-        hooks = Hooks([monitor, stop])
+        hooks = Hooks([monitor, stop], writer=MemoryWriter())
         at = 0
         while not hooks.should_stop:
             settled(monitor)
@@ -161,7 +161,7 @@ class TestLateValues:
         optimizer = torch.optim.SGD(net.parameters(), 0.0)
         monitor = distance("process", net)
         told = []
-        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=1)]).attach(
+        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=1)], writer=MemoryWriter()).attach(
             optimizer, on_stop=lambda: told.append(hooks.step_count)
         )
         optimizer.step()
@@ -175,7 +175,9 @@ class TestLateValues:
         other = Bright()
         optimizer = torch.optim.SGD(other.parameters(), 0.0)
         monitor = distance("process", other)
-        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=1)]).attach(optimizer)
+        hooks = Hooks([monitor, EarlyStop(monitor, "fd", mode="min", patience=1)], writer=MemoryWriter()).attach(
+            optimizer
+        )
         optimizer.step()
         for _ in range(2):
             settled(monitor)

@@ -66,7 +66,7 @@ class TestDeaths:
         net = Bright()
         monitor = distance("process", net)
         best = BestCheckpoint(monitor, "fd", mode="min", save=lambda path: path.touch(), folder=tmp_path)
-        hooks = Hooks([monitor, best])
+        hooks = Hooks([monitor, best], writer=MemoryWriter())
         step(hooks, net)
         for at in (1, 2):
             settled(monitor)
@@ -83,7 +83,7 @@ class TestDeaths:
     def test_an_error_in_the_measurement_switches_it_off(self, inline, monkeypatch):
         net = Bright()
         monitor = distance("process", net, extractor=create_extractor(EXTRACTOR))
-        hooks = Hooks([monitor])
+        hooks = Hooks([monitor], writer=MemoryWriter())
         step(hooks, net)
         settled(monitor)
         from qa_hooks.callbacks.measuring.instruments import SetInstrument

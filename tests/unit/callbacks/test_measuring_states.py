@@ -19,7 +19,9 @@ class TestStates:
         net = Bright()
         monitor = tone("process", net, every=1)
         save = lambda path: path.write_text(f"{net.level.item():.1f}")  # noqa: E731
-        hooks = Hooks([monitor, BestCheckpoint(monitor, "mean", mode="max", save=save, folder=tmp_path)])
+        hooks = Hooks(
+            [monitor, BestCheckpoint(monitor, "mean", mode="max", save=save, folder=tmp_path)], writer=MemoryWriter()
+        )
         step(hooks, net)
         state = hooks.state_dict()
         (late,) = state["callbacks"][monitor.state_key]["late"]
@@ -45,10 +47,10 @@ class TestStates:
     def test_a_late_value_survives_a_file_that_holds_no_pickles(self, inline, tmp_path, make):
         net, other = Bright(), Bright()
         monitor, again = make("process", net, every=1), make("process", other, every=9)
-        hooks = Hooks([monitor])
+        hooks = Hooks([monitor], writer=MemoryWriter())
         step(hooks, net)
         save_state(hooks.state_dict(), tmp_path / "state.safetensors")
-        resumed = Hooks([again])
+        resumed = Hooks([again], writer=MemoryWriter())
         resumed.load_state_dict(load_state(tmp_path / "state.safetensors"))
         step(resumed, other)
         hooks.close()
@@ -57,12 +59,12 @@ class TestStates:
     def test_a_value_without_its_weights_is_no_checkpoint(self, inline, tmp_path):
         net = Bright()
         monitor = tone("process", net, every=2)
-        hooks = Hooks([monitor])
+        hooks = Hooks([monitor], writer=MemoryWriter())
         step(hooks, net)
         state = hooks.state_dict()
         again = tone(None, net, every=2)
         best = BestCheckpoint(again, "mean", mode="max", save=lambda path: path.touch(), folder=tmp_path)
-        resumed = Hooks([again, best], strict=False)
+        resumed = Hooks([again, best], writer=MemoryWriter(), strict=False)
         resumed.load_state_dict(state)
         resumed.step_count = 4
         with pytest.warns(UserWarning, match="no checkpoint was saved at that step: it is left out"):
@@ -78,7 +80,7 @@ class TestStates:
 
         monitor = tone("process", net, every=1)
         best = BestCheckpoint(monitor, "mean", mode="max", save=save, folder=tmp_path)
-        hooks = Hooks([monitor, best])
+        hooks = Hooks([monitor, best], writer=MemoryWriter())
         with pytest.warns(UserWarning, match="checkpoint of step 1 was not saved.*No space left"):
             step(hooks, net)
         settled(monitor)

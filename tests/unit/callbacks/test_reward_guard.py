@@ -375,7 +375,7 @@ def test_a_base_with_lora_is_asked_with_the_trained_adapter_off(crops, style):
 def test_images_that_the_loop_hands_over(crops):
     options = {"images": "fake", "real": crops[72:], "every": 1, "n": 24, "extractor": SMALL}
     guard, alone = RewardGuard(base="before", **options), RewardGuard(name="alone", **options)
-    with warnings.catch_warnings(record=True) as caught, Hooks([guard, alone]) as hooks:
+    with warnings.catch_warnings(record=True) as caught, Hooks([guard, alone], writer=MemoryWriter()) as hooks:
         warnings.simplefilter("always")
         for step in range(1, 6):
             before = crops[8 * step : 8 * step + 24]

@@ -134,7 +134,6 @@ class TestScorePanel:
             assert all(torch.equal(a, b) for (_, a), (_, b) in zip(second.images[tag], later, strict=True))
         assert second.scalars["qa_eval/brightness/fell"] == whole.scalars["qa_eval/brightness/fell"][1:]
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_the_state_of_another_panel_is_not_compared_with(self):
         run = Run([100, 150, 200])
         hooks = Hooks([ScorePanel(run, brightness(), every=1, n=3)])
@@ -146,7 +145,6 @@ class TestScorePanel:
         other.step()
         assert list(writer.images) == ["qa_images/brightness/ranked"]
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_what_the_state_weighs(self, photographs):
         panel = ScorePanel(lambda n, g: photographs[:1].expand(n, -1, -1, -1), brightness(), every=1)
         Hooks([panel]).step()
@@ -285,7 +283,6 @@ class TestScoreHistogram:
         for color in (GREY, ORANGE):
             assert (picture == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all(0).sum() > 100
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_the_right_distribution(self, digits):
         scorer = brightness(value_range=(-1, 1))
         mixed = digits[torch.randperm(1400)]  # the writers come one after another
@@ -317,7 +314,6 @@ class TestScoreHistogram:
         counts = {tag.rpartition("/")[2]: len(values) for tag, values in writer.histograms.items()}
         assert counts == {"generated": 3, "real": 1}
 
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_scores_that_are_not_finite(self):
         scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)).log(), name="log", higher_is_better=True)
         writer = MemoryWriter()
@@ -329,7 +325,6 @@ class TestScoreHistogram:
             Hooks([ScoreHistogram(Run([0, 0]), flat(torch.tensor([100, 200])), scorer, every=1, n=2)]).step()
 
     @pytest.mark.filterwarnings("ignore:.*another convention")  # of nearly black images
-    @pytest.mark.filterwarnings("ignore:.*will draw pictures that nobody sees")
     def test_bad_arguments(self, digits):
         with pytest.raises(ValueError, match="psnr needs a reference, which generated images do not have"):
             ScoreHistogram(lambda n, g: digits[:n], digits, PSNR())

@@ -8,8 +8,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from qa_hooks.callbacks import (
     BestCheckpoint,
+    Callback,
     Hooks,
+    NaNGuard,
     PerceptionDistortion,
+    RewardGuard,
     SampleGrid,
     ScoreHistogram,
     ScoreMonitor,
@@ -115,6 +118,94 @@ def test_pairs_stay_pairs_in_a_set_larger_than_a_batch():
     assert (monitor.last["n"], monitor.last["mean"]) == (70, pytest.approx(1))
 
 
+class TestHandedOverByTheLoop:
+    """`hooks.step(pred=[...], target=[...])`: what a function that gives lists would have given."""
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 64])
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_the_same_numbers_as_from_a_function(self, truths, batch_size, kind):
+        restore, psnr = blurred(truths), create_scorer("psnr")
+        options = {"every": 1, "batch_size": batch_size}
+        by_function = [
+            ScoreMonitor(psnr, sample=restore, reference=truths, **options),
+            PerceptionDistortion(brightness(), psnr, images=restore, reference=truths, **options),
+        ]
+        by_name = [
+            ScoreMonitor(psnr, images="pred", reference="target", name="handed", **options),
+            PerceptionDistortion(brightness(), psnr, images="pred", reference="target", name="axes", **options),
+            ScoreMonitor(brightness(), images="pred", **options),
+        ]
+        hooks = Hooks([*by_function, *by_name], writer=MemoryWriter())
+        hooks.step(pred=kind(restore(len(truths), None)), target=kind(truths))
+        for function, name in zip(by_function, by_name, strict=False):
+            assert name.last == function.last
+        assert by_name[2].last["mean"] == by_name[1].last["perception"]
+
+    def test_one_size_is_a_batch(self):
+        pred, target = torch.rand(2, 4, 3, 16, 16)
+        batch, listed = (ScoreMonitor(create_scorer("psnr"), images="pred", reference="target") for _ in range(2))
+        Hooks([batch], writer=MemoryWriter()).step(pred=pred, target=target)
+        Hooks([listed], writer=MemoryWriter()).step(pred=list(pred), target=target)
+        assert listed.last == batch.last
+
+    def test_callbacks_see_a_list_without_its_graph(self):
+        seen = {}
+
+        class Own(Callback):
+            def on_step_end(self, ctx):
+                seen.update(ctx.images)
+
+        Hooks([Own()]).step(pred=[torch.rand(3, 8, 8, requires_grad=True), torch.rand(3, 6, 9)])
+        assert [tuple(image.shape) for image in seen["pred"]] == [(3, 8, 8), (3, 6, 9)]
+        assert not seen["pred"][0].requires_grad
+
+    def test_nan_guard_looks_at_each(self, truths):
+        guard = NaNGuard(every=1)
+        hooks = Hooks([guard])
+        hooks.step(pred=truths)
+        assert guard.found == 0
+        broken = [*truths[:-1], torch.full_like(truths[-1], float("nan"))]
+        with pytest.warns(UserWarning, match="images 'pred' is not finite"):
+            hooks.step(pred=broken)
+        with pytest.warns(UserWarning, match="images 'pred': .*black"):
+            Hooks([NaNGuard(every=1)]).step(pred=[torch.zeros_like(truth) for truth in truths])
+
+    def test_the_guard_wants_one_size_and_says_so(self):
+        sizes = [*[(64, 64)] * 8, (64, 48)]
+        images = [torch.rand(3, *size) for size in sizes]
+        with pytest.warns(UserWarning, match=r"images of one look must be of one size, got \(3, 64, 48\) after others"):
+            Hooks([RewardGuard(images="fake", n=9, every=1)]).step(fake=images)
+        with pytest.warns(UserWarning, match="images of one look must be of one size"):
+            Hooks([RewardGuard(sample=lambda n, generator: images[:n], n=9, every=1)]).step()
+        batch, listed = (RewardGuard(images="fake", base="base", n=8, every=1) for _ in range(2))
+        Hooks([batch]).step(fake=torch.stack(images[:8]), base=torch.stack(images[:8]).flip(1))
+        Hooks([listed]).step(fake=images[:8], base=[image.flip(0) for image in images[:8]])
+        assert listed.last == batch.last
+
+    @pytest.mark.parametrize(
+        ("pred", "target", "message"),
+        [
+            ([], [], "images is empty"),
+            ([torch.rand(3, 8, 8)] * 3, [torch.rand(3, 8, 8)] * 2, "each of 'pred' needs its 'target', got 3 and 2"),
+            (
+                torch.rand(2, 3, 8, 8),
+                [torch.rand(3, 8, 8), torch.rand(3, 6, 6)],
+                r"all \(3, 8, 8\) have 'target' of several sizes, \(3, 8, 8\), \(3, 6, 6\): hand both over",
+            ),
+            ([torch.rand(8, 8)], [torch.rand(8, 8)], r"must have the shape \(N, C, H, W\), got \(8, 8\)"),
+        ],
+    )
+    def test_what_does_not_fit(self, pred, target, message):
+        monitor = ScoreMonitor(create_scorer("psnr"), images="pred", reference="target")
+        with pytest.warns(UserWarning, match=message):
+            Hooks([monitor], writer=MemoryWriter()).step(pred=pred, target=target)
+
+    @pytest.mark.parametrize("wrong", ["a.png", [torch.rand(3, 8, 8), "a.png"], 3, None, [[torch.rand(3, 8, 8)]]])
+    def test_what_are_no_images(self, wrong):
+        with pytest.raises(TypeError, match=r"hooks.step\(pred=...\) takes a tensor .*, or a list of tensors .* got"):
+            Hooks([]).step(pred=wrong)
+
+
 def test_pictures_of_them(truths, tmp_path):
     writer, restore = MemoryWriter(), blurred(truths)
     collector = SnapshotCollector(restore, folder=tmp_path, n=4, every=1)
@@ -131,6 +222,20 @@ def test_the_dry_run_tries_all_of_them(truths):
     report = Hooks([monitor], writer=MemoryWriter()).check()
     assert "sample(5, generator) gives 5 images of 3 sizes float32 in [" in report
     assert "FAILS" not in report
+
+
+def test_the_dry_run_tries_a_function_once_for_all_who_ask_the_same(truths):
+    calls, restore, psnr = [], blurred(truths), create_scorer("psnr")
+
+    def counted(n, generator):
+        calls.append(n)
+        return restore(n, generator)
+
+    given = {"sample": counted, "reference": truths, "every": 1}
+    monitors = [ScoreMonitor(psnr, name=name, **given) for name in "abc"]
+    reports = [Hooks(some, writer=MemoryWriter()).check() for some in (monitors[:1], monitors)]
+    assert calls == [5] * 6
+    assert reports[1].count(reports[0].splitlines()[1]) == 3
 
 
 def tall():

@@ -127,6 +127,8 @@ def test_a_card_of_large_images_shows_a_square_of_each_and_is_read():
         for top in range(given.shape[1] - 96)
         for left in range(20)
     )
+    with pytest.raises(ValueError, match="one square or None per image, got 1 for 2 images"):
+        contact_sheet([large, large], ["a", "b"], detail=[None])
     whole = [large[:, :100, :100]] * 2
     assert torch.equal(card_sheet(whole, ["a", "b"]), card_sheet(whole, ["a", "b"], [None, None]))
 

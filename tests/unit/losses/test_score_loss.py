@@ -507,7 +507,7 @@ def test_balance_takes_half_precision_whatever_the_size_of_the_gradients(kind, s
 def test_a_ceiling_can_be_numpys_number():
     measured = np.float32(0.5)
     assert ScoreLoss(scorer(), ceiling=measured).ceiling == 0.5
-    with pytest.raises(TypeError, match="got str; take one of create_scorer"):
+    with pytest.raises(TypeError, match="got str; write create_scorer"):
         ScoreLoss("niqe_bsd100")
 
 

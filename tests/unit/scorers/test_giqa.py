@@ -170,9 +170,20 @@ class TestKNN:
         squared = ((bank[:, None] - bank) ** 2).sum(2).fill_diagonal_(torch.inf)
         expected = (1 / squared.sort(1).values[:, :2]).mean(1)
         assert torch.allclose(scorer.own_scores().double(), expected, rtol=1e-5)
-        assert KNNScorer(extractor).fit_features(features[:200], calibration=None).score_features(
-            features[:3]
-        ) == pytest.approx([1e12] * 3)
+        rounded = features.values[:200] * (1 + 2e-7)  # as another batch size rounds them
+        for own in (features.values[:200], rounded):
+            assert torch.allclose(scorer.score_features(own).double(), expected, rtol=1e-3)
+
+    @pytest.mark.parametrize("variant", ["paper", "official_code"])
+    def test_copies_in_the_bank_are_no_neighbours_of_each_other(self, extractor, features, variant):
+        rows = torch.arange(202) % 200  # the first two images are there twice
+        once, twice = (
+            KNNScorer(extractor, 2, variant=variant).fit_features(part, calibration=None)
+            for part in (features[:200], features[rows])
+        )
+        expected = once.own_scores()[:2]
+        assert torch.allclose(twice.score_features(features[:2]), expected, rtol=1e-4)
+        assert torch.allclose(twice.own_scores()[:2], expected, rtol=1e-4)
 
     def test_damage_lowers_the_score_of_images_it_never_saw(self, knn, digits):
         unseen = knn(digits[1000:])

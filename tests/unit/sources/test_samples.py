@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qa_hooks._base.random import mixed_key
-from qa_hooks.sources.samples import check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+from qa_hooks.sources.samples import SampleSet, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
 
 
 def drawn(n, generator):
@@ -18,12 +18,12 @@ def drawn(n, generator):
 
 
 def test_blocks_cover_all_images_once_for_any_number_of_processes():
-    whole = torch.cat([images for _, images in sample_blocks(drawn, 11, batch_size=4, seed=3)])
+    whole = torch.cat([images for _, images in sample_blocks(SampleSet(drawn, 11, 4, 3))])
     assert whole.shape == (11, 1, 4, 4)
     for world in (2, 3):
         parts: dict[int, torch.Tensor] = {}
         for rank in range(world):
-            parts |= dict(sample_blocks(drawn, 11, batch_size=4, seed=3, rank=rank, world_size=world))
+            parts |= dict(sample_blocks(SampleSet(drawn, 11, 4, 3, rank, world)))
         assert torch.equal(torch.cat([parts[start] for start in sorted(parts)]), whole)
     assert list(numbered_blocks(3, 4)) == [(0, 0, 3)]
 
@@ -65,7 +65,7 @@ def test_each_block_starts_in_eval_mode():
         return images
 
     net.train()
-    for _ in sample_blocks(sample, 4, batch_size=2, seed=0):
+    for _ in sample_blocks(SampleSet(sample, 4, 2, 0)):
         pass
     assert modes == [False, False]
     assert net.training
