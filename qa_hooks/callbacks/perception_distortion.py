@@ -125,7 +125,7 @@ class PerceptionDistortion(SamplingMonitor):
         self.last = {"step": ctx.step, "n": len(finite)}
         for column, (axis, scorer) in enumerate((("distortion", self.distortion), ("perception", self.perception))):
             name = f"{self.name}_{scorer.name}"
-            text = value_words(scorer, self.spec[axis], f"mean score, the axis of {axis}")
+            text = value_words(scorer, self.spec[axis], f"mean score, the axis of {axis}", self.known_truths)
             self.last |= self.write_mean(ctx, name, axis, finite[:, column].contiguous(), text)
         point = [[ctx.step, self.last["distortion"], self.last["perception"]]]
         self.path = self.path[self.path[:, 0] < ctx.step]

@@ -51,11 +51,19 @@ def scorer_spec(scorer: Scorer) -> str:
     return f"{scorer.name}[{scorer.fingerprint[:4]}]"
 
 
-def value_words(scorer: Scorer, spec: str, what: str) -> str:
-    """What a value of a scorer is, for the log: by which measure, in which features, and `what` of the scores."""
+def value_words(scorer: Scorer, spec: str, what: str, truths: str = "") -> str:
+    """What a value of a scorer is, for the log: by which measure, in which features, and `what` of the scores.
+
+    Args:
+        scorer: whose scores they are.
+        spec: of the scorer.
+        what: "mean score", ...
+        truths: the fingerprint of a validation set; scores on another one are others.
+    """
     extractor = getattr(uncalibrated(scorer), "extractor", None)
     known = extractor if isinstance(extractor, FeatureExtractor) else None
     measure = spec if known is None else f"{spec} in features of {known.name}"
+    measure += f" on the ground truths {truths[:4]}" if truths else ""
     return f"{measure}: {what}" + (f"; {known.doubt}" if known is not None and known.doubt else "")
 
 

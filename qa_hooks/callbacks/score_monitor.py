@@ -129,7 +129,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
         std = float(finite.std(unbiased=False))
         self.last = {"step": ctx.step, "std": std, "n": finite.numel()}
-        text = value_words(self.scorer, self.spec, "mean score")
+        text = value_words(self.scorer, self.spec, "mean score", self.known_truths)
         self.last |= self.write_mean(ctx, self.name, "mean", finite, text)
         ctx.writer.scalar(make_tag("eval", self.name, "std"), std, ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
@@ -140,7 +140,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             change = change[torch.isfinite(change)]
             if change.numel():
                 what = "mean change of an image's score since the last measurement"
-                text = value_words(self.scorer, self.spec, what)
+                text = value_words(self.scorer, self.spec, what, self.known_truths)
                 self.last |= self.write_mean(ctx, f"{self.name}_change", "change", change, text)
         self._scores = scores
 

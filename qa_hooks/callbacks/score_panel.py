@@ -148,7 +148,7 @@ class ScorePanel(SamplingMonitor):
         if "fell" in self.last:
             tag = make_tag("eval", self.name, "fell")
             what = "share of images whose score fell since the last panel"
-            self.describe(ctx, tag, value_words(self.scorer, self.spec, what), "fell")
+            self.describe(ctx, tag, value_words(self.scorer, self.spec, what, self.known_truths), "fell")
             ctx.writer.scalar(tag, self.last["fell"], ctx.step)
 
     def state_dict(self) -> dict[str, Any]:

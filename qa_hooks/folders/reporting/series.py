@@ -71,7 +71,7 @@ def spec_of(about: str) -> str:
         >>> spec_of("niqe: mean score; lower is better")
         ''
     """
-    found = re.match(r"[^;\[]+\[.*?\](?=[;:]| in features of |$)( in features of [^;]*?(?=[;:] |$))?", about)
+    found = re.match(r"[^;\[]+\[.*?\][^;]*?(?=;|: |$)", about)
     return found[0] if found else ""
 
 

@@ -135,7 +135,8 @@ class Watcher:
         self.report.scorers = list(self.scorers)
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
         for name, scorer in self.scorers.items():
-            words = value_words(scorer, scorer_spec(scorer), "mean score of a step's images")
+            truths = self.settings.get("reference", "") if "reference" in scorer.inputs else ""
+            words = value_words(scorer, scorer_spec(scorer), "mean score of a step's images", truths)
             self.report.about[name] = f"{words}{self._direction(name)}"
         by_printed = {name: value for value, name in self.report.metrics.items()}
         self.thresholds = [parse_threshold(text) for text in alarms]

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from qa_hooks import GenerativeMonitor, Hooks, KNNScorer, NaNGuard, RewardGuard, ScoreMonitor, SSIMLoss
+from qa_hooks import GenerativeMonitor, Hooks, KNNScorer, NaNGuard, RewardGuard, ScoreMonitor, SSIMLoss, create_scorer
 from qa_hooks.cli import main
 from qa_hooks.folders import report_runs, watch_folder
 from qa_hooks.folders.reporting.curves import curve
@@ -87,6 +87,16 @@ def test_scores_of_two_measures_with_one_name_are_kept_apart(tmp_path, capsys):
     assert len(rows((tmp_path / "r.html").read_text(), "giqa_knn/mean")) == 1
 
 
+def test_scores_on_two_validation_sets_are_kept_apart(tmp_path):
+    runs = []
+    for name, truths in (("a", REAL[:8]), ("b", REAL[8:16]), ("c", [*REAL[8:16]])):
+        monitor = ScoreMonitor(create_scorer("psnr"), sample=sample, reference=truths, every=1)
+        runs.append(watched(tmp_path / name, monitor))
+    with pytest.warns(UserWarning, match=r"psnr\[\w+\] on the ground truths \w{4} \(b, c\)"):
+        text = report_runs(runs, tmp_path / "r.html").read_text()
+    assert len(rows(text, "psnr/mean")) == 2
+
+
 def test_a_run_that_goes_on_with_other_real_images_has_two_rows(tmp_path):
     run = logged(tmp_path / "a", [("fd[x, ref=aa]; lower is better", 5.0), (None, 4.0), ("fd[x, ref=bb]", 2.0)])
     with pytest.warns(UserWarning, match=r"score: fd\[x, ref=aa\] \(a\); fd\[x, ref=bb\] \(a\)"):
@@ -123,6 +133,8 @@ def test_a_log_of_before_beside_two_specs_stands_alone():
         ("QS[gmm[1], x]: mean; lower is better", "QS[gmm[1], x]"),
         ("my score [0, 1]", "my score [0, 1]"),
         ("pyiqa:musiq[ab12]: mean score", "pyiqa:musiq[ab12]"),
+        ("psnr[ab12] on the ground truths 12ab: mean", "psnr[ab12] on the ground truths 12ab"),
+        ("knn[ab12] in features of timm:vit: mean", "knn[ab12] in features of timm:vit"),
         ("unclosed [", ""),
         ("later; of[this]", ""),
         ("", ""),
