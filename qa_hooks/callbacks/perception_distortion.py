@@ -16,13 +16,13 @@ from qa_hooks.callbacks.pictures import (
     axis_label,
     check_scorer,
     picture_folder,
-    score_each,
     scorer_spec,
     value_words,
     write_picture,
 )
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
 

@@ -1,12 +1,10 @@
-"""Shared by monitors of scorers: the check of a scorer, the scores of a block, labels, where a picture goes."""
+"""Shared by monitors of scorers: the check of a scorer, labels, where a picture goes."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable
@@ -22,23 +20,6 @@ def check_scorer(scorer: Any, name: str = "scorer") -> None:
     check_is_scorer(scorer, name)
     if "prompt" in scorer.inputs:
         raise ValueError(f"{name}: {scorer.name} needs prompts, which this monitor does not have")
-
-
-def score_each(scorer: Scorer, images: Tensor, **inputs: Tensor) -> tuple[Tensor, str]:
-    """The scores of a block. An image that the scorer refuses, such as one too small for it, costs its own score alone.
-
-    Returns:
-        `(N,)` float64 on the CPU, NaN where the scorer refused; and why it refused the first of these, or "".
-    """
-    try:
-        return scorer(images, **inputs).detach().cpu().double(), ""
-    except Exception as error:  # scorers may be anybody's code
-        if len(images) == 1:
-            why = " ".join(str(error).split()) or type(error).__name__
-            return torch.full((1,), math.nan, dtype=torch.float64, device="cpu"), why
-    ones = [slice(index, index + 1) for index in range(len(images))]
-    found = [score_each(scorer, images[one], **{name: part[one] for name, part in inputs.items()}) for one in ones]
-    return torch.cat([scores for scores, _ in found]), next((why for _, why in found if why), "")
 
 
 def axis_label(scorer: Scorer) -> str:

@@ -91,7 +91,7 @@ class SamplingMonitor(Monitor):
         self.batch_size = check_count("batch_size", batch_size)
         self.per_call = self.n if self.truths is not None else min(self.n, self.batch_size)
         self._guard = RangeGuard(self.value_range)
-        self._told_refusal = False
+        self._told_refusals: set[str] = set()  # of which images
         for truth in self.truths.images if self.truths is not None else ():
             self._guard.check_data("reference", truth)
 
@@ -120,7 +120,7 @@ class SamplingMonitor(Monitor):
                     yield start, part
                     start += len(part)
 
-    def finite(self, rows: Tensor, refusal: str, what: str) -> Tensor:
+    def finite(self, rows: Tensor, refusal: str, what: str, *, of: str = "image") -> Tensor:
         """The rows (n, ...) whose scores are all finite; the rest is left out, and said once if a scorer refused it.
 
         Raises:
@@ -128,11 +128,11 @@ class SamplingMonitor(Monitor):
         """
         kept = rows[torch.isfinite(rows).reshape(len(rows), -1).all(1)]
         if not len(kept):
-            raise ValueError(refusal or f"no finite {what} among {len(rows)}")
-        if refusal and not self._told_refusal:
-            self._told_refusal = True
+            raise ValueError(refusal or f"no finite {what} among {plural(len(rows), of)}")
+        if refusal and of not in self._told_refusals:
+            self._told_refusals.add(of)
             warn(
-                f"{self.state_key}: {len(rows) - len(kept)} of {plural(len(rows), 'image')} cannot be scored and are "
+                f"{self.state_key}: {len(rows) - len(kept)} of {plural(len(rows), of)} cannot be scored and are "
                 f"left out of its numbers (said once): {refusal}"
             )
         return kept

@@ -17,7 +17,6 @@ from qa_hooks.callbacks.pictures import (
     axis_label,
     check_scorer,
     picture_folder,
-    score_each,
     scorer_spec,
     value_words,
     write_picture,
@@ -25,7 +24,7 @@ from qa_hooks.callbacks.pictures import (
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
-from qa_hooks.scorers.score_source import score_source
+from qa_hooks.scorers.score_source import score_each, score_source
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, check_source, first_images
 from qa_hooks.sources.samples import Sample, in_range
@@ -99,9 +98,16 @@ class ScoreHistogram(SamplingMonitor):
 
     def rehearse(self, images: Tensor | None) -> Iterator[str]:
         """The scores of two real images."""
-        for real in first_images(self.real, 2):
-            scores = score_source(self.scorer, real, progress=False).scores
-            yield f"real: {self.scorer.name} {float(scores.min()):.4g} to {float(scores.max()):.4g}"
+        refusals: list[str] = []
+        tried = [
+            score_source(self.scorer, real, progress=False, refusals=refusals) for real in first_images(self.real, 2)
+        ]
+        scores = torch.cat([found.scores for found in tried])
+        known = scores[torch.isfinite(scores)]
+        if not len(known):
+            raise ValueError(next(iter(refusals), "no finite score among the first real images"))
+        ends = f"{float(known.min()):.4g} to {float(known.max()):.4g}"
+        yield "; ".join([f"real: {self.scorer.name} {ends}", *(f"left out: {why}" for why in refusals[:1])])
 
     def local(self, ctx: Context) -> tuple[Tensor, str]:
         found = [score_each(self.scorer, in_range(images, self.value_range)) for _, images in self.blocks(ctx)]
@@ -111,11 +117,10 @@ class ScoreHistogram(SamplingMonitor):
     def reduce(self, ctx: Context, part: tuple[Tensor, str]) -> None:
         generated = gather_rows(part[0])
         if self._real_scores is None:  # shared out over the processes, and it tells all of them when one fails
-            real = score_source(self.scorer, self.real, batch_size=self.batch_size, progress=False).scores
-            self._real_scores = real[torch.isfinite(real)]
+            refusals: list[str] = []
+            found = score_source(self.scorer, self.real, batch_size=self.batch_size, progress=False, refusals=refusals)
+            self._real_scores = self.finite(found.scores, next(iter(refusals), ""), "score", of="real image")
         real, finite = self._real_scores, self.finite(generated, part[1], "score")
-        if not len(real):
-            raise ValueError("no finite score among the real images")
         edges, own, theirs = score_histograms(finite, real, bins=self.bins)
         self.last = {
             "step": ctx.step,

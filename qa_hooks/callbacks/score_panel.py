@@ -19,11 +19,12 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, score_each, scorer_spec, value_words
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, value_words
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.drawing.thumbnails import most_detailed, on_one_ground, square_at, thumbnails
 from qa_hooks.images import save_image, to_uint8
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag

@@ -147,8 +147,16 @@ def check_metrics(metrics: Sequence[str], known: Iterable[str] | None = None) ->
         raise ValueError(f"metrics must be some of {', '.join(known)}, as a list; got the text {metrics!r}")
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
-        raise ValueError(f"unknown metric {unknown[0]!r}{meant(unknown[0], known)}; known are {', '.join(known)}")
+        raise ValueError(f"unknown metric {unknown[0]!r}{_meant(unknown[0], known)}; known are {', '.join(known)}")
     return tuple(dict.fromkeys(metrics))
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What somebody meant by a name that is no metric's: perhaps what is printed of one, such as "kd_random"."""
+    values = {"kd": "kid"} | {value: metric for metric in known for value in METRICS[metric].values}
+    value, _, extractor = name.partition("_")
+    behind = f"; behind it stands the extractor, {extractor}" if extractor else ""
+    return f" (it is a value of {values[value]!r}{behind})" if value in values else meant(name, known)
 
 
 def check_needs(metrics: Sequence[str], *, classifier: Any = None, scorer: Any = None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -68,6 +69,26 @@ SPECS: dict[str, Entry] = {
     "giqa-ir": Entry(f"{_HERE}.giqa.snapshot", "IRScorer", needs_fit=True),
     "rank": Entry(f"{_HERE}.rank.scorer", "RankScorer", needs_fit=True),
 }
+
+
+# The names that scorers with options have, which are printed and can be copied: psnr_y_crop4, niqe_y_ycbcr.
+_OPTIONS = re.compile(
+    r"(psnr|ssim|ms_ssim)(?:_(?P<channel>y))?(?:_crop(?P<crop_border>[1-9]\d*))?|(niqe)_(?P<color>y_\w+)"
+)
+
+
+def find_entry(name: str) -> Entry | None:
+    """The scorer of a name: one of `SPECS`, or the name that a scorer with options has in tags and tables.
+
+    Example:
+        >>> find_entry("psnr_y_crop4").options
+        {'channel': 'y', 'crop_border': 4}
+    """
+    found = None if name in SPECS else _OPTIONS.fullmatch(name)
+    if found is None:
+        return SPECS.get(name)
+    options = {key: int(text) if text.isdigit() else text for key, text in found.groupdict().items() if text}
+    return SPECS[found[1] or found[4]]._replace(options={**SPECS[found[1] or found[4]].options, **options})
 
 
 SAVED = {entry.cls: entry for entry in SPECS.values()} | {

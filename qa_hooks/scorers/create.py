@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from qa_hooks._base.checks import with_options
 from qa_hooks._base.text import meant
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.scorers.catalogue import SPECS
+from qa_hooks.scorers.catalogue import SPECS, find_entry
 from qa_hooks.scorers.fitting import fitted_scorer
 from qa_hooks.scorers.libraries.adapter import LIBRARIES, create_library_scorer
 from qa_hooks.scorers.loading import load_scorer
@@ -37,7 +36,7 @@ def create_scorer(
     """Make a scorer from a name, a file or a mapping; the GIQA scorers are fitted in the same call.
 
     Args:
-        spec: a name ("niqe_bsd100", "giqa-gmm", ...), a metric of another library ("pyiqa:musiq",
+        spec: a name ("niqe_bsd100", "psnr_y_crop4", "giqa-gmm", ...), a metric of another library ("pyiqa:musiq",
             "torchmetrics:arniqa", "piq:gmsd", "imscore:pickscore", "transformers:MODEL"), the path of a saved
             scorer ("scorer.safetensors"), a mapping
             `{"type": name, option: value, ...}`, or a scorer, which is returned as it is. A mapping may hold the
@@ -80,13 +79,13 @@ def create_scorer(
 def _created(spec: Any, value_range: Range, options: dict[str, Any], given: dict[str, Any], device: Any) -> Scorer:
     """A scorer from `spec`, with the constructor's and the fit's `options`, fitted with what is `given`."""
     saved = not isinstance(spec, Scorer) and str(spec).endswith(".safetensors")
-    entry = None if saved or isinstance(spec, Scorer) else SPECS.get(str(spec))
+    entry = None if saved or isinstance(spec, Scorer) else find_entry(str(spec))
     library = str(spec).partition(":")[0] in LIBRARIES and ":" in str(spec)
     if entry is None and not (saved or library or isinstance(spec, Scorer)):
-        near = meant(str(spec), [*SPECS, *EXAMPLES])
-        if any(str(spec).startswith(f"{known}_") for known in SPECS):
-            example = {"type": "psnr", "channel": "y", "crop_border": 4}
-            near = f" (a scorer with options is a mapping: psnr_y_crop4 is {json.dumps(example)})"
+        near = meant(str(spec), [*SPECS, *EXAMPLES, "psnr_y_crop4"])
+        of, _, metric = str(spec).partition("_")
+        if of in LIBRARIES and metric:
+            near = f" (a metric of {of} is called {of}:{metric})"
         if str(spec).lower() in ("fid", "kid", "is", "precision", "recall"):
             near = " (it is of a set of images: GenerativeMonitor, or qa-hooks compare)"
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ def score_source(
     batch_size: int = 64,
     progress: bool = True,
     failures: dict[int, str] | None = None,
+    refusals: list[str] | None = None,
 ) -> Scored:
     """Raw scores of every image; the work is divided among the processes as in `measure_source`.
 
@@ -43,6 +45,8 @@ def score_source(
         progress: show a bar (rank 0, terminals only).
         failures: collects `{position: message}` of files that cannot be read (of this process's share); without it
             the first one raises.
+        refusals: collects why the scorer refused images (of this process's share), whose scores are NaN; without it the
+            first refusal raises.
 
     Raises:
         ValueError: nothing in the source, broken files.
@@ -54,14 +58,38 @@ def score_source(
         if images.is_floating_point():
             check(predictions={"images": images})
             images = images.clamp(*scorer.value_range)
-        scores: Tensor = scorer(images if device is None else images.to(device))
-        return scores
+        images = images if device is None else images.to(device)
+        if refusals is None:
+            scores: Tensor = scorer(images)
+            return scores
+        scores, why = score_each(scorer, images)
+        if why:
+            refusals.append(why)
+        return scores.float()
 
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
     reading |= {"what": f"scores ({scorer.name})", "nothing": lambda: torch.zeros(0, device="cpu", dtype=torch.float32)}
     found = measure_source(source, score, **reading)
     order = found.parts.argsort(stable=True)
     return Scored(*(part[order] for part in found))
+
+
+def score_each(scorer: Scorer, images: Tensor, **inputs: Tensor) -> tuple[Tensor, str]:
+    """The scores of a block. An image that the scorer refuses, such as one too small for it, costs its own score alone.
+
+    Returns:
+        `(N,)` float64 on the CPU, NaN where the scorer refused; and why it refused the first of these, or "".
+    """
+    try:
+        return scorer(images, **inputs).detach().cpu().double(), ""
+    except Exception as error:  # scorers may be anybody's code
+        if len(images) == 1:
+            why = " ".join(str(error).split())
+            why = why if why and isinstance(error, ValueError) else f"{type(error).__name__}: {why}".removesuffix(": ")
+            return torch.full((1,), math.nan, dtype=torch.float64, device="cpu"), why
+    ones = [slice(index, index + 1) for index in range(len(images))]
+    found = [score_each(scorer, images[one], **{name: part[one] for name, part in inputs.items()}) for one in ones]
+    return torch.cat([scores for scores, _ in found]), next((why for _, why in found if why), "")
 
 
 def score_features(scorer: Any, features: Features) -> Tensor:

@@ -92,6 +92,6 @@ def select_instances(
     if tied > max(1, len(report.scores) // 10):
         warn(
             f"{tied} of {plural(len(report.scores), 'image')} have the same best score, so among them position "
-            "decides: a KNNScorer that was fitted on these very images finds each of them in its bank; use a GMMScorer"
+            "decides: take a score that has no largest value, such as the raw one for a calibrated scorer"
         )
     return SelectedInstances(dataset, report)

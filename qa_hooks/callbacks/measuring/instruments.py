@@ -16,13 +16,13 @@ from torch import Tensor
 
 from qa_hooks._base.processes import rank, shared, together
 from qa_hooks.callbacks.measuring.messages import Facts, Tensors
-from qa_hooks.callbacks.pictures import score_each
 from qa_hooks.evaluation.measure import Measurement, measure
 from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import METRICS
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.features.rebuilding import saved_extractor
 from qa_hooks.scorers.carrying import packed_scorer, unpacked_scorer
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
 
 Block = Mapping[str, Tensor]  # "images" (n, C, H, W), "position" (n,) int64 on the CPU, and further inputs

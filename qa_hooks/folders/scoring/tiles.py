@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -97,17 +98,58 @@ def _read_reference(path: Path | None, image: Tensor) -> Tensor:
     return reference
 
 
+class References:
+    """Relative path of an image -> its reference: of the same name, whatever the format, or of its beginning.
+
+    Super-resolution trainers write `baby_x2_SR.png` for `baby.png`: where no image has the name of a reference, and
+    what stands behind the references' names is the same for all images that have one, each has the one without it.
+
+    Attributes:
+        ending: what stands behind the references' names; "" where they have the images' names.
+        remark: what is compared with what, where they do not.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.ending = self.remark = ""
+        root = Path(folder)
+        self._by_name = {path.relative_to(root).as_posix(): path for path in list_images(root)}
+        self._by_stem: dict[str, list[Path]] = {}
+        for name, path in self._by_name.items():
+            self._by_stem.setdefault(_stem(name), []).append(path)
+
+    def of(self, images: Iterable[Sequence[str]]) -> References:
+        """The references of a set of images: one ending, decided from all names, in whatever order they come.
+
+        Args:
+            images: the names that each may have; of several endings that fit all images the shortest is taken.
+        """
+        common: dict[str, str] | None = None  # ending -> the name of an image
+        for names in images:
+            own = {end: name for name in names if (end := _ending(_stem(name), self._by_stem)) is not None}
+            own = {"": own[""]} if "" in own else own
+            if own:
+                common = {end: name for end, name in own.items() if common is None or end in common}
+        found = copy.copy(self)
+        found.ending, example = min((common or {"": ""}).items(), key=lambda one: len(one[0]))
+        if found.ending:
+            pair = f"such as {example} with {_stem(example).removesuffix(found.ending)}"
+            found.remark = f"names that end in {found.ending!r} are compared with the references without it, {pair}"
+        return found
+
+    def __call__(self, name: str) -> Path | None:
+        alike = self._by_stem.get(_stem(name).removesuffix(self.ending), [])
+        return self._by_name.get(name) or (alike[0] if len(alike) == 1 else None)
+
+
 def find_references(
     reference: str | Path | None, named: Mapping[str, Scorer], names: Iterable[str] = ()
-) -> Callable[[str], Path | None] | None:
-    """Relative path of an image -> its reference: of the same name, whatever the format, or of its beginning.
+) -> References | None:
+    """The references of images; None where no scorer compares.
 
     Args:
         reference: the folder of references.
         named: the scorers.
-        names: of all images. Super-resolution trainers write `baby_x2_SR.png` for `baby.png`: where no image has the
-            name of a reference, and what stands behind the references' names is the same for all that have one, each
-            has the reference without it. That is told.
+        names: of all images. An ending that they have and their references do not is told.
     """
     needing = [name for name, scorer in named.items() if "reference" in scorer.inputs]
     if reference is None:
@@ -117,23 +159,10 @@ def find_references(
     if not needing:
         without = f"{', '.join(named)} takes none" if named else "there is no scorer"
         raise ValueError(f"reference= was given, but {without}")
-    root = Path(reference)
-    by_name = {path.relative_to(root).as_posix(): path for path in list_images(root)}
-    by_stem: dict[str, list[Path]] = {}
-    for name, path in by_name.items():
-        by_stem.setdefault(_stem(name), []).append(path)
-    endings = {ending: name for name in names if (ending := _ending(_stem(name), by_stem)) is not None}
-    common = next(iter(endings)) if len(endings) == 1 else ""
-    if common:
-        example = endings[common]
-        pair = f"{example} with {_stem(example).removesuffix(common)}"
-        warn(f"names that end in {common!r} are compared with the references without it, such as {pair}")
-
-    def find(name: str) -> Path | None:
-        alike = by_stem.get(_stem(name).removesuffix(common), [])
-        return by_name.get(name) or (alike[0] if len(alike) == 1 else None)
-
-    return find
+    found = References(reference).of((name,) for name in names)
+    if found.remark:
+        warn(found.remark)
+    return found
 
 
 def _stem(name: str) -> str:

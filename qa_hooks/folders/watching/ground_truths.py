@@ -3,6 +3,7 @@
 step_1000/0003.png        0003.png
 baby/baby_1000.png        baby/baby.png, or baby.png     as BasicSR and KAIR name validation images
 Set5/baby-iter_1000.png   Set5/baby.png, or baby.png
+step_1000/baby_x2_SR.png  baby.png, where all names of the step end so (`References`)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def truth_of(name: str, step: int, find: Find) -> Path:
     Args:
         name: of the sample, below the folder of the run.
         step: that its name says.
-        find: a name -> the ground truth of this name (`find_references`).
+        find: a name -> the ground truth of this name (`References`).
 
     Raises:
         ValueError: there is none under the names that it could have.

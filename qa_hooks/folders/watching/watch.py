@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,8 @@ def watch_folder(
         scorers: whatever `create_scorer` takes; each image of a step is scored.
         reference: ground truths, for scorers such as psnr: a folder with files of the samples' names without the step
             (`qa_hooks.folders.watching.ground_truths`): `baby.png` of `baby/baby_1000.png`, `0003.png` of
-            `step_1000/0003.png`. An ending that all of them have is left out, too (`baby_1000_x2_SR.png`).
+            `step_1000/0003.png`. An ending that all names of a step have is left out, too
+            (`baby_1000_x2_SR.png`).
         real: real images; then the set metrics of each step with at least 20 images are measured too.
         extractor: what `create_extractor` takes; makes the features of the set metrics.
         metrics: some of "fd", "kid", "pr": the entries of `set_metrics.METRICS` that need no classifier and no scorer.
@@ -200,7 +200,7 @@ class Plan:
             watcher.begin(self.step, patient=not self.once)
             stack.callback(watcher.report.close)
             if self.reference is not None and truths is not None:
-                watcher.use_truths(partial(find_references, self.reference, named), data_fingerprint(self.reference))
+                watcher.use_truths(truths, data_fingerprint(self.reference))
         if self.real is not None:
             metrics = check_metrics(self.metrics, KNOWN)
             where: dict[str, Any] = {"cache": log_dir / "features", "device": self.device}

@@ -19,9 +19,10 @@ from qa_hooks.evaluation.reference import Reference
 from qa_hooks.evaluation.set_metrics import METRICS, higher_is_better, metric_name
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
+from qa_hooks.folders.scoring.tiles import References
 from qa_hooks.folders.watching.alarms import broken_shares, find_alarms, parse_threshold
 from qa_hooks.folders.watching.folder_guard import KEYS, FolderGuard
-from qa_hooks.folders.watching.ground_truths import Find, names_without_step, truth_of
+from qa_hooks.folders.watching.ground_truths import names_without_step, truth_of
 from qa_hooks.folders.watching.report import Report
 from qa_hooks.folders.watching.state import Goal, State
 from qa_hooks.folders.watching.steps import Steps
@@ -85,8 +86,8 @@ class Watcher:
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
         self.batch_size, self.device, self.grid = batch_size, device, grid
         self._said_grid = False
-        self.truths: Callable[[list[str]], Find | None] | None = None
-        self._find: Find | None = None
+        self.truths: References | None = None
+        self._said_endings = {""}
         self.real: ImageSet | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
@@ -105,9 +106,9 @@ class Watcher:
         if step is not None:
             self.settings |= {"step": step}
 
-    def use_truths(self, truths: Callable[[list[str]], Find | None], data: str) -> None:
-        """Also compare with ground truths: `truths` finds those of names; `data` is the fingerprint of their folder."""
-        self.truths = truths
+    def use_truths(self, find: References, data: str) -> None:
+        """Also compare with ground truths; `data` is the fingerprint of their folder."""
+        self.truths = find
         self.settings |= {"reference": data}
 
     def use_real(self, real: RealImages, metrics: tuple[str, ...]) -> None:
@@ -186,28 +187,20 @@ class Watcher:
         if self.extractor is not None and len(paths) >= FEWEST_OF_STEP:
             add_features(images, self.extractor, cache=None, **quiet)
         if self.scorers:
-            add_scores(
-                images,
-                self.scorers,
-                references=self._truths_of(images, step),
-                first=len(paths),
-                device=self.device,
-                **quiet,
-            )
+            truths = None if self.truths is None else self._truths_of(self.truths, step, images)
+            add_scores(images, self.scorers, references=truths, first=len(paths), device=self.device, **quiet)
         if images.failures and self.steps.may_try_again(step):
             return None
         images.keep(images.readable().nonzero().flatten())
         return images
 
-    def _truths_of(self, images: ImageSet, step: int) -> Callable[[str], Path] | None:
-        """Name -> ground truth. What all names end with, if they do, is decided by the first step."""
-        if self.truths is None:
-            return None
-        if self._find is None:
-            every = [name for path in images.paths for name in names_without_step(images.name(path), step)]
-            self._find = self.truths(every)
-        find = self._find
-        return None if find is None else lambda name: truth_of(name, step, find)
+    def _truths_of(self, truths: References, step: int, images: ImageSet) -> Callable[[str], Path]:
+        """The ground truth of each image of a step; an ending that all its names have and the truths not is told."""
+        find = truths.of(names_without_step(images.name(path), step) for path in images.paths)
+        if find.ending not in self._said_endings:
+            self._said_endings.add(find.ending)
+            self.report.tell(find.remark)
+        return lambda name: truth_of(name, step, find)
 
     def _note(self, step: int, images: ImageSet, started: float, say: Callable[[str], None]) -> None:
         """Alarms, curves, the state and the line of a step that was measured."""

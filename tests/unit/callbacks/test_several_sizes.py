@@ -276,6 +276,17 @@ class TestImagesThatAScorerRefuses:
             Hooks([monitor], writer=MemoryWriter()).step()
         assert monitor.last["mean"] == pytest.approx(float(images[:4].mean()))
 
+    def test_real_images_too(self, truths):
+        monitor = ScoreHistogram(lambda n, rng: truths[:1] * n, truths[:3], tall(), every=1, n=2)
+        kept = [image.mean() for image in truths[:3] if image.shape[1] >= 48]
+        monitor.sample = lambda n, rng: [image for image in truths if image.shape[1] >= 48][:n]
+        report = Hooks([monitor], writer=MemoryWriter()).check()
+        assert "; left out: 40 rows are too few" in report
+        assert "FAILS" not in report
+        with pytest.warns(UserWarning, match=r"1 of 3 real images cannot be scored .*: 40 rows are too few"):
+            Hooks([monitor], writer=MemoryWriter()).step()
+        assert monitor.last["real_mean"] == pytest.approx(float(torch.stack(kept).mean()), rel=1e-6)
+
     def test_both_axes_leave_out_the_same_images(self, truths):
         restore, psnr = blurred(truths), create_scorer("psnr")
         axes = PerceptionDistortion(tall(), psnr, images=restore, reference=truths, every=1)

@@ -113,6 +113,15 @@ def test_there_is_one_word_for_each_metric():
             check_metrics([word])
 
 
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [("kd_random", "a value of 'kid'; .* the extractor, random"), ("precision", r"a value of 'pr'\)")],
+)
+def test_what_is_printed_of_a_metric_is_answered_with_the_metric(printed, said):
+    with pytest.raises(ValueError, match=said):
+        check_metrics([printed])
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0, 1.6])
 def test_intervals_lie_within_the_range_and_cover(scale):
     """Wide, equal and collapsed sets: shares near 0 and 1, where a plain jackknife leaves the range or has no width."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -47,6 +48,10 @@ def options(tmp_path, truths, **more):
         "{image}/{image}_{step}.png",
         "{image}/iter_{step}.png",
         "Set5/{image}-iter_{step}.png",
+        "step_{step}/{image}_x2_SR.png",
+        "{image}/{image}_x2_{step}.png",
+        "{image}_SR_iter_{step}.png",
+        "{image}_x2_SR_{step}.png",
     ],
 )
 def test_each_step_is_compared_with_the_truths_of_its_names(tmp_path, truths, name):
@@ -63,20 +68,6 @@ def test_each_step_is_compared_with_the_truths_of_its_names(tmp_path, truths, na
     assert found.best["key"] == "psnr"
 
 
-@pytest.mark.parametrize("name", ["step_{step}/{image}_x2_SR.png", "{image}_x2_SR_{step}.png"])
-def test_an_ending_that_all_names_have_is_told_and_left_out(tmp_path, truths, name):
-    for step, error in ((4, 20), (1000, 2)):
-        for image in SHAPES:
-            restored(truths, tmp_path / "run" / name.format(step=step, image=image), error)
-    with pytest.warns(
-        UserWarning, match="names that end in '_x2_SR' are compared with the references without it"
-    ) as told:
-        found = watch_folder(tmp_path / "run", **options(tmp_path, truths))
-    assert len(told) == 1
-    assert [found.steps[step]["n"] for step in (4, 1000)] == [2, 2]
-    assert found.steps[1000]["psnr"] > 40 > found.steps[4]["psnr"]
-
-
 @pytest.mark.parametrize(
     ("name", "step", "first"),
     [
@@ -91,6 +82,24 @@ def test_an_ending_that_all_names_have_is_told_and_left_out(tmp_path, truths, na
 )
 def test_the_name_without_the_step(name, step, first):
     assert names_without_step(name, step)[0] == first
+
+
+def test_an_ending_is_decided_for_each_step_and_told_once(tmp_path, truths, caplog):
+    endings = {1: ("_x2_SR", "_x2_SR"), 2: ("_x2_SR", "_x2_SR"), 3: ("_x2_SR", "_x4"), 4: ("", "_SR")}
+    for step, ends in endings.items():
+        for image, end in zip(SHAPES, ends, strict=True):
+            restored(truths, tmp_path / "run" / f"step_{step}" / f"{image}{end}.png", 3)
+    with caplog.at_level(logging.WARNING, logger="qa_hooks"):
+        found = watch_folder(tmp_path / "run", **options(tmp_path, truths))
+    assert {step: values["n"] - values["psnr_nonfinite"] for step, values in found.steps.items() if step < 3} == {
+        1: 2,
+        2: 2,
+    }
+    assert 3 not in found.steps  # its names end differently: none of them is guessed
+    assert math.isfinite(found.steps[4]["psnr"])  # of baby.png
+    assert caplog.text.count("names that end in '_x2_SR' are compared with the references without it") == 1
+    assert "its reference" not in caplog.text
+    assert "it has no reference called bird_4_SR.png" in caplog.text
 
 
 def test_images_without_a_truth_keep_the_scores_that_need_none(tmp_path, truths, caplog):

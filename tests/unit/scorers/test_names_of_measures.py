@@ -31,6 +31,14 @@ def test_options_that_change_the_number_change_the_name(kind, options, ending, t
     assert scorer.name == kind + ending
     scorer.save(tmp_path / "scorer.safetensors")
     assert create_scorer(tmp_path / "scorer.safetensors").name == kind + ending
+    copied = create_scorer(scorer.name, (-1, 1))  # from a table, into code or a command
+    assert (copied.fingerprint, copied.value_range) == (scorer.fingerprint, (-1, 1))
+
+
+@pytest.mark.parametrize("name", ["psnr_y_crop0", "psnr_crop", "psnr_crop02", "psnr_crop2_y", "psnr_", "y_crop2"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="unknown scorer"):
+        create_scorer(name)
 
 
 def test_they_stand_in_one_table():

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from qa_hooks.features import create_extractor
+from qa_hooks.scorers import FunctionScorer
 from qa_hooks.scorers.giqa.gmm import GMMScorer
 from qa_hooks.scorers.giqa.knn import KNNScorer
 from qa_hooks.weighting.instances import select_instances
@@ -70,7 +71,16 @@ def test_random_transforms_are_seeded_and_the_callers_random_state_stays():
     assert len(chosen[0]) == 6
 
 
-def test_neighbours_in_the_own_bank_are_warned_of(digits, extractor):
-    scorer = KNNScorer(extractor, value_range=(-1, 1)).fit(digits[:100], **QUIET)
+def test_images_of_its_own_bank_are_told_apart_by_the_others(digits, extractor):
+    scorer = KNNScorer(extractor, value_range=(-1, 1)).fit(digits[:100], calibration=None, **QUIET)
+    report = select_instances(TensorDataset(digits[:100]), scorer, **QUIET).report
+    torch.testing.assert_close(report.scores.sort().values, scorer.own_scores().sort().values, rtol=1e-3, atol=0)
+
+
+def test_a_score_that_many_share_is_warned_of(digits):
+    scorer = FunctionScorer(
+        lambda x: x.mean((1, 2, 3)).clamp(max=0.9), name="full", higher_is_better=True, value_range=(-1, 1)
+    )
+    bright = torch.cat([digits[:20], torch.ones_like(digits[:80])])
     with pytest.warns(UserWarning, match="80 of 100 images have the same best score"):
-        select_instances(TensorDataset(digits[:100]), scorer, **QUIET)
+        select_instances(TensorDataset(bright), scorer, extractor=create_extractor("random"), **QUIET)
