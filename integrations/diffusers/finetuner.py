@@ -152,6 +152,11 @@ class RewardFinetuner:
         self.images: Tensor | None = None
         self._steps = 0
 
+    def __repr__(self) -> str:
+        weights = f"kl_weight={self.kl_weight:g}, pretrain_weight={self.pretrain_weight:g}"
+        clip = "" if self.clip_gradient is None else f", clip_gradient={self.clip_gradient:g}"
+        return f"{type(self).__name__}({_in_line(self.reward)}, {weights}{clip}, seed={self.random.seed})"
+
     def step(
         self, *args: Any, prompt: Any = None, real: Tensor | None = None, batch: Any = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -259,6 +264,11 @@ class RewardFinetuner:
         if not isinstance(losses, Tensor) or not losses.requires_grad:
             raise ValueError("the pre-training loss has no gradient: no parameter takes part in it, or it is detached")
         return losses.float().mean()
+
+
+def _in_line(loss: ScoreLoss) -> str:
+    """Its options without the networks in it, which a module prints below one another."""
+    return f"{type(loss).__name__}({loss.extra_repr()})"
 
 
 def _as_loss(reward: Reward, ceiling: Literal["real"] | float | None) -> ScoreLoss:

@@ -16,7 +16,7 @@ from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.callbacks.capture import Handed
 from qa_hooks.images import check_images
 from qa_hooks.sources.samples import OnePass, SampleSet, as_runs
-from qa_hooks.writers import Writer, describe
+from qa_hooks.writers import Writer, describe, log_text, make_tag
 
 
 class TrainingStopped(Exception):
@@ -173,6 +173,11 @@ class Callback:
 
     def detach(self) -> None:
         """Called when Hooks ends; the inverse of `attach`."""
+
+    def raise_alarm(self, ctx: Context, message: str) -> None:
+        """Warn, and put the words into the log, as the text `qa_eval/{name}/alarm`."""
+        warn(f"{self.state_key}, step {ctx.step}: {message}")
+        log_text(ctx.writer, make_tag("eval", self.name or self.state_key, "alarm"), message, ctx.step)
 
     def on_train_start(self, ctx: Context) -> None:
         """Before the first step."""

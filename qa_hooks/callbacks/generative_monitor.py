@@ -205,7 +205,7 @@ class GenerativeMonitor(MeasuringMonitor):
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
             label = f"{value.name}_n={value.n}{self._label}"
             beside = f" against {value.real} real ones" if value.real else ""
-            what = f"{value.spec}; {value.n} generated images{beside}; 95 % interval on the page CUSTOM SCALARS"
+            what = f"{value.words}; {value.n} generated images{beside}; 95 % interval on the page CUSTOM SCALARS"
             self.describe(ctx, make_tag("eval", label, "value"), what, key)
             for stat in ("value", "low", "high"):
                 ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)

@@ -13,6 +13,7 @@ from qa_hooks._base.optimizers import check_no_closure, outside_graphs, skips_st
 from qa_hooks._base.processes import any_rank
 from qa_hooks.callbacks.callback import Callback, Context, TrainingStopped
 from qa_hooks.rewards.broken import broken_images, broken_message
+from qa_hooks.writers import log_text, make_tag
 
 ACTIONS = ("warn", "skip", "stop")
 
@@ -67,6 +68,7 @@ class NaNGuard(Callback):
         self.action, self.name = action, name
         self.found = self.skips = 0
         self._told: set[str] = set()  # names of images
+        self._unlogged: list[str] = []  # what was said where there is no writer
         self._blind = False
         self._handles: dict[torch.optim.Optimizer, Any] = {}
         self._steps: dict[torch.optim.Optimizer, int] = {}
@@ -101,6 +103,11 @@ class NaNGuard(Callback):
             what = f"{', '.join(bad)} is not finite" if bad else "a term of another rank is not finite"
             self._report(f"step {ctx.step}: {what}", stop=stop)
 
+        self._log(ctx)
+
+    def on_train_end(self, ctx: Context) -> None:
+        self._log(ctx)
+
     def _look_at_images(self, ctx: Context) -> list[str]:
         """The names of images that are not finite; images that show nothing are warned of."""
         bad = []
@@ -115,7 +122,7 @@ class NaNGuard(Callback):
             message = broken_message(shares, len(images)) if sum(shares.values()) >= 0.5 else None
             if message and name not in self._told:
                 self._told.add(name)
-                warn(f"NaNGuard: step {ctx.step}, images {name!r}: {message}")
+                self._say(f"step {ctx.step}, images {name!r}: {message}")
         return bad
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,9 +171,20 @@ class NaNGuard(Callback):
     def _report(self, message: str, *, stop: bool) -> None:
         self.found += 1
         if stop:
+            self._unlogged.append(message)
             raise TrainingStopped(f"NaNGuard: {message}")
         if self.found == 1:
-            warn(f"NaNGuard: {message} (said once; NaNGuard.found counts)")
+            self._say(f"{message} (said once; NaNGuard.found counts)")
+
+    def _say(self, message: str) -> None:
+        self._unlogged.append(message)
+        warn(f"NaNGuard: {message}")
+
+    def _log(self, ctx: Context) -> None:
+        """Put what was said into the log, as the text `qa_eval/{name}/alarm`."""
+        for message in self._unlogged:
+            log_text(ctx.writer, make_tag("eval", self.name, "alarm"), message, ctx.step)
+        self._unlogged = []
 
 
 def _count_non_finite(gradients: list[torch.Tensor]) -> int:

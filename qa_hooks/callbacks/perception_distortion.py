@@ -12,7 +12,14 @@ from torch import Tensor
 from qa_hooks._base.processes import gather_rows
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
+from qa_hooks.callbacks.pictures import (
+    axis_label,
+    check_scorer,
+    picture_folder,
+    scorer_spec,
+    value_words,
+    write_picture,
+)
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
 from qa_hooks.scorers.score_source import score_each
@@ -117,7 +124,8 @@ class PerceptionDistortion(SamplingMonitor):
         finite = self.finite(gather_rows(part[0]), part[1], "pair of scores")
         self.last = {"step": ctx.step, "n": len(finite)}
         for column, (axis, scorer) in enumerate((("distortion", self.distortion), ("perception", self.perception))):
-            name, text = f"{self.name}_{scorer.name}", f"{scorer.name}: mean score, the axis of {axis}"
+            name = f"{self.name}_{scorer.name}"
+            text = value_words(scorer, self.spec[axis], f"mean score, the axis of {axis}", self.known_truths)
             self.last |= self.write_mean(ctx, name, axis, finite[:, column].contiguous(), text)
         point = [[ctx.step, self.last["distortion"], self.last["perception"]]]
         self.path = self.path[self.path[:, 0] < ctx.step]

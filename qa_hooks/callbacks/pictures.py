@@ -9,8 +9,9 @@ from torch import Tensor
 
 from qa_hooks._base.files import check_writable
 from qa_hooks.callbacks.callback import Context
+from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import save_image
-from qa_hooks.scorers.scorer import Scorer, check_is_scorer
+from qa_hooks.scorers.scorer import Scorer, check_is_scorer, uncalibrated
 from qa_hooks.writers import make_tag
 
 
@@ -29,6 +30,22 @@ def axis_label(scorer: Scorer) -> str:
 def scorer_spec(scorer: Scorer) -> str:
     """Which measure a value is, in one line for `best.json`: the scorer's name and the head of its fingerprint."""
     return f"{scorer.name}[{scorer.fingerprint[:4]}]"
+
+
+def value_words(scorer: Scorer, spec: str, what: str, truths: str = "") -> str:
+    """What a value of a scorer is, for the log: by which measure, in which features, and `what` of the scores.
+
+    Args:
+        scorer: whose scores they are.
+        spec: of the scorer.
+        what: "mean score", ...
+        truths: the fingerprint of a validation set; scores on another one are others.
+    """
+    extractor = getattr(uncalibrated(scorer), "extractor", None)
+    known = extractor if isinstance(extractor, FeatureExtractor) else None
+    measure = spec if known is None else f"{spec} in features of {known.name}"
+    measure += f" on the ground truths {truths[:4]}" if truths else ""
+    return f"{measure}: {what}" + (f"; {known.doubt}" if known is not None and known.doubt else "")
 
 
 def picture_folder(folder: str | Path | None) -> Path | None:

@@ -95,6 +95,11 @@ class SamplingMonitor(Monitor):
         for truth in self.truths.images if self.truths is not None else ():
             self._guard.check_data("reference", truth)
 
+    @property
+    def known_truths(self) -> str:
+        """The fingerprint of the ground truths; "" without them, and where the loop hands them over."""
+        return "" if self.truths is None else self.truths.fingerprint
+
     def asks(self, ctx: Context) -> list[SampleSet]:
         if self.sample is None:
             return []

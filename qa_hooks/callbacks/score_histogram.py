@@ -13,7 +13,14 @@ from torch import Tensor
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, write_picture
+from qa_hooks.callbacks.pictures import (
+    axis_label,
+    check_scorer,
+    picture_folder,
+    scorer_spec,
+    value_words,
+    write_picture,
+)
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
@@ -127,7 +134,8 @@ class ScoreHistogram(SamplingMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), len(generated) - len(finite), ctx.step)
         for stat, what in (("overlap", "overlap of"), ("ks", "Kolmogorov-Smirnov distance between")):
             tag = make_tag("eval", self.name, stat)
-            self.describe(ctx, tag, f"{self.scorer.name}: {what} the scores of samples and of real images", stat)
+            what = f"{what} the scores of samples and of real images"
+            self.describe(ctx, tag, value_words(self.scorer, self.spec, what), stat)
             ctx.writer.scalar(tag, self.last[stat], ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)
         if not self._shown:  # it stays as it is

@@ -12,7 +12,7 @@ from torch import Tensor
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
-from qa_hooks.callbacks.pictures import scorer_spec
+from qa_hooks.callbacks.pictures import scorer_spec, value_words
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample
@@ -129,7 +129,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
         std = float(finite.std(unbiased=False))
         self.last = {"step": ctx.step, "std": std, "n": finite.numel()}
-        text = f"{self.scorer.name}: mean score"
+        text = value_words(self.scorer, self.spec, "mean score", self.known_truths)
         self.last |= self.write_mean(ctx, self.name, "mean", finite, text)
         ctx.writer.scalar(make_tag("eval", self.name, "std"), std, ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
@@ -139,7 +139,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             change = scores - self._scores
             change = change[torch.isfinite(change)]
             if change.numel():
-                text = f"{self.scorer.name}: mean change of an image's score since the last measurement"
+                what = "mean change of an image's score since the last measurement"
+                text = value_words(self.scorer, self.spec, what, self.known_truths)
                 self.last |= self.write_mean(ctx, f"{self.name}_change", "change", change, text)
         self._scores = scores
 

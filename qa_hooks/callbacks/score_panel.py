@@ -19,7 +19,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, value_words
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.drawing.thumbnails import most_detailed, on_one_ground, square_at, thumbnails
@@ -148,9 +148,8 @@ class ScorePanel(SamplingMonitor):
                 ctx.writer.image(make_tag("images", self.name, what), sheet, ctx.step)
         if "fell" in self.last:
             tag = make_tag("eval", self.name, "fell")
-            self.describe(
-                ctx, tag, f"{self.scorer.name}: share of images whose score fell since the last panel", "fell"
-            )
+            what = "share of images whose score fell since the last panel"
+            self.describe(ctx, tag, value_words(self.scorer, self.spec, what, self.known_truths), "fell")
             ctx.writer.scalar(tag, self.last["fell"], ctx.step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ def settings_text(callbacks: Iterable[Any], track: Mapping[str, Any]) -> str:
         <BLANKLINE>
         qa_hooks ..., torch ..., Python ...
     """
-    parts = {"callbacks": [str(callback) for callback in callbacks]}
+    parts = {"callbacks": [_short(callback) for callback in callbacks]}
     parts["tracked"] = [f"{name}: {_short(part)}" for name, part in track.items()]
     lists = ["\n".join([f"**{name}**\n", *(f"- `{line}`" for line in lines)]) for name, lines in parts.items() if lines]
     versions = f"qa_hooks {qa_hooks.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
@@ -58,5 +59,12 @@ def plain_settings(callbacks: Iterable[Any], track: Mapping[str, Any]) -> dict[s
 
 
 def _short(part: Any) -> str:
-    """The first line of what an object prints as, which for a module may be a whole network."""
-    return str(part).splitlines()[0]
+    """What an object prints as, in one line: of a module its options without its networks, and never an address.
+
+    Example:
+        >>> _short(torch.nn.Sequential(torch.nn.Linear(2, 2))), _short(object()), _short("two\\nlines")
+        ('Sequential()', '<object>', 'two')
+    """
+    module = isinstance(part, torch.nn.Module)
+    text = f"{type(part).__name__}({part.extra_repr()})" if module else str(part)
+    return re.sub(r"( object)? at 0x[0-9a-fA-F]+", "", (text.splitlines() or [""])[0])

@@ -27,7 +27,8 @@ class Measurement(NamedTuple):
     """A value, its 95 % interval, how many generated images it comes from, how it was made, and its name in curves.
 
     Values with different specs cannot be compared. `settings` is the spec without what it says of the real images.
-    `real` is how many real images these are compared with, 0 where there are none.
+    `real` is how many real images these are compared with, 0 where there are none; `doubt` is what is to be said beside
+    a value in untrained features, else "".
     """
 
     value: float
@@ -38,6 +39,12 @@ class Measurement(NamedTuple):
     name: str
     settings: str
     real: int = 0
+    doubt: str = ""
+
+    @property
+    def words(self) -> str:
+        """The spec, and the doubt about it."""
+        return f"{self.spec}; {self.doubt}" if self.doubt else self.spec
 
 
 def measure(
@@ -95,7 +102,8 @@ def measure(
             spec = f"{name}[{', '.join([features_of, f'ref={reference.data[:4]}', *how, *beside, n])}]"
             # Of metrics of equally many images n depends on the real ones.
             settings = f"{name}[{', '.join([features_of, *how, *([] if own.equal else [n])])}]"
-        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings, estimate.real)
+        doubt = "" if own.needs == "classifier" else extractor.doubt
+        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings, estimate.real, doubt)
     return found
 
 

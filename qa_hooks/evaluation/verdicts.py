@@ -167,9 +167,7 @@ class Verdicts:
 
 def _doubt(extractor: FeatureExtractor, n: int) -> str:
     """Why there should be no verdict, in words; "" where there may be one."""
-    if extractor.is_untrained:
-        return f"the features of {extractor.name} are untrained and see that images differ, not which are better"
-    return few_images(n)
+    return extractor.doubt or few_images(n)
 
 
 def _is_copy(rows: Tensor, real: Tensor) -> bool:

@@ -193,6 +193,13 @@ class FeatureExtractor(KeepsFrozen):
         return spec.get("type") == "random" or spec.get("weights", "") is None
 
     @property
+    def doubt(self) -> str:
+        """What is to be said beside a value in features of an untrained network; "" for others."""
+        if not self.is_untrained:
+            return ""
+        return f"the features of {self.name} are untrained and see that images differ, not which are better"
+
+    @property
     def resizes(self) -> bool:
         """Whether all images are resized to one size."""
         return self.size is not None or self.is_canonical

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from types import MethodType
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import channel_hint, check_call
+from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key, seed_everything
 from qa_hooks._base.reach import modules_of
@@ -71,6 +73,11 @@ class GroundTruths:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these images from others."""
+        return fingerprint(*self.images)
 
     def of(self, start: int, restored: Tensor) -> Tensor:
         """The ground truths of `restored` (N, C, H, W), which begins at this position; `ValueError`: another size."""

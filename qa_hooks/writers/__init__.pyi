@@ -7,4 +7,5 @@ from .writer import MemoryWriter as MemoryWriter
 from .writer import Writer as Writer
 from .writer import check_writer as check_writer
 from .writer import describe as describe
+from .writer import log_text as log_text
 from .writer import make_tag as make_tag

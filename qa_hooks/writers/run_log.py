@@ -3,9 +3,10 @@
     {"step": 500, "tag": "qa_eval/fd_random_n=64/value", "value": 12.5, "low": 11.0, "high": 14.1}
     {"step": 500, "tag": "qa_loss/ssim/mean", "value": 0.25}
 
-`low` and `high` are the ends of the 95 % interval, where a value has one. A value that is not finite is null. Lines are
-only added: a run that goes on makes some steps again, and of a tag's lines a later one with the same or an earlier step
-replaces those from that step on. `read_run_log` does that.
+`low` and `high` are the ends of the 95 % interval, where a value has one. A value that is not finite is null. A line
+may have "about": what the tag's values are, from this step on. Lines are only added: a run that goes on makes some
+steps again, and of a tag's lines a later one with the same or an earlier step replaces those from that step on.
+`read_run_log` does that.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ class RunLog:
         self._begun = False
         self._pending: Line = {}  # a value whose interval may follow
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """A number; `.../low` and `.../high` join the value that came just before them."""
+    def scalar(self, tag: str, value: float, step: int, about: str | None = None) -> None:
+        """A number, and what it is; `.../low` and `.../high` join the value that came just before them."""
         base, _, stat = tag.rpartition("/")
         number = value if math.isfinite(value) else None
         if stat in ("low", "high") and (self._pending.get("step"), _base(self._pending)) == (step, base):
             self._pending[stat] = number
             return
         self._write()
-        self._pending = {"step": step, "tag": tag, "value": number}
+        self._pending = {"step": step, "tag": tag, "value": number} | ({} if about is None else {"about": about})
 
     def flush(self) -> None:
         """Put on disk what is pending."""
@@ -102,6 +103,7 @@ def _lines(path: Path) -> list[Line]:
         numbers = isinstance(line, dict) and all(
             isinstance(line.get(key), int | float | None) for key in ("value", "low", "high")
         )
-        if numbers and isinstance(line.get("step"), int) and isinstance(line.get("tag"), str):
+        words = isinstance(line, dict) and all(isinstance(line.get(key, ""), str) for key in ("tag", "about"))
+        if numbers and words and isinstance(line.get("step"), int) and "tag" in line:
             lines.append(line)
     return lines

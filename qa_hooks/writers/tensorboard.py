@@ -57,8 +57,9 @@ class TensorBoardWriter:
         writer = self._open(step)
         base, _, stat = tag.rpartition("/")
         low, high = (f"{ZONES}/{base.partition('/')[2]}/{end}" for end in ("low", "high"))
-        self._add(writer, {"low": low, "high": high}.get(stat, tag), tag, float(value), step)
-        self._log.scalar(tag, float(value), step)
+        told = self._told.pop(tag, None)
+        self._add(writer, {"low": low, "high": high}.get(stat, tag), told, float(value), step)
+        self._log.scalar(tag, float(value), step, told)
         if stat in ("value", "mean"):
             self._middles[base] = tag
         elif stat == "high" and base in self._middles and base not in self._bands:
@@ -76,7 +77,7 @@ class TensorBoardWriter:
         self._open(step).add_text(tag, text, step)
 
     def describe(self, tag: str, text: str) -> None:
-        """What the numbers of a tag mean; TensorBoard shows it at the card's "i". It goes with the tag's next value."""
+        """What a tag's numbers mean, for the card's "i" and the log of lines. It goes with the tag's next value."""
         self._told[tag] = text
 
     def settings(self, values: dict[str, float | str | bool]) -> None:
@@ -100,8 +101,7 @@ class TensorBoardWriter:
             self._writer.close()
             self._log.flush()
 
-    def _add(self, writer: Any, tag: str, described: str, value: float, step: int) -> None:
-        told = self._told.pop(described, None)
+    def _add(self, writer: Any, tag: str, told: str | None, value: float, step: int) -> None:
         if told is None:
             writer.add_scalar(tag, value, step)
             return

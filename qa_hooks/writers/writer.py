@@ -64,6 +64,12 @@ def describe(writer: Writer, tag: str, text: str) -> None:
         writer.describe(tag, text)
 
 
+def log_text(writer: Writer, tag: str, text: str, step: int) -> None:
+    """Write words, to a writer that takes them."""
+    if hasattr(writer, "text"):
+        writer.text(tag, text, step)
+
+
 class MemoryWriter:
     """Keeps everything in lists: for tests, notebooks and tables at the end of a run.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from diffusers import (
 from tiny_pipelines import PIPELINES, denoiser_of, sample, stable_diffusion
 
 from qa_hooks.callbacks import Hooks, RewardGuard
+from qa_hooks.callbacks.settings import settings_text
 from qa_hooks.data import quality_weights
 from qa_hooks.integrations.accelerate import attach
 from qa_hooks.integrations.diffusers import RewardFinetuner, denoising_loss, grad_last_steps, reward_sample
@@ -52,6 +54,15 @@ def unet(seed: int = 0) -> UNet2DModel:
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_prints_its_settings_and_so_does_the_log(tmp_path):
+    reward = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=True, score_range=(0, 1))
+    net = nn.Conv2d(1, 1, 3, padding=1)
+    tuner = RewardFinetuner(net, reward, denoiser=net, kl_weight=3, ceiling=0.7, clip_gradient=0.1)
+    options = r"kl_weight=3, pretrain_weight=0, clip_gradient=0\.1, seed=0"
+    assert re.fullmatch(rf"RewardFinetuner\(ScoreLoss\(bright, .*ceiling=0\.7\), {options}\)", repr(tuner))
+    assert f"- `reward: {tuner!r}`" in settings_text([], {"reward": tuner})
 
 
 def greyness(images: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from qa_hooks._base.checks import check_call, check_count, warn
+from qa_hooks._base.checks import check_call, check_count
 from qa_hooks._base.processes import shared, together
 from qa_hooks.callbacks.callback import Context, Monitor, TrainingStopped
 from qa_hooks.callbacks.pictures import picture_folder, write_picture
@@ -227,7 +227,7 @@ class RewardGuard(Monitor):
                 sheet = alarm_sheet(self.found, rows, pictures["pictures"], pictures.get("bases"))
                 write_picture(ctx, self.folder, self.name, "alarm", sheet)
             if self._new([finding.kind for finding in self.found]) and ctx.rank == 0:
-                warn(f"{self.state_key}, step {ctx.step}: {self._words()}")
+                self.raise_alarm(ctx, self._words())
             if self.action == "scale":
                 rule.waited = 0  # what was scaled gets its time
         self._quiet = self._quiet + 1 if self.found and self.last["severity"] < 1 else 0
@@ -256,7 +256,7 @@ class RewardGuard(Monitor):
         new = self._new([f"broken {key}" for key in WORDS if values.get(key)])
         message = broken_message({key: values[key] for key in WORDS if f"broken {key}" in new}, n)
         if message and ctx.rank == 0:
-            warn(f"{self.state_key}, step {ctx.step}: {message}")
+            self.raise_alarm(ctx, message)
 
     def _new(self, what: list[str]) -> list[str]:
         """What of this has not been told yet; from here on it has."""

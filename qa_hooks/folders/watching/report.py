@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks._base.text import plural
-from qa_hooks.evaluation.set_metrics import higher_is_better
 from qa_hooks.folders.watching.folder_guard import KEYS
 from qa_hooks.writers import TensorBoardWriter, make_tag
 
@@ -36,7 +35,9 @@ class Report:
         self.alarms: list[dict[str, Any]] = []
         self.scorers: list[str] = []
         self.metrics: dict[str, str] = {}  # value -> the name it is printed by: "kid" -> "kd_random"
+        self.about: dict[str, str] = {}  # what the value of a scorer or of a metric is
         self._writer = TensorBoardWriter(log_dir)
+        self._described: set[str] = set()
         self._told: set[str] = set()
         self._written = False
 
@@ -49,10 +50,13 @@ class Report:
         # The writer of a run that goes on has TensorBoard forget what comes after its first point.
         later = {} if self._written else {other: old for other, old in sorted(past.items()) if other > step}
         for other, old in {step: values, **later}.items():
-            self._describe(old)
-            for tag, value in self._scalars(old):
-                if math.isfinite(value):
-                    self._writer.scalar(tag, value, other)
+            for tag, value, key in self._scalars(old):
+                if not math.isfinite(value):
+                    continue
+                if key in self.about and tag not in self._described:
+                    self._described.add(tag)
+                    self._writer.describe(tag, self.about[key])
+                self._writer.scalar(tag, value, other)
         self._written = True
         self._writer.flush()
 
@@ -87,26 +91,19 @@ class Report:
         """Finish the curves."""
         self._writer.close()
 
-    def _describe(self, values: Mapping[str, float]) -> None:
-        """What the distances of a step are made of, for TensorBoard."""
-        for value, name in self.metrics.items():
-            if real := int(values.get(f"{value}_real", 0)):
-                counts = f"{int(values['n'])} images of a step against {real} real ones"
-                better = "higher" if higher_is_better(value) else "lower"
-                self._writer.describe(self._tag(name, values, "value"), f"{counts}; {better} is better")
-
     @staticmethod
     def _tag(name: str, values: Mapping[str, float], stat: str) -> str:
         return make_tag("eval", f"{name}(n={int(values['n'])})", stat)
 
-    def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float]]:
+    def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float, str]]:
+        """Tags with their values, and with their keys in `values`."""
         for name in self.scorers:
-            for end, stat in (("", "mean"), ("_low", "low"), ("_high", "high")):
-                yield make_tag("eval", name, stat), values.get(f"{name}{end}", math.nan)
-            yield make_tag("eval", name, "std"), values[f"{name}_std"]
-            yield make_tag("eval", name, "nonfinite"), values[f"{name}_nonfinite"] or math.nan  # 0 is no news
+            for end, stat in (("", "mean"), ("_low", "low"), ("_high", "high"), ("_std", "std")):
+                yield make_tag("eval", name, stat), values.get(f"{name}{end}", math.nan), f"{name}{end}"
+            lost = f"{name}_nonfinite"
+            yield make_tag("eval", name, "nonfinite"), values[lost] or math.nan, lost  # 0 is no news
         for key in KEYS:
-            yield make_tag("eval", "guard", key.removeprefix("guard_")), values.get(key, math.nan)
+            yield make_tag("eval", "guard", key.removeprefix("guard_")), values.get(key, math.nan), key
         for value, name in self.metrics.items():
             for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
-                yield self._tag(name, values, stat), values.get(f"{value}{end}", math.nan)
+                yield self._tag(name, values, stat), values.get(f"{value}{end}", math.nan), f"{value}{end}"

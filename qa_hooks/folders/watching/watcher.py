@@ -14,14 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from qa_hooks._base.text import plural
+from qa_hooks.callbacks.pictures import scorer_spec, value_words
+from qa_hooks.evaluation.measure import measure
 from qa_hooks.evaluation.reference import Reference, kept_rows
-from qa_hooks.evaluation.set_metrics import (
-    METRICS,
-    Sets,
-    estimate_metrics,
-    higher_is_better,
-    metric_name,
-)
+from qa_hooks.evaluation.set_metrics import METRICS, higher_is_better, metric_name
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
 from qa_hooks.folders.scoring.tiles import References
@@ -67,7 +63,8 @@ class RealImages(NamedTuple):
         (images,) = image_sets([real], n=None, paired=False, seed=0)
         add_features(images, made, cache=cache, batch_size=batch_size, progress=True)
         images.keep(images.readable().nonzero().flatten())
-        return cls(images, made, data_fingerprint(real), Reference.of(images.features))
+        data = data_fingerprint(real)
+        return cls(images, made, data, Reference.of(images.features, extractor=made.fingerprint, data=data))
 
 
 class Watcher:
@@ -93,15 +90,9 @@ class Watcher:
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
         self.batch_size, self.device, self.grid = batch_size, device, grid
         self._said_grid = False
-<<<<<<< HEAD
-        self.truths: Callable[[list[str]], Find | None] | None = None
-        self._find: Find | None = None
-        self.real: Reference | None = None
-=======
         self.truths: References | None = None
         self._said_endings = {""}
-        self.real: ImageSet | None = None
->>>>>>> main
+        self.real: Reference | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
         self.guard: FolderGuard | None = None
@@ -148,6 +139,10 @@ class Watcher:
         keys = {**directions, **dict.fromkeys(others)}
         self.report.scorers = list(self.scorers)
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
+        for name, scorer in self.scorers.items():
+            truths = self.settings.get("reference", "") if "reference" in scorer.inputs else ""
+            words = value_words(scorer, scorer_spec(scorer), "mean score of a step's images", truths)
+            self.report.about[name] = f"{words}{self._direction(name)}"
         by_printed = {name: value for value, name in self.report.metrics.items()}
         self.thresholds = [parse_threshold(text) for text in alarms]
         self.thresholds = [t._replace(key=by_printed.get(t.key, t.key)) for t in self.thresholds]
@@ -165,6 +160,10 @@ class Watcher:
             )
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
+
+    def _direction(self, key: str) -> str:
+        better = self.directions[key]
+        return "" if better is None else f"; {'higher' if better else 'lower'} is better"
 
     def _goal(self, key: str, mode: str | None, known: bool | None) -> Goal:
         """What the best step is best by; `known` says whether higher is better, where that is known."""
@@ -246,10 +245,11 @@ class Watcher:
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
-            for key, estimate in estimate_metrics(Sets(self.real, images.features), self.metrics).items():
-                found = estimate.interval()
+            for key, found in measure(images.features, self.real, self.metrics, extractor=self.extractor).items():
                 values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
-                values[f"{key}_real"] = estimate.real
+                values[f"{key}_real"] = found.real
+                counts = f"{plural(found.n, 'image')} of a step against {found.real} real ones"
+                self.report.about[key] = f"{found.words}; {counts}{self._direction(key)}"
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)

@@ -56,7 +56,9 @@ def test_each_is_watched_as_alone_and_there_is_one_best(runs, tmp_path):
     page = (tmp_path / "log" / "report.html").read_text()
     assert "<h1>a, b, c</h1>" in page
     assert f"best: b, step 200, brightness {best['value']:.4g}" in page
-    assert re.search(r"brightness/mean</td><td class=\"number\">0\.2\d* \[0\.\d+, 0\.\d+\]", page)
+    assert re.search(
+        r"brightness/mean <small>\(higher is better\)</small></td><td class=\"number\">0\.2\d* \[0\.\d+, 0\.\d+\]", page
+    )
 
 
 @pytest.mark.filterwarnings("error")

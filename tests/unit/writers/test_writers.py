@@ -311,6 +311,18 @@ class TestTheLinesOfARun:
             "qa_eval/fd/value": [{"step": n, "value": 2.0 * n, "low": 1.0, "high": None} for n in (1, 2)],
         }
 
+    def test_a_tag_says_once_what_it_is_and_again_when_it_is_something_else(self, tmp_path):
+        writer = TensorBoardWriter(tmp_path)
+        for step, about in enumerate(("fd[ref=aa]", None, "fd[ref=bb]"), 1):
+            if about is not None:
+                writer.describe("qa_eval/fd/value", about)
+            for part in ("value", "low", "high"):
+                writer.scalar(f"qa_eval/fd/{part}", 1.0, step)
+        writer.close()
+        lines = read_run_log(tmp_path)["qa_eval/fd/value"]
+        assert [line.get("about") for line in lines] == ["fd[ref=aa]", None, "fd[ref=bb]"]
+        assert all(line["high"] == 1.0 for line in lines)
+
     def test_a_run_that_goes_on_replaces_what_it_makes_again(self, tmp_path):
         for steps, value in ((range(1, 8), 1.0), (range(5, 11), 2.0)):
             log = RunLog(tmp_path)
