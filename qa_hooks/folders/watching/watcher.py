@@ -93,15 +93,9 @@ class Watcher:
         self.folder, self.log_dir, self.scorers = folder, log_dir, scorers
         self.batch_size, self.device, self.grid = batch_size, device, grid
         self._said_grid = False
-<<<<<<< HEAD
-        self.truths: Callable[[list[str]], Find | None] | None = None
-        self._find: Find | None = None
-        self.real: Reference | None = None
-=======
         self.truths: References | None = None
         self._said_endings = {""}
-        self.real: ImageSet | None = None
->>>>>>> main
+        self.real: Reference | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
         self.guard: FolderGuard | None = None
