@@ -54,15 +54,16 @@ class Estimate(NamedTuple):
         It is the jackknife's, cut at the limits of the range: the true value lies inside them, so that what is cut off
         never held it. The jackknife has no width where each group gives 0 or 1, and too little near there. So a share
         (recall, coverage) has an interval of at least the width of Wilson's for n images, and precision, which is a
-        share of n independent images, has Wilson's itself. A density of 0 has no known interval (NaN): that no image
-        is near a real one says nothing about how many real ones the next would be near.
+        share of n independent images, has Wilson's itself. Any other value that no group changes, such as a density of
+        0, has no known interval (NaN): that no image is near a real one says nothing about how many real ones the next
+        would be near.
 
         Measured on Gaussian sets of 60 points (equal, too wide, collapsed; docs/intervals.md): 93 to 100 % of the
         intervals hold the mean over draws, 90 % of the intervals of density do. The exception is the recall of a set
         that is far away, which a single image can decide: 88 and 71 %.
         """
         error = jackknife_error(self.row[1:])
-        if self.key == "density" and self.value == 0:
+        if error < NO_ERROR and self.key not in SHARES:
             return Interval(self.value, math.nan, math.nan)
         found = cut(t_interval(self.value, error, degrees=len(self.row) - 2, confidence=confidence), *self.limits)
         if self.key not in SHARES:
@@ -97,8 +98,10 @@ class Estimate(NamedTuple):
         groups, value = len(rows) - 1, float(rows[0])
         own = [jackknife_error(estimate.row[1:]) for estimate in (self, other)]
         error = jackknife_error(rows[1:]) if paired else math.hypot(*own)
-        if error < NO_ERROR and self.key in SHARES:
-            return self._compare_shares(other, confidence)
+        if error < NO_ERROR:
+            if self.key in SHARES:
+                return self._compare_shares(other, confidence)
+            return Comparison(value, math.nan, math.nan, "cannot tell", self.n)
         degrees = groups - 1 if paired else 2 * (groups - 1)
 
         width = self.limits[1] - self.limits[0]

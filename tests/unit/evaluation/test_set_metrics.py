@@ -141,6 +141,14 @@ def test_intervals_lie_within_the_range_and_cover(scale):
             assert min(i.high - i.low for i in intervals) > 0.01
 
 
+@pytest.mark.parametrize("key", ["ds", "qs", "is", "density"])
+def test_a_value_that_no_group_changes_has_no_known_interval(key):
+    a, b = (Estimate(key, 60, torch.full((11,), value), (0.0, math.inf), higher_is_better=True) for value in (0, 1.0))
+    interval, found = a.interval(), a.compare(b, paired=False)
+    assert (interval.value, math.isnan(interval.low), math.isnan(interval.high)) == (0, True, True)
+    assert (found.difference, found.verdict, math.isnan(found.low)) == (1, "cannot tell", True)
+
+
 def test_a_density_of_nothing_has_no_known_interval():
     far = estimate_metrics(Sets(Reference.of(normal(60, 3)), normal(60, 3, seed=2) + 100), ["pr"])
     assert [far[key].value for key in ("precision", "density")] == [0, 0]
