@@ -33,7 +33,7 @@ An unconditional DDPM, held by real images too:
 
 With Accelerate the order is `accelerator.backward(loss)`, `reduce_gradients(params, accelerator=accelerator)`,
 `accelerator.clip_grad_norm_`: clipping first would clip each process's own gradient. `Hooks([RewardGuard(...)],
-track={"reward": tuner})` logs the terms, saves the state, and raises an alarm when the reward is exploited.
+track={"reward": tuner})` logs the terms, saves the state, and raises an alarm when the images move away.
 
 On digits, with a GMM's log-likelihood as reward, 40 steps of LoRA of rank 8 at lr 1e-3, k = 1, one run each:
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from qa_hooks._base.at_exit import at_exit, crashed
 from qa_hooks._base.checks import warn
@@ -47,6 +49,8 @@ class Attachment:
         self._on_step = on_step
         self._steps = self._silent_calls = 0
         self._ended = False
+        self._watch: RemovableHandle | None = None  # from the first dry run on
+        self._others: dict[str, bool] = {}  # not empty: some optimizer has made a step since then
         _ATTACHED.add(self.optimizer)
         self._handle = self.optimizer.register_step_post_hook(outside_graphs(self._after_step))
         at_exit(self._close_unended)
@@ -57,14 +61,23 @@ class Attachment:
         if self._silent_calls == SILENT_CALLS and not self._steps:
             warn(f"{SILENT_CALLS} calls and no optimizer step yet: " + _NO_EVENT)
 
+    def checked(self) -> None:
+        """A dry run was made: if that was the purpose, and no optimizer makes a step afterwards, nothing is said."""
+        if self._watch is None:
+            others = self._others  # a hook of all optimizers that held self would keep it alive
+            hook = outside_graphs(lambda optimizer, args, kwargs: others.update(stepped=True))
+            self._watch = register_optimizer_step_post_hook(hook)
+
     def close(self) -> None:
         """Say when the optimizer never made a step."""
-        if not self._steps:
+        if not self._steps and (self._watch is None or self._others or self._silent_calls):
             warn("the optimizer that these hooks are attached to never made a step: " + _NO_EVENT)
 
     def end(self) -> None:
         """Take everything off the optimizer."""
         self._handle.remove()
+        if self._watch is not None:
+            self._watch.remove()
         self._ended = True
         _ATTACHED.discard(self.optimizer)
 

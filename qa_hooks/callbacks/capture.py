@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ class Captures:
 
     Attributes:
         images: `(N, C, H, W)`, detached.
-        paused: while it is set, nothing is kept: what monitors make a module put out does not count.
 
     Args:
         on_output: called at each output of the user's loop.
@@ -44,7 +44,7 @@ class Captures:
     def __init__(self, on_output: Callable[[], None]) -> None:
         self._kept: dict[str, tuple[Tensor, int]] = {}
         self._told: set[str] = set()
-        self.paused = False
+        self._paused = False
         self._on_output = on_output
         self._handles: list[Any] = []
 
@@ -67,7 +67,7 @@ class Captures:
 
     def keep(self, name: str, output: Any) -> bool:
         """Keep one output. If it is not a batch of images, warn and return False, so that it is not tried again."""
-        if self.paused:
+        if self._paused:
             return True
         self._on_output()
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 3):
@@ -77,6 +77,15 @@ class Captures:
         hint = channel_hint(output) if isinstance(output, Tensor) else ""
         warn(f"{what} but {arrived(output)}; not captured{hint}")
         return False
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Inside it nothing is kept: what monitors make a module put out does not count."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def end(self) -> None:
         """Remove the hooks from the modules, and forget the images."""

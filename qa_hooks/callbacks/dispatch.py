@@ -46,6 +46,7 @@ class Dispatch:
                     raise ValueError(
                         f"{key} reads {needed.state_key}, which must come before it in the list of callbacks"
                     )
+        self._left_out: list[tuple[Callback, Context]] = []  # at the last step, since two were under way
         self._unseen: list[str] = []  # whose values no writer took
         self._told_unseen = False
         self._measuring = [callback for callback in self.active if type(callback).arrived is not Callback.arrived]
@@ -72,15 +73,8 @@ class Dispatch:
         if _dropped(ctx):  # between the steps
             self._unseen.append(MEANS)
         stops = self.land(ctx)
-        due = [callback for callback in self.active if callback.due(ctx.step)]
-        if not due and not self._unseen:
-            return stops
-        samples = _one_pass(due, ctx)
-        try:
-            return stops + self._run("on_step_end", due, replace(ctx, samples=samples))
-        finally:
-            samples.close()
-            self._tell_unseen()
+        self._left_out = []
+        return stops + self._at_step([callback for callback in self.active if callback.due(ctx.step)], ctx)
 
     def land(self, ctx: Context, *, wait: bool = False) -> list[TrainingStopped]:
         """Take in the values of earlier steps that have come, one at a time, each with the callbacks that read it.
@@ -98,6 +92,20 @@ class Dispatch:
                 stops += self._run("on_step_end", readers, then)
         return stops
 
+    def catch_up(self) -> list[TrainingStopped]:
+        """Measure the last step where it was left out because two were under way, and take its values in.
+
+        All that was under way has been taken in. Everything is as it would have been in the step: the images that the
+        loop handed over, and the callbacks that read the monitor.
+        """
+        left_out, self._left_out = self._left_out, []
+        monitors = [callback for callback, _ in left_out if callback in self.active]
+        if not monitors:
+            return []
+        readers = [callback for callback in self.active if any(monitor in callback.reads for monitor in monitors)]
+        ctx = left_out[0][1]
+        return self._at_step([*monitors, *readers], ctx) + self.land(ctx, wait=True)
+
     def end(self, ctx: Context) -> list[TrainingStopped]:
         """After the last step."""
         if _dropped(ctx):
@@ -105,6 +113,17 @@ class Dispatch:
         stops = self._run("on_train_end", self.active, ctx)
         self._tell_unseen()
         return stops
+
+    def _at_step(self, callbacks: list[Callback], ctx: Context) -> list[TrainingStopped]:
+        """Run them as callbacks of one step: they share their samples, and what nobody writes is told at the end."""
+        if not callbacks and not self._unseen:
+            return []
+        samples = _one_pass(callbacks, ctx)
+        try:
+            return self._run("on_step_end", callbacks, replace(ctx, samples=samples))
+        finally:
+            samples.close()
+            self._tell_unseen()
 
     def _run(self, event: str, callbacks: list[Callback], ctx: Context) -> list[TrainingStopped]:
         if not callbacks:
@@ -114,8 +133,12 @@ class Dispatch:
 
     def _call(self, callback: Callback, event: str, ctx: Context) -> list[TrainingStopped]:
         measured = callback.budgeted and event == "on_step_end"
-        if measured and not ctx.late and (callback.postponed(ctx.step) or not self.budget.allows(callback, ctx.step)):
-            return []
+        if measured and not ctx.late:
+            if callback.postponed(ctx.step):
+                self._left_out.append((callback, replace(ctx, samples=None)))
+                return []
+            if not self.budget.allows(callback, ctx.step):
+                return []
         if ctx.samples is not None and not _is_ours(callback):
             ctx.samples.forget()
             ctx = replace(ctx, samples=None)

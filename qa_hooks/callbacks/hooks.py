@@ -123,6 +123,9 @@ class Hooks:
         Wrappers (`AcceleratedOptimizer`, ...) are unwrapped. Steps that a GradScaler skips do not count. The step
         number is taken from the optimizer's state where it has one, so that the x axis survives a resume.
 
+        Monitors see the weights as this step leaves them. An average of the weights (EMA) that the loop updates after
+        `optimizer.step()` is one update behind then: call `hooks.step()` after `ema.update()` instead of this.
+
         Args:
             optimizer: of torch, or a wrapper with `.optimizer`.
             on_stop: for frameworks with a polite way to stop. A callback that ends training on one rank then sets
@@ -148,11 +151,7 @@ class Hooks:
         return self
 
     def use_writer(self, writer: Writer) -> Hooks:
-        """Log to this writer, unless these hooks were made with a `writer` or `log_dir`; it is not closed at the end.
-
-        Raises:
-            TypeError: it lacks methods of a `Writer`.
-        """
+        """Log to this writer, unless these hooks were made with a `writer` or `log_dir`; `close` leaves it open."""
         check_writer(writer)
         if self._lacks_writer:
             self._writer = GuardedWriter(writer if rank() == 0 else None)
@@ -171,7 +170,11 @@ class Hooks:
         """Call every sampler and scorer and try the writer: what the run would do, in words; nothing is changed."""
         from qa_hooks.callbacks.check import check_run
 
-        return check_run(self.callbacks, self._writer, self.track)
+        with self._captures.pausing():
+            said = check_run(self.callbacks, self._writer, self.track)
+        if self._attachment is not None:
+            self._attachment.checked()
+        return said
 
     def record(self, **scalars: Tensor | float) -> None:
         """Log values of your own as `qa_train/{name}/mean`, averaged between points; tensors are not synchronised."""
@@ -180,9 +183,14 @@ class Hooks:
             self._tracking.record(name, value)
 
     def close(self) -> None:
-        """Write what is pending and end the run; values that are computed elsewhere are waited for."""
+        """Write what is pending and end the run; values that are computed elsewhere are waited for.
+
+        A measurement of the last step that was left out, since two were under way, is made now: with the weights as
+        they are now, so close before you load others. After an error, as in a `finally`, it is not made.
+        """
         if self._running:
-            self._finish(wait=True)
+            ended = sys.exc_info()[0] or TrainingStopped
+            self._finish(wait=True, catch_up=issubclass(ended, TrainingStopped))
             self._dispatch(self._callbacks.end, self._context({}))
         if self._attachment is not None:
             self._attachment.close()
@@ -217,11 +225,7 @@ class Hooks:
         return RunState(self.callbacks, self.track, self._means).gather(self.step_count)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`.
-
-        Raises:
-            ValueError: with `strict`, when callbacks or tracked parts are missing or unknown.
-        """
+        """The inverse of `state_dict`; `ValueError` with `strict`, when callbacks or tracked parts do not fit it."""
         self.step_count = RunState(self.callbacks, self.track, self._means).restore(state, strict=self.strict)
 
     def _after_optimizer_step(self, known: int | None) -> None:
@@ -256,11 +260,8 @@ class Hooks:
         return Context(self.step_count, seen, terms or {}, self._writer, rank(), world_size())
 
     def _dispatch(self, run: Callable[[Context], list[TrainingStopped]], ctx: Context) -> None:
-        self._captures.paused = True
-        try:
+        with self._captures.pausing():
             stops = run(ctx)
-        finally:
-            self._captures.paused = False
         for stop in stops:  # after the other callbacks of this step: one of them may keep the best checkpoint
             told, self.should_stop = self.should_stop, True
             if self._attachment is not None and self._on_stop is None:
@@ -272,10 +273,12 @@ class Hooks:
         if self._attachment is not None:
             self._attachment.count_silence()
 
-    def _finish(self, *, wait: bool) -> None:
+    def _finish(self, *, wait: bool, catch_up: bool = False) -> None:
         """Write the means, and the values that were computed elsewhere: all, or those that have come."""
         self._means.write(self._writer, self.step_count)
-        self.should_stop |= bool(self._callbacks.land(self._context({}), wait=wait))
+        with self._captures.pausing():
+            stops = self._callbacks.land(self._context({}), wait=wait)
+            self.should_stop |= bool(stops + (self._callbacks.catch_up() if catch_up else []))
 
     def _end(self) -> None:
         for callback in self.callbacks:

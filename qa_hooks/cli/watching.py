@@ -50,7 +50,7 @@ def add_watch(commands: Commands) -> None:
     watch.add_argument("--best", metavar="KEY", help="of best.json: a scorer's name, fd, ... (default: the first)")
     watch.add_argument("--mode", choices=["min", "max"], help="which is best, where the key does not say")
     watch.add_argument("--alarm", nargs="+", default=[], metavar="A", help="'KEY<VALUE' or 'KEY>VALUE', in quotes")
-    watch.add_argument("--guard", action="store_true", help="with --real: alarms on an exploited reward")
+    watch.add_argument("--guard", action="store_true", help="with --real: alarms on images as by an exploited reward")
     add_shared(watch, "--device", default="cpu", help="the GPU's memory may be the trainer's")
     add_shared(watch, "--batch-size")
     finish(watch, _watch, alarm="an alarm was raised", resumes=True, waits=True)

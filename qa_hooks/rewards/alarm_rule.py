@@ -3,9 +3,9 @@
 No single number will do. In toy runs held-out scores *rose* while the fidelity collapsed, precision and inception score
 rose while the diversity fell, and an honest run may pass one limit for a while. So each measurement has a limit, and
 
-    severity   1 + (value - limit) / width       (for what is bad when low: of the negatives)
-    suspicion  a severity of 2 in a kind that may stand alone, or of 1 in two families
-    alarm      suspicion on `patience` looks in a row
+    severity   of a measurement: 1 + (value - limit) / width       (for what is bad when low: of the negatives)
+               of a look: half the largest one in a kind that may stand alone, or the second family's if that is more
+    alarm      a look's severity of 1 on `patience` looks in a row: one kind at 2, or two families at 1
 
 Limits and widths come from the real images. The width is how far the worst tenth of *single* images lies from their
 mean, and the limit is that far from their mean: where the mean sample is as odd as one real image in ten, however many
@@ -99,7 +99,7 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """A measurement beyond its limit; `level` is the real images' (or the start's: `against`)."""
+    """A measurement beyond its limit; `level` is the real images' (or the start's: `against`), `severity` its own."""
 
     kind: str
     value: float
@@ -234,7 +234,24 @@ class AlarmRule:
         self.best, self.start, self.waited = dict(state["best"]), dict(state["start"]), int(state["waited"])
 
 
-def is_suspicious(found: list[Finding]) -> bool:
+def is_suspicious(found: Collection[Finding]) -> bool:
     """One kind far beyond its limit, or two families beyond theirs."""
-    alone = any(finding.severity >= 2 and KINDS[finding.kind].alone for finding in found)
-    return alone or len({KINDS[finding.kind].family for finding in found if finding.severity >= 1}) >= 2
+    return look_severity(found) >= 1
+
+
+def look_severity(found: Collection[Finding]) -> float:
+    """How suspicious a look is; 1 makes it one of the `patience` looks of an alarm.
+
+    Half the severity of what may stand alone, or the severity of the second family.
+
+    Example:
+        >>> dark, drift = Finding("dark", 0.3, 0.1, 0.15, 1.8), Finding("drift", 0.9, 0.0, 0.25, 3.5)
+        >>> look_severity([dark]), look_severity([drift]), look_severity([dark, drift])
+        (0.9, 0.0, 1.8)
+    """
+    families: dict[str, float] = {}
+    for finding in found:
+        family = KINDS[finding.kind].family
+        families[family] = max(families.get(family, 0.0), finding.severity)
+    alone = max((finding.severity / 2 for finding in found if KINDS[finding.kind].alone), default=0.0)
+    return max(alone, sorted([0.0, 0.0, *families.values()])[-2])

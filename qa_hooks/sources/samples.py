@@ -6,6 +6,7 @@ whoever asks: monitors of one step that ask for the same images get them from on
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -14,7 +15,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qa_hooks._base.checks import channel_hint, check_call
 from qa_hooks._base.hashing import fingerprint
@@ -25,6 +26,8 @@ from qa_hooks._base.sharding import sharded_kind
 from qa_hooks.images import Range, RangeGuard, as_tensor
 
 Sample = Callable[[int, torch.Generator], Any]
+
+GENERATORS = ("gen", "rng", "rand", "seed")  # in the name of a parameter that may take one, or it is of 1 or 2 letters
 
 HELD = 2**32  # bytes of images that a step keeps for monitors whose turn is still to come
 
@@ -109,14 +112,44 @@ def sample_runs(sample: Sample, count: int, seed: int, block: int) -> list[Tenso
     key = mixed_key(seed, block)
     with isolated(*modules_of(sample)):  # each call starts in eval mode, whatever mode the one before left behind
         seed_everything(key)
-        runs = as_runs(sample(count, torch.Generator("cpu").manual_seed(key)))
+        try:
+            runs = as_runs(sample(count, torch.Generator("cpu").manual_seed(key)))
+        except Exception as error:
+            if not (hint := _generator_hint(sample)):
+                raise
+            raise ValueError(f"{type(error).__name__}: {error}{hint}") from error
     shapes = [tuple(run.shape) for run in runs]
     if sum(map(len, runs)) != count or any(shape[1] not in (1, 3) for shape in shapes):
         raise ValueError(
             f"sample({count}, generator) must give ({count}, 1 or 3, H, W), got {', '.join(map(str, shapes))}"
-            + channel_hint(runs[0])
+            + (_generator_hint(sample) or channel_hint(runs[0]))
         )
     return runs
+
+
+def _generator_hint(sample: Sample) -> str:
+    """Which parameter of a function that failed was given the generator, where its name says that it is another thing.
+
+    Example:
+        >>> _generator_hint(lambda batch_size, return_all_timesteps=False: None)[:67]
+        "; the generator went to its parameter 'return_all_timesteps': write"
+        >>> _generator_hint(lambda n, generator: None)
+        ''
+    """
+    try:
+        parameters = inspect.signature(sample.forward if isinstance(sample, nn.Module) else sample).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    second = [part for part in parameters if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)][1:2]
+    if not second:
+        return ""
+    name, kind = second[0].name, str(second[0].annotation)
+    if len(name) <= 2 or any(word in name.lower() for word in GENERATORS) or "Generator" in kind:
+        return ""
+    return (
+        f"; the generator went to its parameter {name!r}: write sample=lambda n, generator: f(n), with your function "
+        "as f (the global generators are seeded for the call)"
+    )
 
 
 def sample_block(sample: Sample, count: int, seed: int, block: int) -> Tensor:

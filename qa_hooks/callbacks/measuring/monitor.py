@@ -99,7 +99,8 @@ class MeasuringMonitor(Monitor):
             self._told_busy = True
             warn(
                 f"{self.state_key}: step {step} is not measured, since steps {' and '.join(self._steps())} are "
-                "still being computed elsewhere; a larger every= or a smaller n= keeps up (said once)"
+                "still being computed elsewhere; a larger every= or a smaller n= keeps up, and hooks.close() measures "
+                "the run's last step after all (said once)"
             )
         return busy
 

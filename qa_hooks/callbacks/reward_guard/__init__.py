@@ -1,1 +1,1 @@
-"""RewardGuard: notices that a reward is being exploited."""
+"""RewardGuard: rings when images move away as they do by an exploited reward."""

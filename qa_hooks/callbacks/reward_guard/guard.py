@@ -1,13 +1,11 @@
-"""The alarm on reward hacking: a model that raises its score without making better images.
-
-guard = RewardGuard(reward, heldout=[niqe, other], base=unet, sample=sample, real=photographs, action="stop")
-with Hooks([guard], log_dir="runs/a").attach(optimizer): ...
+"""The alarm on reward hacking: images that go where a model goes that raises its score without better images.
 
 What is measured, and when it is an alarm, is in `qa_hooks.rewards.measures` and `qa_hooks.rewards.alarm_rule`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +20,10 @@ from qa_hooks.callbacks.pictures import picture_folder, write_picture
 from qa_hooks.callbacks.reward_guard.images import GuardImages
 from qa_hooks.callbacks.reward_guard.rows import gathered_rows, in_order, joined_rows
 from qa_hooks.callbacks.reward_guard.sheet import alarm_sheet
-from qa_hooks.callbacks.reward_guard.wording import alarm_words
+from qa_hooks.callbacks.reward_guard.wording import ScorePath, alarm_words, quiet_words
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import Range
-from qa_hooks.rewards.alarm_rule import AlarmRule, Finding
+from qa_hooks.rewards.alarm_rule import AlarmRule, Finding, look_severity
 from qa_hooks.rewards.broken import WORDS, broken_message
 from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import CHANGE, Rows
@@ -34,13 +32,15 @@ from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, SampleSet
 from qa_hooks.writers import make_tag
 
+LOG = logging.getLogger("qa_hooks")
+
 ACTIONS = ("warn", "stop", "scale")
 
 
 class RewardGuard(Monitor):
-    """Watches a run that is optimised for a score, and raises the alarm when the score is being exploited.
+    """Watches a run that is optimised for a score: rings when its images move away as they do by an exploited score.
 
-    It needs only images. Each further argument lets it detect more:
+    It needs only images, and sees more with each of these:
 
     - `real`: what is normal? Without real images the first look is the reference.
     - `base`: where did the run begin? With `real` and `base`, brightness, contrast, colours, details and the distance
@@ -48,8 +48,12 @@ class RewardGuard(Monitor):
       both. With `base="start"` it is the run's own first look.
     - `scorer`: is the score above the score of real images? `heldout`: do scores that are not optimised follow?
 
-    Whatever looks odd at the first look is taken as normal for this model: start from a sound one. One held-out score
-    alone raises no alarm.
+    Whatever looks odd at the first look is taken as normal for this model: start from a sound one.
+
+    **When it rings**: each measurement has a limit, and a severity that is 1 at the limit and 2 one width beyond it. An
+    alarm is two families of measurements at 1 (docs/guards.md), or one at 2, on `patience` looks in a row. `drift`,
+    `change_peak` and the gain over held-out scores never ring alone: honest training moves images, too. A look's
+    "severity" follows the rule: 1 is suspicious. A score is called exploited only near or above what real images score.
 
     Measured on runs that its limits were not chosen on (docs/guards.md): given `real` and `base` it found 81 of 88
     hacks before SSIM or recall had fallen by a fifth, given `real` alone 49; no alarm in 105 honest runs (Wilson's
@@ -58,36 +62,31 @@ class RewardGuard(Monitor):
     - "warn": each kind of alarm once, with its numbers.
     - "stop": warns and raises `TrainingStopped` out of `optimizer.step()` where attached, else sets
       `hooks.should_stop`; again at each look, so a resumed run stops, too.
-    - "scale": warns and calls `scale(step)`, at an alarm and again every `patience` looks while the alarm lasts. With
-      LoRA: `scale=lambda step: halve()`, where `halve` keeps a factor and calls `integrations.peft.scale_lora(model,
-      factor)`. It runs on every process.
+    - "scale": warns and calls `scale(step)` on every process, at an alarm and again every `patience` looks while it
+      lasts. With LoRA it is a function that keeps a factor and calls `integrations.peft.scale_lora(model, factor)`.
 
-    Samples that are black, of one colour or not finite are named in a warning at the first look that sees them.
-
-    Writes `qa_eval/{name}/{kind}` for what is measured, `/severity` of the worst kind, `/alarms`, how many there have
-    been, and at an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
+    Samples that are black, of one colour or not finite are named in a warning at the first look that sees them. Writes
+    `qa_eval/{name}/{kind}` for what is measured, `/severity` of the look, `/alarms`, how many there have been, and at
+    an alarm the sheet `qa_images/{name}/alarm` of the worst samples.
 
     Args:
         scorer: the score that is optimised. The guard reads its goodness, so a lower-is-better scorer works as well.
         heldout: scores that are not optimised. Give two or more: a single one has risen while fidelity was lost.
-        base: the model before fine-tuning, as one of: a function `base(n, generator)` like `sample`; a network with
-            LoRA (its adapter is switched off while `sample` runs); with `images=`, the name of the base images; or
-            "start", the run's own first look, which comes after the first optimizer step: where one step already
-            changes much, give a function or the network. It is asked once; at most 128 x 128 pixels of each image are
-            kept, also in the state. None: a run from random weights, which must change. What is measured against a base
-            then raises no alarm.
+        base: the model before fine-tuning: a function like `sample`; a network with LoRA (its adapter is switched off
+            while `sample` runs); with `images=`, the name of the base images; or "start", the run's first look, after
+            the first optimizer step: where one step changes much, give another. It is asked once; at most 128 x 128
+            pixels of each image are kept, also in the state. None: a run from random weights, which must change.
         real_level: the score of real images, in the scorer's own direction; by default the mean score of `real`.
         action: "warn", "stop" or "scale".
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`; or
-        images: the name under which the loop hands images over. A look collects images from successive steps, starting
-            on its due step, until it has `n` from all processes together.
-        real: real images of the samples' size, at least 8 and as many as there are up to 512: a tensor, a folder, a
-            dataset, a loader.
+        images: the name under which the loop hands images over; from its due step on a look collects `n` of them, from
+            all processes together.
+        real: a tensor, folder, dataset or loader of real images of the samples' size, at least 8; up to 512 are used.
         scale: called as `scale(step)` when `action="scale"`.
         every: steps between two looks.
         n: images of a look, at least 8.
         batch_size, seed: batch size and seed of the samples; every look makes the same samples.
-        patience: looks in a row that must be suspicious.
+        patience: looks in a row that must be suspicious, as above.
         extractor: makes the features for diversity and drift.
         value_range: value range of the images; by default the scorers' range.
         name: the name in the tags.
@@ -96,9 +95,9 @@ class RewardGuard(Monitor):
     Attributes:
         last: what the last look measured: "step", each value, "severity" and "alarms"; scores under "score",
             "heldout/{name}"; under "change/{kind}" how far a value is from the base's.
-        found: measurements beyond their limit at the last look, worst first, alarm or not; `str` gives the numbers.
+        found: measurements beyond their limit at the last look, worst first, alarm or not, each with its own severity.
         alarms: looks that ended in an alarm.
-        looks: the object that looks at the images; it has the sampler, the base and the scorers.
+        looks: what looks at the images; it has the sampler, the base and the scorers.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -154,6 +153,7 @@ class RewardGuard(Monitor):
         self.found: list[Finding] = []
         self.alarms = 0
         self._told: list[str] = []
+        self._quiet = 0  # looks in a row with measurements beyond their limits that made no alarm
         self._real: Rows = {}
         self._rule: AlarmRule | None = None
         self._waiting: Rows = {}  # what is there of a look by `images=`, of all processes
@@ -218,8 +218,7 @@ class RewardGuard(Monitor):
         alarm = rule.look(values if self.looks.base is not None else _of_now(values))
         self.found = rule.found
         self.alarms += bool(alarm)
-        worst = max((finding.severity for finding in rule.found), default=0.0)
-        self.last = {"step": ctx.step, **values, "severity": worst, "alarms": self.alarms}
+        self.last = {"step": ctx.step, **values, "severity": look_severity(rule.found), "alarms": self.alarms}
         for key, value in _of_now(self.last).items():
             if key != "step" and math.isfinite(value):
                 ctx.writer.scalar(make_tag("eval", self.name, key), value, ctx.step)
@@ -227,22 +226,22 @@ class RewardGuard(Monitor):
             if ctx.rank == 0:
                 sheet = alarm_sheet(self.found, rows, pictures["pictures"], pictures.get("bases"))
                 write_picture(ctx, self.folder, self.name, "alarm", sheet)
-            self._tell(ctx)
+            if self._new([finding.kind for finding in self.found]) and ctx.rank == 0:
+                self.raise_alarm(ctx, self._words())
             if self.action == "scale":
                 rule.waited = 0  # what was scaled gets its time
+        self._quiet = self._quiet + 1 if self.found and self.last["severity"] < 1 else 0
+        if self._quiet >= self.patience and self._new(["quiet"]) and ctx.rank == 0:
+            LOG.warning("%s, step %d: %s", self.state_key, ctx.step, quiet_words(self.found, self.patience))
 
     def _begin(self, ctx: Context, rows: Rows) -> AlarmRule:
         """Compute the reference levels at the first look. All ranks hold the numbers, only rank 0 the features."""
-        levels = Levels({}, {}, {})
+        levels, loaded = Levels({}, {}, {}), self._loaded.get("levels")
         with together():
             if ctx.rank == 0:
-                loaded = self._loaded.get("levels")
-                if loaded:
-                    levels = Levels(**loaded)
-                elif self._real:
-                    levels = Levels.of(self._real, len(rows["features"]))
-                else:
-                    levels = Levels.of(rows, len(rows["features"]), source="start")
+                source = "real" if self._real else "start"
+                own = loaded or vars(Levels.of(self._real or rows, len(rows["features"]), source=source))
+                levels = Levels(**own)
         numbers = shared({key: getattr(levels, key) for key in ("level", "width", "deviation", "source", "error")})
         levels = Levels(**numbers, features=levels.features)
         unjudged = () if self.looks.base is not None else ("drift", "change_peak")
@@ -254,23 +253,24 @@ class RewardGuard(Monitor):
 
     def _tell_broken(self, ctx: Context, values: dict[str, float], n: int) -> None:
         """Name images that show nothing, each kind once; no reward is needed to see them, and no second look."""
-        new = {key: values[key] for key in WORDS if values.get(key) and f"broken {key}" not in self._told}
-        self._told += [f"broken {key}" for key in new]
-        message = broken_message(new, n)
+        new = self._new([f"broken {key}" for key in WORDS if values.get(key)])
+        message = broken_message({key: values[key] for key in WORDS if f"broken {key}" in new}, n)
         if message and ctx.rank == 0:
             self.raise_alarm(ctx, message)
 
-    def _tell(self, ctx: Context) -> None:
-        new = [finding for finding in self.found if finding.kind not in self._told]
-        self._told += [finding.kind for finding in new]
-        if new and ctx.rank == 0:
-            self.raise_alarm(ctx, self._words())
+    def _new(self, what: list[str]) -> list[str]:
+        """What of this has not been told yet; from here on it has."""
+        new = [name for name in what if name not in self._told]
+        self._told += new
+        return new
 
     def _words(self) -> str:
-        looks, start = self.looks, {} if self._rule is None else self._rule.start
-        before, now = start.get("score", math.nan), self.last.get("score", math.nan)
-        scorer = looks.scorers.get("score")
-        return alarm_words(self.found, scorer, before, now, base=looks.base, patience=self.patience)
+        path, rule, looks = ScorePath(), self._rule, self.looks
+        if rule is not None:
+            deviation = rule.levels.deviation.get("score", 0.0) if rule.levels.source == "real" else 0.0
+            before, now = rule.start.get("score", math.nan), self.last.get("score", math.nan)
+            path = ScorePath(before, now, rule.real_level, deviation)
+        return alarm_words(self.found, looks.scorers.get("score"), path, base=looks.base, patience=self.patience)
 
     def state_dict(self) -> dict[str, Any]:
         rule, levels = self._loaded.get("rule", {}), self._loaded.get("levels", {})

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from qa_hooks.callbacks import GenerativeMonitor, Hooks, RewardGuard, TrainingStopped
-from qa_hooks.callbacks.reward_guard.wording import alarm_words
+from qa_hooks.callbacks.reward_guard.wording import ScorePath, alarm_words
 from qa_hooks.images import RangeGuard
 from qa_hooks.rewards.alarm_rule import Finding
+from qa_hooks.writers import MemoryWriter
 from toy_scorers import brightness
 
 REAL = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -71,19 +72,69 @@ def test_check_tries_the_real_images(kind):
 
 
 def test_the_words_say_what_is_known():
-    said = alarm_words([DARK], brightness("bright"), 0.2, 0.4, base="start", patience=2)
+    risen = ScorePath(0.2, 0.4, 0.3, 0.05)
+    said = alarm_words([DARK], brightness("bright"), risen, base="start", patience=2)
     assert said == (
         "the samples have moved away from the base (the first look) and the real images on 2 looks in a row: "
-        "dark share 0.3, real 0.1, limit 0.15; bright went from 0.2 at the first look to 0.4, which is better: the "
-        "reward is being exploited"
+        "dark share 0.3, real 0.1, limit 0.15; bright went from 0.2 at the first look to 0.4, which is better and "
+        "better than the 0.3 of real images: the reward is being exploited"
     )
-    worse = alarm_words([DARK], brightness("bright"), 0.4, 0.2)
-    assert "from 0.4 at the first look to 0.2, which is worse" in worse
-    assert "being exploited" not in worse
+    worse = alarm_words([DARK], brightness("bright"), ScorePath(0.4, 0.2))
+    assert "from 0.4 at the first look to 0.2, which is worse: not a reward that is exploited, but damage" in worse
     lower = brightness("noise", higher_is_better=False)  # goodness is minus the score
-    assert "noise went from 13 at the first look to 9, which is better" in alarm_words([DARK], lower, -13.0, -9.0)
-    assert "not known without scorer=" in alarm_words([DARK], None, math.nan, math.nan)
-    assert "bright is not finite" in alarm_words([DARK], brightness("bright"), 0.2, math.nan)
+    said = alarm_words([DARK], lower, ScorePath(-13.0, -9.0, -8.0, 2.0))
+    assert "noise went from 13 at the first look to 9, which is better and near the 8 of real images: the" in said
+    assert "not known without scorer=" in alarm_words([DARK])
+    assert "bright is not finite" in alarm_words([DARK], brightness("bright"), ScorePath(0.2, math.nan))
+    assert alarm_words([DARK], brightness("bright"), ScorePath(0.2, 0.2)).endswith("to 0.2")
+
+
+@pytest.mark.parametrize(
+    ("base", "against", "advice"),
+    [
+        ("start", "real", 'for a run from random weights leave base="start" out'),
+        ("start", "start", 'for a run from random weights leave base="start" out and give real='),
+        (None, "start", "for a run from random weights give real="),
+        (None, "real", "a model that still learns something else than what it is compared with"),
+        (unit, "real", "a model that still learns something else than what it is compared with"),
+    ],
+)
+def test_a_score_that_is_far_from_the_real_level_is_not_called_exploited(base, against, advice):
+    """A model that learns from random weights moves, and its score rises, with no reward at all."""
+    found = [DARK._replace(against=against)]
+    for real, level in (
+        (-61.0, "worse than the -61 of real images"),
+        (math.nan, "real images score is not known"),
+    ):
+        said = alarm_words(found, brightness("likelihood"), ScorePath(-198.6, -177.2, real, 20.0), base=base)
+        assert "from -198.6 at the first look to -177.2, which is better" in said
+        assert level in said
+        assert "the reward is being exploited" not in said
+        assert said.endswith(advice)
+    assert alarm_words(found, brightness("likelihood"), ScorePath(-177.2, -198.6), base=base).endswith(advice)
+
+
+def test_a_guard_knows_the_real_level(tmp_path):
+    """An untrained model that gets brighter below and above what real images are, with the pictures of a lattice."""
+    level = [0.0]
+
+    def sample(n: int, rng: torch.Generator) -> torch.Tensor:
+        images = torch.rand(n, 3, 32, 32, generator=rng) * 0.02 + level[0]
+        images[:, :, ::2] += 0.1 * (level[0] > 0)
+        return images.clamp(0, 1)
+
+    real = REAL * 0.1 + 0.6 + torch.linspace(-0.05, 0.05, 40).view(-1, 1, 1, 1)
+    for top, words in ((0.3, "still worse than the 0.65 of real images"), (0.8, "better than the 0.65 of real images")):
+        level[0] = 0.0
+        guard = RewardGuard(brightness("bright"), sample=sample, real=real, base="start", n=16, every=1)
+        with warnings.catch_warnings(record=True) as told, Hooks([guard], writer=MemoryWriter()) as hooks:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                hooks.step()
+                level[0] = top
+        (said,) = [str(warning.message) for warning in told if "moved away" in str(warning.message)]
+        assert words in said
+        assert ("being exploited" in said) == (top == 0.8)
 
 
 @pytest.mark.parametrize(("against", "of"), [("real", "real images"), ("start", "images of the first look")])

@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from qa_hooks.callbacks import Callback, Hooks, Monitor, NaNGuard, SampleGrid, TrainingStopped
 from qa_hooks.penalties import DriftPenalty
@@ -335,6 +336,32 @@ class TestAttach:
             resumed.load_state_dict(saved)
             step(resumed)
         assert log.events == ["start", 8, "end"]
+
+    def test_nothing_is_said_of_an_optimizer_where_a_check_was_all(self, optimizer):
+        """After it, any other optimizer's step shows that there is a run, and that it uses another optimizer."""
+        before = dict(_global_optimizer_post_hooks)
+        hooks = Hooks([], writer=MemoryWriter()).attach(optimizer)
+        hooks.check()
+        hooks.check()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hooks.close()
+        assert dict(_global_optimizer_post_hooks) == before
+        other = torch.optim.SGD([nn.Parameter(torch.zeros(3))], 0.1)
+        for run in (lambda hooks: step(other), lambda hooks: hooks.record(loss=0.0)):
+            hooks = Hooks([], writer=MemoryWriter()).attach(optimizer)
+            hooks.check()
+            run(hooks)
+            with pytest.warns(UserWarning, match="never made a step"):
+                hooks.close()
+
+    def test_what_a_check_makes_a_captured_network_put_out_does_not_count(self, optimizer):
+        net, seen = nn.Conv2d(3, 3, 1), Log()
+        grid = SampleGrid(lambda n, rng: net(torch.rand(n, 3, 8, 8, generator=rng)), n=4)
+        hooks = Hooks([grid, seen], writer=MemoryWriter())
+        hooks.capture("fake", net)
+        hooks.check()
+        assert hooks._captures.images == {}
 
     def test_silence_is_reported(self, optimizer):
         with pytest.warns(UserWarning, match="never made a step"):

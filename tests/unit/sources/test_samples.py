@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -10,7 +11,15 @@ import torch
 from torch import nn
 
 from qa_hooks._base.random import mixed_key
-from qa_hooks.sources.samples import SampleSet, check_sample, in_range, numbered_blocks, sample_block, sample_blocks
+from qa_hooks.sources.samples import (
+    SampleSet,
+    check_sample,
+    in_range,
+    numbered_blocks,
+    sample_block,
+    sample_blocks,
+    sample_runs,
+)
 
 
 def drawn(n, generator):
@@ -109,3 +118,36 @@ def test_a_default_device_changes_nothing():
     finally:
         torch.set_default_device(None)
     assert torch.equal(got, expected)
+
+
+class Diffusion:
+    """As denoising-diffusion-pytorch's: the second argument is a flag."""
+
+    def sample(self, batch_size=16, return_all_timesteps=False):
+        return torch.zeros(batch_size, *([5] if return_all_timesteps else []), 3, 8, 8)
+
+
+def test_a_generator_that_went_to_another_parameter_is_told():
+    with pytest.raises(ValueError, match=r"got \(4, 5, 3, 8, 8\); the generator went to its parameter 'return_all"):
+        sample_runs(Diffusion().sample, 4, 0, 0)
+    (images,) = sample_runs(lambda n, generator: Diffusion().sample(n), 4, 0, 0)
+    assert images.shape == (4, 3, 8, 8)
+
+    def stepwise(n, steps):
+        return torch.stack([torch.zeros(n) for _ in range(steps)])
+
+    with pytest.raises(ValueError, match=r"TypeError: .*the generator went to its parameter 'steps': write"):
+        sample_runs(stepwise, 4, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["generator", "rng", "g", "seed", "gen", "random_state", "_", "r", "torch_generator"])
+def test_a_parameter_that_may_take_a_generator_is_not_blamed(name):
+    scope: dict = {}
+    exec(f"def sample(n, {name}): return torch.zeros(n, 2, 8, 8)", {"torch": torch}, scope)
+    with pytest.raises(ValueError, match="must give") as told:
+        sample_runs(scope["sample"], 4, 0, 0)
+    assert "went to" not in str(told.value)
+    for other in (lambda n, *rest: torch.zeros(n, 2, 8, 8), functools.partial(lambda *a: torch.zeros(4, 2, 8, 8))):
+        with pytest.raises(ValueError, match="must give") as told:
+            sample_runs(other, 4, 0, 0)
+        assert "went to" not in str(told.value)
