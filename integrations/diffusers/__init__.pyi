@@ -8,8 +8,8 @@ from .guidance import sweep_guidance as sweep_guidance
 from .last_steps import grad_last_steps as grad_last_steps
 from .prediction import predicted_image as predicted_image
 from .quality.adapter import QualityAdapter as QualityAdapter
+from .quality.curve import QualityCurve as QualityCurve
 from .quality.gradient_guidance import GradientGuidance as GradientGuidance
-from .quality.monitors import QualityCurve as QualityCurve
 from .quality.monitors import QualityStrip as QualityStrip
 from .quality.scores import QualityScores as QualityScores
 from .quality.words import QualityWords as QualityWords

@@ -17,11 +17,21 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Callback, Monitor
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.callbacks.reward_guard.guard import RewardGuard
-from qa_hooks.images import Range
+from qa_hooks.images import Range, RangeGuard
 from qa_hooks.losses.loss import QALoss
 from qa_hooks.penalties.penalty import CriticPenalty
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.scorers.scorer import Scorer
-from qa_hooks.sources.samples import GroundTruths, Sample, as_runs, call_key, in_range, sample_runs
+from qa_hooks.sources.samples import (
+    GroundTruths,
+    Sample,
+    SampleSet,
+    as_runs,
+    call_key,
+    in_range,
+    sample_blocks,
+    sample_runs,
+)
 from qa_hooks.weighting.weighter import Weighter
 from qa_hooks.writers import GuardedWriter
 
@@ -65,11 +75,11 @@ def _lines(callback: Callback, tried: dict[tuple[int, ...], _Trial]) -> Iterator
     if not isinstance(callback, Monitor):
         return
     looks = callback.looks if isinstance(callback, RewardGuard) else callback
-    images: Tensor | None = None
+    runs: list[Tensor] = []
     for name in ("sample", "images", "base"):
         sample = getattr(looks, name, None)
         if callable(sample) and not isinstance(sample, nn.Module):
-            images, line = _check_sample(name, sample, looks, tried)
+            runs, line = _check_sample(name, sample, looks, tried)
             yield line
     named = ("images", "reference") if looks is callback else ("name", "base")
     for value in (getattr(looks, name, None) for name in named):
@@ -79,8 +89,8 @@ def _lines(callback: Callback, tried: dict[tuple[int, ...], _Trial]) -> Iterator
         place = "the device of the images" if callback.where == "process" else callback.where
         yield f"computes in a process of its own, on {place}, while training goes on"
     for scorer in _scorers(looks):
-        yield _check_scorer(scorer, images, getattr(looks, "truths", None))
-    yield from _rehearsed(looks, images)
+        yield _check_scorer(scorer, runs, getattr(looks, "truths", None))
+    yield from _rehearsed(looks, runs[0] if runs else None)
 
 
 def _rehearsed(looks: Any, images: Tensor | None) -> list[str]:
@@ -111,17 +121,17 @@ def _try_sample(sample: Sample, count: int, seed: int) -> _Trial:
 
 def _check_sample(
     name: str, sample: Sample, monitor: Any, tried: dict[tuple[int, ...], _Trial]
-) -> tuple[Tensor | None, str]:
-    """The first images of a sampler, of one size, and what there is to say of its first block."""
+) -> tuple[list[Tensor], str]:
+    """The first images of a sampler, in runs of one size, and what there is to say of its first calls."""
     count = getattr(monitor, "per_call", min(getattr(monitor, "batch_size", 64), getattr(monitor, "n", 64)))
     seed = getattr(monitor, "seed", 0)
     key = call_key(sample, count, seed, 0)
     trial = tried[key] = tried[key] if key in tried else _try_sample(sample, count, seed)
     runs, notes = trial.runs, []
     if trial.error:
-        return None, f"{name} FAILS: {trial.error}"
+        return [], f"{name} FAILS: {trial.error}"
     if lost := sum(int((~torch.isfinite(images)).flatten(1).any(1).sum()) for images in runs):
-        return None, (
+        return [], (
             f"{name} HOLDS NaN or infinity: {lost} of its first {plural(count, 'image')}, which the first measurement "
             "will refuse"
         )
@@ -142,7 +152,15 @@ def _check_sample(
         if declared is not None:
             text += f", declared ({declared[0]:g}, {declared[1]:g})"
             notes += _range_notes(torch.cat([run.flatten() for run in runs]), declared)
-    return images, "; ".join([text, *notes])
+    n = getattr(monitor, "n", count)
+    if n > count:  # further calls: with other noise, and for what is left
+        two_calls = SampleSet(sample, count + (n % count or count), count, seed)
+        try:
+            for _ in sample_blocks(two_calls):
+                pass
+        except Exception as error:
+            return runs, f"{text}; THEN IT FAILS: {type(error).__name__}: {error}"
+    return runs, "; ".join([text, *notes])
 
 
 def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
@@ -156,21 +174,35 @@ def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
         )
     elif max(declared[0] - low, high - declared[1]) > (declared[1] - declared[0]) / 4:
         yield f"{share:.1%} of the values overshoot that range, and are clamped"
+    else:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            RangeGuard(declared)(predictions={"samples": values.reshape(1, 1, 1, -1)})
+        yield from (f"WARNS: {warning.message}" for warning in told)
 
 
-def _check_scorer(scorer: Scorer, images: Tensor | None, truths: GroundTruths | None) -> str:
-    arrow = "higher" if scorer.higher_is_better else "lower"
-    if images is None:
-        return f"{scorer.name}: {arrow} is better; no images to try it on"
-    try:
-        inputs = {"reference": truths.of(0, images)} if truths is not None and "reference" in scorer.inputs else {}
-        with isolated():
-            scores = scorer(in_range(images, scorer.value_range), **inputs).float().cpu()
-    except Exception as error:
-        return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
-    lost = int((~torch.isfinite(scores)).sum())
-    text = f"{scorer.name}: {float(scores.min()):.4g} to {float(scores.max()):.4g} on these, {arrow} is better"
-    return f"{text}; {lost} of {len(scores)} NOT FINITE" if lost else text
+def _check_scorer(scorer: Scorer, runs: list[Tensor], truths: GroundTruths | None) -> str:
+    """What a scorer says of the first images that it does not refuse."""
+    arrow, start, refusal = "higher" if scorer.higher_is_better else "lower", 0, ""
+    for images in runs:
+        try:
+            compared = truths is not None and "reference" in scorer.inputs
+            inputs = {"reference": truths.of(start, images)} if truths is not None and compared else {}
+            with isolated():
+                scores, why = score_each(scorer, in_range(images, scorer.value_range), **inputs)
+        except Exception as error:
+            return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
+        known, start, refusal = scores[torch.isfinite(scores)], start + len(images), refusal or why
+        if len(known):
+            text = f"{scorer.name}: {float(known.min()):.4g} to {float(known.max()):.4g} on these, {arrow} is better"
+            if refusal:
+                return f"{text}; LEFT OUT: {refusal}"
+            return (
+                f"{text}; {len(scores) - len(known)} of {len(scores)} NOT FINITE" if len(known) < len(scores) else text
+            )
+    if runs:
+        return f"{scorer.name} FAILS: {refusal or f'{start} of {start} NOT FINITE'}"
+    return f"{scorer.name}: {arrow} is better; no images to try it on"
 
 
 def _scorers(monitor: Any) -> list[Scorer]:

@@ -19,8 +19,8 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, SetInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor
 from qa_hooks.evaluation.comparable import check_comparable
-from qa_hooks.evaluation.measure import Measurement
-from qa_hooks.evaluation.reference import Reference, make_reference
+from qa_hooks.evaluation.measure import Measurement, real_images_used
+from qa_hooks.evaluation.reference import Reference, kept_rows, make_reference
 from qa_hooks.evaluation.set_metrics import FEW, FEWEST_FOR_INTERVAL, METRICS, check_needs, few_images, higher_is_better
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
@@ -38,6 +38,10 @@ class GenerativeMonitor(MeasuringMonitor):
     `kid` are what they are called with the canonical Inception alone. Samples are quantised to 8 bits in memory, like
     the files that these numbers are defined on. Each measurement uses the same noise. On several processes sampling
     and features are shared out, and the numbers do not depend on how many there are.
+
+    The Frechet distance is to all real images; the kernel distance to all of them, or to max(n, 2048) where there are
+    more; precision, recall, density, coverage and DS are against n of them (all, where they are fewer). The first line
+    in the log, each tag's description and `spec` say these numbers; `qa-hooks compare` and `watch` have the same.
 
     Args:
         sample: `sample(n, generator) -> (n, C, H, W)`, as in `SampleGrid`.
@@ -200,7 +204,8 @@ class GenerativeMonitor(MeasuringMonitor):
         for key, value in measured.items():
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
             label = f"{value.name}_n={value.n}{self._label}"
-            what = f"{value.words}; 95 % interval on the page CUSTOM SCALARS"
+            beside = f" against {value.real} real ones" if value.real else ""
+            what = f"{value.words}; {value.n} generated images{beside}; 95 % interval on the page CUSTOM SCALARS"
             self.describe(ctx, make_tag("eval", label, "value"), what, key)
             for stat in ("value", "low", "high"):
                 ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)
@@ -228,16 +233,16 @@ class GenerativeMonitor(MeasuringMonitor):
             self.extractor.to(self.place)
         start = time.perf_counter()
         options: dict[str, Any] = {"value_range": self.value_range, "batch_size": self.batch_size}
-        reference = make_reference(self.extractor, self.real, rows=self.n, cache=self.cache, **options)
+        reference = make_reference(self.extractor, self.real, rows=kept_rows(self.n), cache=self.cache, **options)
         if self._follows and self.where is not None:
             self.extractor.to("cpu")  # the other process has one of its own
         self._made = reference  # another monitor of the same images finds it while somebody holds it
         self._reference = reference.to(self.extractor.mean.device)
         if ctx.rank == 0:
             self._tell_few(reference.count)
-            LOG.info(
-                "%s knows %d real images after %.2f s", self.state_key, reference.count, time.perf_counter() - start
-            )
+            used = real_images_used(self.metrics, self.extractor, self.n, reference, scorer=self.scorer)
+            known = f"{self.state_key} knows {reference.count} real images after {time.perf_counter() - start:.2f} s"
+            LOG.info("%s%s", known, f"; it uses {used}" if used else "")
 
     def _tell_few(self, real: int | None) -> None:
         """Warn of few images; of `real` ones None says that their number is not known yet."""

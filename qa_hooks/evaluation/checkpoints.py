@@ -81,7 +81,8 @@ def compare_checkpoints(
         real, extractor: real images (anything that `image_batches` takes) and what `create_extractor` takes; then
             `metrics` are compared too, by a jackknife of their difference. Images are rounded to uint8 for it.
         metrics: some of "fd", "kid", "pr" (precision, recall, density, coverage), "qs" and "ds" (the scores of GIQA,
-            with a mixture fitted on the real images).
+            with a mixture fitted on the real images). Each row of the table says how many real images it takes:
+            "fd" all of them, "kid" all or max(n, 2048), "pr" and "ds" n.
         value_range: what the numbers of images and `real` mean; by default the scorers', or [0, 1].
         confidence: confidence of the intervals.
         groups: number of groups of the jackknife.

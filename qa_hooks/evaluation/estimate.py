@@ -30,10 +30,11 @@ class Estimate(NamedTuple):
 
     Attributes:
         key: "fd", "kid", "precision", ...
-        n: the images that it comes from.
+        n: the generated images that it comes from.
         row: `(1 + groups,)` float64: the value of the whole set and the values without each group of images.
         limits: of the metric's range.
         higher_is_better: the better direction.
+        real: the real images that they are compared with; 0 where there are none.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Estimate(NamedTuple):
     row: Tensor
     limits: tuple[float, float]
     higher_is_better: bool
+    real: int = 0
 
     @property
     def value(self) -> float:

@@ -26,8 +26,9 @@ from qa_hooks.features import FeatureExtractor
 class Measurement(NamedTuple):
     """A value, its 95 % interval, how many generated images it comes from, how it was made, and its name in curves.
 
-    Values with different specs cannot be compared. `settings` is the spec without what it says of the real images;
-    `doubt` is what is to be said beside a value in untrained features, else "".
+    Values with different specs cannot be compared. `settings` is the spec without what it says of the real images.
+    `real` is how many real images these are compared with, 0 where there are none; `doubt` is what is to be said beside
+    a value in untrained features, else "".
     """
 
     value: float
@@ -37,6 +38,7 @@ class Measurement(NamedTuple):
     spec: str
     name: str
     settings: str
+    real: int = 0
     doubt: str = ""
 
     @property
@@ -60,7 +62,8 @@ def measure(
     Args:
         features: `(n, d)` of the generated images, from images quantised to 8 bits.
         reference: from `make_reference` with the same extractor.
-        metrics: some of "fd", "kid", "pr", "is", "qs", "ds" (`set_metrics`). "ds" fits a model: with several processes
+        metrics: some of "fd", "kid", "pr", "is", "qs", "ds" (`set_metrics`, which says how many of the real images
+            each of them takes; `Measurement.real` says it of each value). "ds" fits a model: with several processes
             all of them must ask for it.
         extractor: for its name.
         logits: `(n, classes)`, for "is".
@@ -87,18 +90,49 @@ def measure(
     features_of = f"{extractor_label(extractor)}, {extractor.fingerprint[:4]}, uint8"
     found = {}
     for key, estimate in estimate_metrics(sets, metrics).items():
-        name, own = metric_name(key, extractor), METRICS[metric_of(key)]
+        name, own = _name(key, extractor, scorer), METRICS[metric_of(key)]
         if own.needs == "scorer":
-            name, draw = f"{key}_{scorer.name}_{extractor.name}", sets.seed if key == "ds" else None
+            draw = sets.seed if key == "ds" else None
             spec, settings = (
                 score_spec(key.upper(), scorer, estimate.n, seed=draw, fitted_on=whole) for whole in (True, False)
             )
         else:
-            how, beside = ([text] if text else [] for text in (own.settings(sets), own.beside(sets)))
+            how, beside = ([text] if text else [] for text in (own.settings(sets), _beside(estimate.real)))
             n = f"n={estimate.n}"
             spec = f"{name}[{', '.join([features_of, f'ref={reference.data[:4]}', *how, *beside, n])}]"
             # Of metrics of equally many images n depends on the real ones.
             settings = f"{name}[{', '.join([features_of, *how, *([] if own.equal else [n])])}]"
         doubt = "" if own.needs == "classifier" else extractor.doubt
-        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings, doubt)
+        found[key] = Measurement(*estimate.interval(), estimate.n, spec, name, settings, estimate.real, doubt)
     return found
+
+
+def real_images_used(
+    metrics: Sequence[str], extractor: FeatureExtractor, n: int, real: Reference, *, scorer: Any = None
+) -> str:
+    """How many real images each value of n generated ones is measured with, in words.
+
+    Example:
+        >>> import torch
+        >>> from qa_hooks.features import create_extractor
+        >>> extractor, real = create_extractor("random"), Reference.of(torch.rand(600, 448))
+        >>> real_images_used(["fd", "kid", "is"], extractor, 60, real)
+        '600 for fd_random, kd_random'
+        >>> real_images_used(["fd", "pr"], extractor, 60, real)
+        '600 for fd_random; 60 for precision_random, recall_random, density_random, coverage_random'
+    """
+    names: dict[int, list[str]] = {}
+    for metric in metrics:
+        if count := METRICS[metric].real(n, real):
+            names.setdefault(count, []).extend(_name(value, extractor, scorer) for value in METRICS[metric].values)
+    return "; ".join(f"{count} for {', '.join(part)}" for count, part in names.items())
+
+
+def _name(value: str, extractor: FeatureExtractor, scorer: Any) -> str:
+    if METRICS[metric_of(value)].needs == "scorer":
+        return f"{value}_{scorer.name}_{extractor.name}"
+    return metric_name(value, extractor)
+
+
+def _beside(real: int) -> str:
+    return f"real={real}" if real else ""

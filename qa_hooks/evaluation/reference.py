@@ -19,11 +19,13 @@ from qa_hooks.evaluation.comparable import shapes_seen
 from qa_hooks.features import FeatureExtractor, extract_features
 from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_factor
+from qa_hooks.functional.kid import kernel_sums
 from qa_hooks.images import Range
 from qa_hooks.sources.batches import Source, warn_left_out
 from qa_hooks.sources.fingerprint import data_fingerprint, fixed_random
 
 FORMAT = "qa_hooks.reference"
+FEWEST_KEPT = 2048  # features of real images that are kept, of data that has so many
 
 # What somebody in this process holds: monitors of the same images and features share it.
 _KNOWN: weakref.WeakValueDictionary[tuple[str, str, int], Reference] = weakref.WeakValueDictionary()
@@ -70,6 +72,16 @@ class Reference:
         """A factor of the covariance, computed once for `frechet_distance`."""
         return frechet_factor(self.covariance)
 
+    def kernel_sums(self, count: int) -> Tensor:
+        """`functional.kid.kernel_sums` of the first `count` rows, computed once for each count."""
+        if count not in self._sums:
+            self._sums[count] = kernel_sums(self.rows[:count])
+        return self._sums[count]
+
+    @functools.cached_property
+    def _sums(self) -> dict[int, Tensor]:
+        return {}
+
     def to(self, device: torch.device) -> Reference:
         """The same on another device (covariances stay where float64 is)."""
         double = torch.device("cpu") if device.type == "mps" else device
@@ -105,11 +117,21 @@ class Reference:
             raise ValueError(f"{path} does not hold a reference: {error}") from error
 
 
+def kept_rows(n: int) -> int:
+    """How many real images' features n generated images are compared with by KID, where there are so many.
+
+    Example:
+        >>> kept_rows(60), kept_rows(10_000)
+        (2048, 10000)
+    """
+    return max(n, FEWEST_KEPT)
+
+
 def make_reference(
     extractor: FeatureExtractor,
     real: Source,
     *,
-    rows: int = 2048,
+    rows: int = FEWEST_KEPT,
     value_range: Range = (0.0, 1.0),
     batch_size: int = 64,
     cache: str | Path | None = None,
@@ -126,7 +148,8 @@ def make_reference(
         extractor: from `create_extractor`.
         real: anything that `image_batches` takes, except an iterator, which could be read only once. Of a loader that
             shuffles or divides a dataset the dataset is taken, once and on every process alike.
-        rows: how many images' features to keep besides the moments.
+        rows: how many images' features to keep besides the moments, `kept_rows(n)` for n generated images: KID is
+            against no more than these.
         value_range: what the numbers of floating images mean.
         batch_size: images at a time.
         cache: the folder; None keeps nothing.

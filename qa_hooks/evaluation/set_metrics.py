@@ -1,13 +1,17 @@
 """The table of set metrics: what a set of generated images is worth beside a set of real ones, in features.
 
     fd    Frechet distance to the Gaussian of all real images
-    kid   kernel distance (KID) to the real rows that are kept
+    kid   kernel distance (KID) to all real images; where these are more than 2,048 and more than the generated ones,
+          to 2,048 of them, or to as many as there are generated ones
     pr    precision, recall, density and coverage against equally many real images
     is    inception score of a classifier's logits
     qs    quality score of a fitted scorer (GIQA)
     ds    diversity score of a fitted scorer (GIQA), against equally many real images
 
-Monitors, comparisons and the command line ask for metrics by these keys. Each metric is one entry of `METRICS`.
+Where not all real images are taken they are the first rows of the reference, which lie in random order.
+
+Monitors, comparisons and the command line ask for metrics by these keys. Each metric is one entry of `METRICS`, which
+also says how many real images it takes: the same sets have the same numbers wherever they are measured.
 Every value is an `Estimate`, which holds its interval. Two estimates can be compared.
 
 The real set is held fixed: it is the yardstick. The intervals are about chance, not about bias: they hold the value
@@ -27,7 +31,7 @@ from torch import Tensor
 from qa_hooks._base.text import meant, plural
 from qa_hooks.evaluation.estimate import Estimate
 from qa_hooks.evaluation.quality_diversity import check_finite, diversity_scores, quality_scores
-from qa_hooks.evaluation.reference import Reference
+from qa_hooks.evaluation.reference import Reference, kept_rows
 from qa_hooks.features import FeatureExtractor, Features
 from qa_hooks.features.moments import Moments
 from qa_hooks.functional.frechet import frechet_distance, inception_score
@@ -85,7 +89,7 @@ class SetMetric(NamedTuple):
         higher_is_better: whether higher values are better, for all its values.
         rows: `(values, 1 + groups)`: the values of the whole set, and without each of some groups of images.
         settings: text for the spec about the method.
-        beside: text for the spec about the real images.
+        real: how many real images n generated ones are compared with; 0 where there are none.
         equal: whether it takes equally many images of both kinds.
         needs: what else must be given: a "classifier" or a "scorer".
         most: the largest possible value for these sets, if it is below the limit.
@@ -95,7 +99,7 @@ class SetMetric(NamedTuple):
     higher_is_better: bool
     rows: Callable[[Sets], Tensor]
     settings: Callable[[Sets], str] = lambda sets: ""
-    beside: Callable[[Sets], str] = lambda sets: ""
+    real: Callable[[int, Reference], int] = lambda n, reference: 0
     equal: bool = False
     needs: str = ""
     most: Callable[[Sets], float] = lambda sets: INFINITY
@@ -126,7 +130,8 @@ def estimate_metrics(sets: Sets, metrics: Sequence[str]) -> dict[str, Estimate]:
         count = sets.equal if metric.equal else len(fake)
         for (value, (low, high)), row in zip(metric.values.items(), metric.rows(sets), strict=True):
             limits = low, min(high, metric.most(sets))
-            found[value] = Estimate(value, count, row, limits, metric.higher_is_better)
+            beside = metric.real(count, sets.real)
+            found[value] = Estimate(value, count, row, limits, metric.higher_is_better, beside)
     return found
 
 
@@ -220,10 +225,19 @@ def _frechet(sets: Sets) -> Tensor:
 
 def _kernel(sets: Sets) -> Tensor:
     """Each image is a group of its own, for which one pass over the kernel matrix is enough."""
-    real, fake = sets.real.rows, sets.fake
+    fake, count = sets.fake, _kernel_real(len(sets.fake), sets.real)
+    real, sums = sets.real.rows[:count], sets.real.kernel_sums(count)
     everything = (torch.ones(1, len(rows), dtype=torch.float64, device="cpu") for rows in (real, fake))
-    value, _, without = squared_mmd(real, fake, next(everything), next(everything))
+    value, _, without = squared_mmd(real, fake, next(everything), next(everything), sums_x=sums)
     return torch.cat([value[:, None], without], 1).cpu()
+
+
+def _kernel_real(n: int, reference: Reference) -> int:
+    return min(kept_rows(n), len(reference.rows))
+
+
+def _equal_real(n: int, reference: Reference) -> int:
+    return min(n, len(reference.rows))
 
 
 def _precision_recall(sets: Sets) -> Tensor:
@@ -253,16 +267,14 @@ def _leave_one_out(scores: Tensor, name: str) -> Tensor:
 
 
 METRICS = {
-    "fd": SetMetric({"fd": (0.0, INFINITY)}, False, _frechet, beside=lambda s: f"real={s.real.count}"),
-    "kid": SetMetric(
-        {"kid": (-INFINITY, INFINITY)}, False, _kernel, lambda s: "degree=3", lambda s: f"real={len(s.real.rows)}"
-    ),
+    "fd": SetMetric({"fd": (0.0, INFINITY)}, False, _frechet, real=lambda n, reference: reference.count),
+    "kid": SetMetric({"kid": (-INFINITY, INFINITY)}, False, _kernel, lambda s: "degree=3", _kernel_real),
     "pr": SetMetric(
         {"precision": SHARE, "recall": SHARE, "density": (0.0, INFINITY), "coverage": SHARE},
         True,
         _precision_recall,
         lambda s: f"k={NEIGHBOURS}",
-        lambda s: f"real={s.equal}",
+        _equal_real,
         equal=True,
     ),
     "is": SetMetric(
@@ -274,5 +286,5 @@ METRICS = {
         most=lambda s: float(cast(Tensor, s.logits).shape[1]),
     ),
     "qs": SetMetric({"qs": SHARE}, True, _quality, needs="scorer"),
-    "ds": SetMetric({"ds": SHARE}, True, _diversity, equal=True, needs="scorer"),
+    "ds": SetMetric({"ds": SHARE}, True, _diversity, real=_equal_real, equal=True, needs="scorer"),
 }

@@ -44,6 +44,8 @@ class Verdicts:
         comparisons: by label of each set but the first, then by metric: that set minus the first, with a verdict in
             which A is the first set and B the other: "A better", "B better", "cannot tell" or "no verdict".
         higher_is_better: the direction of each metric.
+        real_counts: how many real images each metric was measured with, as `print` says in each row; without metrics
+            that take none.
         always_judge: give a verdict on sets also where it would mislead (see `add_sets`).
         notes: what the reader has to know.
         mixture: the scorer of "qs" and "ds", fitted on the real images; None before.
@@ -58,6 +60,7 @@ class Verdicts:
     values: dict[str, dict[str, Interval]] = field(init=False)
     comparisons: dict[str, dict[str, Comparison]] = field(init=False)
     higher_is_better: dict[str, bool] = field(default_factory=dict)
+    real_counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mixture: GMMScorer | None = None
 
@@ -71,6 +74,8 @@ class Verdicts:
         for label, values in scores.items():
             known = values[values.isfinite()]
             self.values[label][name] = bootstrap_interval(known, confidence=self.confidence, seed=self.seed)
+            if label == REAL:
+                self.real_counts[name] = len(known)
         options: dict[str, Any] = {"higher_is_better": higher_is_better, "confidence": self.confidence}
         fewest = min(int(scores[label].isfinite().sum()) for label in self.labels)
         if self.comparisons and fewest < FEW and FEW_SCORES not in self.notes:
@@ -92,7 +97,7 @@ class Verdicts:
         *,
         groups: int = 10,
     ) -> None:
-        """Metrics of sets, from features `(n, d)` of the real images and of each set, by label.
+        """Metrics of sets, from features `(n, d)` of the real images, in random order, and of each set, by label.
 
         Untrained features tell that images differ, but not which difference is worse: they rank a coarse JPEG above a
         light blur. And of few images the intervals themselves are rough. In both cases there are numbers and no
@@ -114,6 +119,8 @@ class Verdicts:
         for key, first in found[self.labels[0]].items():
             name = metric_name(key, extractor)
             self.higher_is_better[name] = first.higher_is_better
+            if first.real:
+                self.real_counts[name] = first.real
             for label, estimates in found.items():
                 self.values[label][name] = estimates[key].interval(self.confidence)
             for label, differences in self.comparisons.items():
@@ -140,7 +147,9 @@ class Verdicts:
         for metric, higher in self.higher_is_better.items():
             cells = [self.values[label].get(metric) for label in columns]
             texts = ["" if cell is None else interval_text(cell) for cell in cells]
-            rows.append([f"{metric} ({'higher' if higher else 'lower'} is better)", *texts])
+            count = self.real_counts.get(metric)
+            beside = "" if count is None else f", {count} real"
+            rows.append([f"{metric} ({'higher' if higher else 'lower'} is better{beside})", *texts])
         facts = ", ".join(f"{name} {value}" for name, value in self.spec.items() if value is not None)
         parts: list[str | list[list[str]]] = [facts, rows]
         if self.comparisons:

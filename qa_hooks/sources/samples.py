@@ -269,10 +269,24 @@ def sample_blocks(
         asked: the set.
         guard: looks at the first blocks' range.
         one_pass: of the step; None calls the function for each block.
+
+    Raises:
+        ValueError: the function gives no images of the kind that it should, or the same ones whatever its noise: n
+            copies of a few would be taken for n images.
     """
     one_pass = one_pass or OnePass()
-    for block, start, stop, own in asked.calls():
-        for images in one_pass.runs(asked.sample, stop - start, asked.seed, block):
+    before: list[Tensor] = []
+    for call, (block, start, stop, own) in enumerate(asked.calls()):
+        runs = one_pass.runs(asked.sample, stop - start, asked.seed, block)
+        if call < 2:  # two images that differ, and come again for other noise
+            first = [image for run in runs for image in run[:2]][:2]
+            if call and before and all(map(torch.equal, before, first)) and not torch.equal(*before):
+                raise ValueError(
+                    f"sample(n, generator) gives the same images for other noise: more than n="
+                    f"{asked.per_call} would be copies. Draw from the generator that it is given"
+                )
+            before = [image.clone() for image in first] if len(first) == 2 and not call else []
+        for images in runs:
             if guard is not None:
                 guard(predictions={"samples": images})
             if own:

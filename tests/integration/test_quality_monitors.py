@@ -77,6 +77,9 @@ def test_curve_and_strip(dial, tmp_path):
     assert adapter.dial.now is None
     assert curve.last["bright_spearman"] == pytest.approx(1.0)
     assert curve.last["dark_spearman"] == pytest.approx(1.0)  # in the direction of its goodness
+    assert curve.last["bright_span"] == pytest.approx(curve.last["bright_q=1"] - curve.last["bright_q=-1"])
+    assert curve.last["bright_span"] == pytest.approx(-curve.last["dark_span"])
+    assert curve.last["bright_span_low"] <= curve.last["bright_span"] <= curve.last["bright_span_high"]
     assert curve.last["bright_q=1"] == pytest.approx(-curve.last["dark_q=1"])
     assert curve.last["bright_q=1"] == pytest.approx(turned.last["mean"], abs=2e-3)
     levels = [curve.last[f"bright_q={level}"] for level in (-1, 0, 1)]
@@ -84,8 +87,9 @@ def test_curve_and_strip(dial, tmp_path):
     tags = set(writer.scalars)
     for level in (-1, 0, 1):
         assert {f"qa_eval/bright_q={level}/{stat}" for stat in ("mean", "low", "high")} <= tags
-        assert any(tag.startswith("qa_eval/fd_random") and tag.endswith(f"_q={level}/low") for tag in tags)
+        assert any(tag.startswith("qa_eval/fd_random") and tag.endswith(f"_n=50_q={level}/low") for tag in tags)
         assert any("recall" in tag and tag.endswith(f"_q={level}/value") for tag in tags)
+    assert {f"qa_eval/bright_span/{stat}" for stat in ("value", "low", "high", "deviations")} <= tags
     assert {"qa_images/quality/strip", "qa_images/quality/bright"} <= set(writer.images)
     assert load_image(tmp_path / "00000001.png").shape[0] == 3
     other = QualityCurve(adapter, sample, scorers, levels=[-1, 0, 1], every=1)
@@ -97,7 +101,7 @@ def test_a_dial_that_attacks_its_metric_is_told_once(dial):
     adapter, sample = dial
     curve = QualityCurve(adapter, sample, [scorer("bright"), scorer("held_out", -1.0)], n=8, every=1)
     hooks = Hooks([curve], writer=MemoryWriter())
-    with pytest.warns(UserWarning, match=r"raises bright \(Spearman 1\.00\) and not held_out \(-1\.00\)"):
+    with pytest.warns(UserWarning, match=r"raises bright \(Spearman 1\.00\) and not held_out \(Spearman -1\.00\)"):
         hooks.step()
     hooks.step()
     assert curve.last["step"] == 2
@@ -109,7 +113,54 @@ def test_an_untrained_dial_has_no_order(dial):
         adapter.branches[0].project.weight.zero_()
     curve = QualityCurve(adapter, sample, [scorer("bright")], n=8, every=1)
     Hooks([curve], writer=MemoryWriter()).step()
-    assert curve.last["bright_spearman"] == 0.0
+    assert curve.last["bright_spearman"] == curve.last["bright_span"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("slope", "noise", "words"),
+    [
+        (0.02, 0.0, "standard deviations; Spearman of the means: 1.00"),
+        (1e-5, 0.0, "standard deviations: hardly any change"),  # beyond chance over the same noise, and nothing to see
+        (1e-5, 0.1, "no change that can be told from chance"),
+    ],
+)
+def test_the_rank_of_settings_that_differ_by_nothing_is_not_praised(slope, noise, words, caplog, monkeypatch):
+    """Means at nine settings always have some order; what counts is how far apart the ends are."""
+    import qa_hooks.integrations.diffusers.quality.curve as module
+
+    titles = []
+    monkeypatch.setattr(module, "chart", lambda lines, title, **options: titles.append(title))
+    table = QualityTable([str(i) for i in range(30)], torch.linspace(-2, 2, 30)[:, None], "bright", True)
+    adapter = QualityAdapter(Dial(), table)
+    curve = QualityCurve(adapter, lambda n, g: torch.rand(n, 3, 8, 8, generator=g), [scorer("bright")], every=1)
+    drawn = torch.Generator().manual_seed(5)
+
+    def at(q):  # the same noise at each setting, and some of its own
+        def sample(n, generator):
+            images = 0.5 + 0.1 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5)
+            return (images + q * slope + noise * (torch.rand(n, 1, 1, 1, generator=drawn) - 0.5)).expand(n, 3, 8, 8)
+
+        return sample
+
+    curve.samples = [at(q) for q in curve.levels]
+    caplog.set_level("INFO", "qa_hooks")
+    Hooks([curve], writer=MemoryWriter()).step()
+    (title,) = titles
+    assert title.endswith(words)
+    assert title in caplog.text
+    told = "Spearman" in words
+    assert ("WARNING" in caplog.text) == (not told)
+    assert curve.last["bright_spearman"] == (pytest.approx(1.0) if told else 0.0)
+    holds = curve.last["bright_span_low"] <= 0 <= curve.last["bright_span_high"]
+    assert holds == (noise > 0)
+
+
+def test_a_held_out_score_that_does_not_move_is_told(dial):
+    adapter, sample = dial
+    still = FunctionScorer(lambda x: torch.linspace(0, 1, len(x)), name="still", higher_is_better=True)
+    curve = QualityCurve(adapter, sample, [scorer("bright"), still], n=8, every=1)
+    with pytest.warns(UserWarning, match=r"not still \(no change that counts\).*or n=8 images do not show it"):
+        Hooks([curve], writer=MemoryWriter()).step()
 
 
 def test_at_gives_a_sampler_of_a_pipeline():

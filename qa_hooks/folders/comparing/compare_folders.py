@@ -85,6 +85,7 @@ class FolderComparison(Verdicts):
             "format": FORMAT,
             "spec": self.spec,
             "higher_is_better": self.higher_is_better,
+            "real_counts": self.real_counts,
             "values": {k: {m: v._asdict() for m, v in values.items()} for k, values in self.values.items()},
             "comparisons": {k: {m: v._asdict() for m, v in values.items()} for k, values in self.comparisons.items()},
             "folders": {part.label: str(part.folder) for part in (self.real, *self.folders)},
@@ -132,7 +133,8 @@ def compare_folders(
         extractor: for `create_extractor`. "random" needs no download, but papers use "inception" or DINOv2.
         paired: files of the same name in all folders belong together; others are left out and counted in the notes.
         n: images of each folder; at most as many as the smallest has, which is the default.
-        n_real: real images, all by default; precision, recall and ds use at most n of them.
+        n_real: real images, all by default. fd takes all of them; kid as well, or max(n, 2048) where there are more;
+            precision, recall, density, coverage, ds and mean scores take n. Each row of the table says how many.
         seed: of the choice of images and of the intervals.
         grid: cut each generated picture into the images that it is a grid of, as in
             `qa_hooks.sources.grids.find_images`.

@@ -61,13 +61,14 @@ class Report:
         self._writer.flush()
 
     def line(self, step: int, values: dict[str, float], *, left_out: int, seconds: float) -> str:
-        """The line about a step: its values and the seconds it took."""
+        """The line about a step: its values, with how many real images they are made, and the seconds it took."""
         spread = "" if values["n"] < 2 else " (std {:.3g})"
         parts = [f"{name} {values[name]:.4g}" + spread.format(values[f"{name}_std"]) for name in self.scorers]
         for value, name in self.metrics.items():
             if value in values:
                 low, high = values[f"{value}_low"], values[f"{value}_high"]
-                parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}]")
+                real = f"({int(values[f'{value}_real'])} real)"
+                parts.append(f"{name} {values[value]:.4g} [{low:.4g}, {high:.4g}] {real}")
         without = f", {left_out} left out" if left_out else ""
         seen = plural(int(values["n"]), "image")
         return f"{self.prefix}step {step}: {', '.join(parts)} ({seen}{without}, {seconds:.1f} s)"
@@ -90,6 +91,10 @@ class Report:
         """Finish the curves."""
         self._writer.close()
 
+    @staticmethod
+    def _tag(name: str, values: Mapping[str, float], stat: str) -> str:
+        return make_tag("eval", f"{name}(n={int(values['n'])})", stat)
+
     def _scalars(self, values: Mapping[str, float]) -> Iterable[tuple[str, float, str]]:
         """Tags with their values, and with their keys in `values`."""
         for name in self.scorers:
@@ -101,5 +106,4 @@ class Report:
             yield make_tag("eval", "guard", key.removeprefix("guard_")), values.get(key, math.nan), key
         for value, name in self.metrics.items():
             for end, stat in (("", "value"), ("_low", "low"), ("_high", "high")):
-                tag = make_tag("eval", f"{name}(n={int(values['n'])})", stat)
-                yield tag, values.get(f"{value}{end}", math.nan), f"{value}{end}"
+                yield self._tag(name, values, stat), values.get(f"{value}{end}", math.nan), f"{value}{end}"

@@ -97,6 +97,9 @@ def watch_folder(
         real: real images; then the set metrics of each step with at least 20 images are measured too.
         extractor: what `create_extractor` takes; makes the features of the set metrics.
         metrics: some of "fd", "kid", "pr": the entries of `set_metrics.METRICS` that need no classifier and no scorer.
+            "fd" takes all real images; "kid" all of them, or max(n, 2048) for n images of a step where there are more;
+            "pr" n of them. The line of each step says how many, as do `{value}_real` in the state and the tags'
+            descriptions.
         every: seconds between two looks.
         once: score what is there and return; a step that is still being written, or that cannot be read, is looked at
             again for a few seconds.

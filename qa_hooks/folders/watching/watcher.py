@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.pictures import scorer_spec, value_words
 from qa_hooks.evaluation.measure import measure
-from qa_hooks.evaluation.reference import Reference
+from qa_hooks.evaluation.reference import Reference, kept_rows
 from qa_hooks.evaluation.set_metrics import METRICS, higher_is_better, metric_name
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.folders.comparing.image_sets import ImageSet, add_features, add_scores, image_sets
@@ -43,11 +44,13 @@ class RealImages(NamedTuple):
         images: the files that can be read.
         extractor: of the features.
         data: the fingerprint of the images.
+        reference: the statistics of their features.
     """
 
     images: ImageSet
     extractor: FeatureExtractor
     data: str
+    reference: Reference
 
     @classmethod
     def read(
@@ -60,7 +63,8 @@ class RealImages(NamedTuple):
         (images,) = image_sets([real], n=None, paired=False, seed=0)
         add_features(images, made, cache=cache, batch_size=batch_size, progress=True)
         images.keep(images.readable().nonzero().flatten())
-        return cls(images, made, data_fingerprint(real))
+        data = data_fingerprint(real)
+        return cls(images, made, data, Reference.of(images.features, extractor=made.fingerprint, data=data))
 
 
 class Watcher:
@@ -88,7 +92,7 @@ class Watcher:
         self._said_grid = False
         self.truths: References | None = None
         self._said_endings = {""}
-        self.real: ImageSet | None = None
+        self.real: Reference | None = None
         self.extractor: Any = None
         self.metrics: tuple[str, ...] = ()
         self.guard: FolderGuard | None = None
@@ -113,7 +117,7 @@ class Watcher:
 
     def use_real(self, real: RealImages, metrics: tuple[str, ...]) -> None:
         """Also measure distances to real images."""
-        self.real, self.extractor, self.metrics = real.images, real.extractor, metrics
+        self.real, self.extractor, self.metrics = real.reference, real.extractor, metrics
         self.settings |= {"extractor": self.extractor.fingerprint, "metrics": list(metrics), "real": real.data}
 
     def use_guard(self, guard: FolderGuard) -> None:
@@ -148,6 +152,12 @@ class Watcher:
                 raise ValueError(f"there is no value {asked!r}; there are {', '.join(keys)}")
         goal = self._goal(key, mode, keys[key])
         self.state = State(self.log_dir, self.settings, goal, self.report.tell)
+        before = [v for v in self.state.steps.values() if "kid" in v and "kid_real" not in v]
+        if before and self.real is not None and self.real.count > kept_rows(0):
+            self.report.tell(
+                f"{self.report.metrics['kid']} of {plural(len(before), 'earlier step')} is a distance to all "
+                f"{self.real.count} real images, and from here on to fewer: give another log_dir to compare them"
+            )
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
 
@@ -235,11 +245,11 @@ class Watcher:
             if refused:
                 self.report.tell(f"images that have no score: {next(iter(images.refused.values()))}")
         if self.real is not None and len(images.paths) >= FEWEST_OF_STEP and len(images.features):
-            known = {"extractor": self.extractor.fingerprint, "data": self.settings["real"]}
-            reference = Reference.of(self.real.features, **known)
-            for key, found in measure(images.features, reference, self.metrics, extractor=self.extractor).items():
+            for key, found in measure(images.features, self.real, self.metrics, extractor=self.extractor).items():
                 values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
-                self.report.about[key] = f"{found.words}{self._direction(key)}"
+                values[f"{key}_real"] = found.real
+                counts = f"{plural(found.n, 'image')} of a step against {found.real} real ones"
+                self.report.about[key] = f"{found.words}; {counts}{self._direction(key)}"
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)

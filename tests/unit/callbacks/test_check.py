@@ -40,6 +40,9 @@ def noise(n, generator):
     return torch.rand(n, 1, 8, 8, generator=generator)
 
 
+FIXED = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
 class TestCheck:
     def test_it_says_what_would_happen(self, tmp_path):
         net = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
@@ -91,8 +94,35 @@ class TestCheck:
         assert "no images" not in report
         assert "FAILS" not in report
         small = PerceptionDistortion(*axes, images=lambda n, rng: truths[:n], reference=truths)
-        assert "niqe_bsd100 FAILS: ValueError: images of 64 x 64" in Hooks([small], writer=MemoryWriter()).check()
+        assert "niqe_bsd100 FAILS: images of 64 x 64" in Hooks([small], writer=MemoryWriter()).check()
         assert "FAILS" not in report
+
+    def test_a_scorer_is_tried_on_images_that_it_takes(self, photographs):
+        images = [photographs[0][:, :64, :64], photographs[1]]
+        monitor = ScoreMonitor(create_scorer("niqe_bsd100"), sample=lambda n, rng: images, n=2)
+        report = Hooks([monitor], writer=MemoryWriter()).check()
+        assert "niqe_bsd100: " in report
+        assert "LEFT OUT: images of 64 x 64 pixels are too small" in report
+        assert "FAILS" not in report
+
+    @pytest.mark.parametrize(
+        ("sample", "words"),
+        [
+            (
+                lambda n, rng: torch.rand(8, 1, 8, 8, generator=rng),
+                r"THEN IT FAILS: .*sample\(4, generator\) must",
+            ),
+            (
+                lambda n, rng: FIXED[:n],
+                "THEN IT FAILS: .*the same images for other noise: more than n=8 would be copies",
+            ),
+            (lambda n, rng: torch.rand(n, 1, 8, 8, generator=rng), r"\], declared \(-1, 1\); WARNS: "),
+        ],
+    )
+    def test_what_a_later_call_would_do(self, sample, words):
+        scorer = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="level", higher_is_better=True, value_range=(-1, 1))
+        monitor = ScoreMonitor(scorer, sample=sample, n=20, batch_size=8)
+        assert re.search(words, Hooks([monitor], writer=MemoryWriter()).check())
 
     def test_it_names_what_would_fail_and_raises_nothing(self, tmp_path):
         def broken(n, generator):

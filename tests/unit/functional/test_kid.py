@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qa_hooks.functional.kid import kernel_distance, squared_mmd
+from qa_hooks.functional.kid import kernel_distance, kernel_sums, squared_mmd
 
 
 def naive(x: torch.Tensor, y: torch.Tensor, degree: int = 3) -> float:
@@ -33,6 +33,17 @@ def test_equals_the_definition(n, m):
     assert kernel_distance(x, y).value == pytest.approx(naive(x, y), rel=1e-4)
     assert kernel_distance(x.double(), y.double()).value == pytest.approx(naive(x, y), rel=1e-9)
     assert kernel_distance(x, y, degree=2).value == pytest.approx(naive(x, y, 2), rel=1e-4)
+
+
+def test_the_sums_of_one_set_can_be_known_before():
+    x, y = features(500, 1), features(90, 2, shift=0.2)
+    rows = x.double().numpy()
+    kernel = (rows @ rows.T / rows.shape[1] + 1) ** 3
+    sums = kernel_sums(x)
+    np.testing.assert_allclose(sums.numpy(), kernel.sum(1) - np.diag(kernel), rtol=1e-5)
+    ones = [torch.ones(1, len(part), dtype=torch.float64) for part in (x, y)]
+    for one, other in zip(squared_mmd(x, y, *ones), squared_mmd(x, y, *ones, sums_x=sums), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
 def test_a_small_distance_keeps_its_digits():

@@ -151,3 +151,13 @@ def test_a_parameter_that_may_take_a_generator_is_not_blamed(name):
         with pytest.raises(ValueError, match="must give") as told:
             sample_runs(other, 4, 0, 0)
         assert "went to" not in str(told.value)
+
+
+@pytest.mark.parametrize("n", [8, 6])
+def test_copies_are_no_further_samples(n):
+    """Fixed noise for n of more than one call: the same images again are refused, a dead network's are not."""
+    fixed = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="the same images for other noise: more than n=4 would be copies"):
+        list(sample_blocks(SampleSet(lambda count, rng: fixed[:count], n=n, per_call=4, seed=0)))
+    assert len(list(sample_blocks(SampleSet(lambda count, rng: fixed[:count], n=4, per_call=4, seed=0)))) == 1
+    assert len(list(sample_blocks(SampleSet(lambda count, rng: torch.zeros(count, 1, 8, 8), n, 4, 0)))) == 2
