@@ -89,7 +89,7 @@ class BestCheckpoint(Callback):
         check_call("save", save, "save(path)", Path("checkpoint"))
         self.reads, self.metric, self.mode, self.save = (monitor,), metric, self._watched.mode, save
         self.keep, self.suffix, self.all_ranks = check_count("keep", keep), suffix, all_ranks
-        self.folder = Path(folder)
+        self.folder = self.claims = Path(folder)
         check_writable(self.folder, name="folder")
         self._kept: list[dict[str, Any]] = []  # to_plain of each with its path; the best first
         self._leaving: list[str] = []  # paths of checkpoints that are no longer among the best, and not yet removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,7 @@ class Callback:
         budgeted: whether its time counts against `Hooks(budget=...)`.
         acts: it may stop the run or change it, so the budget counts its time and never puts it off.
         skipped: the optimizer whose step this callback has just cancelled; that step does not count.
+        claims: a folder that is this callback's own; two callbacks of one Hooks cannot have the same.
         reads: callbacks whose results this one uses; Hooks wants them before it.
         pending: its measurements that are computed elsewhere and not yet taken in.
     """
@@ -127,6 +129,7 @@ class Callback:
     budgeted: bool = False
     acts: bool = False
     skipped: torch.optim.Optimizer | None = None
+    claims: Path | None = None
     reads: tuple[Callback, ...] = ()
     pending: Sequence[Any] = ()
 

@@ -155,11 +155,14 @@ def _check_sample(
     n = getattr(monitor, "n", count)
     if n > count:  # further calls: with other noise, and for what is left
         two_calls = SampleSet(sample, count + (n % count or count), count, seed)
-        try:
-            for _ in sample_blocks(two_calls):
-                pass
-        except Exception as error:
-            return runs, f"{text}; THEN IT FAILS: {type(error).__name__}: {error}"
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                for _ in sample_blocks(two_calls):
+                    pass
+            except Exception as error:
+                return runs, f"{text}; THEN IT FAILS: {type(error).__name__}: {error}"
+        notes += [f"WARNS: {warning.message}" for warning in told]
     return runs, "; ".join([text, *notes])
 
 

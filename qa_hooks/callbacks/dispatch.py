@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.checks import warn
@@ -34,6 +35,7 @@ class Dispatch:
     def __init__(self, callbacks: Iterable[Callback], budget: float | None) -> None:
         self.active, self.budget = list(callbacks), Budget(budget)
         keys: set[str] = set()
+        claims: dict[Path, str] = {}
         for position, callback in enumerate(self.active):
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be qa_hooks Callbacks, got {type(callback).__name__}")
@@ -41,6 +43,13 @@ class Dispatch:
             if key in keys:
                 raise ValueError(f"two callbacks have the state key {key!r}; give one of them another name=")
             keys.add(key)
+            claimed = None if callback.claims is None else callback.claims.resolve()
+            if claimed is not None and claimed in claims:
+                raise ValueError(
+                    f"{key} and {claims[claimed]} would both keep their files in {claimed}: give each its own"
+                )
+            if claimed is not None:
+                claims[claimed] = key
             for needed in callback.reads:
                 if not any(earlier is needed for earlier in self.active[:position]):
                     raise ValueError(

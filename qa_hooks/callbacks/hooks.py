@@ -115,7 +115,7 @@ class Hooks:
         if self._attachment is not None:
             raise RuntimeError("these hooks are attached to an optimizer, which calls them: remove hooks.step()")
         handed = {name: detached(name, image) for name, image in images.items()}
-        self._advance(self.step_count + 1 if step is None else int(step), handed)
+        self._advance(self.step_count + 1 if step is None else check_count("step", step, least=0), handed)
 
     def attach(self, optimizer: Any, *, on_stop: Callable[[], Any] | None = None) -> Hooks:
         """Let the optimizer call the hooks after each of its steps: no edit of the loop.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qa_hooks._base.checks import warn
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
@@ -135,7 +137,12 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
         if self.sample is None:
             return
-        if self._scores is not None:
+        if self._scores is not None and len(self._scores) != len(scores):
+            warn(
+                f"{self.state_key} has {plural(len(scores), 'image')} now and had {len(self._scores)} before: the "
+                "change since the last measurement is left out this once"
+            )
+        elif self._scores is not None:
             change = scores - self._scores
             change = change[torch.isfinite(change)]
             if change.numel():

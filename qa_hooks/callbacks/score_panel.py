@@ -190,7 +190,8 @@ class ScorePanel(SamplingMonitor):
         if places:
             squares = [square_at(now["pictures"][index], place, self.thumbnail) for index, place in places.items()]
             kept["squares"] = on_one_ground(squares)
-            kept["places"] = torch.tensor([[index, *place] for index, place in places.items()], device="cpu")
+            rows = [[index, *place] for index, place in places.items()]
+            kept["places"] = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._panels["last"] = kept
         if "best" not in self._panels or _better(kept["goodness"], self._panels["best"]["goodness"]):
             self._panels["best"] = kept

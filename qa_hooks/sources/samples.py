@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qa_hooks._base.checks import channel_hint, check_call
+from qa_hooks._base.checks import channel_hint, check_call, warn
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key, seed_everything
@@ -30,6 +30,7 @@ Sample = Callable[[int, torch.Generator], Any]
 GENERATORS = ("gen", "rng", "rand", "seed")  # in the name of a parameter that may take one, or it is of 1 or 2 letters
 
 HELD = 2**32  # bytes of images that a step keeps for monitors whose turn is still to come
+_TOLD_COPIES: set[tuple[int, ...]] = set()  # functions of which it has been said
 
 
 def check_sample(sample: Sample) -> None:
@@ -263,28 +264,17 @@ def sample_blocks(
 ) -> Iterator[tuple[int, Tensor]]:
     """This process's share of a set: the position of the first image, and the images, block by block.
 
-    A block of images of several sizes comes in runs of one size, in order.
-
-    Args:
-        asked: the set.
-        guard: looks at the first blocks' range.
-        one_pass: of the step; None calls the function for each block.
-
-    Raises:
-        ValueError: the function gives no images of the kind that it should, or the same ones whatever its noise: n
-            copies of a few would be taken for n images.
+    A block of images of several sizes comes in runs of one size, in order. It is said once that a function gives the
+    same images whatever its noise. `guard` looks at the first blocks' range; without `one_pass` of the step the
+    function is called for each block.
     """
-    one_pass = one_pass or OnePass()
-    before: list[Tensor] = []
+    one_pass, before = one_pass or OnePass(), list[Tensor]()
     for call, (block, start, stop, own) in enumerate(asked.calls()):
         runs = one_pass.runs(asked.sample, stop - start, asked.seed, block)
         if call < 2:  # two images that differ, and come again for other noise
             first = [image for run in runs for image in run[:2]][:2]
             if call and before and all(map(torch.equal, before, first)) and not torch.equal(*before):
-                raise ValueError(
-                    f"sample(n, generator) gives the same images for other noise: more than n="
-                    f"{asked.per_call} would be copies. Draw from the generator that it is given"
-                )
+                _tell_copies(asked)
             before = [image.clone() for image in first] if len(first) == 2 and not call else []
         for images in runs:
             if guard is not None:
@@ -292,6 +282,16 @@ def sample_blocks(
             if own:
                 yield start, images
             start += len(images)
+
+
+def _tell_copies(asked: SampleSet) -> None:
+    if (function := call_key(asked.sample, 0, 0, 0)) not in _TOLD_COPIES:
+        _TOLD_COPIES.add(function)
+        warn(
+            f"sample(n, generator) gives the same images for other noise: of n={asked.n} all after the first "
+            f"{asked.per_call} are copies, and intervals are too narrow. Draw from the generator, or ask for a fixed "
+            "set in one call (batch_size=); a generator that ignores its noise shows so, too (said once)"
+        )
 
 
 def in_range(images: Tensor, value_range: Range) -> Tensor:

@@ -17,8 +17,7 @@ from qa_hooks.integrations.sr.conventions import FRAMEWORKS, find_framework
 from qa_hooks.integrations.sr.metrics import framework_metrics
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.scorers import FunctionScorer
-from qa_hooks.scorers import create as creation
-from qa_hooks.scorers.catalogue import Entry
+from qa_hooks.scorers.catalogue import SPECS, Entry
 
 NAMES = [framework.package for framework in FRAMEWORKS.values()]
 SHARP = {"type": "sharp"}
@@ -36,7 +35,7 @@ class Sharp(FunctionScorer):
 
 @pytest.fixture(autouse=True)
 def _sharp(monkeypatch):
-    monkeypatch.setattr(creation, "SPECS", {**creation.SPECS, "sharp": Entry(__name__, "Sharp")})
+    monkeypatch.setitem(SPECS, "sharp", Entry(__name__, "Sharp"))
 
 
 @pytest.fixture(params=NAMES)

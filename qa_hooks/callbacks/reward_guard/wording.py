@@ -61,10 +61,10 @@ def _score_words(scorer: Scorer | None, path: ScorePath, learning: str) -> str:
         return f"{scorer.name} is not finite"
     sign = 1 if scorer.higher_is_better else -1
     went = f"{scorer.name} went from {sign * path.before:.4g} at the first look to {sign * path.now:.4g}"
+    if math.isclose(path.now, path.before, rel_tol=1e-5) or abs(path.now - path.before) < 0.01 * path.deviation:
+        return f"{went}, which is no change"
     if path.now < path.before:
         return f"{went}, which is worse: not a reward that is exploited, but damage by the training, or {learning}"
-    if path.now == path.before:
-        return went
     if math.isnan(path.real):
         return (
             f"{went}, which is better. What real images score is not known (real= or real_level= says it), so it is "

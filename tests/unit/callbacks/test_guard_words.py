@@ -86,7 +86,7 @@ def test_the_words_say_what_is_known():
     assert "noise went from 13 at the first look to 9, which is better and near the 8 of real images: the" in said
     assert "not known without scorer=" in alarm_words([DARK])
     assert "bright is not finite" in alarm_words([DARK], brightness("bright"), ScorePath(0.2, math.nan))
-    assert alarm_words([DARK], brightness("bright"), ScorePath(0.2, 0.2)).endswith("to 0.2")
+    assert alarm_words([DARK], brightness("bright"), ScorePath(0.2, 0.2)).endswith("to 0.2, which is no change")
 
 
 @pytest.mark.parametrize(

@@ -386,3 +386,29 @@ def test_runs_keep_the_order_and_the_kind():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [tuple(run.shape) for run in as_runs(torch.zeros(2, 3, 4, 4))] == [(2, 3, 4, 4)]
+
+
+def test_a_run_that_goes_on_with_other_images_leaves_out_one_change(truths):
+    first = ScoreMonitor(brightness(), sample=blurred(truths), n=5, every=1)
+    Hooks([first], writer=MemoryWriter()).step()
+    again = ScoreMonitor(brightness(), sample=blurred(truths), n=3, every=1)
+    again.load_state_dict(first.state_dict())
+    hooks = Hooks([again], writer=MemoryWriter())
+    with pytest.warns(UserWarning, match="has 3 images now and had 5 before"):
+        hooks.step()
+    assert "change" not in again.last
+    hooks.step()
+    assert again.last["change"] == 0
+
+
+def test_two_best_checkpoints_need_a_folder_each(truths, tmp_path):
+    monitors = [ScoreMonitor(brightness(), sample=blurred(truths), n=5, every=1, name=name) for name in ("a", "b")]
+    saves = [BestCheckpoint(monitor, "mean", save=print, folder=tmp_path) for monitor in monitors]
+    with pytest.raises(ValueError, match="would both keep their files in"):
+        Hooks([*monitors, *saves], writer=MemoryWriter())
+
+
+@pytest.mark.parametrize("step", [torch.tensor(7.9), 1.5, "7", True, -1])
+def test_a_step_is_a_number_of_steps(step):
+    with pytest.raises(ValueError, match="step must be a whole number"):
+        Hooks([], writer=MemoryWriter()).step(step)
