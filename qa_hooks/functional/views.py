@@ -1,8 +1,8 @@
 """Random views of a batch: crops, resizes, flips and a little noise, to score an image on more than one pixel grid.
 
 A pattern that fools a score often fits one pixel grid, for example a network's 32x32 patches. The mean score over
-several views ("expectation over transformation", Athalye et al. 2018) is harder to fool by such a pattern; stripes that are
-stripes in every view fool it as well (docs/sr.md, Real-ESRGAN).
+several views ("expectation over transformation", Athalye et al. 2018) is harder to fool by such a pattern. Stripes,
+which are stripes in every view, fool it as well (docs/sr.md, Real-ESRGAN).
 """
 
 from __future__ import annotations
