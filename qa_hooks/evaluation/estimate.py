@@ -98,9 +98,9 @@ class Estimate(NamedTuple):
         groups, value = len(rows) - 1, float(rows[0])
         own = [jackknife_error(estimate.row[1:]) for estimate in (self, other)]
         error = jackknife_error(rows[1:]) if paired else math.hypot(*own)
-        if error < NO_ERROR:
-            if self.key in SHARES:
-                return self._compare_shares(other, confidence)
+        if error < NO_ERROR and self.key in SHARES:
+            return self._compare_shares(other, confidence)
+        if max(own) < NO_ERROR:
             return Comparison(value, math.nan, math.nan, "cannot tell", self.n)
         degrees = groups - 1 if paired else 2 * (groups - 1)
 
