@@ -49,7 +49,7 @@ def run(setting: str, seed: int, steps: int, data: Images, evaluator: Evaluator)
         result = training.train(training.Job("niqe", seed, steps, Path(folder), images=data.train), evaluator)
     term = made[-1].parts["niqe"]
     level = term.model.provenance[f"{term.mode}_distance"] if term.model else math.nan
-    last = float(made[-1].terms.get("niqe_penalty", math.nan))  # a warm-up has none
+    last = float(made[-1].terms.get("niqe", math.nan))  # a warm-up has none
     quality = ", ".join(f"{name.upper()} {result[name]:.2f}" for name in ("fd", "is") if name in result)
     return f"{setting:20} seed {seed}: {quality}, term {last:.2f}, real maps {level:.2f}"
 

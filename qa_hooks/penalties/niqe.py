@@ -32,7 +32,7 @@ WARMUP_MAPS = 4096
 class NIQETerm(Term):
     """The NIQE distance of the critic's gradient maps from natural ones; options and errors as in `NIQEPenalty`."""
 
-    name = "niqe_penalty"
+    name = "niqe"
 
     def __init__(
         self,

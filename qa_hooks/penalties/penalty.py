@@ -86,7 +86,7 @@ class Term:
     """An unweighted number about one critic step; a penalty weighs it, and QAGANPenalty adds up several.
 
     Attributes:
-        name: under which its value is logged; never a score's, which its value is not.
+        name: under which its value is logged.
     """
 
     name = "term"

@@ -41,7 +41,7 @@ class QAGANPenalty(CriticPenalty):
             the model of natural gradient maps.
         weights: the weight of each part.
         terms: the last value of each part of a weight above 0, detached and unweighted: "gradient_penalty",
-            "ssim_penalty", "niqe_penalty" and "drift". The penalties are about the critic and are no scores of images.
+            "ssim", "niqe" and "drift". The penalties are about the critic and are no scores of images.
             Besides: "ssim_distance", the mean d_Q of the pairs, and "niqe_active", 0 during a warm-up.
 
     Raises:
@@ -54,7 +54,7 @@ class QAGANPenalty(CriticPenalty):
         >>> real, fake = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
         >>> d_loss = critic(fake).mean() - critic(real).mean() + penalty(critic, real, fake)
         >>> sorted(penalty.terms)
-        ['drift', 'gradient_penalty', 'ssim_distance', 'ssim_penalty']
+        ['drift', 'gradient_penalty', 'ssim', 'ssim_distance']
     """
 
     name = "qagan"
@@ -107,7 +107,7 @@ class QAGANPenalty(CriticPenalty):
         for name, part in self.parts.items():
             value = part.term(shared) if self.weights[name] else None
             if value is not None:
-                terms[part.name] = value.detach()
+                terms[name] = value.detach()
                 total = self.weights[name] * value if total is None else total.add(value, alpha=self.weights[name])
         publish(self, terms | shared.log)
         return shared.zero() if total is None else total

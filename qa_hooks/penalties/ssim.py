@@ -18,7 +18,7 @@ Variant = Literal["metric", "official"]
 class SSIMTerm(Term):
     """mean_i (|D(x_i) - D(x~_i)| / d_Q(x_i, x~_i) - 1)^2 over random pairs."""
 
-    name = "ssim_penalty"
+    name = "ssim"
 
     def __init__(
         self,

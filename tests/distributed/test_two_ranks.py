@@ -100,7 +100,7 @@ def critic_step(critic: nn.Module, images: torch.Tensor, mode: str, fitted_on: l
     loss = loss + QAGANPenalty("ssim", value_range=(0, 1), gp_weight=0)(critic, images, shifted)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in critic.parameters()])
-    return {"gradient": gradient, "niqe": float(penalty.terms["niqe_penalty"])}
+    return {"gradient": gradient, "niqe": float(penalty.terms["niqe"])}
 
 
 def mvg_rank(rank: int) -> dict:

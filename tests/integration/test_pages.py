@@ -296,7 +296,7 @@ def test_the_diffs_of_the_first_screen_run(world, given):
     (folder,) = (given["folder"] / "runs").iterdir()
     tags = EventAccumulator(str(folder)).Reload().Tags()
     expected = {
-        "gan": "qa_loss/qagan/ssim_penalty",
+        "gan": "qa_loss/qagan/ssim",
         "sr": "qa_eval/perception_distortion_niqe",
         "diffusion": "qa_eval/reward_guard/",
     }[world]

@@ -159,7 +159,7 @@ def test_the_three_lines_of_the_readme(digits, tmp_path):
         run.train(10, own_gp=False, extra=penalty)
     assert not all(torch.equal(a, b) for a, b in zip(before, run.weights(), strict=True))
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert {"qa_loss/qagan/ssim_penalty", "qa_loss/qagan/gradient_penalty", "qa_loss/qagan/drift"} <= set(
+    assert {"qa_loss/qagan/ssim", "qa_loss/qagan/gradient_penalty", "qa_loss/qagan/drift"} <= set(
         events.Tags()["scalars"]
     )
-    assert [event.step for event in events.Scalars("qa_loss/qagan/ssim_penalty")] == [5, 10]
+    assert [event.step for event in events.Scalars("qa_loss/qagan/ssim")] == [5, 10]

@@ -114,11 +114,11 @@ def test_a_warm_up_is_not_averaged_in(kind):
     hooks, values = Hooks([], writer=writer, track={"q": penalty}, log_every=4), []
     for _ in range(4):
         value = penalty(critic, torch.rand(200, 1, 16, 16), torch.rand(200, 1, 16, 16))
-        values.append(float(penalty.terms["niqe_penalty"]) if "niqe_penalty" in penalty.terms else None)
+        values.append(float(penalty.terms["niqe"]) if "niqe" in penalty.terms else None)
         hooks.step()
     assert values[:2] == [None, None]
     assert value.requires_grad
-    assert writer.scalars["qa_loss/q/niqe_penalty"] == [(4, pytest.approx((values[2] + values[3]) / 2, rel=1e-6))]
+    assert writer.scalars["qa_loss/q/niqe"] == [(4, pytest.approx((values[2] + values[3]) / 2, rel=1e-6))]
     assert writer.scalars["qa_loss/q/niqe_active"] == [(4, 0.5)]
 
 

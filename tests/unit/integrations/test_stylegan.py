@@ -137,7 +137,7 @@ def test_it_is_chosen_by_name_and_adds_the_penalty_to_the_discriminators_phase(d
     for a, expected in zip(ours, gradients(D), strict=True):
         assert torch.allclose(a, expected, atol=1e-6)
     assert any(not torch.allclose(a, without, atol=1e-4) for a, without in zip(ours, theirs, strict=True))
-    assert set(repository) == {"Loss/QA/ssim_penalty", "Loss/QA/ssim_distance"}
+    assert set(repository) == {"Loss/QA/ssim", "Loss/QA/ssim_distance"}
 
 
 @pytest.mark.parametrize("phase", ["Gmain", "Dreg", "Greg"])

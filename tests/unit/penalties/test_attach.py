@@ -54,7 +54,7 @@ def test_it_is_the_penalty_in_the_loss(digits, critic):
         train()
     for a, b in zip(edited.parameters(), attached.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    assert len(writer.scalars["qa_loss/qagan/ssim_penalty"]) == 4
+    assert len(writer.scalars["qa_loss/qagan/ssim"]) == 4
 
     handle.detach()
     handle.detach()
