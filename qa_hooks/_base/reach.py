@@ -30,7 +30,7 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
 
 
 class Traces:
-    """Notices what a function moves and `isolated` cannot put back: random generators, counters, weights of the user's.
+    """Notices what a function moves and `isolated` cannot put back: random generators and plain counters of the user's.
 
     Example:
         >>> class Sampler:
@@ -63,23 +63,11 @@ class Traces:
                 parts = list(owner.modules()) if isinstance(owner, nn.Module) else [owner]
                 values = [(id(function), name, name, owner)]
                 values += [(id(p), key, f"{key} of {type(p).__name__}", v) for p in parts for key, v in _attributes(p)]
-                if isinstance(owner, nn.Module):
-                    found[id(owner), "its weights"] = f"the weights of {type(owner).__name__}", _weights(owner)
                 for number, key, words, value in values:
                     version = _version(value)
                     if version is not None:
                         found[number, key] = words, version
         return found
-
-
-def _weights(module: nn.Module) -> str:
-    """A text that is another one once the weights are: types and sums. A sharded weight is left out."""
-    own = [weight.detach() for weight in module.parameters() if type(weight) is nn.Parameter]
-    kinds = [str(weight.dtype) for weight in own]
-    sums = [
-        weight.sum(dtype=torch.float32).cpu() for weight in own if weight.is_floating_point() and not weight.is_meta
-    ]
-    return f"{kinds} {torch.stack(sums).tolist() if sums else ''}"
 
 
 def _reached(function: Callable[..., Any]) -> list[tuple[str, Any]]:

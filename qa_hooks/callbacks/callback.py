@@ -290,6 +290,6 @@ def _say_moved(key: str, moved: list[str]) -> None:
     if moved:
         warn(
             f"{key}: its first measurement moved what cannot be put back: {', '.join(moved)}. The run goes on from "
-            "there (said once). Draw from the generator that sample(n, generator) is given; give the sampler an object "
-            "of its own where a counter matters, and a copy of the network for other weights"
+            "there (said once). Draw from the generator that sample(n, generator) is given, and give the sampler an "
+            "object of its own where a counter matters"
         )

@@ -210,31 +210,3 @@ def test_counters_of_networks_are_noticed():
     net(torch.ones(1))
     assert traces.moved() == ["calls of Net"]
     assert modules_of(lambda n, g: net(torch.ones(n))) == [net]
-
-
-def test_weights_that_a_function_leaves_changed_are_noticed():
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    other = {name: value + 1 if value.is_floating_point() else value for name, value in net.state_dict().items()}
-
-    def swapped(n, generator):
-        kept = {name: value.clone() for name, value in net.state_dict().items()}
-        net.load_state_dict(other)
-        made = net(torch.ones(n, 2))
-        net.load_state_dict(kept)
-        return made
-
-    def for_good(n, generator):
-        net.load_state_dict(other)
-        return net(torch.ones(n, 2))
-
-    def halved(n, generator):
-        return net.half()
-
-    for function, moved in (
-        (swapped, []),
-        (for_good, ["the weights of Sequential"]),
-        (halved, ["the weights of Sequential"]),
-    ):
-        traces = Traces(function)
-        function(4, None)
-        assert [words for words in traces.moved() if "weights" in words] == moved
