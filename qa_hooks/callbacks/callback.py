@@ -16,7 +16,8 @@ from qa_hooks._base.processes import first_error, world_size
 from qa_hooks._base.reach import Traces, modules_of
 from qa_hooks.callbacks.capture import Handed
 from qa_hooks.images import check_images
-from qa_hooks.sources.samples import OnePass, SampleSet, as_runs
+from qa_hooks.sources.reference_images import as_runs
+from qa_hooks.sources.samples import OnePass, SampleSet
 from qa_hooks.writers import Writer, describe, log_text, make_tag
 
 

@@ -20,13 +20,12 @@ from qa_hooks.callbacks.reward_guard.guard import RewardGuard
 from qa_hooks.images import Range, RangeGuard
 from qa_hooks.losses.loss import QALoss
 from qa_hooks.penalties.penalty import CriticPenalty
-from qa_hooks.scorers.score_source import score_each
+from qa_hooks.scorers.score_source import first_refusal, score_each
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.reference_images import ReferenceImages, as_runs
 from qa_hooks.sources.samples import (
-    GroundTruths,
     Sample,
     SampleSet,
-    as_runs,
     call_key,
     in_range,
     sample_blocks,
@@ -184,7 +183,7 @@ def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
         yield from (f"WARNS: {warning.message}" for warning in told)
 
 
-def _check_scorer(scorer: Scorer, runs: list[Tensor], truths: GroundTruths | None) -> str:
+def _check_scorer(scorer: Scorer, runs: list[Tensor], truths: ReferenceImages | None) -> str:
     """What a scorer says of the first images that it does not refuse."""
     arrow, start, refusal = "higher" if scorer.higher_is_better else "lower", 0, ""
     for images in runs:
@@ -192,10 +191,10 @@ def _check_scorer(scorer: Scorer, runs: list[Tensor], truths: GroundTruths | Non
             compared = truths is not None and "reference" in scorer.inputs
             inputs = {"reference": truths.of(start, images)} if truths is not None and compared else {}
             with isolated():
-                scores, why = score_each(scorer, in_range(images, scorer.value_range), **inputs)
+                scores, refused = score_each(scorer, in_range(images, scorer.value_range), **inputs)
         except Exception as error:
             return f"{scorer.name} FAILS: {type(error).__name__}: {error}"
-        known, start, refusal = scores[torch.isfinite(scores)], start + len(images), refusal or why
+        known, start, refusal = scores[torch.isfinite(scores)], start + len(images), refusal or first_refusal(refused)
         if len(known):
             text = f"{scorer.name}: {float(known.min()):.4g} to {float(known.max()):.4g} on these, {arrow} is better"
             if refusal:

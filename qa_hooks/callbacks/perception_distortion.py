@@ -22,7 +22,7 @@ from qa_hooks.callbacks.pictures import (
 )
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import Line, chart
-from qa_hooks.scorers.score_source import score_each
+from qa_hooks.scorers.score_source import first_refusal, score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
 
@@ -117,7 +117,7 @@ class PerceptionDistortion(SamplingMonitor):
         for _, images, truth in self.pairs(ctx):
             scores = score_each(self.distortion, images, **truth), score_each(self.perception, images)
             rows.append(torch.stack([part for part, _ in scores], 1))
-            refusal = refusal or scores[0][1] or scores[1][1]
+            refusal = refusal or first_refusal(scores[0][1] | scores[1][1])
         return torch.cat(rows), refusal
 
     def reduce(self, ctx: Context, part: tuple[Tensor, str]) -> None:

@@ -15,8 +15,8 @@ from qa_hooks.callbacks.callback import Context, Monitor
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import Range, RangeGuard, check_range
 from qa_hooks.scorers.scorer import Scorer
+from qa_hooks.sources.reference_images import ReferenceImages
 from qa_hooks.sources.samples import (
-    GroundTruths,
     Sample,
     SampleSet,
     check_sample,
@@ -54,7 +54,7 @@ class SamplingMonitor(Monitor):
 
     Attributes:
         per_call: how many images the function is asked for at a time.
-        truths: `GroundTruths`, or None.
+        truths: `ReferenceImages`, or None.
         images, reference: the names under which the loop hands images and their ground truths over, if it does.
         shared_out: each process makes its share of the samples; otherwise the first process makes all of them.
     """
@@ -83,7 +83,7 @@ class SamplingMonitor(Monitor):
             raise TypeError("sample must be callable as sample(n, generator), got None")
         super().__init__(every=every)
         self.sample, self.name, self.seed, self.value_range = sample, name, seed, check_range(value_range)
-        self.truths = GroundTruths(truths) if truths is not None else None
+        self.truths = ReferenceImages(truths) if truths is not None else None
         if self.truths is not None and n not in (None, len(self.truths)):
             raise ValueError(f"n is the number of the ground truths, {len(self.truths)}, got {n}")
         n = len(self.truths) if self.truths is not None else least if n is None else n

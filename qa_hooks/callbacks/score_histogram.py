@@ -24,7 +24,7 @@ from qa_hooks.callbacks.pictures import (
 from qa_hooks.callbacks.sampling import SamplingMonitor
 from qa_hooks.drawing.chart import GREY, ORANGE, Line, chart
 from qa_hooks.functional.distributions import histogram_overlap, ks_distance, score_histograms
-from qa_hooks.scorers.score_source import score_each, score_source
+from qa_hooks.scorers.score_source import first_refusal, score_each, score_source
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.batches import Source, check_source, first_images
 from qa_hooks.sources.samples import Sample, in_range
@@ -110,9 +110,12 @@ class ScoreHistogram(SamplingMonitor):
         yield "; ".join([f"real: {self.scorer.name} {ends}", *(f"left out: {why}" for why in refusals[:1])])
 
     def local(self, ctx: Context) -> tuple[Tensor, str]:
-        found = [score_each(self.scorer, in_range(images, self.value_range)) for _, images in self.blocks(ctx)]
-        scores = [torch.zeros(0, dtype=torch.float32, device="cpu"), *(scores.float() for scores, _ in found)]
-        return torch.cat(scores), next((why for _, why in found if why), "")
+        scores, refusal = [torch.zeros(0, dtype=torch.float32, device="cpu")], ""
+        for _, images in self.blocks(ctx):
+            own, refused = score_each(self.scorer, in_range(images, self.value_range))
+            scores.append(own.float())
+            refusal = refusal or first_refusal(refused)
+        return torch.cat(scores), refusal
 
     def reduce(self, ctx: Context, part: tuple[Tensor, str]) -> None:
         generated = gather_rows(part[0])

@@ -24,7 +24,7 @@ from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.drawing.thumbnails import most_detailed, on_one_ground, square_at, thumbnails
 from qa_hooks.images import save_image, to_uint8
-from qa_hooks.scorers.score_source import score_each
+from qa_hooks.scorers.score_source import first_refusal, score_each
 from qa_hooks.scorers.scorer import Scorer
 from qa_hooks.sources.samples import Sample
 from qa_hooks.writers import make_tag
@@ -114,15 +114,17 @@ class ScorePanel(SamplingMonitor):
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []
-        found: list[tuple[Tensor, str]] = []
+        scores, refusal = list[Tensor](), ""
         for _, images, beside in self.pairs(ctx):
             pictures += to_uint8(images, self.value_range).cpu()
-            found.append(score_each(self.scorer, images, **beside))
+            own, refused = score_each(self.scorer, images, **beside)
+            scores.append(own)
+            refusal = refusal or first_refusal(refused)
         if not pictures:
             return None
         now: dict[str, Any] = {"step": ctx.step, "pictures": pictures}
-        now["scores"] = torch.cat([scores for scores, _ in found])
-        self.finite(now["scores"], next((why for _, why in found if why), ""), "score")
+        now["scores"] = torch.cat(scores)
+        self.finite(now["scores"], refusal, "score")
         now["goodness"] = now["scores"] if self.scorer.higher_is_better else -now["scores"]
         now["sheets"] = {"ranked": self._ranked(now)}
         if self._panels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -62,9 +63,8 @@ def score_source(
         if refusals is None:
             scores: Tensor = scorer(images)
             return scores
-        scores, why = score_each(scorer, images)
-        if why:
-            refusals.append(why)
+        scores, refused = score_each(scorer, images)
+        refusals.extend(refused.values())
         return scores.float()
 
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "failures": failures}
@@ -74,22 +74,38 @@ def score_source(
     return Scored(*(part[order] for part in found))
 
 
-def score_each(scorer: Scorer, images: Tensor, **inputs: Tensor) -> tuple[Tensor, str]:
+def score_each(scorer: Scorer, images: Tensor, **inputs: Any) -> tuple[Tensor, dict[int, str]]:
     """The scores of a block. An image that the scorer refuses, such as one too small for it, costs its own score alone.
 
+    Args:
+        scorer: any scorer.
+        images: `(N, C, H, W)`.
+        inputs: what it takes beside them, one for each image.
+
     Returns:
-        `(N,)` float64 on the CPU, NaN where the scorer refused; and why it refused the first of these, or "".
+        `(N,)` float64 on the CPU, NaN where the scorer refused; and why it did, by the image's place in the block.
     """
     try:
-        return scorer(images, **inputs).detach().cpu().double(), ""
+        return scorer(images, **inputs).detach().cpu().double(), {}
     except Exception as error:  # scorers may be anybody's code
         if len(images) == 1:
             why = " ".join(str(error).split())
             why = why if why and isinstance(error, ValueError) else f"{type(error).__name__}: {why}".removesuffix(": ")
-            return torch.full((1,), math.nan, dtype=torch.float64, device="cpu"), why
-    ones = [slice(index, index + 1) for index in range(len(images))]
-    found = [score_each(scorer, images[one], **{name: part[one] for name, part in inputs.items()}) for one in ones]
-    return torch.cat([scores for scores, _ in found]), next((why for _, why in found if why), "")
+            return torch.full((1,), math.nan, dtype=torch.float64, device="cpu"), {0: why}
+    scores: list[Tensor] = []
+    refused: dict[int, str] = {}
+    for index in range(len(images)):
+        one = slice(index, index + 1)
+        score, found = score_each(scorer, images[one], **{name: part[one] for name, part in inputs.items()})
+        scores.append(score)
+        if found:
+            refused[index] = first_refusal(found)
+    return torch.cat(scores), refused
+
+
+def first_refusal(refused: Mapping[int, str]) -> str:
+    """Why the first of the images was refused, or ""."""
+    return next(iter(refused.values()), "")
 
 
 def score_features(scorer: Any, features: Features) -> Tensor:

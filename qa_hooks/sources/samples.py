@@ -6,91 +6,36 @@ whoever asks: monitors of one step that ask for the same images get them from on
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from qa_hooks._base.checks import channel_hint, check_call, warn
-from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.isolation import isolated
 from qa_hooks._base.random import mixed_key, seed_everything
 from qa_hooks._base.reach import modules_of
 from qa_hooks._base.sharding import sharded_kind
-from qa_hooks.images import Range, RangeGuard, as_tensor
+from qa_hooks.images import Range, RangeGuard
+from qa_hooks.sources.reference_images import as_runs
 
 Sample = Callable[[int, torch.Generator], Any]
 
 GENERATORS = ("gen", "rng", "rand", "seed")  # in the name of a parameter that may take one, or it is of 1 or 2 letters
 
 HELD = 2**32  # bytes of images that a step keeps for monitors whose turn is still to come
-_TOLD_COPIES: set[tuple[int, ...]] = set()  # functions of which it has been said
+_TOLD_COPIES: WeakValueDictionary[int, Any] = WeakValueDictionary()  # functions of which it has been said, by id
 
 
 def check_sample(sample: Sample) -> None:
     """`TypeError` unless it can be called as `sample(n, generator)`."""
     check_call("sample", sample, "sample(n, generator)", 1, torch.Generator("cpu"))
-
-
-def as_runs(images: Any) -> list[Tensor]:
-    """Images in any common form, of one size or of several -> runs `(k, C, H, W)` of neighbours of one size, in order.
-
-    Example:
-        >>> [len(run) for run in as_runs([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)])]
-        [2, 1]
-    """
-    if not isinstance(images, (Sequence, Iterator)) or isinstance(images, (str, bytes, bytearray)):
-        return [as_tensor(images)]
-    parts = [as_tensor(image) for image in images]
-    if not parts:
-        raise ValueError("images is empty")
-    return [torch.cat(list(run)) for _, run in groupby(parts, key=lambda part: (part.shape[1:], part.dtype))]
-
-
-class GroundTruths:
-    """The ground truths of a restored set, of one size or of several.
-
-    Args:
-        images: as `qa_hooks.images.as_tensor` takes them, or a list of images of several sizes.
-
-    Raises:
-        TypeError, ValueError: no images, or none of 1 or 3 channels.
-    """
-
-    def __init__(self, images: Any) -> None:
-        try:
-            self.images = [image for run in as_runs(images) for image in run]
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"reference: {error}") from error
-        for image in self.images:
-            if image.shape[0] not in (1, 3):
-                raise ValueError(f"reference: images have 1 or 3 channels, got {tuple(image.shape)}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell these images from others."""
-        return fingerprint(*self.images)
-
-    def of(self, start: int, restored: Tensor) -> Tensor:
-        """The ground truths of `restored` (N, C, H, W), which begins at this position; `ValueError`: another size."""
-        truths = self.images[start : start + len(restored)]
-        for index, truth in enumerate(truths, start):
-            if truth.shape != restored.shape[1:]:
-                raise ValueError(
-                    f"image {index} is {tuple(restored.shape[1:])} and its ground truth {tuple(truth.shape)}: give "
-                    "ground truths in the order of the restored images, and cut to what the network makes of them (a "
-                    "multiple of the scale): truth[:, :height, :width]"
-                )
-        return torch.stack(truths).to(restored.device)
 
 
 def numbered_blocks(n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, int]]:
@@ -285,8 +230,10 @@ def sample_blocks(
 
 
 def _tell_copies(asked: SampleSet) -> None:
-    if (function := call_key(asked.sample, 0, 0, 0)) not in _TOLD_COPIES:
-        _TOLD_COPIES.add(function)
+    owner: Any = getattr(asked.sample, "__self__", asked.sample)  # net.sample is a new object each time
+    if id(owner) not in _TOLD_COPIES:
+        with contextlib.suppress(TypeError):  # what nobody can refer to weakly is told again
+            _TOLD_COPIES[id(owner)] = owner
         warn(
             f"sample(n, generator) gives the same images for other noise: of n={asked.n} all after the first "
             f"{asked.per_call} are copies, and intervals are too narrow. Draw from the generator, or ask for a fixed "

@@ -22,7 +22,7 @@ from qa_hooks.evaluation.set_metrics import METRICS
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.features.rebuilding import saved_extractor
 from qa_hooks.scorers.carrying import packed_scorer, unpacked_scorer
-from qa_hooks.scorers.score_source import score_each
+from qa_hooks.scorers.score_source import first_refusal, score_each
 from qa_hooks.scorers.scorer import Scorer
 
 Block = Mapping[str, Tensor]  # "images" (n, C, H, W), "position" (n,) int64 on the CPU, and further inputs
@@ -66,8 +66,8 @@ class ScoreInstrument:
 
     def rows(self, block: Block) -> Tensor:
         inputs = {name: value for name, value in block.items() if name not in ("position", "images")}
-        scores, refusal = score_each(self.scorer, block["images"], **inputs)
-        self.refusal = self.refusal or refusal
+        scores, refused = score_each(self.scorer, block["images"], **inputs)
+        self.refusal = self.refusal or first_refusal(refused)
         return torch.stack([block["position"].double(), scores], 1)
 
     def values(self, rows: Tensor) -> Found:

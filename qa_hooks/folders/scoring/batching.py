@@ -13,6 +13,7 @@ from qa_hooks._base.isolation import isolated
 from qa_hooks.folders.scoring.tiles import PiecedImage
 from qa_hooks.images import RangeGuard
 from qa_hooks.scorers import Scorer
+from qa_hooks.scorers.score_source import score_each
 from qa_hooks.sources.windows import fitting, groups, windows
 
 Piece = tuple[PiecedImage, int]
@@ -88,7 +89,7 @@ def _check_image(image: PiecedImage, scorer: Scorer, guard: RangeGuard) -> None:
 
 
 def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | torch.device | None) -> None:
-    """Score one batch; when it is refused, image by image, so that only the guilty are without a score."""
+    """Score one batch; one that is refused image by image, so that only the guilty are without a score."""
     device = device or scorer.device or torch.device("cpu")
     inputs: dict[str, Any] = {}
     pieces = torch.stack([image.pieces[index] for image, index in batch]).to(device)
@@ -98,14 +99,9 @@ def _score_batch(batch: list[Piece], name: str, scorer: Scorer, device: str | to
         pieces, inputs["reference"] = (t.expand(-1, channels, -1, -1) for t in (pieces, reference))
     if "prompt" in scorer.inputs:
         inputs["prompt"] = [image.prompt for image, _ in batch]
-    try:
-        scores = scorer(pieces, **inputs).tolist()
-    except Exception as error:  # scorers may be anybody's code, and one bad image must not end the run
-        if len(batch) > 1:
-            for member in batch:
-                _score_batch([member], name, scorer, device)
-            return
-        batch[0][0].problem = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
-        return
-    for (image, index), score in zip(batch, scores, strict=True):
-        image.scores[name][index] = score
+    scores, refused = score_each(scorer, pieces, **inputs)
+    for place, ((image, index), score) in enumerate(zip(batch, scores.tolist(), strict=True)):
+        if place in refused:
+            image.problem = f"{name}: {refused[place]}"
+        else:
+            image.scores[name][index] = score

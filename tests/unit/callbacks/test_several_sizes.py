@@ -22,7 +22,7 @@ from qa_hooks.callbacks import (
 from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.images import load_image
 from qa_hooks.scorers import FunctionScorer, create_scorer
-from qa_hooks.sources.samples import as_runs
+from qa_hooks.sources.reference_images import as_runs
 from qa_hooks.writers import MemoryWriter
 
 SIZES = [(40, 56), (56, 40), (56, 40), (48, 48), (40, 56)]
