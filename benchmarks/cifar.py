@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from benchmarks.gan_training import VARIANTS, Run
 from benchmarks.gpu import load_training
-from benchmarks.results import Results
 from qa_hooks._base.files import write_text
+from qa_hooks.demo.results import Results
 from qa_hooks.demo.tables import write_table
 from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.features import create_extractor, extract_features

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.results import Results
 from qa_hooks._base.files import write_text
+from qa_hooks.demo.results import Results
 from qa_hooks.demo.tables import write_table
 from qa_hooks.evaluation import Reference
 from qa_hooks.evaluation.set_metrics import METRICS, Sets, estimate_metrics

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results import Results
 from qa_hooks._base.files import write_text
+from qa_hooks.demo.results import Results
 from qa_hooks.demo.tables import write_table
 from qa_hooks.features import FeatureExtractor, create_extractor, extract_features
 from qa_hooks.functional.clusters import share_interval

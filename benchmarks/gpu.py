@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks import gpu_checks, gpu_speed
 from benchmarks.gan_training import train
-from benchmarks.results import Results
 from benchmarks.timing import device, header
 from qa_hooks._base.files import write_text
+from qa_hooks.demo.results import Results
 from qa_hooks.demo.tables import write_table
 from qa_hooks.images import list_images, load_image
 

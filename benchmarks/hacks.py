@@ -48,8 +48,8 @@ from benchmarks.hack_looks import (
     write_measured,
 )
 from benchmarks.hack_runs import FULL, GENERATORS, TINY, Size, scorers, trajectory
-from benchmarks.results import Results
 from qa_hooks._base.files import write_text
+from qa_hooks.demo.results import Results
 from qa_hooks.demo.tables import write_table
 from qa_hooks.functional.intervals import wilson_interval
 from qa_hooks.images import list_images

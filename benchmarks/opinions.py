@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.opinions_fit import AFINE, TINY, by_default, fitted_scores, seeds_apart, stage_features
 from benchmarks.opinions_scorers import AS_PUBLISHED, as_published, named_scorers, scores_in_features
-from benchmarks.results import Results
 from benchmarks.tid_stimuli import NAMES, PUBLISHED, SIZE, TOLERANCE, TYPES, make_tiny, rebuild
+from qa_hooks.demo.results import Results
 from qa_hooks.drawing.tables import text_table
 from qa_hooks.features import create_extractor
 from qa_hooks.ratings import AgreementReport, Ratings, agreement, read_ratings, report_agreement

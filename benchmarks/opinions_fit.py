@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.results import Results
+from qa_hooks.demo.results import Results
 from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.ratings import Ratings, agreement, as_comparisons
 from qa_hooks.ratings.held_out import held_out_contents, numbered

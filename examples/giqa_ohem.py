@@ -7,6 +7,7 @@
 
 The controls: `shuffled` gives the weights of OHEM to random images of the batch, `random_k` does the same to top-k.
 What OHEM does beyond them is due to the scores. `letter` is the paper's form: an absolute threshold, not normalised.
+A run that was stopped goes on with the same command.
 Lines marked `# qa_hooks` are what a GAN script gains.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -35,6 +35,7 @@ from qa_hooks.demo import (
     make_generator,
     update_ema,
 )
+from qa_hooks.demo.results import load_column, results_of, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.drawing.named_rows import named_rows
@@ -68,8 +69,8 @@ class Job:
 class Setting:
     """What all runs share: the images, the features, the scorer, the evaluation."""
 
-    def __init__(self, data: Any, samples: int) -> None:
-        self.data, self.samples = data, samples
+    def __init__(self, data: Any, samples: int, out: Path) -> None:
+        self.data, self.samples, self.out = data, samples, out
         evaluator = Evaluator(data)
         options = {"channels": data.train.shape[1], "mean": (0.5,), "std": (0.5,)}
         self.extractor = create_extractor(evaluator.features, name=evaluator.name, **options)
@@ -163,7 +164,13 @@ def train(setting: Setting, job: Job, progress: Any = None) -> dict[str, Any]:
     result |= setting.evaluate(fakes[: setting.samples])
     if job.variant == "uniform":
         result["sweep"] = sweep(setting, fakes, latents)
-    return {**result, "strip": fakes[:24]}
+    save_column(to_uint8(fakes[:24], (-1, 1)), strip_of(setting.out, job))
+    return result
+
+
+def strip_of(out: Path, job: Job) -> Path:
+    """The file with 24 pictures of a run."""
+    return out / "pictures" / f"{job.loss}_{job.variant}_{job.seed}.png"
 
 
 def sweep(setting: Setting, fakes: Tensor, latents: Tensor) -> list[dict[str, Any]]:
@@ -195,19 +202,20 @@ def main() -> None:
 
     torch.set_num_threads(1)
     data = load_folder_images(args.data, size=args.size, limit=args.limit) if args.data else load_digits_images()
-    setting = Setting(data, args.samples)
+    setting, store = Setting(data, args.samples, args.out), results_of(args, without=("losses", "seeds"))
     steps = dict.fromkeys(args.variants, args.steps)
     if args.equal == "time":
-        cost = {v: train(setting, Job(v, "hinge", 0, 60))["ms"] for v in dict.fromkeys(("uniform", *args.variants))}
+        if "CPU ms" not in store:
+            wanted = dict.fromkeys(("uniform", *args.variants))
+            store.add("CPU ms", {v: train(setting, Job(v, "hinge", 0, 60))["ms"] for v in wanted})
+        cost = store.found["CPU ms"]
         steps = {v: round(args.steps * cost["uniform"] / cost[v]) for v in args.variants}
     jobs = [Job(v, loss, seed, steps[v]) for loss in args.losses for v in args.variants for seed in args.seeds]
     total = sum(job.steps for job in jobs)
-    results = side_by_side(partial(train, setting), jobs, processes=args.jobs, total=total)
+    results = side_by_side(partial(train, setting), jobs, processes=args.jobs, total=total, results=store)
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    strips = {(r["loss"], r["variant"]): r.pop("strip") for r in results}
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    shown = {f"{loss}, {variant}": to_uint8(strip, (-1, 1)) for (loss, variant), strip in strips.items()}
+    first = [job for job in jobs if job.seed == args.seeds[0]]
+    shown = {f"{job.loss}, {job.variant}": torch.stack(load_column(strip_of(args.out, job))) for job in first}
     save_image(named_rows(shown, scale=2), args.out / "samples.png")
     metrics = ["fd", "precision", "recall", "qs", "ds"]
     for loss in args.losses:
@@ -228,7 +236,7 @@ def main() -> None:
         print("\n" + write_table([f"uniform, {loss}", "rate", *metrics], rows) if rows else "")
     real = setting.evaluate(data.test)
     print(f"\nheld-out real images (n={len(data.test)}): " + ", ".join(f"{m} {real[m]:.2f}" for m in metrics))
-    print(f"rows of samples.png: {', '.join(' '.join(key) for key in strips)}\n{args.out}")
+    print(f"rows of samples.png: {', '.join(shown)}\n{args.out}")
 
 
 if __name__ == "__main__":

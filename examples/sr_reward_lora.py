@@ -11,7 +11,7 @@ exploited, with ten times that and no ceiling (`x10`). `L1-only` is the control,
 `RewardGuard` that stops it; `LoRA-x10-ceiling` and `LoRA-x10-views` (only when asked for) have nothing but the ceiling,
 or random views, against it. The reward was fitted on the photographs of the training; held out are a second RankScorer,
 fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is made of decides
-nothing.
+nothing. A run that was stopped goes on with the same command.
 Lines marked `# qa_hooks` are what an SR script gains.
 """
 
@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -37,15 +36,25 @@ from torch.nn import functional as F
 from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.realesrgan import realesrgan
+from qa_hooks.demo.results import load_column, results_of, save_column
 from qa_hooks.demo.side_by_side import side_by_side
-from qa_hooks.demo.super_resolution import SRNet, fidelity, load_photographs, random_crops, super_resolve, train_l1
+from qa_hooks.demo.super_resolution import (
+    SRNet,
+    fidelity,
+    load_metrics,
+    load_photographs,
+    mean_score,
+    random_crops,
+    super_resolve,
+    train_l1,
+)
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.functional.spectrum import high_frequency_share, power_spectrum, spectral_peak
 from qa_hooks.images import save_image, to_uint8
 from qa_hooks.integrations.peft import inject_lora, save_lora, scale_lora
 from qa_hooks.losses import ScoreLoss
-from qa_hooks.scorers import NIQE, RankScorer, create_scorer, load_scorer
+from qa_hooks.scorers import NIQE, RankScorer, load_scorer
 
 SIDE, WATCHED, REAL = 96, 32, 200  # of the crops; how many of them the guard looks at, and compares with
 VIEWS = 3  # random ones of each image, for the run "LoRA-x10-views"
@@ -64,7 +73,7 @@ SHOWN = ["L1-only", "full", "LoRA", "full-x10", "LoRA-x10", "guarded"]  # when -
 
 @dataclass(frozen=True)
 class Job:
-    """A part of the work for one seed: "net", "reward" or "held-out" first, then one of RUNS."""
+    """A part of the work for one seed: "net", "reward" and "held-out" first, then "base" and some of RUNS."""
 
     name: str
     seed: int
@@ -103,7 +112,15 @@ def prepare(args: argparse.Namespace, job: Job, progress: Any) -> None:
 
 
 def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
-    """Go on from the net with L1 and the reward; what came out, per strength of the adapter."""
+    """Go on from the net with L1 and the reward; what came out, per strength of the adapter.
+
+    The job "base" is no run: its rows are what all runs are compared with.
+    """
+    if job.name == "base":
+        photographs, base = load_photographs(args.data).held_out, starting_net(args, job.seed)
+        nets = {"HR": None, "bicubic": SRNet(args.scale), "base": base}
+        rows = {name: evaluate(args, photographs, net, base, name, job.seed) for name, net in nets.items()}
+        return {**asdict(job), "steps": "", "rows": rows}
     lora, ratio, ceiling, views, action = RUNS[job.name]
     photographs, seed = load_photographs(args.data), job.seed
     reward, held_out = (load_scorer(args.out / f"{name}-seed{seed}.safetensors") for name in ("reward", "held-out"))
@@ -140,41 +157,41 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
                 said = {"step": step, "words": "; ".join(map(str, guard.found))}
             if hooks.should_stop:
                 break
-    result = {**asdict(job), "steps": step, "ms": 1e3 * spent / step, "guard": said, "rows": {}, "pictures": {}}
-    judge = partial(evaluate, args, photographs.held_out, {"reward": reward, "held-out": held_out, "NIQE": NIQE()})
-    if job.name == args.runs[0]:  # what all have in common, once
-        bicubic = SRNet(args.scale)
-        for name, model in (("HR", None), ("bicubic", bicubic), ("base", base)):
-            result["rows"][name], result["pictures"][name] = judge(model, base)
+    rows = {}
     for strength in (1.0, 0.5, 0.25) if lora and action == "warn" else (1.0,):
         if strength != 1:
             scale_lora(net, strength)  # qa_hooks
         name = job.name if strength == 1 else f"{job.name}-adapter-{strength:g}"
-        result["rows"][name], result["pictures"][name] = judge(net, base)
+        rows[name] = evaluate(args, photographs.held_out, net, base, name, seed)
     if lora:
         save_lora(net, args.out / f"{job.name}-seed{seed}")  # qa_hooks
-    return result
+    return {**asdict(job), "steps": step, "ms": 1e3 * spent / step, "guard": said, "rows": rows}
+
+
+def picture_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """The file with a row's pieces of photographs."""
+    return Path(args.out / "pictures" / f"{name}-seed{seed}.png")
 
 
 @torch.no_grad()
 def evaluate(
-    args: argparse.Namespace, photographs: list[Tensor], scorers: dict[str, Any], net: Callable[..., Tensor] | None,
-    base: Callable[..., Tensor],
-) -> tuple[dict[str, float], list[Tensor]]:  # fmt: skip
-    """On whole held-out photographs, of a net or of the photographs themselves; and a piece of the first three."""
+    args: argparse.Namespace, photographs: list[Tensor], net: Callable[..., Tensor] | None, base: Callable[..., Tensor],
+    name: str, seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """The row of a net, or of the photographs themselves, on whole held-out photographs; a piece of three is kept."""
+    scorers = {part: load_scorer(args.out / f"{part}-seed{seed}.safetensors") for part in ("reward", "held-out")}
     before, hr = super_resolve(base, photographs, args.scale)
     images = hr if net is None else super_resolve(net, photographs, args.scale)[0]
     row = {} if net is None else {key.upper(): value for key, value in fidelity(images, hr, args.scale).items()}
-    row |= {name: mean(float(scorer(image)) for image in images) for name, scorer in scorers.items()}
-    if args.lpips:
-        lpips = create_scorer("lpips")
-        row["LPIPS"] = mean(float(lpips(x, reference=y)) for x, y in zip(images, hr, strict=True))
+    scorers |= {"NIQE": NIQE(), **load_metrics(args.metrics)}
+    row |= {part: mean_score(scorer, images, hr) for part, scorer in scorers.items()}
     spectra = [power_spectrum(image) for image in images]
     row["high freq."] = mean(float(high_frequency_share(power)) for power in spectra)
     row["peak"] = mean(float(spectral_peak(power).ratio) for power in spectra)
     changes = [power_spectrum(image - old) for image, old in zip(images, before, strict=True)]
     row["peak of change"] = mean(float(spectral_peak(power).ratio) for power in changes)
-    return row, [middle(image) for image in images[:3]]
+    save_column([middle(image) for image in images[:3]], picture_of(args, name, seed))
+    return row
 
 
 def middle(image: Tensor) -> Tensor:
@@ -184,7 +201,7 @@ def middle(image: Tensor) -> Tensor:
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """The table, with the change against the base in brackets, and what the guard said."""
+    """The table, with the change from the base and its deviation over seeds in brackets, and what the guard said."""
     rows: dict[str, list[dict[str, float]]] = {}
     for result in results:
         for name, row in result["rows"].items():
@@ -193,29 +210,28 @@ def report(results: list[dict[str, Any]]) -> str:
     for name, found in rows.items():
         cells = [" ".join(str(result["steps"]) for result in results if result["name"] == name)]
         for measure in base[0]:
-            if measure not in found[0]:  # of HR
+            if measure not in found[0]:  # PSNR and SSIM of HR
                 cells.append("")
                 continue
-            places = 3 if measure in ("SSIM", "LPIPS", "high freq.") else 1 if "peak" in measure else 2
-            change = mean(row[measure] - old[measure] for row, old in zip(found, base, strict=True))
-            tuned = name.split(",")[0] in RUNS
-            cells.append(f"{mean(row[measure] for row in found):.{places}f}" + f" ({change:+.{places}f})" * tuned)
+            places = 1 if "peak" in measure else 2 if measure in ("PSNR", "reward", "held-out", "NIQE") else 3
+            changes = [row[measure] - old[measure] for row, old in zip(found, base, strict=True)]
+            change = f"{mean(changes):+.{places}f}" + (f" ± {stdev(changes):.{places}f}" if len(changes) > 1 else "")
+            cells.append(f"{mean(row[measure] for row in found):.{places}f}" + f" ({change})" * (name in RUNS))
         table.append([name, *cells])
     lines = [write_table(["", "steps", *base[0]], table), ""]
-    for result in results:
+    for result in (one for one in results if "guard" in one):
         step, words = result["guard"]["step"], result["guard"]["words"]
         said = f"step {step}: {words}" if step else "nothing"
         lines.append(f"the guard of {result['name']}, seed {result['seed']}, {result['ms']:.0f} CPU ms a step: {said}")
     return "\n".join(lines)
 
 
-def strip(results: list[dict[str, Any]], scale: int) -> Tensor:
+def strip(columns: dict[str, list[Tensor]], scale: int) -> Tensor:
     """LR, the nets, HR; one row for each photograph."""
-    pictures = {name: part for result in results for name, part in result["pictures"].items() if "adapter" not in name}
-    hr = pictures.pop("HR")
+    hr = columns.pop("HR")
     small = [bicubic_degradation(image.float() / 255, scale) for image in hr]
     lr = [to_uint8(image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)) for image in small]
-    columns = {"LR": lr, **pictures, "HR": hr}
+    columns = {"LR": lr, **columns, "HR": hr}
     shown = [column[row] for row in range(len(hr)) for column in columns.values()]
     return contact_sheet(shown, list(columns) * len(hr), columns=len(columns), scale=2)
 
@@ -235,7 +251,7 @@ def main() -> None:
     parser.add_argument("--lr-lora", type=float, default=5e-4)
     parser.add_argument("--lr-full", type=float, default=1e-4)
     parser.add_argument("--look-every", type=int, default=25, help="steps between two looks of the guard")
-    parser.add_argument("--lpips", action="store_true", help="measure LPIPS, too (its weights are downloaded once)")
+    parser.add_argument("--metrics", nargs="+", default=[], help="further columns: lpips, perceptual:hed, a file ...")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/sr_reward_lora"))
     args = parser.parse_args()
@@ -250,20 +266,23 @@ def main() -> None:
         parser.error("--weights are Real-ESRGAN's: add --network realesr")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    if args.lpips:
-        create_scorer("lpips")  # tells now what is missing
+    try:
+        load_metrics(args.metrics)  # tells now what is missing
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(f"--metrics: {error}")
+    store = results_of(args, without=("runs", "seeds"))
     parts = [Job(name, seed) for seed in args.seeds for name in ("reward", "held-out")]
     total = len(parts) * args.rank_steps
     if args.network == "small":
         parts += [Job("net", seed) for seed in args.seeds]
         total += len(args.seeds) * args.base_steps
-    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total)
-    jobs = [Job(name, seed) for seed in args.seeds for name in args.runs]
-    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=len(jobs) * args.steps)
-    save_image(strip([r for r in results if r["seed"] == args.seeds[0]], args.scale), args.out / "strip.png")
-    for result in results:
-        result.pop("pictures")
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total, results=store)
+    jobs = [Job(name, seed) for seed in args.seeds for name in ("base", *args.runs)]
+    total = len(args.seeds) * len(args.runs) * args.steps
+    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=total, results=store)
+    names = [name for result in results if result["seed"] == args.seeds[0] for name in result["rows"]]
+    columns = {name: load_column(picture_of(args, name, args.seeds[0])) for name in names if "adapter" not in name}
+    save_image(strip(columns, args.scale), args.out / "strip.png")
     print("\n" + report(results))
     print(f"\n{args.out / 'strip.png'}\ntensorboard --logdir {args.out}")
 

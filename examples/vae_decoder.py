@@ -7,7 +7,8 @@
 
 A small AutoencoderKL is trained on crops of photographs. Then only its decoder goes on, so whatever was trained on its
 latents keeps working: they are compared bit by bit at the end. Each run has the same CPU time for its steps, so a dear
-term gets fewer of them. `L1-L2` is the control; each other run adds one term to it.
+term gets fewer of them. `L1-L2` is the control; each other run adds one term to it. A run that was stopped goes on with
+the same command.
 
 The tile alarm looks for what decoders like to draw: seams and checkerboards with the period of their up-sampling.
 Lines marked `# qa_hooks` are what a training script of a VAE gains.
@@ -16,7 +17,6 @@ Lines marked `# qa_hooks` are what a training script of a VAE gains.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks
 from qa_hooks.demo.autoencoder import decode, encode, small_vae, tile_ratio, train_vae
+from qa_hooks.demo.results import load_column, results_of, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import load_photographs, random_crops
 from qa_hooks.demo.tables import write_table
@@ -50,7 +51,7 @@ LIMIT = 1.15  # the alarm's: over what the photographs themselves have
 
 @dataclass(frozen=True)
 class Job:
-    """A part of the work for one seed: "vae" or "reward" first, then one of RUNS."""
+    """A part of the work for one seed: "vae" and "reward" first, then "base" and some of RUNS."""
 
     name: str
     seed: int
@@ -115,17 +116,19 @@ class Critic:
 
 
 def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
-    """Tune the decoder for the run's time; what came out on held-out photographs."""
+    """Tune the decoder for the run's time; what came out on held-out photographs. "base" is the VAE before that."""
     photographs, seed = load_photographs(args.data), job.seed
     warnings.simplefilter("ignore")
     vae = load_vae(args, seed)
     held = list(islice(random_crops(photographs.held_out, SIDE, WATCHED, 10_000), args.judged))
     latents = [encode(vae, part) for part in held]
     judge = partial(evaluate, args, torch.cat(held))
-    result: dict[str, Any] = {"name": job.name, "seed": seed, "alarm": None, "rows": {}, "pictures": {}}
-    if job.name == args.runs[0]:
-        result["rows"]["base"], result["pictures"]["base"] = judge(vae, latents)
-        result["pictures"]["photograph"] = to_uint8(held[0][:4])
+    result: dict[str, Any] = {"name": job.name, "seed": seed, "alarm": None, "steps": "", "rows": {}}
+    if job.name == "base":
+        result["rows"]["base"], pictures = judge(vae, latents)
+        save_column(pictures, picture_of(args, "base", seed))
+        save_column(to_uint8(held[0][: len(pictures)]), picture_of(args, "photograph", seed))
+        return result
     for part in (vae.encoder, vae.quant_conv):
         if part is not None:
             part.requires_grad_(False)
@@ -168,9 +171,15 @@ def tune(args: argparse.Namespace, job: Job, progress: Any) -> dict[str, Any]:
     result["same latents"] = all(
         torch.equal(encode(vae, part), before) for part, before in zip(held, latents, strict=True)
     )
-    result["rows"][job.name], result["pictures"][job.name] = judge(vae, latents)
+    result["rows"][job.name], pictures = judge(vae, latents)
+    save_column(pictures, picture_of(args, job.name, seed))
     vae.save_pretrained(args.out / f"{job.name}-seed{seed}" / "vae")
     return result
+
+
+def picture_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """The file with four crops of a run."""
+    return Path(args.out / "pictures" / f"{name}-seed{seed}.png")
 
 
 @torch.no_grad()
@@ -208,10 +217,10 @@ def report(results: list[dict[str, Any]]) -> str:
         for measure in measures:
             values = [row[measure] for row in found]
             cells.append(f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
-        alarms = [result["alarm"] for result in of_name]
+        alarms = [result["alarm"] for result in of_name if name != "base"]
         table.append([name, *cells, " ".join("-" if alarm is None else str(alarm) for alarm in alarms)])
     lines = [write_table(["", "steps", *measures, "tile alarm at step"], table), ""]
-    same = all(result["same latents"] for result in results)
+    same = all(result["same latents"] for result in results if result["name"] != "base")
     lines.append("latents of the held-out crops: " + ("bit for bit as before" if same else "CHANGED"))
     return "\n".join(lines)
 
@@ -261,14 +270,15 @@ def main() -> None:
     names = [name for name, wanted in (("vae", args.vae is None), ("reward", "RankScorer" in args.runs)) if wanted]
     parts = [Job(name, seed) for seed in args.seeds for name in names]
     total = len(args.seeds) * sum({"vae": args.base_steps, "reward": args.rank_steps}[name] for name in names)
-    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total)
-    jobs = [Job(name, seed) for seed in args.seeds for name in args.runs]
-    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=len(jobs) * args.seconds)
-    pictures = {name: part for result in results for name, part in result.pop("pictures").items()}
-    columns = {"photograph": pictures.pop("photograph"), **pictures}
+    store = results_of(args, without=("runs", "seeds", "available"))
+    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total, results=store)
+    jobs = [Job(name, seed) for seed in args.seeds for name in ("base", *args.runs)]
+    total = len(args.seeds) * len(args.runs) * args.seconds
+    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=total, results=store)
+    shown_runs = ("photograph", "base", *args.runs)
+    columns = {name: load_column(picture_of(args, name, args.seeds[0])) for name in shown_runs}
     shown = [column[row] for row in range(4) for column in columns.values()]
     save_image(contact_sheet(shown, list(columns) * 4, columns=len(columns), scale=2), args.out / "strip.png")
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
     print("\n" + report(results) + f"\n\n{args.out / 'strip.png'}\ntensorboard --logdir {args.out}")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 
 from qa_hooks._base.progress import Progress
+from qa_hooks.demo.results import Results
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -23,6 +24,7 @@ def side_by_side(
     processes: int,
     total: int,
     first: Sequence[Job] = (),
+    results: Results | None = None,
 ) -> list[Result]:
     """`function(job, progress)` for every job, a few at a time; the results in the jobs' order.
 
@@ -32,11 +34,15 @@ def side_by_side(
         processes: at a time.
         total: steps of all jobs together, for the bar.
         first: the jobs in the order in which to start them (the longest first leaves no core waiting).
+        results: where each result is kept by `str(job)` as soon as it is known, if it is for JSON; jobs that are
+            there already are not run again.
 
     Raises:
         Exception: of the first job that fails; the others are cancelled.
     """
-
+    done = {} if results is None else {str(job): results.found[str(job)] for job in jobs if str(job) in results}
+    if results is not None and done:
+        print(f"{len(done)} of {len(jobs)} were done before, and are not done again: {results.path}", file=sys.stderr)
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
@@ -44,15 +50,23 @@ def side_by_side(
         ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         progress = manager.Queue()
-        submitted = {id(job): pool.submit(function, job, progress) for job in first or jobs}
-        futures = [submitted[id(job)] for job in jobs]
-        while not all(future.done() for future in futures):
-            time.sleep(0.2)
+        bar.update(total * len(done) // max(len(jobs), 1))
+        running = {pool.submit(function, job, progress): str(job) for job in first or jobs if str(job) not in done}
+        while running:
+            finished = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
             while not progress.empty():
                 bar.update(progress.get())
-            for future in futures:
-                if future.done() and future.exception() is not None:
-                    pool.shutdown(cancel_futures=True)
-                    future.result()
+            failed = [error for error in (future.exception() for future in finished) if error is not None]
+            if failed:
+                pool.shutdown(cancel_futures=True)
+            for future in finished:
+                name = running.pop(future)
+                if future.exception() is None:
+                    done[name] = future.result()
+                    if results is not None:
+                        results.add(name, done[name])
+                        done[name] = results.found[name]
+            if failed:
+                raise failed[0]
         bar.update(total - bar.done)
-        return [future.result() for future in futures]
+        return [done[str(job)] for job in jobs]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from qa_hooks.callbacks import Hooks
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.images import list_images, load_image
-from qa_hooks.scorers import PSNR, SSIM
+from qa_hooks.scorers import PSNR, SSIM, Scorer, create_scorer
 
 TRAIN = ("china", "coffee", "motorcycle")
 FIT = ("camera", "rocket", "flower", "brick", "coins", "grass", "gravel", "moon")
@@ -148,15 +148,26 @@ def super_resolve(net: Callable[[Tensor], Tensor], hr: list[Tensor], scale: int)
     return outputs, references
 
 
-@torch.no_grad()
 def fidelity(outputs: list[Tensor], references: list[Tensor], scale: int) -> dict[str, float]:
     """Mean PSNR and SSIM by the papers' convention: luma, without a border of `scale` pixels."""
     metrics = {"psnr": PSNR(crop_border=scale, channel="y"), "ssim": SSIM(crop_border=scale, channel="y")}
-    pairs = list(zip(outputs, references, strict=True))
-    return {
-        name: sum(float(metric(image, reference=reference)) for image, reference in pairs) / len(pairs)
-        for name, metric in metrics.items()
-    }
+    return {name: mean_score(metric, outputs, references) for name, metric in metrics.items()}
+
+
+def load_metrics(specs: Iterable[str]) -> dict[str, Scorer]:
+    """Scorers for the columns of a table, named by their spec, or by the stem of their file.
+
+    Raises:
+        ImportError, OSError, ValueError: what `create_scorer` raises of a spec that it cannot load.
+    """
+    return {Path(spec).stem: create_scorer(spec) for spec in specs}
+
+
+@torch.no_grad()
+def mean_score(scorer: Scorer, images: list[Tensor], references: list[Tensor]) -> float:
+    """Over images `(1, 3, H, W)`; the references are for scorers that take them."""
+    more = [{"reference": reference} if "reference" in scorer.inputs else {} for reference in references]
+    return sum(float(scorer(image, **own)) for image, own in zip(images, more, strict=True)) / len(images)
 
 
 def _packaged(name: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,36 @@ def test_the_ground_truth_example_ends_with_its_tables_and_a_picture(tmp_path, p
         save_image((moved * 255).round().byte(), data / f"{number:02d}.png")
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "examples/sr_ground_truth.py"), "--data", str(data), "--out", str(out)]
-    command += ["--steps", "4", "--rank-steps", "4", "--seeds", "1", "--strategies", "originals", "smp", "amo"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    assert "| photographs, 4 held out | PSNR | SSIM x100 | PSNR clean | rank | rank B | NIQE |" in printed
+    command += ["--steps", "4", "--rank-steps", "4", "--seeds", "1", "--metrics", "ssim"]
+    strategies = ["--strategies", "originals", "smp", "amo"]
+    call = partial(subprocess.run, capture_output=True, text=True, cwd=ROOT)
+    printed = call([*command, *strategies], check=True).stdout
+    assert "| photographs, 4 held out | PSNR | SSIM x100 | PSNR clean | rank | rank B | NIQE | ssim |" in printed
     assert "| held-out originals | 100.00 | 100.00 |" in printed
     assert "| originals | 100 | 0 | 0 | 0 | 0 | 0 | 0 |" in printed
-    results = {run["strategy"]: run for run in json.loads((out / "results.json").read_text())}
+    found = json.loads((out / "results.json").read_text())["found"]
+    results = {run["strategy"]: run for name, run in found.items() if name != "positives"}
     assert list(results) == ["originals", "smp", "amo"]
     for run in results.values():
         assert sum(run["chosen"]) == pytest.approx(1, abs=1e-6)
         assert 15 < run["scores"]["photographs"]["PSNR"] < 60
     assert (out / "strips.png").stat().st_size > 10_000
     assert len(list((out / "tensorboard").glob("*_1/events*"))) == 3
+    lines = printed.splitlines()
+    named = lambda name: next(line for line in lines if line.startswith(f"| {name} |")).split(" | ")  # noqa: E731
+    best, own = named("gold standard"), named("held-out originals")
+    assert [float(value) for value in best[1:3]] == [100, 100]
+    assert all(float(a) >= float(b) for a, b in zip(best[3:6], own[3:6], strict=True))
+    assert float(best[6]) <= float(own[6])  # NIQE: lower is better
+    again = call([*command, *strategies, "upos"], check=True)
+    assert "3 of 4 were done before" in again.stderr
+    rows = [line for line in lines if line.startswith(("| originals", "| smp", "| gold"))]
+    assert len(rows) == 5  # originals and smp in two tables each
+    assert all(row in again.stdout for row in rows)
+    other = call([*command, "--steps", "5"])
+    assert other.returncode == 1
+    assert "steps 4, now 5" in other.stderr
+    assert "choose another --out" in other.stderr
 
 
 def test_photographs_to_train_on_to_fit_on_and_held_out_are_different_ones(tmp_path):

@@ -70,7 +70,8 @@ def test_a_run_changes_the_decoder_and_no_latent(example, tmp_path):
     result = example.tune(options(tmp_path), example.Job("critic", 0), progress)
     assert result["same latents"] is True
     assert result["steps"] == 2 == len(done)
-    assert result["rows"]["critic"]["PSNR"] != result["rows"]["base"]["PSNR"]
+    start = example.tune(options(tmp_path), example.Job("base", 0), progress)
+    assert result["rows"]["critic"]["PSNR"] != start["rows"]["base"]["PSNR"]
     before, after = (
         example.load_vae(options(tmp_path, vae=folder), 0).state_dict()
         for folder in (tmp_path / "vae-seed0", tmp_path / "critic-seed0" / "vae")
@@ -89,4 +90,5 @@ def test_it_runs_as_printed(tmp_path):
     names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert names == ["base", "L1-L2", "SSIM", "NIQE", "RankScorer", "critic"]
     assert "bit for bit as before" in text
-    assert all(result["same latents"] for result in json.loads((tmp_path / "results.json").read_text()))
+    kept = json.loads((tmp_path / "results.json").read_text())["found"]
+    assert all(kept[f"Job(name='{name}', seed=0)"]["same latents"] for name in names[1:])

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import cifar
 from benchmarks.gan_training import Run
-from benchmarks.results import Results
+from qa_hooks.demo.results import Results
 
 
 def images(count=80, side=32):

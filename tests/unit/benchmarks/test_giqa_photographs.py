@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import giqa_photographs as study
-from benchmarks.results import Results
+from qa_hooks.demo.results import Results
 
 
 def test_accuracies_are_those_of_a_loop_and_the_halves_are_apart():

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu, gpu_checks
 from benchmarks.gan_training import VARIANTS, train
-from benchmarks.results import Results
+from qa_hooks.demo.results import Results
 
 
 def test_results_are_kept_and_found_again(tmp_path):

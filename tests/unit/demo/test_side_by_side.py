@@ -1,0 +1,83 @@
+"""Runs in processes of their own: their results in order, on disk as they come, and not run twice."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from qa_hooks.demo.results import Results, load_column, results_of, save_column
+from qa_hooks.demo.side_by_side import side_by_side
+
+
+class Job(NamedTuple):
+    name: str
+    seed: int
+
+
+def square(folder, job, progress):
+    """Leave a file, and fail where seven is asked for."""
+    if job.seed == 7:
+        raise ValueError("seven")
+    with (folder / f"{job.name}{job.seed}").open("a") as file:
+        file.write("x")
+    progress.put(1)
+    return {"square": job.seed**2, "pair": (1, 2)}
+
+
+def test_results_are_kept_and_only_what_is_missing_is_run(tmp_path, capsys):
+    work = partial(square, tmp_path)
+    jobs = [Job("a", seed) for seed in range(3)]
+    first = side_by_side(work, jobs, processes=2, total=3, results=Results(tmp_path, {"steps": 4}))
+    assert [row["square"] for row in first] == [0, 1, 4]
+    assert first[0]["pair"] == [1, 2]  # as it will be read again
+    again = side_by_side(work, [Job("a", 5), *jobs], processes=2, total=4, results=Results(tmp_path, {"steps": 4}))
+    assert [row["square"] for row in again] == [25, 0, 1, 4]
+    assert again[1:] == first
+    assert all((tmp_path / f"a{seed}").read_text() == "x" for seed in (0, 1, 2, 5))
+    assert "3 of 4 were done before" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="steps 4, now 5"):
+        Results(tmp_path, {"steps": 5})
+
+
+def test_what_was_done_before_a_failure_is_kept(tmp_path):
+    work, results = partial(square, tmp_path), Results(tmp_path, {})
+    with pytest.raises(ValueError, match="seven"):
+        side_by_side(work, [Job("b", 1), Job("b", 7)], processes=1, total=2, results=results)
+    assert Results(tmp_path, {}).found == {"Job(name='b', seed=1)": {"square": 1, "pair": [1, 2]}}
+
+
+def test_without_a_store_everything_comes_back_as_it_is(tmp_path):
+    rows = side_by_side(partial(square, tmp_path), [Job("c", 2)], processes=1, total=1)
+    assert rows == [{"square": 4, "pair": (1, 2)}]
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_settings_are_all_arguments_but_what_may_differ(tmp_path):
+    args = argparse.Namespace(out=tmp_path, jobs=2, seeds=[0], data=Path("photos"), steps=3)
+    results_of(args, without=("seeds",)).add("one", 1)
+    args.jobs, args.seeds = 1, [0, 1]
+    assert results_of(args, without=("seeds",)).found == {"one": 1}
+    args.data = None
+    with pytest.raises(SystemExit, match="data 'photos', now None"):
+        results_of(args, without=("seeds",))
+
+
+def test_a_result_that_is_not_for_json_changes_nothing(tmp_path):
+    results = Results(tmp_path, {})
+    results.add("one", 1)
+    with pytest.raises(TypeError):
+        results.add("two", torch.zeros(1))
+    assert results.found == Results(tmp_path, {}).found == {"one": 1}
+
+
+def test_a_column_of_pictures_comes_back(tmp_path):
+    images = list(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
+    save_column(images, tmp_path / "pictures" / "a.png")
+    back = load_column(tmp_path / "pictures" / "a.png")
+    assert len(back) == 4
+    assert all(torch.equal(one, other) for one, other in zip(back, images, strict=True))
