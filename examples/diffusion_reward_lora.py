@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +27,7 @@ from qa_hooks import GMMScorer, Hooks, SampleGrid, create_scorer
 from qa_hooks.callbacks import RewardGuard
 from qa_hooks.demo import Evaluator, load_digits_images
 from qa_hooks.demo.diffusion import distances_to_base, peak_memory, train_digits_pipeline
+from qa_hooks.demo.results import load_column, results_of, save_column
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.named_rows import named_rows
 from qa_hooks.evaluation import make_reference, measure
@@ -242,20 +242,24 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     args = parse()
+    store = results_of(args, without=("recipes",))
     task = pipeline_task(args) if args.pipeline else digits_task(args)
-    base, pictures = judge_samples(task, task.pipeline, args.samples)
-    real = {} if task.real is None else {"real, other half": judge(task, task.real.chunk(2)[1][: args.samples])}
-    rows, strips = {**real, "base": base}, {"base": pictures}
+    if "real, other half" not in store and task.real is not None:
+        store.add("real, other half", judge(task, task.real.chunk(2)[1][: args.samples]))
     recipes = [name for name in args.recipes if task.prompts is None or RECIPES[name].method == "last"]
-    for name in recipes:
-        pipe, cost = tune(task, name, RECIPES[name], args)
+    for name in ("base", *recipes):
+        if name in store:
+            print(f"{name}: done before")
+            continue
+        pipe, cost = (task.pipeline, {}) if name == "base" else tune(task, name, RECIPES[name], args)
         row, pictures = judge_samples(task, pipe, args.samples)
-        rows[name] = cost | row
-        strips[name] = pictures
-        save_lora(pipe.unet, args.out / name)
-    show(rows)
-    (args.out / "results.json").write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1))
-    shown = {name: to_uint8(strip, (0, 1)) for name, strip in strips.items()}
+        save_column(to_uint8(pictures, (0, 1)), args.out / "pictures" / f"{name}.png")
+        if name != "base":
+            save_lora(pipe.unet, args.out / name)
+        store.add(name, cost | row)
+    show({name: row for name, row in store.found.items() if name in ("real, other half", "base", *recipes)})
+    columns = {name: load_column(args.out / "pictures" / f"{name}.png") for name in ("base", *recipes)}
+    shown = {name: torch.stack(column) for name, column in columns.items()}
     save_image(named_rows(shown, scale=2), args.out / "samples.png")
     for name in dict.fromkeys((recipes[0], recipes[-1])):
         print(f"\n{name}, saved, loaded into a fresh copy, and scaled:")

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,6 +33,7 @@ from tqdm import tqdm
 
 from qa_hooks import QualityTable, RankScorer, TensorBoardWriter, create_extractor, quality_weights
 from qa_hooks.demo.graded import ClassModel, load_graded_crops, naturalness_of, pack, unpack
+from qa_hooks.demo.results import results_of
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.images import save_image, to_uint8
@@ -235,11 +235,13 @@ def judge(world: World, name: str, sampler: Any, seed: int) -> tuple[dict[str, A
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
-    world, writer, results = World(args), TensorBoardWriter(args.out), {}
-    rows = ["base", *args.rows]
+    store = results_of(args, without=("rows", "seeds"))
+    world, writer, rows = World(args), TensorBoardWriter(args.out), ["base", *args.rows]
     for seed in args.seeds:
         for name in rows:
+            if f"{name}, seed {seed}" in store:
+                print(f"seed {seed}, {name}: done before")
+                continue
             begun = time.process_time()
             sampler, steps = (
                 (lambda level: (world.base, nullcontext(), None), 0) if name == "base" else train_row(world, name, seed)
@@ -247,20 +249,19 @@ def main() -> None:
             trained = time.process_time() - begun
             found, sheets = judge(world, name, sampler, seed)
             found |= {"train s": trained, "sample s": time.process_time() - begun - trained, "steps": steps}
-            results.setdefault(name, []).append(found)
             for place, level in enumerate(found["levels"]):
                 for judge_name in ("rank", "held-out"):
                     writer.scalar(f"{name}-seed{seed}/{judge_name}", found[judge_name][place], round(1000 * level))
             strip = draw_strip(torch.stack(sheets, 1), found["levels"], title=name)
             writer.image(f"strip/{name}", strip, seed)
             save_image(strip, args.out / f"strip_{name}_{seed}.png")
-            (args.out / "results.json").write_text(json.dumps(results, indent=1))
+            store.add(f"{name}, seed {seed}", found)
             print(
                 f"seed {seed}, {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float)),
                 flush=True,
             )
     writer.close()
-    print(table_of(results))
+    print(table_of({name: [store.found[f"{name}, seed {seed}"] for seed in args.seeds] for name in rows}))
 
 
 def verdict_of(runs: list[dict[str, Any]]) -> str:

@@ -25,14 +25,14 @@ def test_it_ends_with_a_table_strips_and_a_run(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "quality_dial.py"), "--tiny", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--rows", *rows], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results) == ["base", *rows]
-    for name, (run,) in results.items():
+    results = json.loads((tmp_path / "results.json").read_text())["found"]
+    assert list(results) == [f"{name}, seed 0" for name in ("base", *rows)]
+    for name, run in zip(("base", *rows), results.values(), strict=True):
         assert len(run["levels"]) == len(run["rank"]) == len(run["held-out"]) == 9
         assert f"| {name} |" in done.stdout
         strip = load_image(tmp_path / f"strip_{name.replace(', ', '_').replace(' ', '_')}_0.png")
         assert strip.shape[2] > 9 * 96
-    assert results["base"][0]["spearman rank"] is None
+    assert results["base, seed 0"]["spearman rank"] is None
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 

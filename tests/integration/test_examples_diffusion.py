@@ -39,7 +39,7 @@ def test_the_digits_end_with_tables_pictures_and_an_adapter(tmp_path):
         "--base-steps", "3", "--steps", "2", "--batch-size", "4", "--every", "1", "--looks", "16", "--samples", "60",
         "--recipes", *recipes, "--out", str(tmp_path),
     )  # fmt: skip
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "results.json").read_text())["found"]
     assert list(rows) == ["real, other half", "base", *recipes]
     for name in recipes:
         assert rows[name]["steps"] == 2
@@ -66,7 +66,7 @@ def test_a_stable_diffusion_from_disk(tmp_path):
         "--recipes", "last-k1", "ReFL", "KL-10", "--steps", "2", "--batch-size", "2", "--samples", "8",
         "--sampling-steps", "2", "--every", "1", "--looks", "8", "--out", str(tmp_path / "out"),
     )  # fmt: skip
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["found"]
     assert list(rows) == ["base", "last-k1", "KL-10"], "ReFL has no pipeline"
     assert rows["last-k1"]["reward"] != rows["base"]["reward"]
     assert rows["KL-10"]["KL"] > 0
