@@ -26,7 +26,7 @@ from qa_hooks.features import FeatureExtractor, create_extractor
 from qa_hooks.images import Range, RangeGuard, check_range, to_uint8
 from qa_hooks.sources.batches import Source, check_source, count_images, first_images, image_paths, is_shared
 from qa_hooks.sources.samples import Sample, SampleSet, check_sample, sample_blocks
-from qa_hooks.writers import make_tag
+from qa_hooks.writers import Meaning, make_tag
 
 LOG = logging.getLogger("qa_hooks")
 
@@ -205,8 +205,9 @@ class GenerativeMonitor(MeasuringMonitor):
             self.last |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
             label = f"{value.name}_n={value.n}{self._label}"
             beside = f" against {value.real} real ones" if value.real else ""
-            what = f"{value.words}; {value.n} generated images{beside}; 95 % interval on the page CUSTOM SCALARS"
-            self.describe(ctx, make_tag("eval", label, "value"), what, key)
+            words = f"{value.n} generated images{beside}; 95 % interval on the page CUSTOM SCALARS"
+            meaning = Meaning(words, value.spec, doubt=value.doubt)
+            self.describe(ctx, make_tag("eval", label, "value"), meaning, key)
             for stat in ("value", "low", "high"):
                 ctx.writer.scalar(make_tag("eval", label, stat), getattr(value, stat), ctx.step)
         if ctx.rank == 0 and not self._told:

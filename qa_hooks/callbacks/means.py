@@ -11,7 +11,7 @@ from torch import Tensor
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import all_reduce_sum, is_distributed, rank, world_size
 from qa_hooks.functional.numerics import to_float64
-from qa_hooks.writers import Writer, describe
+from qa_hooks.writers import Meaning, Writer, describe
 
 MEANING = {
     "qa_loss": "a term without its weight",
@@ -79,7 +79,8 @@ class Means:
             for tag, value in self.flush().items():
                 if tag not in self._told:
                     self._told.add(tag)
-                    describe(writer, tag, f"{MEANING[tag.partition('/')[0]]}; mean of all calls since the last point")
+                    words = f"{MEANING[tag.partition('/')[0]]}; mean of all calls since the last point"
+                    describe(writer, tag, Meaning(words))
                 writer.scalar(tag, value, step)
         except Exception as error:
             if rank() == 0:

@@ -15,9 +15,9 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import (
     axis_label,
     check_scorer,
+    meaning_of,
     picture_folder,
     scorer_spec,
-    value_words,
     write_picture,
 )
 from qa_hooks.callbacks.sampling import SamplingMonitor
@@ -110,7 +110,10 @@ class PerceptionDistortion(SamplingMonitor):
     @cached_property
     def spec(self) -> dict[str, str]:
         """Which measure each axis is."""
-        return {"perception": scorer_spec(self.perception), "distortion": scorer_spec(self.distortion)}
+        return {
+            "perception": scorer_spec(self.perception, self.known_truths),
+            "distortion": scorer_spec(self.distortion, self.known_truths),
+        }
 
     def local(self, ctx: Context) -> tuple[Tensor, str]:
         rows, refusal = [torch.zeros(0, 2, dtype=torch.float64, device="cpu")], ""
@@ -125,8 +128,8 @@ class PerceptionDistortion(SamplingMonitor):
         self.last = {"step": ctx.step, "n": len(finite)}
         for column, (axis, scorer) in enumerate((("distortion", self.distortion), ("perception", self.perception))):
             name = f"{self.name}_{scorer.name}"
-            text = value_words(scorer, self.spec[axis], f"mean score, the axis of {axis}", self.known_truths)
-            self.last |= self.write_mean(ctx, name, axis, finite[:, column].contiguous(), text)
+            meaning = meaning_of(scorer, self.spec[axis], f"mean score, the axis of {axis}")
+            self.last |= self.write_mean(ctx, name, axis, finite[:, column].contiguous(), meaning)
         point = [[ctx.step, self.last["distortion"], self.last["perception"]]]
         self.path = self.path[self.path[:, 0] < ctx.step]
         self.path = torch.cat([self.path, torch.tensor(point, dtype=torch.float64, device="cpu")])

@@ -12,7 +12,7 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.features import FeatureExtractor
 from qa_hooks.images import save_image
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer, uncalibrated
-from qa_hooks.writers import make_tag
+from qa_hooks.writers import Meaning, make_tag
 
 
 def check_scorer(scorer: Any, name: str = "scorer") -> None:
@@ -27,25 +27,30 @@ def axis_label(scorer: Scorer) -> str:
     return f"{scorer.name} ({'higher' if scorer.higher_is_better else 'lower'} is better)"
 
 
-def scorer_spec(scorer: Scorer) -> str:
-    """Which measure a value is, in one line for `best.json`: the scorer's name and the head of its fingerprint."""
-    return f"{scorer.name}[{scorer.fingerprint[:4]}]"
+def scorer_spec(scorer: Scorer, truths: str = "") -> str:
+    """Which measure a value is, in one line for `best.json`: the scorer's name and the head of its fingerprint.
+
+    Args:
+        scorer: whose values they are.
+        truths: the fingerprint of a validation set, on which scores with a reference are others than elsewhere.
+    """
+    own = f"{scorer.name}[{scorer.fingerprint[:4]}]"
+    return f"{own} on the ground truths {truths[:4]}" if truths and "reference" in scorer.inputs else own
 
 
-def value_words(scorer: Scorer, spec: str, what: str, truths: str = "") -> str:
-    """What a value of a scorer is, for the log: by which measure, in which features, and `what` of the scores.
+def meaning_of(scorer: Scorer, spec: str, words: str, *, change: bool = False) -> Meaning:
+    """What a value of a scorer is, for the log.
 
     Args:
         scorer: whose scores they are.
-        spec: of the scorer.
-        what: "mean score", ...
-        truths: the fingerprint of a validation set; scores on another one are others.
+        spec: of the scorer (`scorer_spec`); the features are added to it.
+        words: "mean score", ...
+        change: whether it is the difference from the value before.
     """
     extractor = getattr(uncalibrated(scorer), "extractor", None)
-    known = extractor if isinstance(extractor, FeatureExtractor) else None
-    measure = spec if known is None else f"{spec} in features of {known.name}"
-    measure += f" on the ground truths {truths[:4]}" if truths else ""
-    return f"{measure}: {what}" + (f"; {known.doubt}" if known is not None and known.doubt else "")
+    if not isinstance(extractor, FeatureExtractor):
+        return Meaning(words, spec, change=change)
+    return Meaning(words, f"{spec} in features of {extractor.name}", change=change, doubt=extractor.doubt)
 
 
 def picture_folder(folder: str | Path | None) -> Path | None:

@@ -23,7 +23,7 @@ from qa_hooks.sources.samples import (
     in_range,
     sample_blocks,
 )
-from qa_hooks.writers import make_tag
+from qa_hooks.writers import Meaning, make_tag
 
 
 def check_reference(scorer: Scorer, reference: Any, what: str) -> None:
@@ -137,7 +137,7 @@ class SamplingMonitor(Monitor):
             )
         return kept
 
-    def write_mean(self, ctx: Context, name: str, key: str, values: Tensor, text: str) -> dict[str, float]:
+    def write_mean(self, ctx: Context, name: str, key: str, values: Tensor, meaning: Meaning) -> dict[str, float]:
         """Write the mean of `values` (n,) under `qa_eval/{name}/mean`, with its 95 % interval under `/low` and `/high`.
 
         Args:
@@ -145,13 +145,13 @@ class SamplingMonitor(Monitor):
             name: in the tags.
             key: of the value in `last`, for its direction.
             values: finite ones, at least one; the interval wants two, not all equal.
-            text: what TensorBoard says of it.
+            meaning: of the mean, for the log.
 
         Returns:
             The mean and the ends of its interval, as `{key}`, `{key}_low` and `{key}_high`.
         """
         written = {key: float(values.mean())}
-        self.describe(ctx, make_tag("eval", name, "mean"), text, key)
+        self.describe(ctx, make_tag("eval", name, "mean"), meaning, key)
         ctx.writer.scalar(make_tag("eval", name, "mean"), written[key], ctx.step)
         if values.numel() > 1:
             interval = bootstrap_interval(values)

@@ -16,9 +16,9 @@ from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import (
     axis_label,
     check_scorer,
+    meaning_of,
     picture_folder,
     scorer_spec,
-    value_words,
     write_picture,
 )
 from qa_hooks.callbacks.sampling import SamplingMonitor
@@ -138,7 +138,7 @@ class ScoreHistogram(SamplingMonitor):
         for stat, what in (("overlap", "overlap of"), ("ks", "Kolmogorov-Smirnov distance between")):
             tag = make_tag("eval", self.name, stat)
             what = f"{what} the scores of samples and of real images"
-            self.describe(ctx, tag, value_words(self.scorer, self.spec, what), stat)
+            self.describe(ctx, tag, meaning_of(self.scorer, self.spec, what), stat)
             ctx.writer.scalar(tag, self.last[stat], ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)
         if not self._shown:  # it stays as it is

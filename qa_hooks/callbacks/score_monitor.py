@@ -14,7 +14,7 @@ from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.measuring.instruments import Block, Found, ScoreInstrument
 from qa_hooks.callbacks.measuring.monitor import MeasuringMonitor, check_where
-from qa_hooks.callbacks.pictures import scorer_spec, value_words
+from qa_hooks.callbacks.pictures import meaning_of, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer
 from qa_hooks.sources.samples import Sample
@@ -67,7 +67,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
         >>> monitor = ScoreMonitor(create_scorer("psnr"), sample=restore, reference=photographs, every=1000)
     """
 
-    measures = ("mean", "std", "change", "n")
+    measures = ("mean", "std")
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
     @cached_property
     def spec(self) -> str:
         """Which measure `.last` is of."""
-        return scorer_spec(self.scorer)
+        return scorer_spec(self.scorer, self.known_truths)
 
     def draw(self, ctx: Context) -> Iterator[Block]:
         """This process's samples, or the images that the loop has handed over."""
@@ -131,8 +131,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), lost, ctx.step)
         std = float(finite.std(unbiased=False))
         self.last = {"step": ctx.step, "std": std, "n": finite.numel()}
-        text = value_words(self.scorer, self.spec, "mean score", self.known_truths)
-        self.last |= self.write_mean(ctx, self.name, "mean", finite, text)
+        meaning = meaning_of(self.scorer, self.spec, "mean score")
+        self.last |= self.write_mean(ctx, self.name, "mean", finite, meaning)
         ctx.writer.scalar(make_tag("eval", self.name, "std"), std, ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "histogram"), finite.float(), ctx.step)
         if self.sample is None:
@@ -147,8 +147,8 @@ class ScoreMonitor(SamplingMonitor, MeasuringMonitor):
             change = change[torch.isfinite(change)]
             if change.numel():
                 what = "mean change of an image's score since the last measurement"
-                text = value_words(self.scorer, self.spec, what, self.known_truths)
-                self.last |= self.write_mean(ctx, f"{self.name}_change", "change", change, text)
+                meaning = meaning_of(self.scorer, self.spec, what, change=True)
+                self.last |= self.write_mean(ctx, f"{self.name}_change", "change", change, meaning)
         self._scores = scores
 
     def state_dict(self) -> dict[str, Any]:

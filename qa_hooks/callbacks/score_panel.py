@@ -19,7 +19,7 @@ from qa_hooks._base.checks import check_count, warn
 from qa_hooks._base.processes import shared
 from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
-from qa_hooks.callbacks.pictures import axis_label, check_scorer, picture_folder, scorer_spec, value_words
+from qa_hooks.callbacks.pictures import axis_label, check_scorer, meaning_of, picture_folder, scorer_spec
 from qa_hooks.callbacks.sampling import SamplingMonitor, check_reference
 from qa_hooks.drawing.contact_sheet import CARD_COLUMNS, card_sheet
 from qa_hooks.drawing.thumbnails import most_detailed, on_one_ground, square_at, thumbnails
@@ -73,7 +73,7 @@ class ScorePanel(SamplingMonitor):
     """
 
     shared_out = False
-    measures = ("mean", "worst", "best", "fell")
+    measures = ("mean", "worst", "best")
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class ScorePanel(SamplingMonitor):
     @cached_property
     def spec(self) -> str:
         """Which measure `.last` is of."""
-        return scorer_spec(self.scorer)
+        return scorer_spec(self.scorer, self.known_truths)
 
     def local(self, ctx: Context) -> dict[str, Any] | None:
         pictures: list[Tensor] = []
@@ -151,7 +151,7 @@ class ScorePanel(SamplingMonitor):
         if "fell" in self.last:
             tag = make_tag("eval", self.name, "fell")
             what = "share of images whose score fell since the last panel"
-            self.describe(ctx, tag, value_words(self.scorer, self.spec, what, self.known_truths), "fell")
+            self.describe(ctx, tag, meaning_of(self.scorer, self.spec, what, change=True), "fell")
             ctx.writer.scalar(tag, self.last["fell"], ctx.step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,11 +41,6 @@ class Measurement(NamedTuple):
     real: int = 0
     doubt: str = ""
 
-    @property
-    def words(self) -> str:
-        """The spec, and the doubt about it."""
-        return f"{self.spec}; {self.doubt}" if self.doubt else self.spec
-
 
 def measure(
     features: Tensor,

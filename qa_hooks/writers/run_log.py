@@ -4,9 +4,9 @@
     {"step": 500, "tag": "qa_loss/ssim/mean", "value": 0.25}
 
 `low` and `high` are the ends of the 95 % interval, where a value has one. A value that is not finite is null. A line
-may have "about": what the tag's values are, from this step on. Lines are only added: a run that goes on makes some
-steps again, and of a tag's lines a later one with the same or an earlier step replaces those from that step on.
-`read_run_log` does that.
+may have "about": what the tag's values are, from this step on (the fields of `Meaning` that are not empty). Lines are
+only added: a run that goes on makes some steps again, and of a tag's lines a later one with the same or an earlier step
+replaces those from that step on. `read_run_log` does that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hooks._base.headers import json_lines
+from qa_hooks.writers.meaning import Meaning
 
 NAME = "metrics.jsonl"
 Line = dict[str, Any]
@@ -35,7 +36,7 @@ class RunLog:
         self._begun = False
         self._pending: Line = {}  # a value whose interval may follow
 
-    def scalar(self, tag: str, value: float, step: int, about: str | None = None) -> None:
+    def scalar(self, tag: str, value: float, step: int, about: Meaning | None = None) -> None:
         """A number, and what it is; `.../low` and `.../high` join the value that came just before them."""
         base, _, stat = tag.rpartition("/")
         number = value if math.isfinite(value) else None
@@ -43,7 +44,9 @@ class RunLog:
             self._pending[stat] = number
             return
         self._write()
-        self._pending = {"step": step, "tag": tag, "value": number} | ({} if about is None else {"about": about})
+        self._pending = {"step": step, "tag": tag, "value": number}
+        if about is not None:
+            self._pending["about"] = about.to_json()
 
     def flush(self) -> None:
         """Put on disk what is pending."""
@@ -103,7 +106,7 @@ def _lines(path: Path) -> list[Line]:
         numbers = isinstance(line, dict) and all(
             isinstance(line.get(key), int | float | None) for key in ("value", "low", "high")
         )
-        words = isinstance(line, dict) and all(isinstance(line.get(key, ""), str) for key in ("tag", "about"))
-        if numbers and words and isinstance(line.get("step"), int) and "tag" in line:
-            lines.append(line)
+        if numbers and isinstance(line.get("step"), int) and isinstance(line.get("tag"), str):
+            about = Meaning.from_json(line.pop("about", None))
+            lines.append(line if about is None else {**line, "about": about})
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from qa_hooks._base.files import check_writable
+from qa_hooks.writers.meaning import Meaning
 from qa_hooks.writers.run_log import RunLog
 
 ZONES = "qa_zones"  # the ends of intervals, drawn as bands and not read one by one; the name sorts last
@@ -44,7 +45,7 @@ class TensorBoardWriter:
         self._log = RunLog(self.log_dir)
         self._middles: dict[str, str] = {}
         self._bands: dict[str, list[Any]] = {}
-        self._told: dict[str, str] = {}  # what a tag means, until it is written
+        self._told: dict[str, Meaning] = {}  # what a tag means, until it is written
         self._settings: dict[str, float | str] = {}
         self._has_row = False
 
@@ -76,9 +77,9 @@ class TensorBoardWriter:
         """Markdown, for the page TEXT."""
         self._open(step).add_text(tag, text, step)
 
-    def describe(self, tag: str, text: str) -> None:
+    def describe(self, tag: str, meaning: Meaning) -> None:
         """What a tag's numbers mean, for the card's "i" and the log of lines. It goes with the tag's next value."""
-        self._told[tag] = text
+        self._told[tag] = meaning
 
     def settings(self, values: dict[str, float | str | bool]) -> None:
         """The run's settings, for the page HPARAMS. A run that is killed has its row there, too."""
@@ -101,14 +102,14 @@ class TensorBoardWriter:
             self._writer.close()
             self._log.flush()
 
-    def _add(self, writer: Any, tag: str, told: str | None, value: float, step: int) -> None:
+    def _add(self, writer: Any, tag: str, told: Meaning | None, value: float, step: int) -> None:
         if told is None:
             writer.add_scalar(tag, value, step)
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.scalar.metadata import create_summary_metadata
 
-        metadata = create_summary_metadata(display_name=tag, description=told)
+        metadata = create_summary_metadata(display_name=tag, description=str(told))
         first = Summary.Value(tag=tag, simple_value=value, metadata=metadata)
         writer._get_file_writer().add_summary(Summary(value=[first]), step)
 

@@ -1,7 +1,8 @@
 """What Hooks writes to: tags, the protocol of a writer, one that keeps everything in memory, one that survives errors.
 
 A writer has four methods: `scalar`, `image`, `histogram` and `close`. It may have four more: `flush`, which is called
-when a checkpoint is saved, `describe`, which says what a tag means, `text`, and `settings`, which takes the run's plain
+when a checkpoint is saved, `describe`, which says what a tag means (a `Meaning`, whose
+`str` is a sentence), `text`, and `settings`, which takes the run's plain
 settings before its first step. x is the optimizer step.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import warn
 from qa_hooks._base.files import check_writable
+from qa_hooks.writers.meaning import Meaning
 
 GROUPS = ("train", "eval", "loss", "weight", "images", "perf")
 
@@ -58,10 +60,10 @@ def check_writer(writer: Any) -> None:
         )
 
 
-def describe(writer: Writer, tag: str, text: str) -> None:
+def describe(writer: Writer, tag: str, meaning: Meaning) -> None:
     """Say what the numbers of a tag mean, to a writer that shows it; before the tag's first number."""
     if hasattr(writer, "describe"):
-        writer.describe(tag, text)
+        writer.describe(tag, meaning)
 
 
 def log_text(writer: Writer, tag: str, text: str, step: int) -> None:
@@ -146,9 +148,9 @@ class GuardedWriter:
         if hasattr(self._writer, "text"):
             self._try("text", tag, text, step)
 
-    def describe(self, tag: str, text: str) -> None:
+    def describe(self, tag: str, meaning: Meaning) -> None:
         if hasattr(self._writer, "describe"):
-            self._try("describe", tag, text)
+            self._try("describe", tag, meaning)
 
     def settings(self, values: dict[str, float | str | bool]) -> None:
         if hasattr(self._writer, "settings"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qa_hooks._base.checks import warn
 from qa_hooks._base.processes import gather_rows, shared, together
 from qa_hooks.callbacks.callback import Context
+from qa_hooks.callbacks.pictures import meaning_of, scorer_spec
 from qa_hooks.drawing.chart import GREY, Line, chart
 from qa_hooks.drawing.tables import interval_text
 from qa_hooks.evaluation.measure import Measurement, measure
@@ -28,7 +29,7 @@ from qa_hooks.ratings.statistics import spearman
 from qa_hooks.scorers.scorer import Scorer, check_is_scorer, common_range
 from qa_hooks.sources.batches import Source
 from qa_hooks.sources.samples import Sample, in_range
-from qa_hooks.writers import make_tag
+from qa_hooks.writers import Meaning, make_tag
 
 LOG = logging.getLogger("qa_hooks")
 FOLLOWS, AGREES = 0.9, 0.7  # Spearman of the score that is conditioned on, and of one that is held out
@@ -189,9 +190,12 @@ class QualityCurve(DialMonitor):
         words = span_in_words(scorer.name + " (lower is better)" * (sign < 0), change, deviations, self.levels, order)
         span, against = f"{scorer.name}_span", f"{scorer.name}_against_q"
         ends = f"the mean at q = {self.levels[-1]:g} minus the mean at q = {self.levels[0]:g}"
-        self.describe(ctx, make_tag("eval", span, "value"), f"{ends}, {change.n} pairs of images", span)
+        spec = scorer_spec(scorer)
+        meaning = meaning_of(scorer, spec, f"{ends}, {change.n} pairs of images")
+        self.describe(ctx, make_tag("eval", span, "value"), meaning, span)
         what = "rank correlation of mean goodness and q; 0 where the span holds 0 or is below a tenth of a deviation"
-        self.describe(ctx, make_tag("eval", against, "spearman"), what, f"{scorer.name}_spearman")
+        meaning = meaning_of(scorer, spec, what)
+        self.describe(ctx, make_tag("eval", against, "spearman"), meaning, f"{scorer.name}_spearman")
         for stat, value in zip(("value", "low", "high", "deviations"), (*change[:3], deviations), strict=True):
             self.last[span if stat == "value" else f"{span}_{stat}"] = value
             if math.isfinite(value):
@@ -221,7 +225,8 @@ class QualityCurve(DialMonitor):
         self.last[f"{found.name}_q={level:g}"] = found.value
         label = f"{found.name}_n={found.n}_q={level:g}"
         counts = f"{found.n} generated images against {found.real} real ones"
-        self.describe(ctx, make_tag("eval", label, "value"), f"{found.spec}; {counts}", key)
+        meaning = Meaning(counts, found.spec, doubt=found.doubt)
+        self.describe(ctx, make_tag("eval", label, "value"), meaning, key)
         for stat in ("value", "low", "high"):
             ctx.writer.scalar(make_tag("eval", label, stat), getattr(found, stat), ctx.step)
 

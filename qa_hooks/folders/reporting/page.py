@@ -12,7 +12,7 @@ from typing import Any
 from qa_hooks._base.checks import warn
 from qa_hooks._base.text import plural
 from qa_hooks.folders.reporting.curves import curve
-from qa_hooks.folders.reporting.series import Run, Series, series_of, spec_of
+from qa_hooks.folders.reporting.series import Run, Series, series_of
 
 GROUPS = {
     "qa_eval": "Measured",
@@ -140,16 +140,16 @@ def _table(runs: Sequence[Run], measured: Sequence[Series]) -> str:
     head = "".join(f"<th>{html.escape(run.name)}: last</th><th>best</th>" for run in runs)
     rows = [f"<tr><th>value</th>{head}</tr>"]
     for series in measured:
-        better = "" if series.is_change else series.better
+        better = "" if series.about.change else series.about.better
         found = [series.runs.get(run.name, []) for run in runs]
         parts = [part for lines in found for part in (lines[-1:], _best(lines, better))]
         cells = "".join(f'<td class="number">{"".join(map(_at_step, part))}</td>' for part in parts)
         label = html.escape(series.tag.removeprefix("qa_eval/").removesuffix("/value"))
-        label += f" <small>({series.better} is better)</small>" * bool(series.better)
-        label += " <small>(untrained features)</small>" * bool(series.doubt)
+        label += f" <small>({series.about.better} is better)</small>" * bool(series.about.better)
+        label += " <small>(untrained features)</small>" * bool(series.about.doubt)
         label += f"<br><small>{html.escape(series.spec)}</small>" * bool(series.spec)
         rows.append(f"<tr><td>{label}</td>{cells}</tr>")
-    doubts = sorted({series.doubt for series in measured if series.doubt})
+    doubts = sorted({series.about.doubt for series in measured} - {""})
     said = "".join(f"<p>Untrained features: {html.escape(doubt)}.</p>" for doubt in doubts)
     judged = any(sum(any("low" in line for line in lines) for lines in s.runs.values()) > 1 for s in measured)
     return f'<div class="wide"><table>{"".join(rows)}</table></div>{said}{f"<p>{NO_VERDICT}</p>" * judged}'
@@ -177,9 +177,9 @@ def _guard(runs: Sequence[Run], base: str, measured: Sequence[Series]) -> str:
 def _specs(measured: Sequence[Series]) -> str:
     """How each value was made, folded."""
     lines = [
-        f"<li>{html.escape(series.tag.removeprefix('qa_eval/'))}: {html.escape(series.about)}</li>"
+        f"<li>{html.escape(series.tag.removeprefix('qa_eval/'))}: {html.escape(str(series.about))}</li>"
         for series in measured
-        if spec_of(series.about)
+        if series.about.words and series.about.spec
     ]
     return f"<details><summary>How the values were made</summary><ul>{''.join(lines)}</ul></details>" if lines else ""
 
@@ -188,7 +188,7 @@ def _charts(runs: Sequence[Run], found: Sequence[Series]) -> str:
     names = [run.name for run in runs]
     charts = []
     for series in found:
-        below = [series.spec] if series.spec else ["untrained features"] if series.doubt else []
+        below = [series.spec] if series.spec else ["untrained features"] if series.about.doubt else []
         charts.append(curve(series.runs, "\n".join([series.tag, *below]), names))
     return f'<div class="curves">{"".join(charts)}</div>'
 

@@ -82,12 +82,8 @@ def read_run(folder: Path, name: str) -> Run:
     for tag, found in texts.items():
         if which := re.fullmatch(r"qa_eval/(.*)/alarm/text_summary", tag):
             raised += [{"step": step, "key": which[1], "message": message} for step, message in found]
-    told = {tag: metadata.summary_description for tag, metadata in events.summary_metadata.items()}
-    about = {}
-    for tag, lines in values.items():
-        said = [(line["step"], line["about"]) for line in lines if "about" in line]
-        if said or told.get(tag):  # logs of before have the words in the files of TensorBoard alone
-            about[tag] = said or [(lines[0]["step"], told[tag])]
+    told = {tag: [(line["step"], line["about"]) for line in lines if "about" in line] for tag, lines in values.items()}
+    about = {tag: said for tag, said in told.items() if said}
     alarms = [alarm for alarm in raised if isinstance(alarm, dict)]
     return Run(name, values, about, pictures, settings, [found for found in best if found], alarms)
 

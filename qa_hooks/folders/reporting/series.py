@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qa_hooks.writers import Meaning
+
 Lines = list[dict[str, Any]]
+NOTHING = Meaning("")  # of a value of which nothing is said
 
 
 class Run(NamedTuple):
@@ -24,7 +26,7 @@ class Run(NamedTuple):
 
     name: str
     values: dict[str, Lines]
-    about: dict[str, list[tuple[int, str]]]
+    about: dict[str, list[tuple[int, Meaning]]]
     pictures: dict[str, list[tuple[int, bytes]]]
     settings: str
     best: list[dict[str, Any]]
@@ -36,43 +38,15 @@ class Series(NamedTuple):
 
     Attributes:
         tag: of the values.
-        about: what they are; "" where no run says so.
+        about: what they are; without words where no run says so.
         spec: how they were made, where the values of this tag were made in more than one way; else "".
-        doubt: what is to be said beside values in untrained features; "" for others.
         runs: lines by the name of the run.
     """
 
     tag: str
-    about: str
+    about: Meaning
     spec: str
-    doubt: str
     runs: dict[str, Lines]
-
-    @property
-    def better(self) -> str:
-        """ "higher" or "lower", where it is known which is better."""
-        found = re.search(r"\b(higher|lower) is better", self.about)
-        return found[1] if found else ""
-
-    @property
-    def is_change(self) -> bool:
-        """Whether a value compares a measurement with the one before it; such values have no best."""
-        return re.search(r"\bsince the last (measurement|panel)\b", self.about) is not None
-
-
-def spec_of(about: str) -> str:
-    """How a value was made, as far as the words about it say so; "" where they do not.
-
-    Example:
-        >>> spec_of("fd_random[random, 3e1f, ref=ab12, n=64]; 95 % interval on a page; lower is better")
-        'fd_random[random, 3e1f, ref=ab12, n=64]'
-        >>> spec_of("giqa_knn[ab12] in features of random: mean score; higher is better")
-        'giqa_knn[ab12] in features of random'
-        >>> spec_of("niqe: mean score; lower is better")
-        ''
-    """
-    found = re.match(r"[^;\[]+\[.*?\][^;]*?(?=;|: |$)", about)
-    return found[0] if found else ""
 
 
 def series_of(runs: Sequence[Run], tag: str) -> list[Series]:
@@ -82,31 +56,25 @@ def series_of(runs: Sequence[Run], tag: str) -> list[Series]:
     known how they were made stand with the others, where these were all made in one way.
     """
     parts: dict[str, dict[str, Lines]] = {}
-    own: dict[str, str] = {}  # the words about each, of the tag itself
-    doubt: dict[str, str] = {}
+    meanings: dict[str, Meaning] = {}
     for run in runs:
-        said = run.about.get(tag) or _beside(run.about, tag)
+        said = run.about.get(tag) or [(step, beside(about)) for step, about in _neighbour(run.about, tag)]
         for line in run.values.get(tag, []):
-            about = next((text for step, text in reversed(said) if step <= line["step"]), "")
-            spec = spec_of(about)
-            parts.setdefault(spec, {}).setdefault(run.name, []).append(line)
-            doubt[spec] = _doubt(about)
-            if about and tag in run.about:
-                own.setdefault(spec, about)
+            about = next((about for step, about in reversed(said) if step <= line["step"]), NOTHING)
+            parts.setdefault(about.spec, {}).setdefault(run.name, []).append(line)
+            if about.words or about.spec not in meanings:
+                meanings[about.spec] = about
     if len([spec for spec in parts if spec]) > 1:
-        return [
-            Series(tag, own.get(spec, ""), spec or "not known how", doubt[spec], parts[spec]) for spec in sorted(parts)
-        ]
-    last = max(parts, default="")  # the way that is known, if one is
+        return [Series(tag, meanings[spec], spec or "not known how", parts[spec]) for spec in sorted(parts)]
     joined = {run.name: run.values[tag] for run in runs if run.values.get(tag)}
-    return [Series(tag, own.get(last, own.get("", "")), "", doubt.get(last, ""), joined)] if joined else []
+    return [Series(tag, meanings[max(parts)], "", joined)] if joined else []  # the way that is known, if one is
 
 
-def _doubt(about: str) -> str:
-    found = re.search(r"the features of [^;]* are untrained and see [^;]*", about)
-    return found[0] if found else ""
+def beside(about: Meaning) -> Meaning:
+    """What is known of a value whose neighbour is this: how it was made, but not which way is better."""
+    return Meaning("", about.spec, doubt=about.doubt)
 
 
-def _beside(about: Mapping[str, list[tuple[int, str]]], tag: str) -> list[tuple[int, str]]:
+def _neighbour(about: Mapping[str, list[tuple[int, Meaning]]], tag: str) -> list[tuple[int, Meaning]]:
     base = tag.rpartition("/")[0]
     return next((said for other, said in about.items() if other.rpartition("/")[0] == base), [])

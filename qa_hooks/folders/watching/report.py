@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qa_hooks._base.text import plural
 from qa_hooks.folders.watching.folder_guard import KEYS
-from qa_hooks.writers import TensorBoardWriter, make_tag
+from qa_hooks.writers import Meaning, TensorBoardWriter, make_tag
 
 LOG = logging.getLogger("qa_hooks.watch")
 
@@ -35,7 +35,7 @@ class Report:
         self.alarms: list[dict[str, Any]] = []
         self.scorers: list[str] = []
         self.metrics: dict[str, str] = {}  # value -> the name it is printed by: "kid" -> "kd_random"
-        self.about: dict[str, str] = {}  # what the value of a scorer or of a metric is
+        self.about: dict[str, Meaning] = {}  # what the value of a scorer or of a metric is
         self._writer = TensorBoardWriter(log_dir)
         self._described: set[str] = set()
         self._told: set[str] = set()

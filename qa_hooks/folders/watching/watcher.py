@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qa_hooks._base.text import plural
-from qa_hooks.callbacks.pictures import scorer_spec, value_words
+from qa_hooks.callbacks.pictures import meaning_of, scorer_spec
 from qa_hooks.evaluation.measure import measure
 from qa_hooks.evaluation.reference import Reference, kept_rows
 from qa_hooks.evaluation.set_metrics import METRICS, higher_is_better, metric_name
@@ -31,6 +31,7 @@ from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import cut, grid_remark
+from qa_hooks.writers import Meaning
 
 LOOKED_AT = 3  # steps whose pictures may be grids
 FEWEST_OF_STEP = 20  # images of a step that is measured by set metrics
@@ -141,8 +142,8 @@ class Watcher:
         self.report.metrics = {value: metric_name(value, self.extractor) for value in values}
         for name, scorer in self.scorers.items():
             truths = self.settings.get("reference", "") if "reference" in scorer.inputs else ""
-            words = value_words(scorer, scorer_spec(scorer), "mean score of a step's images", truths)
-            self.report.about[name] = f"{words}{self._direction(name)}"
+            meaning = meaning_of(scorer, scorer_spec(scorer, truths), "mean score of a step's images")
+            self.report.about[name] = meaning._replace(better=self._better(name))
         by_printed = {name: value for value, name in self.report.metrics.items()}
         self.thresholds = [parse_threshold(text) for text in alarms]
         self.thresholds = [t._replace(key=by_printed.get(t.key, t.key)) for t in self.thresholds]
@@ -161,9 +162,8 @@ class Watcher:
         if self.state.best is not None and not self.state.best_is_written():
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
 
-    def _direction(self, key: str) -> str:
-        better = self.directions[key]
-        return "" if better is None else f"; {'higher' if better else 'lower'} is better"
+    def _better(self, key: str) -> str:
+        return {True: "higher", False: "lower", None: ""}[self.directions[key]]
 
     def _goal(self, key: str, mode: str | None, known: bool | None) -> Goal:
         """What the best step is best by; `known` says whether higher is better, where that is known."""
@@ -249,7 +249,8 @@ class Watcher:
                 values |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
                 values[f"{key}_real"] = found.real
                 counts = f"{plural(found.n, 'image')} of a step against {found.real} real ones"
-                self.report.about[key] = f"{found.words}; {counts}{self._direction(key)}"
+                better = self._better(key)
+                self.report.about[key] = Meaning(counts, found.spec, better=better, doubt=found.doubt)
         elif self.real is not None:
             self.report.tell(f"steps of fewer than {FEWEST_OF_STEP} images have no {', '.join(self.metrics)}")
         values |= broken_shares(images.paths)

@@ -282,6 +282,21 @@ class TestBestCheckpoint:
             hooks.step()
         assert names(tmp_path) == ["best.json", "step_00000001"]
 
+    def test_scores_on_other_ground_truths_are_not_compared(self, tmp_path):
+        images, psnr = torch.rand(8, 3, 16, 16), create_scorer("psnr")
+        state = {}
+        for number, truths in enumerate((images, images.flip(0))):
+            monitor = ScoreMonitor(psnr, sample=lambda n, _: images[:n] * 0.9, reference=truths, every=1)
+            best = BestCheckpoint(monitor, "mean", save=Saver(), folder=tmp_path)
+            hooks = Hooks([monitor, best])
+            if number == 0:
+                hooks.step()
+                state = hooks.state_dict()
+                assert " on the ground truths " in json.loads((tmp_path / "best.json").read_text())["spec"]
+        hooks.load_state_dict({**state, "step": 0})
+        with pytest.warns(UserWarning, match=r"on the ground truths \w{4}, and this one is of .*these cannot be"):
+            hooks.step()
+
     def test_a_whole_checkpoint_of_a_network(self, tmp_path):
         torch.manual_seed(0)
         net = nn.Linear(3, 3)
@@ -468,9 +483,9 @@ class TestDirections:
         psnr, niqe = create_scorer("psnr"), create_scorer("niqe_bsd100")
         directions = {
             GenerativeMonitor(sample, real, extractor="random", n=60): {"fd": "min", "kid": "min", "recall": "max"},
-            ScoreMonitor(bright, sample=sample): {"mean": "min", "change": "min"},
+            ScoreMonitor(bright, sample=sample): {"mean": "min"},
             ScoreMonitor(psnr, images="fake", reference="real"): {"mean": "max"},
-            ScorePanel(sample, bright): {"mean": "min", "worst": "min", "fell": "min"},
+            ScorePanel(sample, bright): {"mean": "min", "worst": "min"},
             ScoreHistogram(sample, real, bright): {"overlap": "max", "ks": "min", "mean": "min"},
             PerceptionDistortion(niqe, psnr, images="a", reference="b"): {"perception": "min", "distortion": "max"},
         }
@@ -481,6 +496,13 @@ class TestDirections:
                 wrong = {"min": "max", "max": "min"}[mode]
                 with pytest.raises(ValueError, match=f'better for .{metric}. of .*, so that mode="{wrong}" keeps the'):
                     EarlyStop(monitor, metric, mode=wrong, patience=1)
+
+    def test_a_change_has_no_best(self):
+        bright = FunctionScorer(lambda x: x.mean((1, 2, 3)), name="bright", higher_is_better=False)
+        sample = lambda n, generator: torch.rand(n, 1, 16, 16, generator=generator)  # noqa: E731
+        for monitor, metric in ((ScoreMonitor(bright, sample=sample), "change"), (ScorePanel(sample, bright), "fell")):
+            with pytest.raises(ValueError, match=f"measures no '{metric}'.*it measures mean"):
+                EarlyStop(monitor, metric, patience=1)
 
     def test_what_is_not_known_has_to_be_said(self):
         monitor = ScoreMonitor(create_scorer("psnr"), images="fake", reference="real")

@@ -219,9 +219,9 @@ def test_the_log_says_once_what_a_logged_mean_is():
     class Telling(MemoryWriter):
         told = []  # noqa: RUF012
 
-        def describe(self, tag, text):
+        def describe(self, tag, meaning):
             assert tag not in self.scalars  # it goes with the first value
-            self.told.append((tag, text))
+            self.told.append((tag, str(meaning)))
 
     penalty = DriftPenalty(value_range=(0, 1), weight=0.5)
     critic, images = lambda x: 2 * x.mean((1, 2, 3)), torch.ones(2, 1, 8, 8)

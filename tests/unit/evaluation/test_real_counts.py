@@ -17,7 +17,7 @@ from qa_hooks.features import create_extractor
 from qa_hooks.folders import compare_folders, watch_folder
 from qa_hooks.functional.kid import kernel_distance
 from qa_hooks.images import save_image, to_uint8
-from qa_hooks.writers import MemoryWriter
+from qa_hooks.writers import Meaning, MemoryWriter
 
 EXTRACTOR, FAKE, REAL = "random", 24, 70
 KEYS = ("fd", "kid", "precision", "recall", "density", "coverage")
@@ -30,8 +30,8 @@ class Told(MemoryWriter):
         super().__init__()
         self.told: dict[str, str] = {}
 
-    def describe(self, tag: str, text: str) -> None:
-        self.told[tag] = text
+    def describe(self, tag: str, meaning: Meaning) -> None:
+        self.told[tag] = str(meaning)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from qa_hooks import (
 )
 from qa_hooks.cli import main
 from qa_hooks.folders import report_runs
-from qa_hooks.writers import TensorBoardWriter
+from qa_hooks.writers import Meaning, TensorBoardWriter
 from toy_scorers import brightness
 
 pytest.importorskip("matplotlib")
@@ -78,8 +78,8 @@ def test_the_page_holds_everything(run, tmp_path):
 
 def test_the_best_value_stands_beside_the_last(tmp_path):
     writer = TensorBoardWriter(tmp_path / "a")
-    for name, better in (("fd", "lower is better"), ("score", "higher is better"), ("std", "a spread")):
-        writer.describe(f"qa_eval/{name}/value", better)
+    for name, better in (("fd", "lower"), ("score", "higher"), ("std", "")):
+        writer.describe(f"qa_eval/{name}/value", Meaning(name, better=better))
         for step, value in enumerate((3.0, 1.0, torch.nan, 5.0, 1.0, 5.0, 4.0), 1):
             writer.scalar(f"qa_eval/{name}/value", value, step)
     writer.close()

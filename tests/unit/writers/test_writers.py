@@ -12,6 +12,7 @@ from qa_hooks.callbacks import Hooks, NaNGuard
 from qa_hooks.losses import SSIMLoss
 from qa_hooks.writers import (
     GROUPS,
+    Meaning,
     MemoryWriter,
     TensorBoardWriter,
     WandbWriter,
@@ -282,7 +283,7 @@ def test_what_a_tag_means_is_written_once(tmp_path):
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     writer = TensorBoardWriter(tmp_path)
-    describe(writer, "qa_eval/a/mean", "lower is better")
+    describe(writer, "qa_eval/a/mean", Meaning("mean score", better="lower"))
     for step in (1, 2):
         writer.scalar("qa_eval/a/mean", 0.5 * step, step)
         writer.scalar("qa_eval/b/mean", 1.0, step)
@@ -291,11 +292,11 @@ def test_what_a_tag_means_is_written_once(tmp_path):
     (file,) = tmp_path.glob("*tfevents*")
     values = [value for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
     told = {value.tag: value.metadata.summary_description for value in values if value.metadata.summary_description}
-    assert told == {"qa_eval/a/mean": "lower is better"}
+    assert told == {"qa_eval/a/mean": "mean score; lower is better"}
     assert scalars(tmp_path, "qa_eval/a/mean") == [(1, 0.5), (2, 1.0)]
     assert scalars(tmp_path, "qa_eval/b/mean") == [(1, 1.0), (2, 1.0)]
     assert any(value.tag.startswith("qa_hooks/settings") for value in values)
-    describe(MemoryWriter(), "qa_eval/a/mean", "a writer without a place for it")
+    describe(MemoryWriter(), "qa_eval/a/mean", Meaning("a writer without a place for it"))
 
 
 class TestTheLinesOfARun:
@@ -313,14 +314,19 @@ class TestTheLinesOfARun:
 
     def test_a_tag_says_once_what_it_is_and_again_when_it_is_something_else(self, tmp_path):
         writer = TensorBoardWriter(tmp_path)
-        for step, about in enumerate(("fd[ref=aa]", None, "fd[ref=bb]"), 1):
+        meanings = [
+            Meaning("a distance", "fd[ref=aa]", "lower", doubt="untrained"),
+            None,
+            Meaning("words", change=True),
+        ]
+        for step, about in enumerate(meanings, 1):
             if about is not None:
                 writer.describe("qa_eval/fd/value", about)
             for part in ("value", "low", "high"):
                 writer.scalar(f"qa_eval/fd/{part}", 1.0, step)
         writer.close()
         lines = read_run_log(tmp_path)["qa_eval/fd/value"]
-        assert [line.get("about") for line in lines] == ["fd[ref=aa]", None, "fd[ref=bb]"]
+        assert [line.get("about") for line in lines] == meanings
         assert all(line["high"] == 1.0 for line in lines)
 
     def test_a_run_that_goes_on_replaces_what_it_makes_again(self, tmp_path):
