@@ -25,6 +25,7 @@ from qa_hooks.callbacks import (
 )
 from qa_hooks.callbacks.readings import Reading
 from qa_hooks.scorers import FunctionScorer, create_scorer
+from qa_hooks.writers import MemoryWriter
 
 
 class Told(Monitor):
@@ -288,7 +289,7 @@ class TestBestCheckpoint:
         for number, truths in enumerate((images, images.flip(0))):
             monitor = ScoreMonitor(psnr, sample=lambda n, _: images[:n] * 0.9, reference=truths, every=1)
             best = BestCheckpoint(monitor, "mean", save=Saver(), folder=tmp_path)
-            hooks = Hooks([monitor, best])
+            hooks = Hooks([monitor, best], writer=MemoryWriter())
             if number == 0:
                 hooks.step()
                 state = hooks.state_dict()
