@@ -172,7 +172,7 @@ def _range_notes(values: Tensor, declared: Range) -> Iterator[str]:
     if is_another_range(values, declared):
         yield (
             f"THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare {range_hint(low, high)} "
-            f"({share:.0%} of the values lie outside)"
+            f"({share:.0%} of the values lie outside), unless the network is untrained and still finds its range"
         )
     elif max(declared[0] - low, high - declared[1]) > (declared[1] - declared[0]) / 4:
         yield f"{share:.1%} of the values overshoot that range, and are clamped"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qa_hooks._base.checks import check_count
 from qa_hooks._base.processes import gather_rows
+from qa_hooks._base.text import plural
 from qa_hooks.callbacks.callback import Context
 from qa_hooks.callbacks.pictures import (
     axis_label,
@@ -137,7 +138,7 @@ class ScoreHistogram(SamplingMonitor):
             ctx.writer.scalar(make_tag("eval", self.name, "nonfinite"), len(generated) - len(finite), ctx.step)
         for stat, what in (("overlap", "overlap of"), ("ks", "Kolmogorov-Smirnov distance between")):
             tag = make_tag("eval", self.name, stat)
-            what = f"{what} the scores of samples and of real images"
+            what = f"{what} the scores of {len(finite)} samples and of {plural(len(real), 'real image')}"
             self.describe(ctx, tag, meaning_of(self.scorer, self.spec, what), stat)
             ctx.writer.scalar(tag, self.last[stat], ctx.step)
         ctx.writer.histogram(make_tag("eval", self.name, "generated"), finite, ctx.step)

@@ -370,6 +370,7 @@ def test_another_range_than_the_declared_one_is_told(tmp_path):
     )
     assert "declared (0, 1); THAT IS ANOTHER RANGE: value_range= says what the numbers mean, declare (-1, 1)" in wrong
     assert "(49% of the values lie outside)" in wrong or "(50% of the values lie outside)" in wrong
+    assert "unless the network is untrained" in wrong
     assert "ANOTHER RANGE" not in right
 
 
