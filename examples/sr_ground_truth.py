@@ -231,7 +231,10 @@ def main() -> None:
     rows |= {"held-out originals": [evaluate(setting, None)], "gold standard": [gold_standard(setting)]}
     for name, (images, _) in setting.tests.items():
         metrics = list(rows["bicubic"][0][name])
-        cells = [[label, *(mean_std([r[name][m] for r in group]) for m in metrics)] for label, group in rows.items()]
+        values = {label: [[r[name][m] for r in group] for m in metrics] for label, group in rows.items()}
+        largest = [max(abs(v) for group in column for v in group) for column in zip(*values.values(), strict=True)]
+        places = [3 if value < 1 else 2 for value in largest]
+        cells = [[label, *map(mean_std, found, places)] for label, found in values.items()]
         print("\n" + write_table([f"{name}, {len(images)} held out", *metrics], cells))
     shares = [[label, *(f"{100 * mean(r['chosen'][k] for r in group):.0f}" for k in range(len(ENHANCERS)))]
               for label, group in runs.items()]  # fmt: skip

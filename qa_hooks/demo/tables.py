@@ -7,14 +7,15 @@ from statistics import mean, stdev
 from typing import Any
 
 
-def mean_std(values: Sequence[float]) -> str:
-    """Mean and sample deviation; the mean alone of one value.
+def mean_std(values: Sequence[float], places: int = 2) -> str:
+    """Mean and sample deviation with so many places; the mean alone of one value.
 
     Example:
         >>> mean_std([1.0, 2.0, 3.0])
         '2.00 ± 1.00'
     """
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    spread = f" ± {stdev(values):.{places}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{places}f}{spread}"
 
 
 def write_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
