@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from qa_hooks.cli.answers import Answer, finish
 from qa_hooks.cli.options import Commands, Help
@@ -27,10 +28,17 @@ def add_report(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> Answer:
+    from qa_hooks._base.checks import warn
+    from qa_hooks._base.text import plural
     from qa_hooks.folders import report_runs
     from qa_hooks.folders.reporting.report import report_page
 
+    files = [run for run in options.runs if Path(run).is_file()]  # of runs/*
+    runs = [run for run in options.runs if run not in files]
+    if files and runs:
+        warn(f"{plural(len(files), 'file')} left out, such as {files[0]}: a run is a folder")
+    runs = runs or options.runs
     if options.output == "-":
-        return Answer(report_page(options.runs), {"output": "-", "runs": options.runs})
-    page = str(report_runs(options.runs, options.output))
-    return Answer(page, {"output": page, "runs": options.runs})
+        return Answer(report_page(runs), {"output": "-", "runs": runs})
+    page = str(report_runs(runs, options.output))
+    return Answer(page, {"output": page, "runs": runs})

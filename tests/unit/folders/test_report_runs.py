@@ -195,3 +195,11 @@ def test_a_run_of_pictures_alone_has_a_page(tmp_path):
     writer.image("qa_images/samples/grid", torch.zeros(3, 8, 8, dtype=torch.uint8), 7)
     writer.close()
     assert "<figcaption>step 7" in report_runs([tmp_path / "a"], tmp_path / "report.html").read_text()
+
+
+def test_files_beside_the_runs_are_left_out(run, tmp_path, capsys):
+    (tmp_path / "strip.png").write_bytes(b"")
+    assert main(["report", str(run), str(tmp_path / "strip.png"), "-o", str(tmp_path / "r.html")]) == 0
+    assert re.search(r"1 file left out, such as .*strip.png: a run is a folder", capsys.readouterr().err)
+    assert main(["report", str(tmp_path / "strip.png"), "-o", str(tmp_path / "r.html")]) == 1
+    assert "strip.png is not a folder" in capsys.readouterr().err
