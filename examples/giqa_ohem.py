@@ -19,6 +19,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     data = load_folder_images(args.data, size=args.size, limit=args.limit) if args.data else load_digits_images()
-    setting, store = Setting(data, args.samples, args.out), results_of(args, without=("losses", "seeds"))
+    store = results_of(args, without=("losses", "seeds", *(["variants"] if args.equal == "steps" else [])))
+    setting = Setting(data, args.samples, args.out)
     steps = dict.fromkeys(args.variants, args.steps)
     if args.equal == "time":
         if "CPU ms" not in store:
@@ -211,8 +213,8 @@ def main() -> None:
         cost = store.found["CPU ms"]
         steps = {v: round(args.steps * cost["uniform"] / cost[v]) for v in args.variants}
     jobs = [Job(v, loss, seed, steps[v]) for loss in args.losses for v in args.variants for seed in args.seeds]
-    total = sum(job.steps for job in jobs)
-    results = side_by_side(partial(train, setting), jobs, processes=args.jobs, total=total, results=store)
+    steps_of = attrgetter("steps")
+    results = side_by_side(partial(train, setting), jobs, processes=args.jobs, steps=steps_of, results=store)
 
     first = [job for job in jobs if job.seed == args.seeds[0]]
     shown = {f"{job.loss}, {job.variant}": torch.stack(load_column(strip_of(args.out, job))) for job in first}

@@ -134,7 +134,7 @@ def main() -> None:
     args.out = args.out / data.name
     runs = [(seed, str(args.out / f"run-{seed}-of-{args.steps}-steps")) for seed in (0, 1)]
     todo = [(seed, folder) for seed, folder in runs if not Path(folder, f"step_{args.steps:08d}").is_dir()]
-    side_by_side(partial(train, data.train, args.steps), todo, processes=2, total=len(todo) * args.steps)
+    side_by_side(partial(train, data.train, args.steps), todo, processes=2, steps=lambda job: args.steps)
     judge = Judge(clean, runs[1][1])
     if args.extractor == "classifier":
         evaluator = Evaluator(data)

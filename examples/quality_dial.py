@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -97,18 +98,24 @@ class World:
         self.reference = make_reference(self.extractor, self.crops.images, progress=False)
         torch.manual_seed(0)
         self.base = ClassModel(self.crops.classes)
-        optimizer = torch.optim.AdamW(self.base.parameters(), lr=1e-3)
-        rate = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 2e-3, args.base_steps, pct_start=min(0.3, 50 / args.base_steps)
-        )
-        for losses, _ in self.batches(self.base, args.base_steps, seed=0, name="base model"):
-            step(optimizer, losses.mean())
-            rate.step()
+        path = args.out / "base.safetensors"
+        if not path.exists():
+            self.train_base()
+            save_file(self.base.state_dict(), path)
+        self.base.load_state_dict(load_file(path))
         self.base.requires_grad_(False).eval()
         seen = {name: scorer.goodness(self.crops.images) for name, scorer in self.judges().items()}
         for name, values in seen.items():
             correlation = spearmanr(values, -self.crops.levels)[0]
             print(f"{name} against the level of degradation: Spearman {correlation:.2f}", flush=True)
+
+    def train_base(self) -> None:
+        steps = self.args.base_steps
+        optimizer = torch.optim.AdamW(self.base.parameters(), lr=1e-3)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=min(0.3, 50 / steps))
+        for losses, _ in self.batches(self.base, steps, seed=0, name="base model"):
+            step(optimizer, losses.mean())
+            rate.step()
 
     def judges(self) -> dict[str, Any]:
         return {"rank": self.scorer, "held-out": self.held_out}

@@ -53,7 +53,7 @@ from qa_hooks.demo.super_resolution import (
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.drawing.contact_sheet import contact_sheet
 from qa_hooks.images import list_images, load_image, save_image, to_uint8
-from qa_hooks.scorers import Scorer, create_scorer, load_scorer
+from qa_hooks.scorers import NIQE, Scorer, create_scorer, load_scorer
 from qa_hooks.scorers.niqe.scorer import fit_naturalness
 
 SCALE, TILE, CROP, BATCH = 3, 96, 72, 12
@@ -79,9 +79,7 @@ def prepare(args: argparse.Namespace, results: Results) -> Setting:
     photographs = load_photographs(args.data)
     faults, sets = soften if args.originals == "soft" else list, args.out / "sets"
     scorers, path = [args.out / "rank.safetensors", args.out / "rank B.safetensors"], args.out / "table.csv"
-    niqe = (
-        args.out / "NIQE.safetensors" if args.data else Path("niqe_bsd100")
-    )  # a folder might be BSD100, which it knows
+    niqe = args.out / "NIQE.safetensors"
     if "positives" not in results:
         shutil.rmtree(sets, ignore_errors=True)
         write_candidates(faults(photographs.train), sets, tile=TILE)
@@ -92,8 +90,10 @@ def prepare(args: argparse.Namespace, results: Results) -> Setting:
                 save_image(to_uint8(image), part / f"{number:03d}.png")
             options = {"type": "rank", "seed": seed, "steps": args.rank_steps, "crops": 32, "warn_below": 0.0}
             create_scorer(options, fit=part, cache=args.out / "cache").save(scorer)
-        if args.data:
+        if args.data:  # it might be BSD100, which the built-in model was fitted on
             fit_naturalness(args.out / "photographs_of_rank B", niqe)
+        else:
+            NIQE().save(niqe)
         table = QualityTable.compute(sets, scorers[0], path, layout="folders", resume=False)  # qa_hooks
         results.add("positives", ask_viewers(sets, table.keys))
     table = QualityTable.load(path)
@@ -210,14 +210,14 @@ def main() -> None:
 
     torch.set_num_threads(1)
     try:
-        load_metrics(args.metrics)  # tells now what is missing
-    except (ImportError, OSError, ValueError) as error:
+        load_metrics(args.metrics, taken=("rank", "rank B", "NIQE"))  # tells now what is missing
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(f"--metrics: {error}")
     store = results_of(args, without=("strategies", "seeds"))
     setting = prepare(args, store)
     jobs = list(itertools.product(args.strategies, args.seeds))
-    total = len(jobs) * args.steps
-    results = side_by_side(partial(train, setting), jobs, processes=args.jobs, total=total, results=store)
+    options = {"processes": args.jobs, "results": store}
+    results = side_by_side(partial(train, setting), jobs, steps=lambda job: args.steps, **options)
 
     runs = {strategy: [r for r in results if r["strategy"] == strategy] for strategy in args.strategies}
     columns = {"LR": middles(setting, nearest)}
@@ -226,9 +226,13 @@ def main() -> None:
     tall = [torch.cat(images, 1) for images in columns.values()]
     sheet = contact_sheet(tall, list(columns), columns=len(columns), scale=2, max_side=2 * tall[0].shape[1])
     save_image(sheet, args.out / "strips.png")
-    rows: dict[str, list[dict[str, Any]]] = {"bicubic": [evaluate(setting, bicubic)]}
-    rows |= {strategy: [r["scores"] for r in group] for strategy, group in runs.items()}
-    rows |= {"held-out originals": [evaluate(setting, None)], "gold standard": [gold_standard(setting)]}
+    bounds = {"bicubic": partial(evaluate, setting, bicubic), "held-out originals": partial(evaluate, setting, None)}
+    bounds["gold standard"] = partial(gold_standard, setting)
+    for name, measured in bounds.items():
+        if name not in store:
+            store.add(name, measured())
+    rows = {"bicubic": [store.found["bicubic"]], **{name: [r["scores"] for r in group] for name, group in runs.items()}}
+    rows |= {name: [store.found[name]] for name in ("held-out originals", "gold standard")}
     for name, (images, _) in setting.tests.items():
         metrics = list(rows["bicubic"][0][name])
         values = {label: [[r[name][m] for r in group] for m in metrics] for label, group in rows.items()}

@@ -68,6 +68,7 @@ RUNS = {  # LoRA?, ratio of the reward's gradient to that of L1, ceiling, views,
     "LoRA-x10-views": (True, 10.0, None, VIEWS, "warn"),
     "guarded": (True, 10.0, None, 1, "stop"),
 }
+TAKEN = ("reward", "held-out", "NIQE")  # columns that are always there
 SHOWN = ["L1-only", "full", "LoRA", "full-x10", "LoRA-x10", "guarded"]  # when --runs is not given
 
 
@@ -267,19 +268,18 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     try:
-        load_metrics(args.metrics)  # tells now what is missing
-    except (ImportError, OSError, ValueError) as error:
+        load_metrics(args.metrics, taken=TAKEN)  # tells now what is missing
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(f"--metrics: {error}")
     store = results_of(args, without=("runs", "seeds"))
     parts = [Job(name, seed) for seed in args.seeds for name in ("reward", "held-out")]
-    total = len(parts) * args.rank_steps
     if args.network == "small":
         parts += [Job("net", seed) for seed in args.seeds]
-        total += len(args.seeds) * args.base_steps
-    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total, results=store)
+    lengths = {"net": args.base_steps, "reward": args.rank_steps, "held-out": args.rank_steps, "base": 0}
+    options = {"processes": args.jobs, "steps": lambda job: lengths.get(job.name, args.steps), "results": store}
+    side_by_side(partial(prepare, args), parts, **options)
     jobs = [Job(name, seed) for seed in args.seeds for name in ("base", *args.runs)]
-    total = len(args.seeds) * len(args.runs) * args.steps
-    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=total, results=store)
+    results = side_by_side(partial(tune, args), jobs, **options)
     names = [name for result in results if result["seed"] == args.seeds[0] for name in result["rows"]]
     columns = {name: load_column(picture_of(args, name, args.seeds[0])) for name in names if "adapter" not in name}
     save_image(strip(columns, args.scale), args.out / "strip.png")

@@ -269,12 +269,12 @@ def main() -> None:
     torch.set_num_threads(1)
     names = [name for name, wanted in (("vae", args.vae is None), ("reward", "RankScorer" in args.runs)) if wanted]
     parts = [Job(name, seed) for seed in args.seeds for name in names]
-    total = len(args.seeds) * sum({"vae": args.base_steps, "reward": args.rank_steps}[name] for name in names)
-    store = results_of(args, without=("runs", "seeds", "available"))
-    side_by_side(partial(prepare, args), parts, processes=args.jobs, total=total, results=store)
+    store = results_of(args, without=("runs", "seeds"))
+    lengths = {"vae": args.base_steps, "reward": args.rank_steps, "base": 0}
+    options = {"processes": args.jobs, "steps": lambda job: lengths.get(job.name, args.seconds), "results": store}
+    side_by_side(partial(prepare, args), parts, **options)
     jobs = [Job(name, seed) for seed in args.seeds for name in ("base", *args.runs)]
-    total = len(args.seeds) * len(args.runs) * args.seconds
-    results = side_by_side(partial(tune, args), jobs, processes=args.jobs, total=total, results=store)
+    results = side_by_side(partial(tune, args), jobs, **options)
     shown_runs = ("photograph", "base", *args.runs)
     columns = {name: load_column(picture_of(args, name, args.seeds[0])) for name in shown_runs}
     shown = [column[row] for row in range(4) for column in columns.values()]

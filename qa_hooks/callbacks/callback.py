@@ -18,7 +18,7 @@ from qa_hooks.callbacks.capture import Handed
 from qa_hooks.images import check_images
 from qa_hooks.sources.reference_images import as_runs
 from qa_hooks.sources.samples import OnePass, SampleSet
-from qa_hooks.writers import Meaning, Writer, describe, log_text, make_tag
+from qa_hooks.writers import BETTER, Meaning, Writer, describe, log_text, make_tag
 
 
 class TrainingStopped(Exception):
@@ -235,8 +235,7 @@ class Monitor(Callback):
         """Say in the log, once and before the tag's first number, what it is and which way `.last[key]` is better."""
         if tag not in self._described:
             self._described.add(tag)
-            better = {True: "higher", False: "lower", None: ""}[self.higher_is_better(key)]
-            describe(ctx.writer, tag, meaning._replace(better=better))
+            describe(ctx.writer, tag, meaning._replace(better=BETTER[self.higher_is_better(key)]))
 
     def local(self, ctx: Context) -> Any:
         """This rank's part, run in `isolated(*self.networks())`; no collectives."""

@@ -29,15 +29,13 @@ def add_report(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace) -> Answer:
     from qa_hooks._base.checks import warn
-    from qa_hooks._base.text import plural
     from qa_hooks.folders import report_runs
-    from qa_hooks.folders.reporting.report import report_page
+    from qa_hooks.folders.reporting.report import is_run, report_page
 
-    files = [run for run in options.runs if Path(run).is_file()]  # of runs/*
-    runs = [run for run in options.runs if run not in files]
-    if files and runs:
-        warn(f"{plural(len(files), 'file')} left out, such as {files[0]}: a run is a folder")
-    runs = runs or options.runs
+    runs, others = options.runs, [run for run in options.runs if Path(run).exists() and not is_run(Path(run))]
+    if 0 < len(others) < len(runs):  # as runs/* gives them
+        runs = [run for run in runs if run not in others]
+        warn(f"left out, no log of a run: {', '.join(others[:3])}{f' and {len(others) - 3} more' * bool(others[3:])}")
     if options.output == "-":
         return Answer(report_page(runs), {"output": "-", "runs": runs})
     page = str(report_runs(runs, options.output))

@@ -73,7 +73,7 @@ def run_demo(
         functools.partial(_train_job, evaluator),
         todo,
         processes=jobs,
-        total=sum(job.steps for job in todo),
+        steps=lambda job: job.steps,
         first=longest_first,
     )
     strips = {"real": images.train[:24]}

@@ -22,7 +22,7 @@ def side_by_side(
     jobs: Sequence[Job],
     *,
     processes: int,
-    total: int,
+    steps: Callable[[Job], float],
     first: Sequence[Job] = (),
     results: Results | None = None,
 ) -> list[Result]:
@@ -32,17 +32,19 @@ def side_by_side(
         function: of the top level of a module; it calls `progress.put(steps)` as it goes.
         jobs: what can be sent to another process.
         processes: at a time.
-        total: steps of all jobs together, for the bar.
+        steps: how many a job makes, for the bar.
         first: the jobs in the order in which to start them (the longest first leaves no core waiting).
         results: where each result is kept by `str(job)` as soon as it is known, if it is for JSON; jobs that are
             there already are not run again.
 
     Raises:
-        Exception: of the first job that fails; the others are cancelled.
+        Exception: of the first job that fails; those that have not begun are left out, the others are kept.
     """
     done = {} if results is None else {str(job): results.found[str(job)] for job in jobs if str(job) in results}
     if results is not None and done:
         print(f"{len(done)} of {len(jobs)} were done before, and are not done again: {results.path}", file=sys.stderr)
+    left = [job for job in first or jobs if str(job) not in done]
+    total, failed = int(sum(map(steps, left))), None
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
@@ -50,23 +52,24 @@ def side_by_side(
         ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         progress = manager.Queue()
-        bar.update(total * len(done) // max(len(jobs), 1))
-        running = {pool.submit(function, job, progress): str(job) for job in first or jobs if str(job) not in done}
+        running = {pool.submit(function, job, progress): str(job) for job in left}
         while running:
-            finished = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
+            wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             while not progress.empty():
                 bar.update(progress.get())
-            failed = [error for error in (future.exception() for future in finished) if error is not None]
-            if failed:
-                pool.shutdown(cancel_futures=True)
-            for future in finished:
+            for future in [future for future in running if future.done()]:
                 name = running.pop(future)
-                if future.exception() is None:
-                    done[name] = future.result()
-                    if results is not None:
-                        results.add(name, done[name])
-                        done[name] = results.found[name]
-            if failed:
-                raise failed[0]
+                if future.cancelled():
+                    continue
+                if error := future.exception():
+                    failed = failed or error
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    continue
+                done[name] = future.result()
+                if results is not None:
+                    results.add(name, done[name])
+                    done[name] = results.found[name]
+        if failed is not None:
+            raise failed
         bar.update(total - bar.done)
         return [done[str(job)] for job in jobs]

@@ -6,7 +6,7 @@ on, to fit scorers on, and held out; so no scorer has seen an image that it judg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +154,24 @@ def fidelity(outputs: list[Tensor], references: list[Tensor], scale: int) -> dic
     return {name: mean_score(metric, outputs, references) for name, metric in metrics.items()}
 
 
-def load_metrics(specs: Iterable[str]) -> dict[str, Scorer]:
-    """Scorers for the columns of a table, named by their spec, or by the stem of their file.
+def load_metrics(specs: Iterable[str], *, taken: Collection[str] = ()) -> dict[str, Scorer]:
+    """Scorers for the columns of a table, by their spec or by the name of their file.
+
+    Args:
+        specs: what `create_scorer` takes.
+        taken: names that other columns have.
 
     Raises:
-        ImportError, OSError, ValueError: what `create_scorer` raises of a spec that it cannot load.
+        ImportError, OSError, RuntimeError, ValueError: what `create_scorer` raises of a spec that it cannot load.
+        ValueError: two of one name.
     """
-    return {Path(spec).stem: create_scorer(spec) for spec in specs}
+    found: dict[str, Scorer] = {}
+    for spec in specs:
+        name = Path(spec).stem if Path(spec).suffix == ".safetensors" else spec
+        if name in found or name in taken:
+            raise ValueError(f"two columns are called {name!r}: copy {spec} under another name")
+        found[name] = create_scorer(spec)
+    return found
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+from .meaning import BETTER as BETTER
 from .meaning import Meaning as Meaning
 from .run_log import read_run_log as read_run_log
 from .tensorboard import TensorBoardWriter as TensorBoardWriter

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+BETTER = {True: "higher", False: "lower", None: ""}  # by what a monitor says of a value
+
 
 class Meaning(NamedTuple):
     """Of a tag's numbers.
@@ -13,7 +15,7 @@ class Meaning(NamedTuple):
         spec: how they are made: values of other specs are not to be compared; "" where there is nothing to tell.
         better: "higher" or "lower"; "" where nobody knows.
         change: each is compared with the one before it, so that none is the best.
-        doubt: what is to be said beside each of them, such as that the features are untrained.
+        doubt: what is to be said beside each of them where the features are untrained; else "".
 
     Example:
         >>> print(Meaning("mean score", spec="niqe[12ab]", better="lower"))
@@ -42,4 +44,5 @@ class Meaning(NamedTuple):
             return None
         kinds = {key: type(default) for key, default in cls._field_defaults.items()}
         known = {key: found[key] for key, kind in kinds.items() if isinstance(found.get(key), kind)}
-        return cls(found["words"], **known)
+        meaning = cls(found["words"], **known)
+        return meaning if meaning.better in BETTER.values() else meaning._replace(better="")

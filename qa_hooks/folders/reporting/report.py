@@ -50,6 +50,11 @@ def report_page(runs: Sequence[str | Path], *, headline: str = "") -> str:
     return page([read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)], headline)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a log."""
+    return (folder / NAME).is_file() or any(folder.glob("*tfevents*"))
+
+
 def read_run(folder: Path, name: str) -> Run:
     """Read one run; what is missing is left out, but for the values."""
     from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator

@@ -31,7 +31,7 @@ from qa_hooks.functional.intervals import bootstrap_interval
 from qa_hooks.scorers import Scorer
 from qa_hooks.sources.fingerprint import data_fingerprint
 from qa_hooks.sources.grids import cut, grid_remark
-from qa_hooks.writers import Meaning
+from qa_hooks.writers import BETTER, Meaning
 
 LOOKED_AT = 3  # steps whose pictures may be grids
 FEWEST_OF_STEP = 20  # images of a step that is measured by set metrics
@@ -163,7 +163,7 @@ class Watcher:
             self.state.write_best([path for path, _, _ in self.steps.files().get(self.state.best["step"], ())])
 
     def _better(self, key: str) -> str:
-        return {True: "higher", False: "lower", None: ""}[self.directions[key]]
+        return BETTER[self.directions[key]]
 
     def _goal(self, key: str, mode: str | None, known: bool | None) -> Goal:
         """What the best step is best by; `known` says whether higher is better, where that is known."""

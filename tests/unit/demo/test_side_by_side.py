@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,16 @@ class Job(NamedTuple):
     seed: int
 
 
+def one(job):
+    return 1
+
+
 def square(folder, job, progress):
-    """Leave a file, and fail where seven is asked for."""
+    """Leave a file; fail where seven is asked for, and wait for the failure where eight is."""
     if job.seed == 7:
         raise ValueError("seven")
+    if job.seed == 8:
+        time.sleep(3)
     with (folder / f"{job.name}{job.seed}").open("a") as file:
         file.write("x")
     progress.put(1)
@@ -32,10 +39,10 @@ def square(folder, job, progress):
 def test_results_are_kept_and_only_what_is_missing_is_run(tmp_path, capsys):
     work = partial(square, tmp_path)
     jobs = [Job("a", seed) for seed in range(3)]
-    first = side_by_side(work, jobs, processes=2, total=3, results=Results(tmp_path, {"steps": 4}))
+    first = side_by_side(work, jobs, processes=2, steps=one, results=Results(tmp_path, {"steps": 4}))
     assert [row["square"] for row in first] == [0, 1, 4]
     assert first[0]["pair"] == [1, 2]  # as it will be read again
-    again = side_by_side(work, [Job("a", 5), *jobs], processes=2, total=4, results=Results(tmp_path, {"steps": 4}))
+    again = side_by_side(work, [Job("a", 5), *jobs], processes=2, steps=one, results=Results(tmp_path, {"steps": 4}))
     assert [row["square"] for row in again] == [25, 0, 1, 4]
     assert again[1:] == first
     assert all((tmp_path / f"a{seed}").read_text() == "x" for seed in (0, 1, 2, 5))
@@ -47,12 +54,21 @@ def test_results_are_kept_and_only_what_is_missing_is_run(tmp_path, capsys):
 def test_what_was_done_before_a_failure_is_kept(tmp_path):
     work, results = partial(square, tmp_path), Results(tmp_path, {})
     with pytest.raises(ValueError, match="seven"):
-        side_by_side(work, [Job("b", 1), Job("b", 7)], processes=1, total=2, results=results)
+        side_by_side(work, [Job("b", 1), Job("b", 7)], processes=1, steps=one, results=results)
     assert Results(tmp_path, {}).found == {"Job(name='b', seed=1)": {"square": 1, "pair": [1, 2]}}
 
 
+def test_what_was_running_when_another_failed_is_kept(tmp_path):
+    work, results = partial(square, tmp_path), Results(tmp_path, {})
+    jobs = [Job("b", 8), Job("b", 7), Job("b", 1), Job("b", 2), Job("b", 3), Job("b", 4), Job("b", 5)]
+    with pytest.raises(ValueError, match="seven"):
+        side_by_side(work, jobs, processes=2, steps=one, results=results)
+    assert Results(tmp_path, {}).found["Job(name='b', seed=8)"] == {"square": 64, "pair": [1, 2]}
+    assert "Job(name='b', seed=7)" not in results
+
+
 def test_without_a_store_everything_comes_back_as_it_is(tmp_path):
-    rows = side_by_side(partial(square, tmp_path), [Job("c", 2)], processes=1, total=1)
+    rows = side_by_side(partial(square, tmp_path), [Job("c", 2)], processes=1, steps=one)
     assert rows == [{"square": 4, "pair": (1, 2)}]
     assert not (tmp_path / "results.json").exists()
 

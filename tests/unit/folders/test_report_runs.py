@@ -177,15 +177,17 @@ def test_bad_arguments(run, tmp_path, names, output, message):
 def test_a_run_that_logged_nothing_is_told_by_its_name(run, tmp_path, capsys):
     empty = tmp_path / "empty"
     Hooks([], log_dir=empty).close()  # made, and never a step
+    empty.mkdir(exist_ok=True)
     told = tmp_path / "told"
     told.mkdir()
     (told / "metrics.jsonl").write_text("")
-    for folder in (empty, told):
-        folder.mkdir(exist_ok=True)
-        page = tmp_path / "report.html"
-        assert main(["report", str(run), str(folder), "-o", str(page)]) == 1
-        assert f"{folder} holds no values and no pictures" in capsys.readouterr().err
+    page = tmp_path / "report.html"
+    for runs in ([empty], [run, told]):
+        assert main(["report", *map(str, runs), "-o", str(page)]) == 1
+        assert f"{runs[-1]} holds no values and no pictures" in capsys.readouterr().err
         assert not page.exists()
+    assert main(["report", str(run), str(empty), "-o", str(page)]) == 0
+    assert f"left out, no log of a run: {empty}" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "missing"), "-o", str(page)]) == 1
     assert "missing is not a folder" in capsys.readouterr().err
 
@@ -199,7 +201,11 @@ def test_a_run_of_pictures_alone_has_a_page(tmp_path):
 
 def test_files_beside_the_runs_are_left_out(run, tmp_path, capsys):
     (tmp_path / "strip.png").write_bytes(b"")
-    assert main(["report", str(run), str(tmp_path / "strip.png"), "-o", str(tmp_path / "r.html")]) == 0
-    assert re.search(r"1 file left out, such as .*strip.png: a run is a folder", capsys.readouterr().err)
+    (tmp_path / "pictures").mkdir()
+    beside = [str(tmp_path / "strip.png"), str(tmp_path / "pictures")]
+    assert main(["report", str(run), *beside, "-o", str(tmp_path / "r.html")]) == 0
+    assert re.search(r"left out, no log of a run: .*strip.png, .*pictures", capsys.readouterr().err)
+    assert main(["report", str(run), str(tmp_path / "missing"), "-o", str(tmp_path / "r.html")]) == 1
+    assert "missing is not a folder" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "strip.png"), "-o", str(tmp_path / "r.html")]) == 1
     assert "strip.png is not a folder" in capsys.readouterr().err
