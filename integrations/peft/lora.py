@@ -191,8 +191,7 @@ def _why_not_merge(layer: Any, adapter: str) -> str | None:
 def scale_lora(model: nn.Module, scale: float, *, adapter: str | None = None) -> None:
     """Multiply the update by `scale`: 1 is the training strength, 0 the base model.
 
-    A fraction undoes part of a reward that was followed too far: .25 brought 21 dB back in a toy run. Other adapters
-    keep their strength.
+    A fraction undoes part of a reward that was followed too far (docs/sr.md). Other adapters keep their strength.
     """
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale!r}")

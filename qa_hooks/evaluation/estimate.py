@@ -58,9 +58,9 @@ class Estimate(NamedTuple):
         0, has no known interval (NaN): that no image is near a real one says nothing about how many real ones the next
         would be near.
 
-        Measured on Gaussian sets of 60 points (equal, too wide, collapsed; docs/intervals.md): 93 to 100 % of the
-        intervals hold the mean over draws, 90 % of the intervals of density do. The exception is the recall of a set
-        that is far away, which a single image can decide: 88 and 71 %.
+        Measured on Gaussian sets of 60 points (equal, too wide, collapsed, moved; docs/intervals.md): 93 to 100 % of
+        the intervals hold the mean over draws, of density 90 to 95 %. The recall of a set that is far away can be
+        decided by a single image, and its interval is too narrow then.
         """
         error = jackknife_error(self.row[1:])
         if error < NO_ERROR and self.key not in SHARES:
