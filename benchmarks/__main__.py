@@ -9,6 +9,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from qa_hooks.demo.results import OtherResultsError
+
 
 def names() -> list[str]:
     """The benchmarks: the modules of this folder that define `main`."""
@@ -21,7 +23,11 @@ def run(arguments: list[str]) -> int:
         print("usage: python -m benchmarks NAME [options]\n\nNAME is one of: " + ", ".join(names()))
         return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
     sys.argv[0] = f"python -m benchmarks {arguments[0]}"  # what --help calls the program
-    importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    try:
+        importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    except OtherResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

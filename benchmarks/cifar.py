@@ -30,6 +30,7 @@ from benchmarks.gan_training import VARIANTS, Run
 from benchmarks.gpu import load_training
 from qa_hooks._base.files import write_text
 from qa_hooks.demo.results import Results
+from qa_hooks.demo.side_by_side import start_process
 from qa_hooks.demo.tables import write_table
 from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.features import create_extractor, extract_features
@@ -142,11 +143,20 @@ def states(names: list[str], settings: Settings) -> dict[str, int]:
     return found
 
 
+def add_unrecorded(names: list[str], settings: Settings, results: Results) -> None:
+    """The rows of states that were on the disk when their process was killed before it could tell."""
+    for path in (state_of(name, settings) for name in names):
+        if path.exists():
+            row = torch.load(path, weights_only=True)["row"]
+            if f"{row['run']}, {row['steps']} steps" not in results:
+                results.add(f"{row['run']}, {row['steps']} steps", row)
+
+
 def work(names: list[str], settings: Settings, results: Results, until: float, processes: int, slices: int) -> None:
     """Advance the runs until the time is over; each slice that has begun is finished."""
     steps, busy, longest = states(names, settings), {}, 0.0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=start_process) as pool:
         started: dict[Future[dict[str, Any]], tuple[str, float]] = {}
         while True:
             while len(started) < processes and time.time() + longest < until:
@@ -231,11 +241,12 @@ def main(arguments: list[str]) -> None:
     if size["every"] % size["slice"]:
         parser.error(f"--every {size['every']} must be a multiple of --slice {size['slice']}")
     settings = Settings(str(options.out), None if options.tiny else options.data, options.side, **size)
-    kept = {key: value for key, value in settings._asdict().items() if key not in ("out", "data")}
+    kept = {key: value for key, value in settings._asdict().items() if key != "out"}
+    kept["data"] = None if settings.data is None else str(Path(settings.data).resolve())
     results = Results(options.out, kept | {"torch": torch.__version__})
-    options.out.mkdir(parents=True, exist_ok=True)
     training_images(settings)
     names = [f"{variant}, seed {seed}" for seed in options.seeds for variant in options.variants]
+    add_unrecorded(names, settings, results)
     slices = 2 if options.tiny else 10**9
     work(names, settings, results, time.time() + 3600 * options.hours, options.processes, slices)
     print(report(results) if results.found else "the time was too short for one slice")

@@ -194,6 +194,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--draws", type=int, default=1000, help="simulations of each row (default: 1000)")
     parser.add_argument("--tiny", action="store_true", help="few rows, 20 draws: does it run?")
     options = parser.parse_args(arguments)
+    if options.draws < 1:
+        parser.error(f"--draws {options.draws} must be at least 1")
     torch.set_num_threads(1)
     draws = 20 if options.tiny else options.draws
     results = Results(options.out, {"draws": draws, "tiny": options.tiny, "torch": torch.__version__})

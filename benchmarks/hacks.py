@@ -104,8 +104,9 @@ def guard_of(name: str) -> MakeGuard:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--guard is module:function, and {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--guard is module:function, without .py, and {name!r} cannot be imported: {told}") from error
     if not callable(found):
         raise ValueError(f"--guard {name}: {function} cannot be called")
     make: MakeGuard = found
@@ -114,7 +115,13 @@ def guard_of(name: str) -> MakeGuard:
 
 def first_alarm(guard: Guard, looks: Tensor, hack: str) -> int | None:
     """The look of the first alarm; what comes after it is not shown."""
-    return next((number for number in range(len(looks)) if guard(images_of(looks, hack, number))), None)
+    for number in range(len(looks)):
+        alarm = guard(images_of(looks, hack, number))
+        if alarm is None:
+            raise TypeError(f"a guard returns True for an alarm and else False; at look {number} it returned nothing")
+        if alarm:
+            return number
+    return None
 
 
 def replay(looks: Tensor, real: Tensor, hack: str, known: list[Any], guards: dict[str, MakeGuard]) -> dict[str, Any]:
@@ -196,7 +203,9 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"--data {options.data} has fewer than 10 photographs")
         own = None if options.guard is None else {options.guard: guard_of(options.guard)}
         guards = list(GUARDS) if own is None else list(own)
-        settings = {"size": size, "data": options.data, "guards": guards, "half": options.half}
+        data = None if options.data is None else str(Path(options.data).resolve())
+        Results(runs, {"size": size, "data": data})  # what is stored is of these photographs
+        settings = {"size": size, "data": data, "guards": guards, "half": options.half}
         parts = (options.out, None if own is None else _folder(options.guard), options.half)
         results = Results(Path(*(part for part in parts if part)), settings)
     except (OSError, ValueError) as error:

@@ -7,7 +7,8 @@
 
 The model of the digits is trained first and kept in --out. Its reward is GMM-GIQA fitted on one half of the real
 images; the held-out scores were fitted on the other half, in other features. It ends with a table, sample grids, a
-TensorBoard run, and the adapter saved, loaded and scaled. What came out is in docs/diffusion.md.
+TensorBoard run, and the adapter saved, loaded and scaled. What came out is in docs/diffusion.md. A run that was
+stopped goes on with the same command; other settings, such as the lines above, want another --out each.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from qa_hooks import GMMScorer, Hooks, SampleGrid, create_scorer
 from qa_hooks.callbacks import RewardGuard
 from qa_hooks.demo import Evaluator, load_digits_images
 from qa_hooks.demo.diffusion import distances_to_base, peak_memory, train_digits_pipeline
-from qa_hooks.demo.results import load_column, results_of, save_column
+from qa_hooks.demo.results import load_column, results_of, run_example, save_column
 from qa_hooks.demo.tables import write_table
 from qa_hooks.drawing.named_rows import named_rows
 from qa_hooks.evaluation import make_reference, measure
@@ -269,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -7,7 +7,7 @@
 
 The controls: `shuffled` gives the weights of OHEM to random images of the batch, `random_k` does the same to top-k.
 What OHEM does beyond them is due to the scores. `letter` is the paper's form: an absolute threshold, not normalised.
-A run that was stopped goes on with the same command.
+A run that was stopped goes on with the same command. Other settings want another --out.
 Lines marked `# qa_hooks` are what a GAN script gains.
 """
 
@@ -36,7 +36,7 @@ from qa_hooks.demo import (
     make_generator,
     update_ema,
 )
-from qa_hooks.demo.results import load_column, results_of, save_column
+from qa_hooks.demo.results import load_column, results_of, run_example, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.drawing.named_rows import named_rows
@@ -242,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -13,7 +13,8 @@ and on the score as a reward. Gradient guidance trains nothing. Each row is aske
 The score that all of them follow was trained on degradations (`RankScorer`); the held-out one is a distance of NIQE
 features from those of clean crops. Where the first rises and the second does not, the row attacks its metric, and the
 table says so. It ends with the table, a strip of one seed over the levels for each row, and a TensorBoard run. What
-came out is in docs/quality_dial.md.
+came out is in docs/quality_dial.md. A run that was stopped goes on with the same command; other settings want another
+--out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 from qa_hooks import QualityTable, RankScorer, TensorBoardWriter, create_extractor, quality_weights
 from qa_hooks.demo.graded import ClassModel, load_graded_crops, naturalness_of, pack, unpack
-from qa_hooks.demo.results import results_of
+from qa_hooks.demo.results import results_of, run_example
 from qa_hooks.demo.tables import mean_std, write_table
 from qa_hooks.evaluation import make_reference, measure
 from qa_hooks.images import save_image, to_uint8
@@ -242,6 +243,7 @@ def judge(world: World, name: str, sampler: Any, seed: int) -> tuple[dict[str, A
 
 def main() -> None:
     args = parse()
+    torch.set_num_threads(1)  # networks this small are slower on more
     store = results_of(args, without=("rows", "seeds"))
     world, writer, rows = World(args), TensorBoardWriter(args.out), ["base", *args.rows]
     for seed in args.seeds:
@@ -302,4 +304,4 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

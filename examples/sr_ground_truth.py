@@ -1,8 +1,8 @@
 """Which ground truth should a super-resolution net be trained towards? Six strategies at equal steps.
 
     python examples/sr_ground_truth.py                     # photographs of scikit-image; four minutes on two cores
-    python examples/sr_ground_truth.py --data PHOTOS --test OTHER_PHOTOS
-    python examples/sr_ground_truth.py --originals asis    # photographs that need no enhancing
+    python examples/sr_ground_truth.py --data PHOTOS --test OTHER_PHOTOS --out runs/mine
+    python examples/sr_ground_truth.py --originals asis --out runs/asis    # photographs that need no enhancing
 
 Each original has six versions by classical enhancers, good and bad ones (`qa_hooks.demo.enhancement`). The strategies
 are those of "Augmenting Perceptual Super-Resolution via Image Quality Predictors" (2025); the loss is L1 alone, so the
@@ -13,7 +13,7 @@ photograph before that, which nothing was trained on. UPos and SMP take what two
 Photographs to train on, to fit scorers on and held out are different ones; `rank` chooses, and `rank B`, NIQE and what
 `--metrics` names are held out. The gold standard is the best value that each metric gives to any of an original's
 versions, on average: what choosing could reach at most. A run that was stopped goes on with the same command.
-Lines marked `# qa_hooks` are what a training script gains.
+Other settings want another --out. Lines marked `# qa_hooks` are what a training script gains.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from qa_hooks.data import MultiGTDataset, QualityTable, select_ground_truth
 from qa_hooks.data.ground_truth import STRATEGIES
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.enhancement import ENHANCERS, ask_viewers, soften, write_candidates
-from qa_hooks.demo.results import Results, load_column, results_of, save_column
+from qa_hooks.demo.results import Results, load_column, results_of, run_example, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import (
     SRNet,
@@ -85,7 +85,8 @@ def prepare(args: argparse.Namespace, results: Results) -> Setting:
         write_candidates(faults(photographs.train), sets, tile=TILE)
         for seed, scorer in enumerate(scorers):
             part = args.out / f"photographs_of_{scorer.stem}"
-            part.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
             for number, image in enumerate(photographs.fit[seed::2]):
                 save_image(to_uint8(image), part / f"{number:03d}.png")
             options = {"type": "rank", "seed": seed, "steps": args.rank_steps, "crops": 32, "warn_below": 0.0}
@@ -196,7 +197,7 @@ def middles(setting: Setting, net: Any, *, side: int = 96) -> list[Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of at least 10 photographs; the last fifth is held out")
+    parser.add_argument("--data", type=Path, help="a folder of some 25 photographs or more; the last fifth is held out")
     parser.add_argument("--test", type=Path, help="a folder of further photographs to evaluate on")
     parser.add_argument("--originals", default="soft", choices=["soft", "asis"], help="with faults, or as they are")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
@@ -209,6 +210,12 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
+    try:
+        load_photographs(args.data, least=2 * TILE)
+        for path in list_images(args.test) if args.test else []:
+            load_image(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data or --test: {error}")
     try:
         load_metrics(args.metrics, taken=("rank", "rank B", "NIQE"))  # tells now what is missing
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -248,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -11,7 +11,7 @@ exploited, with ten times that and no ceiling (`x10`). `L1-only` is the control,
 `RewardGuard` that stops it; `LoRA-x10-ceiling` and `LoRA-x10-views` (only when asked for) have nothing but the ceiling,
 or random views, against it. The reward was fitted on the photographs of the training; held out are a second RankScorer,
 fitted on others, and NIQE. The guard looks at crops of the training photographs, so what the table is made of decides
-nothing. A run that was stopped goes on with the same command.
+nothing. A run that was stopped goes on with the same command. Other settings want another --out.
 Lines marked `# qa_hooks` are what an SR script gains.
 """
 
@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from qa_hooks.callbacks import Hooks, RewardGuard
 from qa_hooks.data.low_resolution import bicubic_degradation
 from qa_hooks.demo.realesrgan import realesrgan
-from qa_hooks.demo.results import load_column, results_of, save_column
+from qa_hooks.demo.results import load_column, results_of, run_example, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import (
     SRNet,
@@ -87,12 +87,11 @@ def crops(photographs: list[Tensor], scale: int, count: int, seed: int) -> Itera
 
 
 def starting_net(args: argparse.Namespace, seed: int) -> nn.Module:
-    """The network that the rewards go on from, without its training if there is none yet."""
+    """The network that the rewards go on from."""
     if args.network == "realesr":
         return realesrgan(f"realesr-animevideov3-x{args.scale}", folder=args.weights)
-    net, path = SRNet(args.scale), args.out / f"net-seed{seed}.safetensors"
-    if path.exists():
-        net.load_state_dict(load_file(path))
+    net = SRNet(args.scale)
+    net.load_state_dict(load_file(args.out / f"net-seed{seed}.safetensors"))
     return net
 
 
@@ -265,8 +264,11 @@ def main() -> None:
             parser.error(f"--network realesr: {error}")
     elif args.weights is not None:
         parser.error("--weights are Real-ESRGAN's: add --network realesr")
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    try:
+        load_photographs(args.data, least=SIDE)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data: {error}")
     try:
         load_metrics(args.metrics, taken=TAKEN)  # tells now what is missing
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -288,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

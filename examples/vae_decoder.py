@@ -8,7 +8,7 @@
 A small AutoencoderKL is trained on crops of photographs. Then only its decoder goes on, so whatever was trained on its
 latents keeps working: they are compared bit by bit at the end. Each run has the same CPU time for its steps, so a dear
 term gets fewer of them. `L1-L2` is the control; each other run adds one term to it. A run that was stopped goes on with
-the same command.
+the same command. Other settings want another --out.
 
 The tile alarm looks for what decoders like to draw: seams and checkerboards with the period of their up-sampling.
 Lines marked `# qa_hooks` are what a training script of a VAE gains.
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from qa_hooks.callbacks import Hooks
 from qa_hooks.demo.autoencoder import decode, encode, small_vae, tile_ratio, train_vae
-from qa_hooks.demo.results import load_column, results_of, save_column
+from qa_hooks.demo.results import load_column, results_of, run_example, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 from qa_hooks.demo.super_resolution import load_photographs, random_crops
 from qa_hooks.demo.tables import write_table
@@ -251,12 +251,9 @@ def main() -> None:
     if args.vae is not None and not (Path(args.vae) / "config.json").is_file():
         parser.error(f"--vae {args.vae} is not the folder of an AutoencoderKL: it has no config.json")
     try:
-        photographs = load_photographs(args.data)
+        load_photographs(args.data, least=SIDE)
     except (OSError, ValueError) as error:
         parser.error(f"--data: {error}")
-    smallest = min(min(image.shape[1:]) for part in (photographs.train, photographs.held_out) for image in part)
-    if smallest < SIDE:
-        parser.error(f"--data: photographs of {SIDE} pixels or more are needed, one has {smallest}")
     args.available = list(RUNS)
     try:
         create_scorer("perceptual:hed")
@@ -265,7 +262,6 @@ def main() -> None:
         print(f"left out: perceptual ({error})")
     args.runs = [name for name in args.runs if name in args.available]
 
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     names = [name for name, wanted in (("vae", args.vae is None), ("reward", "RankScorer" in args.runs)) if wanted]
     parts = [Job(name, seed) for seed in args.seeds for name in names]
@@ -283,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

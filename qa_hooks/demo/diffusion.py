@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qa_hooks._base.files import check_writable
+from qa_hooks._base.files import check_writable, write_text
 from qa_hooks._base.hashing import fingerprint
 from qa_hooks._base.progress import counted
 from qa_hooks.demo.networks import update_ema
@@ -64,7 +64,7 @@ def train_digits_pipeline(
     made_by = {"images": fingerprint(images), "steps": steps, "batch_size": BATCH, "seed": seed}
     made_by |= {"flow": True} if flow else {}
     note = Path(folder) / "made_by.json"
-    if note.exists() and json.loads(note.read_text()) == made_by:
+    if note.exists() and note.read_text() == json.dumps(made_by):
         return type(make_digits_pipeline(flow)).from_pretrained(folder)
     check_writable(folder, name="folder")
     with torch.random.fork_rng(devices=[]):
@@ -90,8 +90,8 @@ def train_digits_pipeline(
             rate.step()
             update_ema(pipeline.unet, trained, min(0.995, (step + 1) / (step + 10)))
     pipeline.save_pretrained(folder)
-    note.write_text(json.dumps(made_by))
-    return pipeline
+    write_text(note, json.dumps(made_by))
+    return type(pipeline).from_pretrained(folder)  # as the next call will have it, to the bit
 
 
 @contextlib.contextmanager

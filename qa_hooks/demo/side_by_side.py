@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
+from multiprocessing.managers import SyncManager
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +21,30 @@ from qa_hooks.demo.results import Results
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def start_process() -> None:
+    """What a process of the pool does first: one thread, and an end with the process that started it, killed or not."""
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        watch = partial(multiprocessing.connection.wait, [parent.sentinel])
+        threading.Thread(target=lambda: (watch(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def managed(context: Any) -> Iterator[SyncManager]:
+    """A manager whose process ends with this one."""
+    manager = SyncManager(ctx=context)
+    manager.start(initializer=end_with_parent)
+    try:
+        yield manager
+    finally:
+        manager.shutdown()
 
 
 def side_by_side(
@@ -47,9 +77,9 @@ def side_by_side(
     total, failed = int(sum(map(steps, left))), None
     context = multiprocessing.get_context("spawn")
     with (
-        context.Manager() as manager,
+        managed(context) as manager,
         Progress("training", total, unit="step") as bar,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=start_process) as pool,
     ):
         progress = manager.Queue()
         running = {pool.submit(function, job, progress): str(job) for job in left}

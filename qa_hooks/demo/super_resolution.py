@@ -36,15 +36,16 @@ class Photographs:
     held_out: list[Tensor]
 
 
-def load_photographs(folder: str | Path | None = None) -> Photographs:
+def load_photographs(folder: str | Path | None = None, *, least: int = 1) -> Photographs:
     """Photographs of scikit-image and scikit-learn, or of a folder.
 
     Args:
         folder: of a folder's images, by name, the last fifth is held out; of the others every second one is for
             scorers.
+        least: pixels of the shorter side.
 
     Raises:
-        ValueError: a folder with fewer than 10 images.
+        ValueError: a folder with fewer than 10 images, or with one that is smaller or broken.
     """
     if folder is None:
         parts = [[_packaged(name) for name in names] for names in (TRAIN, FIT, HELD_OUT)]
@@ -55,7 +56,7 @@ def load_photographs(folder: str | Path | None = None) -> Photographs:
             raise ValueError(f"{folder} has {len(paths)} images; training, scorers and evaluation need at least 10")
         first = len(paths) * 4 // 5
         groups = (paths[:first:2], paths[1:first:2], paths[first:])
-        parts = [[_read(path) for path in group] for group in groups]
+        parts = [[_read(path, least) for path in group] for group in groups]
         name = Path(folder).resolve().name
     return Photographs(name, *parts)
 
@@ -195,5 +196,8 @@ def _packaged(name: str) -> Tensor:
     return image.permute(2, 0, 1) if image.ndim == 3 else image.expand(3, -1, -1)
 
 
-def _read(path: Path) -> Tensor:
-    return (load_image(path).float() / 255).expand(3, -1, -1)
+def _read(path: Path, least: int) -> Tensor:
+    image = load_image(path)
+    if min(image.shape[1:]) < least:
+        raise ValueError(f"{path} is {image.shape[1]} x {image.shape[2]} pixels; each side needs at least {least}")
+    return (image.float() / 255).expand(3, -1, -1)

@@ -13,6 +13,7 @@ from benchmarks.hack_kinds import COLOURED, HACKS, hacked
 from benchmarks.hack_runs import GENERATORS, TINY
 from qa_hooks.features import create_extractor
 from qa_hooks.functional import ssim
+from qa_hooks.images import save_image
 
 
 @pytest.mark.parametrize("hack", HACKS)
@@ -104,9 +105,9 @@ def test_it_goes_on_where_it_was_and_takes_a_guard_of_ones_own(tmp_path, quick, 
     monkeypatch.syspath_prepend(str(tmp_path))
     command = ["--tiny", "--out", str(tmp_path), "--generators", "GAN", "--guard", "my_guard:make", "--seeds", "1"]
     hacks.main([*command, "--honest", "1", "--hours", "1e-9"])
-    assert not list(tmp_path.rglob("results.json"))
+    path = next(tmp_path.glob("guard-*/**/results.json"))
+    assert json.loads(path.read_text())["found"] == {}
     hacks.main([*command, "--honest", "1"])
-    path = next(tmp_path.rglob("results.json"))
     found = json.loads(path.read_text())["found"]
     alarms = {key: result["alarms"]["my_guard:make"] for key, result in found.items()}
     assert alarms == {"GAN/honest/0": None, "GAN/darkening/0": 2, "GAN/salt/0": None}
@@ -116,6 +117,17 @@ def test_it_goes_on_where_it_was_and_takes_a_guard_of_ones_own(tmp_path, quick, 
     page = path.with_suffix(".md").read_text()
     assert "| all hacks | " in page
     assert "0 of 2 (0.00-0.66)" in page
+
+
+def test_stored_runs_of_other_photographs_are_refused(tmp_path, quick, capsys):
+    command = ["--tiny", "--out", str(tmp_path), "--generators", "GAN", "--seeds", "1", "--honest", "1"]
+    hacks.main([*command, "--hours", "1e-9"])
+    (tmp_path / "photos").mkdir()
+    for number in range(10):
+        save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "photos" / f"{number}.png")
+    with pytest.raises(SystemExit):
+        hacks.main([*command, "--data", str(tmp_path / "photos")])
+    assert "results of other settings (data None, now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 import torch
 
-from qa_hooks.demo.results import Results, load_column, results_of, save_column
+from qa_hooks.demo.results import OtherResultsError, Results, load_column, results_of, run_example, save_column
 from qa_hooks.demo.side_by_side import side_by_side
 
 
@@ -79,7 +82,7 @@ def test_settings_are_all_arguments_but_what_may_differ(tmp_path):
     args.jobs, args.seeds = 1, [0, 1]
     assert results_of(args, without=("seeds",)).found == {"one": 1}
     args.data = None
-    with pytest.raises(SystemExit, match="data 'photos', now None"):
+    with pytest.raises(SystemExit, match=r"data '.*photos', now None"):
         results_of(args, without=("seeds",))
 
 
@@ -97,3 +100,51 @@ def test_a_column_of_pictures_comes_back(tmp_path):
     back = load_column(tmp_path / "pictures" / "a.png")
     assert len(back) == 4
     assert all(torch.equal(one, other) for one, other in zip(back, images, strict=True))
+
+
+def test_two_processes_add_to_one_file(tmp_path):
+    one_of_them, other = Results(tmp_path, {}), Results(tmp_path, {})
+    one_of_them.add("a", 1)
+    other.add("b", 2)
+    assert Results(tmp_path, {}).found == other.found == {"a": 1, "b": 2}
+
+
+def test_settings_stand_before_the_first_result(tmp_path):
+    Results(tmp_path, {"data": "a"})
+    with pytest.raises(OtherResultsError, match="data 'a', now 'b'"):
+        Results(tmp_path, {"data": "b"})
+
+
+def test_an_example_ends_with_a_sentence(tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+        run_example(stopped)
+    with pytest.raises(SystemExit, match=r"a.png is missing.*choose another --out"):
+        run_example(lambda: load_column(tmp_path / "a.png"))
+
+
+def test_the_processes_end_with_the_one_that_started_them(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from qa_hooks.demo.side_by_side import side_by_side\n"
+        "def work(job, progress):\n"
+        "    Path(sys.argv[1], f'{job}.pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    side_by_side(work, ['a'], processes=1, steps=len)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(program), str(tmp_path)])
+    note, end = tmp_path / "a.pid", time.monotonic() + 60
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert int(note.read_text()) in {child.pid for child in children}
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
