@@ -202,7 +202,10 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    data = load_folder_images(args.data, size=args.size, limit=args.limit) if args.data else load_digits_images()
+    try:
+        data = load_folder_images(args.data, size=args.size, limit=args.limit) if args.data else load_digits_images()
+    except (OSError, ValueError) as error:
+        parser.error(f"--data: {error}")
     store = results_of(args, without=("losses", "seeds", *(["variants"] if args.equal == "steps" else [])))
     setting = Setting(data, args.samples, args.out)
     steps = dict.fromkeys(args.variants, args.steps)

@@ -88,7 +88,10 @@ class World:
         self.args = args
         options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
         self.scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", **options)
-        self.crops = load_graded_crops(args.data, count=args.crops)
+        try:
+            self.crops = load_graded_crops(args.data, count=args.crops)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: --data: {error}") from error
         fit = {"steps": 5 if args.tiny else 400, "crop": 32, "crops": 1, "warn_below": 0, "progress": False}
         self.scorer = RankScorer().fit(self.crops.clean, **fit)
         self.held_out = naturalness_of(self.crops.clean)

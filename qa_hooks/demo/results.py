@@ -72,18 +72,26 @@ def results_of(args: argparse.Namespace, *, without: Sequence[str]) -> Results:
     """Results in `args.out` that depend on all arguments but some, and on the version of torch.
 
     Args:
-        args: of a command; folders count by where they are, not by how they are written.
+        args: of a command; folders count by where they are, and by the number and the size of their files.
         without: what may differ between two calls of one experiment: which runs are wanted, how many at a time.
 
     Raises:
         SystemExit: as of a wrong argument, where the folder has results of others or cannot be written.
     """
     given = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", *without)}
-    settings = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in given.items()}
+    settings = {key: _named(value) for key, value in given.items()}
     try:
         return Results(args.out, {**settings, "torch": torch.__version__})
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _named(value: Any) -> Any:
+    """A folder with what tells its files from others, cheaply; anything else as it is, for JSON."""
+    if not isinstance(value, str | Path) or not Path(value).is_dir():
+        return str(value) if isinstance(value, Path) else value
+    sizes = [file.stat().st_size for file in Path(value).rglob("*") if file.is_file()]
+    return f"{Path(value).resolve()} ({len(sizes)} files, {sum(sizes)} bytes)"
 
 
 def run_example(main: Callable[[], None]) -> None:

@@ -86,6 +86,18 @@ def test_settings_are_all_arguments_but_what_may_differ(tmp_path):
         results_of(args, without=("seeds",))
 
 
+def test_other_pictures_in_the_same_folder_are_other_settings(tmp_path):
+    (tmp_path / "photos").mkdir()
+    args = argparse.Namespace(out=tmp_path / "out", data=str(tmp_path / "photos"))
+    (tmp_path / "photos" / "a.png").write_bytes(b"1234")
+    results_of(args, without=()).add("one", 1)
+    args.data += "/"
+    assert results_of(args, without=()).found == {"one": 1}
+    (tmp_path / "photos" / "a.png").write_bytes(b"12345")
+    with pytest.raises(SystemExit, match=r"1 files, 4 bytes.*1 files, 5 bytes"):
+        results_of(args, without=())
+
+
 def test_a_result_that_is_not_for_json_changes_nothing(tmp_path):
     results = Results(tmp_path, {})
     results.add("one", 1)
