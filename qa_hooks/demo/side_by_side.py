@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import partial
 from multiprocessing.managers import SyncManager
 from typing import Any, TypeVar
 
@@ -24,16 +23,22 @@ Result = TypeVar("Result")
 
 
 def start_process() -> None:
-    """What a process of the pool does first: one thread, and an end with the process that started it, killed or not."""
+    """What a process of the pool does first."""
     torch.set_num_threads(1)
     end_with_parent()
 
 
 def end_with_parent() -> None:
+    """Have this process end with the one that started it, which does not say so when it is killed."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        watch = partial(multiprocessing.connection.wait, [parent.sentinel])
-        threading.Thread(target=lambda: (watch(), os._exit(1)), daemon=True).start()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def test_the_ground_truth_example_ends_with_its_tables_and_a_picture(tmp_path, p
     assert "| originals | 100 | 0 | 0 | 0 | 0 | 0 | 0 |" in printed
     found = json.loads((out / "results.json").read_text())["found"]
     results = {run["strategy"]: run for run in found.values() if "strategy" in run}
-    assert list(results) == ["originals", "smp", "amo"]
+    assert set(results) == {"originals", "smp", "amo"}  # in the order in which they ended
     for run in results.values():
         assert sum(run["chosen"]) == pytest.approx(1, abs=1e-6)
         assert 15 < run["scores"]["photographs"]["PSNR"] < 60
