@@ -105,7 +105,8 @@ class World:
         path = args.out / "base.safetensors"
         if not path.exists():
             self.train_base()
-            save_file(self.base.state_dict(), path)
+            save_file(self.base.state_dict(), path.with_suffix(".part"))  # a killed run leaves no half of a file
+            path.with_suffix(".part").replace(path)
         self.base.load_state_dict(load_file(path))
         self.base.requires_grad_(False).eval()
         seen = {name: scorer.goodness(self.crops.images) for name, scorer in self.judges().items()}

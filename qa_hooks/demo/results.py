@@ -79,18 +79,19 @@ def results_of(args: argparse.Namespace, *, without: Sequence[str]) -> Results:
         SystemExit: as of a wrong argument, where the folder has results of others or cannot be written.
     """
     given = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", *without)}
-    settings = {key: _named(value) for key, value in given.items()}
+    settings = {key: _named(value, args.out) for key, value in given.items()}
     try:
         return Results(args.out, {**settings, "torch": torch.__version__})
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def _named(value: Any) -> Any:
-    """A folder with what tells its files from others, cheaply; anything else as it is, for JSON."""
+def _named(value: Any, out: Path) -> Any:
+    """A folder with what tells its files from others, cheaply, less what lies in `out`; anything else for JSON."""
     if not isinstance(value, str | Path) or not Path(value).is_dir():
         return str(value) if isinstance(value, Path) else value
-    sizes = [file.stat().st_size for file in Path(value).rglob("*") if file.is_file()]
+    files = [file for file in Path(value).resolve().rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in files if not file.is_relative_to(out.resolve())]
     return f"{Path(value).resolve()} ({len(sizes)} files, {sum(sizes)} bytes)"
 
 

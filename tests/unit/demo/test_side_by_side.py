@@ -93,6 +93,11 @@ def test_other_pictures_in_the_same_folder_are_other_settings(tmp_path):
     results_of(args, without=()).add("one", 1)
     args.data += "/"
     assert results_of(args, without=()).found == {"one": 1}
+    inside = argparse.Namespace(out=tmp_path / "photos" / "out", data=args.data)
+    results_of(inside, without=()).add("one", 1)  # which makes files in the folder
+    assert results_of(inside, without=()).found == {"one": 1}
+    (tmp_path / "photos" / "out" / "results.json").unlink()
+    (tmp_path / "photos" / "out" / ".results.lock").unlink(missing_ok=True)
     (tmp_path / "photos" / "a.png").write_bytes(b"12345")
     with pytest.raises(SystemExit, match=r"1 files, 4 bytes.*1 files, 5 bytes"):
         results_of(args, without=())
